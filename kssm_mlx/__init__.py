@@ -1,0 +1,33 @@
+"""kssm-mlx: language models with oscillators in them, on MLX.
+
+Five public names, imported when first used so that `import kssm_mlx` stays instant:
+`load`, `build`, `train`, `generate`, `verify`.
+"""
+
+from importlib import import_module
+
+from kssm_mlx import _blas
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": "kssm_mlx.experiments.run",
+    "build": "kssm_mlx.models",
+    "train": "kssm_mlx.experiments.run",
+    "generate": "kssm_mlx.generation",
+    "verify": "kssm_mlx.experiments.run",
+}
+__all__ = ["build", "generate", "load", "train", "verify"]
+
+# mlx binds its matrix products to whatever BLAS is in the process first, so this precedes every import of it.
+_blas.prefer_fast_blas()
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,52 @@
+"""The named exceptions. A message says what was got, what was expected and what to do, in one line.
+
+The command line turns a `KssmError` into that one line and the exit code the class carries: 2 for
+unusable input, 1 for a check that failed. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KssmError(Exception):
+    """Base of everything raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class ConfigError(KssmError):
+    """A recipe, a model configuration or an option cannot be used as written."""
+
+
+class DataError(KssmError):
+    """A corpus, a token file or a tokenizer cannot be used."""
+
+
+class CheckpointError(KssmError):
+    """A run folder or a checkpoint cannot be read or written."""
+
+
+class WeightMismatch(KssmError):
+    """Weights on disk are not the weights this model needs; loading fails closed."""
+
+    exit_code = 1
+
+
+class CheckFailed(KssmError):
+    """A named check of the apparatus failed, so the run or claim does not go on."""
+
+    exit_code = 1
+
+
+class Interrupted(KssmError):
+    """A signal ended the run at a step boundary, after a checkpoint was written."""
+
+    exit_code = 130
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The closest of `known` as a hint, such as "; did you mean 'kappa'?", or the empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""

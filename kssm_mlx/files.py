@@ -1,0 +1,52 @@
+"""Writing files so that a crash leaves the old content or the new one, never half of either."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+
+def sync(fd: int) -> None:
+    """Push a file descriptor to the platter. Plain fsync stops at the drive's cache on macOS."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError:  # some network volumes refuse it
+            pass
+    os.fsync(fd)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make renames inside `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_synced(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Create `path`, let `write` fill it through a binary file object, and flush it to disk."""
+    with open(path, "wb") as f:
+        write(f)
+        f.flush()
+        sync(f.fileno())
+
+
+def replace(path: str | Path, data: str | bytes) -> None:
+    """Give `path` the content `data` in one atomic step (temporary file, fsync, rename)."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    raw = data.encode() if isinstance(data, str) else data
+    try:
+        write_synced(temporary, lambda f: f.write(raw))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)

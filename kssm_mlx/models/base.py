@@ -1,0 +1,153 @@
+"""What every model here is: a pure function of (parameters, tokens, cache) with named intermediates.
+
+A cache is a list with one entry per block; an entry is anything that is indexed by slot (a plain list here,
+an `ArraysCache` inside mlx-lm), holding arrays whose first axis is the batch, or None before the first token.
+`forward` never changes the cache it is given; `model(tokens, cache)` writes the new arrays back into it,
+which is the calling convention of mlx-lm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from kssm_mlx.errors import ConfigError
+
+Cache = list
+
+
+class Output(NamedTuple):
+    """What `forward` returns.
+
+    Shapes:
+        logits [B, T, V]; cache, one entry per block; trace, `"block03/R" -> array`, named once by the model
+        and read by monitors, checks, interventions and plots.
+    """
+
+    logits: mx.array
+    cache: Cache
+    trace: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """Hold one named quantity of one block at a value, on the tokens `start <= t < stop` of the call.
+
+    site: what is held; the model lists its sites in `clamp_sites` (K-SSM: "R", "psi", "output").
+    block: which block; None for all of them.
+    value: the value held, a scalar or an array that broadcasts to [B, T, units].
+    units: which groups are held; None for all.
+    where: "readout" changes what the block reads out; "state" changes the carried state as well.
+    """
+
+    site: str
+    value: float | mx.array
+    block: int | None = None
+    units: tuple[int, ...] | None = None
+    start: int = 0
+    stop: int | None = None
+    where: str = "readout"
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What an experiment changes inside a forward pass: an argument, exact, and written into the trace."""
+
+    clamps: tuple[Clamp, ...] = ()
+
+    def of(self, site: str, block: int) -> tuple[Clamp, ...]:
+        """The clamps on `site` of `block`, in the order given."""
+        return tuple(c for c in self.clamps if c.site == site and c.block in (None, block))
+
+    def describe(self) -> list[str]:
+        """One line per clamp, for the trace and the run folder."""
+        return [
+            f"{c.site}={_show(c.value)} block={'all' if c.block is None else c.block} "
+            f"units={'all' if c.units is None else list(c.units)} tokens={c.start}:{c.stop or ''} {c.where}"
+            for c in self.clamps
+        ]
+
+
+def _show(value: float | mx.array) -> str:
+    return f"array{list(value.shape)}" if isinstance(value, mx.array) else f"{value:g}"
+
+
+class LanguageModel(Protocol):
+    """The interface of mlx-lm's models, plus `forward` and the names of what can be clamped.
+
+    `resets` [B, T] bool: True where a document begins; the state before that token is the initial one.
+    `lengths` [B] int: rows are right-padded; positions t >= lengths[b] leave the row's cache untouched.
+    """
+
+    args: Any
+    model_type: str
+    clamp_sites: tuple[str, ...]
+
+    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array: ...
+
+    def forward(
+        self,
+        tokens: mx.array,
+        cache: Cache | None = None,
+        intervention: Intervention | None = None,
+        *,
+        resets: mx.array | None = None,
+        lengths: mx.array | None = None,
+    ) -> Output: ...
+
+    def make_cache(self) -> Cache: ...
+
+    @property
+    def layers(self) -> list[nn.Module]: ...
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]: ...
+
+    @property
+    def cast_predicate(self): ...
+
+    @property
+    def quant_predicate(self): ...
+
+
+def refuse_unknown_clamps(intervention: Intervention | None, sites: tuple[str, ...], n_blocks: int) -> None:
+    """Raise ConfigError for a clamp that the model would silently ignore."""
+    for clamp in intervention.clamps if intervention else ():
+        if clamp.site not in sites:
+            raise ConfigError(f"no clamp site {clamp.site!r}; this model has {', '.join(sites)}")
+        if clamp.block is not None and not 0 <= clamp.block < n_blocks:
+            raise ConfigError(f"clamp on block {clamp.block}, but the model has blocks 0 to {n_blocks - 1}")
+
+
+def with_parameters(model: nn.Module, parameters: Mapping, call):
+    """`call()` with the model's parameters replaced by `parameters`, which may be traced; restored afterwards.
+
+    This is how a stateful `nn.Module` serves a pure function of its parameters: nothing traced stays behind.
+    """
+    own = model.parameters()
+    model.update(parameters)
+    try:
+        return call()
+    finally:
+        model.update(own)
+
+
+def write_back(cache: Cache, new: Cache) -> None:
+    """Store the arrays of `new` into the entries of `cache`, slot by slot (mlx-lm's convention)."""
+    for entry, slots in zip(cache, new, strict=True):
+        for i, array in enumerate(slots):
+            entry[i] = array
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with the tokenizer and the provenance it came with; what `kssm_mlx.load` returns."""
+
+    model: nn.Module
+    tokenizer: Any
+    source: str
+    digest: str
+    notes: dict[str, Any] = field(default_factory=dict)

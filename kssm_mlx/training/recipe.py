@@ -1,0 +1,194 @@
+"""A recipe: everything a run needs, in one TOML file, refused unless every key is understood.
+
+    [about]  question, hardware, minutes, expected number and tolerance (the same words as the file's header)
+    [data]   where the text comes from, how it is cut into tokens, what is held out
+    [model]  family, size and any field of that family's configuration
+    [train]  steps, batch, schedule, optimizer
+    [eval]   how often, on how much, what to sample
+    [save]   checkpoints
+
+`load("default")` finds a shipped recipe by name, `load("my.toml")` a file. `--set model.kappa=0` overrides.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kssm_mlx.errors import ConfigError, nearest
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Expected(_Section):
+    """The number the recipe should reach: `kssm report` compares and says so."""
+
+    metric: str
+    value: float
+    tolerance: float = Field(ge=0)
+
+
+class About(_Section):
+    question: str = ""
+    hardware: str = ""
+    minutes: float | None = None
+    expected: Expected | None = None
+
+
+class Data(_Section):
+    """source: `pydoc`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `hf:DATASET`; tokenizer: `bytes`, `chars`, `hf:PATH|REPO`.
+
+    split: "documents" holds out whole documents, "contiguous" the last `validation` share of the one stream,
+    "auto" takes documents when there are at least 20 of them.
+    """
+
+    source: str = "pydoc"
+    tokenizer: str = "bytes"
+    split: Literal["auto", "documents", "contiguous"] = "auto"
+    validation: float = Field(0.1, gt=0, lt=0.5)
+    seed: int = 0
+
+
+class Model(BaseModel):
+    """family and size, plus any field of the family's configuration; checked by `kssm_mlx.models.configure`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    family: str = "kssm"
+    size: str = "s"
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Train(_Section):
+    """Learning rate in units of AdamW; decay, clip and schedule as in training/optim.py and schedules.py."""
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(16, ge=1)
+    context: int = Field(128, ge=2)
+    accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup: int = Field(50, ge=0)
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_blocks: bool = False
+    hand_off: bool = False
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _batch_divides(self):
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}; "
+                "batch_size counts the rows of one update, accumulation the pieces it is computed in"
+            )
+        return self
+
+
+class Eval(_Section):
+    every: int = Field(200, ge=1)
+    tokens: int = Field(65536, ge=256)
+    prompt: str = ""
+    sample_tokens: int = Field(160, ge=0)
+    temperature: float = Field(0.8, ge=0)
+
+
+class Save(_Section):
+    every: int = Field(200, ge=1)
+    keep: int = Field(3, ge=1)
+
+
+class Recipe(_Section):
+    about: About = About()
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    eval: Eval = Eval()
+    save: Save = Save()
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package (in a clone: the top-level folder)."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return {p.stem: p for p in sorted(folder.glob("*.toml"))}
+    return {}
+
+
+def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of a shipped name or a TOML file, with dotted `overrides` such as {"model.kappa": 0} applied.
+
+    Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest one) or a wrong type.
+    """
+    known = shipped()
+    path = known.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        raise ConfigError(
+            f"no recipe {str(name_or_path)!r}: neither a file nor one of {', '.join(known) or 'none shipped'}"
+            f"{nearest(str(name_or_path), known)}"
+        )
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} is not valid TOML: {e}") from None
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    for key, value in (overrides or {}).items():
+        _set(table, key, value)
+    return parse(table, where=str(path))
+
+
+def parse(table: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A Recipe from a plain nested dict. Raises ConfigError that names the key, what was got and expected."""
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as e:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(err) for err in e.errors())) from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`model.kappa=0` -> ("model.kappa", 0). The value is TOML; a bare word is a string."""
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise ConfigError(f"--set takes section.key=value such as model.kappa=0, got {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {dotted}: {section!r} is a value, not a section")
+    table[key] = value
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One pydantic error as words for a stranger."""
+    loc = [str(part) for part in error["loc"]]
+    name = ".".join(loc)
+    if error["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for part in loc[:-1]:
+            section = section.model_fields[part].annotation
+            section = next((a for a in getattr(section, "__args__", ()) if hasattr(a, "model_fields")), section)
+        return f"unknown key {name!r}{nearest(loc[-1], section.model_fields)}"
+    if error["type"] == "value_error":
+        return f"{name}: {error['ctx']['error']}"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
