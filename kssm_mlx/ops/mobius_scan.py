@@ -1,0 +1,326 @@
+"""The Kuramoto recurrence over a sequence, computed in parallel over time.
+
+    z_t = (a_t z_{t-1} + k_t) / (1 + kappa conj(k_t) a_t z_{t-1})                    (kick form)
+
+Every step is a map of the unit disc, M(z) = q + d z / (1 + r z), and maps compose, so a sequence is cut into
+chunks: the maps of each chunk are composed serially, all chunks side by side; the chunk ends are a scan of the
+composites, by the same rule; then each chunk runs from its own start. Composing costs about three times a step
+and buys width, so it is used only where the lanes alone do not fill the machine.
+
+The gradient is never taken through that tree. A disc map is holomorphic, so the adjoint of the state is one
+linear complex recurrence, g_{t-1} = conj(M_t'(z_{t-1})) g_t + cotangent_{t-1}: the same scan with kappa = 0,
+run backwards. Parameter gradients follow from it elementwise.
+
+Complex numbers are `Planar` pairs of real arrays; the state is fp32 whatever the inputs are.
+
+Source: oscillators/mobius.py for the maps; kappa = 1 is Kuramoto, kappa = 0 a complex linear state-space model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.oscillators.mobius import Disc, act, compose
+from kssm_mlx.oscillators.planar import Planar
+
+Arrays = tuple[mx.array, ...]
+
+
+def mobius_scan_reference(
+    a: Planar, k: Planar, z0: Planar | None = None, kappa: float | mx.array = 1.0
+) -> Planar:
+    """The recurrence as on paper, one token after the other; differentiable by MLX itself.
+
+    Shapes: a, k [B, T, G]; z0 [B, G], zeros when None. Returns z [B, T, G].
+    """
+    B, T, G = k.shape
+    z = Planar.zeros((B, G), k.dtype) if z0 is None else z0
+    states = []
+    for t in range(T):
+        at, kt = a.map(lambda x: x[:, t]), k.map(lambda x: x[:, t])
+        w = at * z
+        z = (w + kt) / (1 + kt.conj * w * kappa)
+        states.append(z)
+    return Planar(mx.stack([s.re for s in states], 1), mx.stack([s.im for s in states], 1))
+
+
+def mobius_scan(
+    a: Planar, k: Planar, z0: Planar | None = None, kappa: float | mx.array = 1.0
+) -> Planar:
+    """All states of the kick form, in parallel over time, with closed-form gradients in a, k, z0 and kappa.
+
+    Shapes: a, k [B, T, G], |a| <= 1, sqrt(kappa) |k| < 1 (see `kick`); z0 [B, G] in the disc, zeros when None;
+        kappa a number or an array that broadcasts to [G]. Returns z [B, T, G]; the carried state is z[:, -1].
+    Raises: ConfigError for a negative kappa given as a number.
+    """
+    refuse_negative_curvature(kappa)
+    a, k = a.map(_at_least_fp32), k.map(_at_least_fp32)
+    B, _, G = k.shape
+    z0 = Planar.zeros((B, G), k.dtype) if z0 is None else z0.map(lambda x: x.astype(k.dtype))
+    if isinstance(kappa, (int, float)) and kappa == 0:
+        return Planar(*_differentiable(AFFINE)(z0.re, z0.im, a.re, a.im, k.re, k.im))
+    kappa = mx.broadcast_to(mx.array(kappa, k.dtype), (G,))
+    return Planar(*_differentiable(KICK)(z0.re, z0.im, a.re, a.im, k.re, k.im, kappa))
+
+
+def disc_scan(maps: Disc, z0: Planar | None = None) -> Planar:
+    """All states z_t = M_t(z_{t-1}) of arbitrary disc maps, such as the exact `hold_leaf`; same method.
+
+    Shapes: the fields of `maps` are Planar [B, T, G]; z0 [B, G]. Returns z [B, T, G].
+    """
+    q, r, d = (x.map(_at_least_fp32) for x in maps)
+    B, _, G = q.shape
+    z0 = Planar.zeros((B, G), q.dtype) if z0 is None else z0.map(lambda x: x.astype(q.dtype))
+    return Planar(*_differentiable(DISC)(z0.re, z0.im, q.re, q.im, r.re, r.im, d.re, d.im))
+
+
+def flow(gamma_tau: mx.array, omega_tau: mx.array) -> Planar:
+    """Free evolution a = exp(-gamma tau + i omega tau) of a population; both arguments in radians."""
+    return Planar.polar(mx.exp(-gamma_tau), omega_tau)
+
+
+def kick(h: Planar, kappa: float | mx.array = 1.0) -> Planar:
+    """The impulse k = h tanh(x) / x, x = sqrt(kappa) |h|: smooth in h and kappa through zero, and inside the disc.
+
+    Source: the flow of z' = h - kappa conj(h) z^2 from z = 0 over unit time.
+    """
+    refuse_negative_curvature(kappa)
+    if isinstance(kappa, (int, float)) and kappa == 0:
+        return h
+    s = h.abs2 * kappa
+    small = s < 1e-3
+    x = mx.sqrt(mx.where(small, 1.0, s))
+    # Below the threshold three terms of the series are exact to fp32, and differentiable where sqrt is not.
+    return h * mx.where(small, 1 - s / 3 + 2 * s * s / 15, mx.tanh(x) / x)
+
+
+def refuse_negative_curvature(kappa: float | mx.array) -> None:
+    """Raise ConfigError for kappa < 0, whose maps leave the disc."""
+    if isinstance(kappa, (int, float)) and kappa < 0:
+        raise ConfigError(
+            f"kappa must be >= 0 (1 Kuramoto, 0 linear), got {kappa}: negative curvature moves z on a sphere, "
+            "which needs homogeneous coordinates and is not available"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Forms. One step of each kind of recurrence: how it moves z, what map it is, and its adjoint.
+
+
+class Form(NamedTuple):
+    """A kind of step with its parameters as a flat tuple of arrays [..., G].
+
+    step(p, z) -> z; disc(p) -> Disc; multiplier(p, z) -> dM/dz at z; adjoint(p, z_prev, z, g) -> gradients
+    with the parameters' order. The first `constants` parameters from the end are shared by all tokens.
+    identity: the values that make a step do nothing, for padding.
+    """
+
+    step: Callable[[Arrays, Planar], Planar]
+    disc: Callable[[Arrays], Disc]
+    multiplier: Callable[[Arrays, Planar], Planar]
+    adjoint: Callable[[Arrays, Planar, Planar, Planar], Arrays]
+    identity: tuple[float, ...]
+    constants: int = 0
+
+
+def _kick_step(p: Arrays, z: Planar) -> Planar:
+    a, k, kappa = Planar(*p[0:2]), Planar(*p[2:4]), p[4]
+    w = a * z
+    return (w + k) / (1 + k.conj * w * kappa)
+
+
+def _kick_disc(p: Arrays) -> Disc:
+    a, k, kappa = Planar(*p[0:2]), Planar(*p[2:4]), p[4]
+    return Disc(q=k, r=k.conj * a * kappa, d=a * (1 - kappa * k.abs2))
+
+
+def _kick_multiplier(p: Arrays, z: Planar) -> Planar:
+    a, k, kappa = Planar(*p[0:2]), Planar(*p[2:4]), p[4]
+    den = 1 + k.conj * a * z * kappa
+    return a * (1 - kappa * k.abs2) / (den * den)
+
+
+def _kick_adjoint(p: Arrays, z_prev: Planar, z: Planar, g: Planar) -> Arrays:
+    a, k, kappa = Planar(*p[0:2]), Planar(*p[2:4]), p[4]
+    w = a * z_prev
+    inverse = 1 / (1 + k.conj * w * kappa)
+    pull = g.conj * z * w * inverse
+    g_k = g * inverse.conj - pull * kappa
+    g_a = z_prev.conj * ((inverse * inverse).conj * (1 - kappa * k.abs2) * g)
+    g_kappa = -(pull * k.conj).re
+    return g_a.re, g_a.im, g_k.re, g_k.im, g_kappa
+
+
+def _affine_step(p: Arrays, z: Planar) -> Planar:
+    return Planar(*p[0:2]) * z + Planar(*p[2:4])
+
+
+def _affine_disc(p: Arrays) -> Disc:
+    a, k = Planar(*p[0:2]), Planar(*p[2:4])
+    return Disc(q=k, r=Planar(mx.zeros_like(k.re), mx.zeros_like(k.im)), d=a)
+
+
+def _affine_adjoint(p: Arrays, z_prev: Planar, z: Planar, g: Planar) -> Arrays:
+    g_a = z_prev.conj * g
+    return g_a.re, g_a.im, g.re, g.im
+
+
+def _disc_of(p: Arrays) -> Disc:
+    return Disc(Planar(*p[0:2]), Planar(*p[2:4]), Planar(*p[4:6]))
+
+
+def _disc_multiplier(p: Arrays, z: Planar) -> Planar:
+    m = _disc_of(p)
+    den = 1 + m.r * z
+    return m.d / (den * den)
+
+
+def _disc_adjoint(p: Arrays, z_prev: Planar, z: Planar, g: Planar) -> Arrays:
+    m = _disc_of(p)
+    part = z_prev / (1 + m.r * z_prev)
+    g_d = part.conj * g
+    g_r = -((m.d * part * part).conj * g)
+    return g.re, g.im, g_r.re, g_r.im, g_d.re, g_d.im
+
+
+KICK = Form(_kick_step, _kick_disc, _kick_multiplier, _kick_adjoint, (1, 0, 0, 0), constants=1)
+AFFINE = Form(_affine_step, _affine_disc, lambda p, z: Planar(*p[0:2]), _affine_adjoint, (1, 0, 0, 0))
+DISC = Form(
+    lambda p, z: act(_disc_of(p), z), _disc_of, _disc_multiplier, _disc_adjoint, (0, 0, 0, 0, 1, 0)
+)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The scan, for any form. Arrays are time-major [T, ..., G] here.
+
+# Below this many lanes a serial step is bound by dispatch, so time is cut into chunks to widen it. Measured on
+# two x86 cores; a GPU needs more width to be busy.
+_BUSY_LANES = {"cpu": 2048, "gpu": 65536}
+_SHORT = 8
+
+
+def _chunk_length(T: int, lanes: int) -> int:
+    """Tokens per chunk: all of T when the lanes already keep the device busy, else about sqrt(T)."""
+    busy = _BUSY_LANES["gpu" if mx.default_device() == mx.gpu else "cpu"]
+    if lanes >= busy or T <= _SHORT:
+        return T
+    return min(T, max(_SHORT, round((T * lanes / busy) ** 0.5), round(T**0.5)))
+
+
+@cache
+def _compiled_step(form: Form) -> Callable[..., Arrays]:
+    @mx.compile
+    def step(z_re, z_im, *p):
+        z = form.step(p, Planar(z_re, z_im))
+        return z.re, z.im
+
+    return step
+
+
+@cache
+def _compiled_compose(form: Form) -> Callable[..., Arrays]:
+    @mx.compile
+    def after(q_re, q_im, r_re, r_im, d_re, d_im, *p):
+        m = compose(form.disc(p), _disc_of((q_re, q_im, r_re, r_im, d_re, d_im)))
+        return m.q.re, m.q.im, m.r.re, m.r.im, m.d.re, m.d.im
+
+    return after
+
+
+def _scan(form: Form, p: Arrays, z0: Planar) -> Planar:
+    """States [T, ..., G] of the recurrence from z0 [..., G]; p is time-major, constants [G] last."""
+    moving, constant = _split(form, p)
+    T = moving[0].shape[0]
+    L = _chunk_length(T, z0.re.size)
+    if L >= T:
+        return _serial(form, moving, constant, z0)
+    chunked = tuple(_cut(x, L, fill) for x, fill in zip(moving, form.identity))
+    ends = _scan(DISC, _composites(form, chunked, constant), z0)
+    starts = Planar(*(mx.concatenate([s[None], e[:-1]]) for s, e in zip((z0.re, z0.im), (ends.re, ends.im))))
+    z = _serial(form, chunked, constant, starts)
+    return z.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:T])
+
+
+def _serial(form: Form, moving: Arrays, constant: Arrays, z0: Planar) -> Planar:
+    """The states one after the other; every step is one fused kernel over all lanes."""
+    step, z, states = _compiled_step(form), (z0.re, z0.im), []
+    for t in range(moving[0].shape[0]):
+        z = step(*z, *(x[t] for x in moving), *constant)
+        states.append(z)
+    return Planar(mx.stack([s[0] for s in states]), mx.stack([s[1] for s in states]))
+
+
+def _composites(form: Form, chunked: Arrays, constant: Arrays) -> Arrays:
+    """The map of each whole chunk, [C, ..., G] per component."""
+    m = form.disc((*(x[0] for x in chunked), *constant))
+    parts: Arrays = (m.q.re, m.q.im, m.r.re, m.r.im, m.d.re, m.d.im)
+    for t in range(1, chunked[0].shape[0]):
+        parts = _compiled_compose(form)(*parts, *(x[t] for x in chunked), *constant)
+    return parts
+
+
+def _cut(x: mx.array, L: int, fill: float) -> mx.array:
+    """[T, ..., G] -> [L, C, ..., G], time inside a chunk first, padded at the end with steps that do nothing."""
+    T = x.shape[0]
+    pad = -T % L
+    if pad:
+        x = mx.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+    return mx.contiguous(x.reshape(-1, L, *x.shape[1:]).swapaxes(0, 1))
+
+
+def _split(form: Form, p: Arrays) -> tuple[Arrays, Arrays]:
+    n = len(p) - form.constants
+    return p[:n], p[n:]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Differentiation.
+
+
+@cache
+def _differentiable(form: Form) -> Callable[..., Arrays]:
+    """(z0_re, z0_im, *parameters [B, T, G]) -> (z_re, z_im), with the adjoint as its vjp."""
+
+    @mx.custom_function
+    def scan(z0_re, z0_im, *p):
+        moving, constant = _split(form, p)
+        z = _scan(form, (*map(_time_major, moving), *constant), Planar(z0_re, z0_im))
+        return z.re.swapaxes(0, 1), z.im.swapaxes(0, 1)
+
+    @scan.vjp
+    def scan_vjp(primals, cotangents, outputs):
+        z0, p, z = Planar(*primals[:2]), primals[2:], Planar(*outputs)
+        z_prev = Planar(*(mx.concatenate([s[:, None], x[:, :-1]], axis=1) for s, x in
+                          zip((z0.re, z0.im), (z.re, z.im))))
+        slope = form.multiplier(p, z_prev).conj
+        g = _reverse_affine(slope, Planar(*cotangents))
+        gradients = form.adjoint(p, z_prev, z, g)
+        _, constant = _split(form, p)
+        n = len(p) - len(constant)
+        shared = tuple(x.sum(axis=(0, 1)) for x in gradients[n:])
+        g0 = (slope * g).map(lambda x: x[:, 0])
+        return (g0.re, g0.im, *gradients[:n], *shared)
+
+    return scan
+
+
+def _reverse_affine(slope: Planar, cotangent: Planar) -> Planar:
+    """g_t = cotangent_t + slope_{t+1} g_{t+1}, from the last token to the first. Shapes: [B, T, G]."""
+    shifted = slope.map(lambda x: mx.concatenate([x[:, 1:], mx.zeros_like(x[:, :1])], axis=1))
+    p = (shifted.re, shifted.im, cotangent.re, cotangent.im)
+    z0 = Planar.zeros((cotangent.shape[0], cotangent.shape[2]), cotangent.dtype)
+    g = _scan(AFFINE, tuple(_time_major(x[:, ::-1]) for x in p), z0)
+    return g.map(lambda x: x.swapaxes(0, 1)[:, ::-1])
+
+
+def _time_major(x: mx.array) -> mx.array:
+    return mx.contiguous(x.swapaxes(0, 1))
+
+
+def _at_least_fp32(x: mx.array) -> mx.array:
+    return x if x.dtype == mx.float64 else x.astype(mx.float32)
