@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM: the first asks the run to end at a step boundary, the second ends the process at once.
+
+After the first one the default action is put back, so the second is the kernel's: it works in the middle of a
+long computation too, where a Python handler would wait. Nothing saved is lost by it, since checkpoints are
+written under another name and renamed when they are whole.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+
+from kssm_mlx.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = (
+    "\x1b[?25h"  # a progress bar hides it, and a process killed by the second signal cannot restore it
+)
+
+
+class StopRequest:
+    """`with StopRequest() as stop:` catches the first signal; `stop.signal` is then its number, else None.
+
+    Outside the main thread Python delivers no signals, so there it catches nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._first) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *exc) -> None:
+        for s, handler in self._previous.items():
+            signal.signal(s, handler)
+
+    def _first(self, number: int, frame) -> None:
+        del frame
+        self.signal = signal.Signals(number)
+        for s in SIGNALS:
+            signal.signal(s, signal.SIG_DFL)
+        cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+        print(
+            f"{cursor}\n{self.signal.name}: finishing this step, then saving (once more to stop at once)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def interrupted(by: signal.Signals, saved: str) -> Interrupted:
+    """The error that ends a run after a signal; its exit code is the shell's convention, 128 + signal."""
+    error = Interrupted(f"stopped by {by.name}; {saved}")
+    error.exit_code = 128 + by
+    return error
