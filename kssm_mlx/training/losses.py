@@ -1,0 +1,73 @@
+"""Cross-entropy in nats, summed, with the number of tokens it is the sum of.
+
+Sums and counts are what adds up over micro-batches, windows and machines; means do not. A target below zero
+is padding and counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+
+def token_nats(logits: mx.array, targets: mx.array) -> mx.array:
+    """-log p(target) per position in nats, fp32, 0 where the target is padding.
+
+    Shapes:
+        logits [..., V], targets int [...] -> [...]
+    """
+    nats = nn.losses.cross_entropy(logits.astype(mx.float32), mx.maximum(targets, 0), reduction="none")
+    return mx.where(targets >= 0, nats, 0.0)
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """(summed nats fp32 [], tokens counted int32 []) of logits [..., V] against targets int [...]."""
+    return mx.sum(token_nats(logits, targets)), mx.sum(targets >= 0).astype(mx.int32)
+
+
+def chunked_cross_entropy(
+    hidden: mx.array,
+    head: Any,
+    project: Callable[[mx.array, Any], mx.array],
+    targets: mx.array,
+    chunk: int,
+) -> tuple[mx.array, mx.array]:
+    """`cross_entropy(project(hidden, head), targets)` with the logits of only `chunk` positions in memory.
+
+    head: the tree of arrays that `project` needs; a gradient reaches it and `hidden`, nothing captured.
+    The backward pass computes each chunk's logits again. Left to itself MLX would start the chunks together
+    and hold every one; `mx.depends` makes each wait for the one before.
+
+    Shapes:
+        hidden [B, T, D], targets int [B, T] -> [], []
+    """
+    names, leaves = zip(*tree_flatten(head), strict=True)
+    spans = [slice(t, t + chunk) for t in range(0, targets.shape[1], chunk)]
+
+    def nats_of(span: slice, part: mx.array, *leaves: mx.array) -> mx.array:
+        logits = project(part, tree_unflatten(list(zip(names, leaves, strict=True))))
+        return cross_entropy(logits, targets[:, span])[0]
+
+    @mx.custom_function
+    def total(hidden: mx.array, *leaves: mx.array) -> mx.array:
+        nats = mx.array(0.0)
+        for span in spans:
+            nats = nats + nats_of(span, *mx.depends([hidden[:, span], *leaves], [nats]))
+        return nats
+
+    @total.vjp
+    def total_vjp(primals, cotangent, _):
+        hidden, *leaves = primals
+        pieces, sums = [], [mx.zeros(leaf.shape, mx.float32) for leaf in leaves]
+        for span in spans:
+            arguments = mx.depends([hidden[:, span], *leaves], sums + pieces[-1:])
+            _, (piece, *grads) = mx.vjp(lambda *a, span=span: nats_of(span, *a), arguments, [cotangent])
+            sums = [total + g for total, g in zip(sums, grads, strict=True)]
+            pieces.append(piece)
+        return mx.concatenate(pieces, axis=1), *tree_map(lambda g, p: g.astype(p.dtype), sums, leaves)
+
+    return total(hidden, *leaves), mx.sum(targets >= 0).astype(mx.int32)

@@ -1,0 +1,94 @@
+"""Everything a run is between two steps, as one tree of arrays.
+
+Two runs with equal `TrainState` and equal recipe have equal futures (bitwise on CPU): no other state exists.
+`to_arrays` and `from_arrays` turn it into the flat `{name: array}` that safetensors keeps, and back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from kssm_mlx.errors import CheckpointError
+from kssm_mlx.training import optim
+from kssm_mlx.training.recipe import Train
+
+
+class TrainState(NamedTuple):
+    """What a step takes and gives back.
+
+    Shapes:
+        params, nested dict of fp32 master weights, named as the model's parameters; opt, the trees of
+        `optim.AdamW.initial`; key uint32 [2], split once per step, for what is drawn beside the training
+        (samples at an evaluation); step int32 [], updates attempted, which positions the schedule; cursor
+        int32 [], batches consumed, which positions the data; carry, with `hand_off` the cache that the last
+        batch left (a list per block of lists of arrays, batch first), otherwise None.
+    """
+
+    params: dict[str, Any]
+    opt: dict[str, Any]
+    key: mx.array
+    step: mx.array
+    cursor: mx.array
+    carry: list | None = None
+
+
+def initial_state(model: nn.Module, train: Train) -> TrainState:
+    """The state before the first step: the model's trainable parameters in fp32, moments zero."""
+    params = _canonical(
+        {name: _master(a) for name, a in tree_flatten(model.trainable_parameters(), destination={}).items()}
+    )
+    state = TrainState(
+        params=params,
+        opt=optim.initial(params),
+        key=mx.random.key(train.seed),
+        step=mx.array(0, mx.int32),
+        cursor=mx.array(0, mx.int32),
+    )
+    mx.eval(state)
+    return state
+
+
+def to_arrays(state: TrainState) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+    """(model, rest): the parameters under the model's own names, everything else under the field's name.
+
+    Names of the rest are such as `opt.m.layers.0.weight`, `key`, `carry.0.1`; no carry, no such name.
+    """
+    rest = {field: tree for field, tree in state._asdict().items() if field != "params" and tree is not None}
+    return flatten(state.params), flatten(rest)
+
+
+def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainState:
+    """The inverse of `to_arrays`. Raises: CheckpointError when a field is missing or unknown."""
+    fields = _canonical(rest)
+    needed = {"opt", "key", "step", "cursor"}
+    if missing := needed - fields.keys():
+        raise CheckpointError(
+            f"the optimizer file lacks {', '.join(sorted(missing))}; use an older checkpoint"
+        )
+    if unknown := fields.keys() - needed - {"carry"}:
+        raise CheckpointError(
+            f"the optimizer file holds unknown {', '.join(sorted(unknown))}; it is not ours"
+        )
+    return TrainState(params=_canonical(model), **fields)
+
+
+def flatten(tree: Any) -> dict[str, mx.array]:
+    """A nested tree as `{dotted.name: array}`."""
+    return tree_flatten(tree, destination={})
+
+
+def _canonical(arrays: dict[str, mx.array]) -> dict[str, Any]:
+    """The nested tree of a flat dict, sorted by name.
+
+    Files return names in any order, and the order of leaves is the order in which the norm of the gradient
+    is summed: without the sorting a resumed run would differ from an unbroken one in the last bit.
+    """
+    return tree_unflatten(sorted(arrays.items())) if arrays else {}
+
+
+def _master(array: mx.array) -> mx.array:
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
