@@ -78,7 +78,7 @@ def _choose() -> Blas:
     if sys.platform != "linux":
         return _bundled(f"no faster library is known for {sys.platform}")
     if os.environ.get("KSSM_BLAS", "").lower() == "off":
-        return _bundled("KSSM_BLAS=off")
+        return _bundled("KSSM_BLAS=off; unset it for the fast one")
     if "mlx.core" in sys.modules:
         return _bundled("too late: mlx was imported before kssm_mlx; import kssm_mlx first")
     return _system() or _wheel()
