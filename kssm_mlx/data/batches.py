@@ -1,0 +1,120 @@
+"""Batches as pure functions of (seed, step): to resume is to ask for the next step.
+
+A row of T + 1 tokens is T inputs and the T targets one place later. `resets` marks the inputs that are the
+first token of a document. It is None for random and evaluation windows of a split that is one document and an
+array otherwise, so what a compiled step is given has the same shapes during a whole run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from kssm_mlx.data.tokens import TokenSplit
+from kssm_mlx.errors import DataError
+
+
+class Batch(NamedTuple):
+    """Shapes: tokens int32 [B, T + 1]; resets bool [B, T] or None."""
+
+    tokens: np.ndarray
+    resets: np.ndarray | None
+
+
+def random_batch(split: TokenSplit, seed: int, step: int, batch_size: int, context: int) -> Batch:
+    """Batch `step` of the windows of `split` in random order.
+
+    An epoch cuts the stream into disjoint windows of `context` targets from a random offset and visits each
+    once. Epochs follow each other without a gap, within a batch if need be.
+
+    Shapes: tokens [batch_size, context + 1].
+    Raises: DataError if the split is shorter than one window.
+    """
+    _require(split, context + 1, f"context {context} and the token after it", "train.context")
+    windows, offsets = _layout(split.ids.size, context)
+    epochs, places = np.divmod(step * batch_size + np.arange(batch_size), windows)
+    starts = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        offset, order = _epoch(seed, int(epoch), windows, offsets)
+        rows = epochs == epoch
+        starts[rows] = offset + order[places[rows]] * context
+    return _cut(split, starts, context)
+
+
+def windows_per_epoch(split: TokenSplit, context: int) -> int:
+    """How many windows `random_batch` visits before it begins again."""
+    _require(split, context + 1, f"context {context} and the token after it", "train.context")
+    return _layout(split.ids.size, context)[0]
+
+
+def track_batch(split: TokenSplit, step: int, batch_size: int, context: int) -> Batch:
+    """Batch `step` of `batch_size` contiguous tracks, for state that is handed from batch to batch.
+
+    Row b reads its own stretch of the stream, `context` tokens per step, and wraps to its beginning. Resets
+    are at document starts and at the wrap, and nowhere else.
+
+    Shapes: tokens [batch_size, context + 1], resets [batch_size, context], never None.
+    Raises: DataError if a track would be shorter than one window.
+    """
+    _require(
+        split,
+        batch_size * context + 1,
+        f"{batch_size} tracks of context {context}",
+        "train.batch_size or train.context",
+    )
+    track = (split.ids.size - 1) // batch_size
+    place = step % (track // context)
+    starts = np.arange(batch_size) * track + place * context
+    positions = starts[:, None] + np.arange(context + 1)
+    resets = _document_starts(split, positions[:, :-1])
+    resets[:, 0] |= place == 0
+    return Batch(split.ids[positions].astype(np.int32), resets)
+
+
+def evaluation_windows(split: TokenSplit, tokens: int, context: int, batch_size: int) -> Iterator[Batch]:
+    """The first disjoint windows of `split`, at most `tokens` targets but at least one window.
+
+    Every call gives the same batches; the last may have fewer rows.
+
+    Raises: DataError if the split is shorter than one window.
+    """
+    _require(split, context + 1, f"context {context} and the token after it", "train.context")
+    count = max(1, min((split.ids.size - 1) // context, tokens // context))
+    starts = np.arange(count) * context
+    return (_cut(split, starts[i : i + batch_size], context) for i in range(0, count, batch_size))
+
+
+def _layout(length: int, context: int) -> tuple[int, int]:
+    """(windows per epoch, number of possible offsets), the same for every epoch."""
+    windows = max(1, (length - context) // context)
+    return windows, min(context, length - windows * context)
+
+
+@lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, windows: int, offsets: int) -> tuple[int, np.ndarray]:
+    """The offset and the order of the windows of one epoch."""
+    random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+    return int(random.integers(offsets)), random.permutation(windows)
+
+
+def _cut(split: TokenSplit, starts: np.ndarray, context: int) -> Batch:
+    positions = starts[:, None] + np.arange(context + 1)
+    resets = _document_starts(split, positions[:, :-1]) if split.starts.size > 1 else None
+    return Batch(split.ids[positions].astype(np.int32), resets)
+
+
+def _document_starts(split: TokenSplit, positions: np.ndarray) -> np.ndarray:
+    """Whether a document starts at each position."""
+    following = np.searchsorted(split.starts, positions).clip(max=split.starts.size - 1)
+    return split.starts[following] == positions
+
+
+def _require(split: TokenSplit, needed: int, what: str, key: str) -> None:
+    if split.ids.size < needed:
+        raise DataError(
+            f"the {split.name} split has {split.ids.size} tokens, but {what} need {needed}; "
+            f"give more text or lower {key}"
+        )

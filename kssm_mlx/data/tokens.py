@@ -1,0 +1,268 @@
+"""Token files: a corpus as two raw little-endian streams of ids that are mapped into memory, never loaded.
+
+    train.bin, validation.bin             uint16 (uint32 from 65,537 tokens on), nothing but ids
+    train.docs.bin, validation.docs.bin   uint64, where each document starts
+    tokenizer.json                        the tokenizer that made the ids
+    index.json                            written last: sizes, digests and what everything was made from
+
+A document is its separator token, if the tokenizer has one, and then its text. MLX does not check the ids it
+gathers with, so ids are checked when they are written and all of them again by `TokenData.verify`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from kssm_mlx import files
+from kssm_mlx.data.corpora import Corpus, open_corpus
+from kssm_mlx.data.splits import split_documents
+from kssm_mlx.data.tokenizers import FILE as TOKENIZER
+from kssm_mlx.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from kssm_mlx.digest import file_digest
+from kssm_mlx.errors import DataError
+
+FORMAT = "kssm-tokens/1"
+INDEX = "index.json"
+SPLITS = ("train", "validation")
+_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_STARTS = np.dtype("<u8")
+_NPY_MAGIC = b"\x93NUMPY"
+
+
+class DataRecipe(Protocol):
+    """The fields of a recipe's [data] section."""
+
+    source: str
+    tokenizer: str
+    split: str
+    validation: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """One side of the data.
+
+    Shapes: ids [N] unsigned integers, starts [documents] ascending positions in ids, the first is 0.
+    """
+
+    name: str
+    ids: np.ndarray
+    starts: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """An opened folder of token files."""
+
+    folder: Path
+    train: TokenSplit
+    validation: TokenSplit
+    tokenizer: Tokenizer
+    index: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> TokenData:
+        """Map the token files in `folder`.
+
+        Raises: DataError for a missing or foreign index, a file of the wrong length, a file with a .npy
+            header and a tokenizer that is not the one that made the ids. Contents are left to `verify`.
+        """
+        folder = Path(folder)
+        index = _read_index(folder)
+        tokenizer = load_tokenizer(folder)
+        if tokenizer.digest != index["tokenizer"]["digest"]:
+            raise DataError(
+                f"{folder / TOKENIZER} has digest {tokenizer.digest[:12]}, the ids were made with "
+                f"{index['tokenizer']['digest'][:12]}; prepare the data again in an empty folder"
+            )
+        return cls(folder, *(_map_split(folder, name, index) for name in SPLITS), tokenizer, index)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.index["vocab_size"]
+
+    @property
+    def bytes_per_token_validation(self) -> float:
+        """UTF-8 bytes of validation text per validation token, separators counted as tokens without text."""
+        side = self.index["splits"]["validation"]
+        return side["utf8_bytes"] / side["tokens"]
+
+    def verify(self) -> dict[str, int]:
+        """Hash every file, range-check every id and document start; gives tokens and largest id per split.
+
+        Raises: DataError with the file, what was found and what was expected.
+        """
+        for name, entry in self.index["files"].items():
+            if (got := file_digest(self.folder / name)) != entry["sha256"]:
+                raise DataError(
+                    f"{self.folder / name} has sha256 {got[:12]}, its index says {entry['sha256'][:12]}: the "
+                    "file changed after it was written; prepare the data again in an empty folder"
+                )
+        for split in (self.train, self.validation):
+            _check_ids(split.ids, self.vocab_size, self.folder / f"{split.name}.bin")
+            _check_starts(split, self.folder / f"{split.name}.docs.bin")
+        return {
+            f"{split.name}_{key}": value
+            for split in (self.train, self.validation)
+            for key, value in (("tokens", split.ids.size), ("max_id", int(split.ids.max())))
+        }
+
+
+def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
+    """The token files of a recipe's [data] section in `folder`, written unless they are already there.
+
+    Files are reused when corpus, tokenizer and split are the same by digest. The index goes away first and
+    comes back last, so a folder that was left half-written has none and is prepared again.
+
+    Raises: ConfigError, DataError (also for a folder that cannot be written or a full disk).
+    """
+    folder = Path(folder)
+    corpus = open_corpus(recipe.source)
+    tokenizer = make_tokenizer(recipe.tokenizer, corpus.documents)
+    origin = _origin(recipe, corpus, tokenizer)
+    if _holds(folder, origin):
+        return TokenData.open(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INDEX).unlink(missing_ok=True)
+        _write(folder, recipe, corpus, tokenizer, origin)
+    except OSError as e:
+        raise DataError(f"cannot write token files in {folder}: {(e.strerror or str(e)).lower()}") from None
+    return TokenData.open(folder)
+
+
+def _origin(recipe: DataRecipe, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the ids depend on: two folders with the same origin hold the same ids."""
+    return {
+        "corpus": {"digest": corpus.digest, "documents": len(corpus.documents)},
+        "tokenizer": {"digest": tokenizer.digest, "separator_id": tokenizer.separator_id},
+        "split": {"asked": recipe.split, "validation": recipe.validation, "seed": recipe.seed},
+    }
+
+
+def _holds(folder: Path, origin: dict[str, Any]) -> bool:
+    """Whether `folder` has usable token files of this origin."""
+    try:
+        return TokenData.open(folder).index["origin"] == origin
+    except DataError:
+        return False
+
+
+def _write(
+    folder: Path, recipe: DataRecipe, corpus: Corpus, tokenizer: Tokenizer, origin: dict[str, Any]
+) -> None:
+    train, validation, method = split_documents(
+        corpus.documents, recipe.split, recipe.validation, recipe.seed
+    )
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    sides = {
+        name: _write_split(folder, name, documents, tokenizer, _DTYPES[dtype])
+        for name, documents in zip(SPLITS, (train, validation), strict=True)
+    }
+    tokenizer.save(folder)
+    names = [f"{name}.{kind}" for name in SPLITS for kind in ("bin", "docs.bin")] + [TOKENIZER]
+    index = {
+        "format": FORMAT,
+        "dtype": dtype,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": {"name": tokenizer.name, **origin["tokenizer"]},
+        "corpus": {
+            "name": corpus.name,
+            "source": corpus.source,
+            "licence": corpus.licence,
+            **origin["corpus"],
+        },
+        "split": {"method": method, **origin["split"]},
+        "splits": sides,
+        "files": {
+            n: {"bytes": (folder / n).stat().st_size, "sha256": file_digest(folder / n)} for n in names
+        },
+        "origin": origin,
+    }
+    files.replace(folder / INDEX, json.dumps(index, indent=1) + "\n")
+
+
+def _write_split(
+    folder: Path, name: str, documents: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype
+) -> dict[str, int]:
+    """Write the ids and document starts of one side; returns its sizes."""
+    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
+    rows = [np.concatenate([opening, tokenizer.encode(text)]).astype(np.int64) for text in documents]
+    rows = [row for row in rows if row.size]
+    ids = np.concatenate(rows) if rows else np.empty(0, np.int64)
+    _check_ids(ids, tokenizer.vocab_size, folder / f"{name}.bin")
+    starts = np.cumsum([0, *(row.size for row in rows[:-1])])
+    files.replace(folder / f"{name}.bin", ids.astype(dtype).tobytes())
+    files.replace(folder / f"{name}.docs.bin", starts.astype(_STARTS).tobytes())
+    return {
+        "tokens": ids.size,
+        "documents": len(rows),
+        "utf8_bytes": sum(len(text.encode()) for text in documents),
+    }
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} has no {INDEX}, so it holds no finished token files; prepare the data"
+        ) from None
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
+    except ValueError as e:
+        raise DataError(f"{path} is not JSON: {e}; prepare the data again in an empty folder") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("dtype") not in _DTYPES:
+        found = index.get("format") if isinstance(index, dict) else type(index).__name__
+        raise DataError(f"{path} has format {found!r}; expected {FORMAT!r} with dtype uint16 or uint32")
+    return index
+
+
+def _map_split(folder: Path, name: str, index: dict[str, Any]) -> TokenSplit:
+    side = index["splits"][name]
+    ids = _map(folder / f"{name}.bin", _DTYPES[index["dtype"]], side["tokens"])
+    return TokenSplit(name, ids, _map(folder / f"{name}.docs.bin", _STARTS, side["documents"]))
+
+
+def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    """Map `length` numbers of `dtype`, which must be exactly what the file holds."""
+    try:
+        with open(path, "rb") as f:
+            magic = f.read(len(_NPY_MAGIC))
+        size = path.stat().st_size
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
+    if magic == _NPY_MAGIC:
+        raise DataError(f"{path} is a .npy file; expected raw ids without its header, as kssm writes them")
+    if size != length * dtype.itemsize:
+        raise DataError(
+            f"{path} has {size} bytes; expected {length * dtype.itemsize} for {length} ids of {dtype.name}; "
+            "prepare the data again in an empty folder"
+        )
+    return np.memmap(path, dtype, mode="r", shape=(length,))
+
+
+def _check_ids(ids: np.ndarray, vocab_size: int, path: Path) -> None:
+    if not ids.size:
+        raise DataError(f"{path} would hold no token; give more text")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise DataError(
+            f"{path} has ids from {low} to {high}; expected 0 to {vocab_size - 1}, the vocabulary"
+        )
+
+
+def _check_starts(split: TokenSplit, path: Path) -> None:
+    starts = split.starts.astype(np.int64)
+    if starts[0] != 0 or (np.diff(starts) <= 0).any() or starts[-1] >= split.ids.size:
+        raise DataError(
+            f"{path} must start at 0, rise and stay below {split.ids.size}; prepare the data again"
+        )
