@@ -1,0 +1,91 @@
+"""The architectures by name: `configure` turns words into a configuration, `build` a configuration into a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from kssm_mlx.errors import ConfigError, nearest
+
+SIZES = ("xs", "s", "m", "l")
+
+
+class Family(NamedTuple):
+    """Where a family lives: module, its configuration class, its model class. Imported when first asked for."""
+
+    module: str
+    config: str
+    model: str
+
+    def load(self):
+        module = import_module(f"kssm_mlx.models.{self.module}")
+        return module, getattr(module, self.config), getattr(module, self.model)
+
+
+MODELS: dict[str, Family] = {
+    "kssm": Family("kssm", "KSSMConfig", "KSSM"),
+}
+
+
+def _family(name: str) -> Family:
+    if name not in MODELS:
+        raise ConfigError(f"no model family {name!r}; known: {', '.join(MODELS)}{nearest(name, MODELS)}")
+    return MODELS[name]
+
+
+def configure(
+    family: str = "kssm",
+    size: str = "s",
+    *,
+    vocab_size: int,
+    context: int = 128,
+    overrides: dict[str, Any] | None = None,
+):
+    """The frozen configuration of a family at a size, with single fields overridden.
+
+    Raises: ConfigError for an unknown family, size or field (naming the nearest) and for a value of a wrong type.
+    """
+    module, config_class, _ = _family(family).load()
+    if size not in SIZES:
+        raise ConfigError(f"no size {size!r}; sizes are {', '.join(SIZES)}")
+    base = asdict(module.preset(size, vocab_size, context))
+    return config_from_dict({**base, **(overrides or {}), "model_type": family})
+
+
+def config_to_dict(config) -> dict[str, Any]:
+    """A configuration as plain values, with its `model_type`."""
+    return asdict(config)
+
+
+def config_from_dict(values: dict[str, Any]):
+    """The inverse of `config_to_dict`; every key must be a field of the family and of its type."""
+    from pydantic import TypeAdapter, ValidationError
+
+    name = values.get("model_type", "kssm")
+    _, config_class, _ = _family(name).load()
+    known = [f.name for f in fields(config_class)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key 'model.{key}' for {name}{nearest(key, known)}")
+    try:
+        return TypeAdapter(config_class).validate_python(values)
+    except ValidationError as e:
+        error = e.errors()[0]
+        where = ".".join(str(part) for part in error["loc"]) or name
+        raise ConfigError(f"model.{where}: {error['msg']}, got {error['input']!r}") from None
+
+
+def family_of(config) -> str:
+    """The family's name, such as "kssm"."""
+    return config.model_type
+
+
+def build(config, seed: int = 0):
+    """A model with freshly initialised parameters; the same seed gives the same bits."""
+    import mlx.core as mx
+
+    _, _, model_class = _family(family_of(config)).load()
+    model = model_class(config, seed=seed)
+    mx.eval(model.parameters())
+    return model

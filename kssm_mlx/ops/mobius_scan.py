@@ -200,7 +200,7 @@ DISC = Form(
 
 # Below this many lanes a serial step is bound by dispatch, so time is cut into chunks to widen it. Measured on
 # two x86 cores; a GPU needs more width to be busy.
-_BUSY_LANES = {"cpu": 2048, "gpu": 65536}
+_BUSY_LANES = {"cpu": 16384, "gpu": 65536}
 _SHORT = 8
 
 

@@ -1,0 +1,40 @@
+"""Parts shared by the models: projections with a chosen start, the gated MLP, inverse softplus."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+def linear(
+    key: mx.array, inputs: int, outputs: int, *, std: float | None = None, bias: bool = False
+) -> nn.Linear:
+    """A projection with weights N(0, std^2), std = 1/sqrt(inputs) unless given, and a zero bias."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    scale = inputs**-0.5 if std is None else std
+    layer.weight = scale * mx.random.normal((outputs, inputs), key=key)
+    if bias:
+        layer.bias = mx.zeros((outputs,))
+    return layer
+
+
+class GatedMLP(nn.Module):
+    """y = W_down (silu(W_gate x) * W_up x).
+
+    Source: Shazeer 2020, "GLU variants improve Transformer" (SwiGLU).
+    """
+
+    def __init__(self, key: mx.array, d_model: int, hidden: int, out_std: float):
+        super().__init__()
+        k_in, k_out = mx.random.split(key)
+        self.up_gate = linear(k_in, d_model, 2 * hidden)
+        self.down = linear(k_out, hidden, d_model, std=out_std)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        up, gate = mx.split(self.up_gate(x), 2, axis=-1)
+        return self.down(nn.silu(gate) * up)
+
+
+def inverse_softplus(y: mx.array) -> mx.array:
+    """The x with softplus(x) = y, for y > 0."""
+    return y + mx.log(-mx.expm1(-y))
