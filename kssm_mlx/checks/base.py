@@ -1,13 +1,21 @@
 """A check is a function that measures one property of the apparatus and returns a verdict with numbers.
 
     @check("C2", level="P", title="no token sees its future", source="liminal.md C2")
-    def future_leak(ctx: Context) -> Check: ...
+    def future_leak(ctx: Context) -> Check:
+        '''What is measured, so that a reader can recompute it.
 
+        Threshold: the number and its reason.
+        Caught: which historical failure it would have stopped.
+        Sabotage: the minimal broken thing that its test shows it to catch.
+        '''
+
+The docstring is the documentation: `kssm verify --explain C2` prints it, docs/checks.md is made of it.
 Levels: P pre-flight (seconds), S smoke (minutes), R during a run, G before a claim.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -15,6 +23,10 @@ from typing import Any, Literal
 from kssm_mlx.errors import CheckFailed, ConfigError, nearest
 
 Verdict = Literal["pass", "fail", "warn", "not measurable", "waived"]
+
+
+class NotMeasurable(Exception):
+    """Raised inside a check when something it needs is absent; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,12 @@ class Check:
 
 @dataclass
 class Context:
-    """What checks read. A check that needs something absent answers "not measurable" and says what is missing.
+    """What checks read. A check that needs something absent answers "not measurable" and says what is
+    missing.
 
-    model: any LanguageModel; config: its configuration; recipe: the Recipe; data: the TokenData;
-    tokenizer: the tokenizer the model is used with; initial: parameters before step 1 (flat dict);
-    history: rows of metrics.jsonl; seed: of every random draw a check makes.
+    model: any LanguageModel; config: its configuration; recipe: the Recipe; data: the TokenData; tokenizer:
+    the tokenizer the model is used with; initial: parameters before step 1 (flat dict); history: rows of
+    metrics.jsonl; run_folder: where the run lives; seed: of every random draw a check makes.
     """
 
     model: Any = None
@@ -59,10 +72,23 @@ class Context:
     run_folder: Any = None
     seed: int = 0
 
+    def need(self, *names: str) -> None:
+        """Raises: NotMeasurable that names what is absent."""
+        absent = [n for n in names if getattr(self, n) is None]
+        if absent:
+            raise NotMeasurable(f"needs {' and '.join(n.replace('_', ' ') for n in absent)}, none given")
+
+    @property
+    def step(self) -> int:
+        """Updates the model has had, as far as the history tells."""
+        return max((row.get("step", 0) for row in self.history or ()), default=0)
+
 
 @dataclass(frozen=True)
 class Definition:
-    """A registered check: what it measures, its threshold and reason (the docstring), where it comes from."""
+    """A registered check: its function, whose docstring says what it measures and why, and where it comes
+    from.
+    """
 
     id: str
     level: str
@@ -71,8 +97,12 @@ class Definition:
     run: Callable[[Context], Check]
 
     @property
-    def explanation(self) -> str:
-        return (self.run.__doc__ or "").strip()
+    def explanation(self) -> dict[str, str]:
+        """The docstring's parts: "definition", "threshold", "caught", "sabotage", each on one line."""
+        text = " ".join((self.run.__doc__ or "").split())
+        first, *rest = re.split(r"\b(Threshold|Caught|Sabotage): ", text)
+        parts = dict(zip(map(str.lower, rest[::2]), map(str.strip, rest[1::2]), strict=True))
+        return {"definition": first.strip(), **parts}
 
 
 REGISTRY: dict[str, Definition] = {}
@@ -90,18 +120,25 @@ def check(id: str, *, level: str, title: str, source: str):
     return register
 
 
-def verdict(id: str, ok: bool | None, got: str, expected: str, fix: str = "", **numbers: Any) -> Check:
-    """The Check of a registered id. ok=None means "not measurable": `got` then says why."""
+def verdict(id: str, ok: bool | Verdict, got: str, expected: str, fix: str = "", **numbers: Any) -> Check:
+    """The Check of a registered id. `ok` is whether it passed, or one of the verdicts in words."""
     d = REGISTRY[id]
-    word: Verdict = "not measurable" if ok is None else "pass" if ok else "fail"
-    return Check(id, d.title, d.level, word, got, expected, "" if ok else fix, numbers)
+    word: Verdict = ok if isinstance(ok, str) else "pass" if ok else "fail"
+    return Check(id, d.title, d.level, word, got, expected, "" if word == "pass" else fix, numbers)
 
 
 def apply_waivers(checks: Iterable[Check], waivers: dict[str, str]) -> list[Check]:
-    """Failed checks named in `waivers` (id -> reason) become "waived", with the reason recorded."""
-    unknown = [w for w in waivers if w not in REGISTRY]
-    if unknown:
-        raise ConfigError(f"--waive {unknown[0]}: no such check{nearest(unknown[0], REGISTRY)}")
+    """Failed checks named in `waivers` (id -> reason) become "waived", with the reason recorded.
+
+    Raises: ConfigError for an id that does not exist or a waiver without a reason.
+    """
+    for id, reason in waivers.items():
+        if id not in REGISTRY:
+            raise ConfigError(f"--waive {id}: no such check{nearest(id, REGISTRY)}")
+        if not reason.strip():
+            raise ConfigError(
+                f'--waive {id}: a waiver needs a reason, as in --waive {id}="why it is all right"'
+            )
     return [
         replace(c, verdict="waived", numbers={**c.numbers, "waived_because": waivers[c.id]})
         if c.id in waivers and not c.ok

@@ -1,0 +1,256 @@
+"""Does the model do what a causal sequence model does? Seconds, untrained or trained, on random tokens.
+
+Deviations are max |Δ logit| in units of the standard deviation of the logits, so that a threshold means the
+same for a fresh model (logits of 0.02) and a trained one (logits of 10).
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.probes import (
+    deviation,
+    logits_of,
+    mode,
+    probe_length,
+    random_tokens,
+    spread,
+    swap,
+    to_numpy,
+    tolerance,
+    vocabulary,
+)
+from kssm_mlx.models.base import Clamp, Intervention
+
+
+@check("C1", level="P", title="earlier tokens reach the prediction", source="liminal.md C1")
+def receptive_field(ctx: Context) -> Check:
+    """Swap the token at lag k = 1, 2, 4 .. T/2 (and 8) before the last position in 8 random sequences;
+    e_k = max |Δ logits at the last position| / std(logits). The reach is the longest k with e_k > 1e-4.
+
+    Threshold: e_1 > 1e-4 and e_8 > 1e-4: a hundred times float32 rounding, yet passed by any recurrence whose
+    state outlives a few tokens. The reach is reported, not judged: no family here declares a span.
+    Caught: K-SSM v1, v2 and v3, whose reach is 0 tokens: nothing in them mixes over time.
+    Sabotage: a model that reads every token alone.
+    """
+    ctx.need("model")
+    T = max(probe_length(ctx), 10)
+    lags = sorted({8, *(2**i for i in range(T.bit_length()) if 2**i <= T // 2)})
+    base = random_tokens(ctx, 8, T)
+    rows = np.tile(base, (len(lags), 1, 1))
+    for row, k in zip(rows, lags):
+        row[:, -1 - k] = swap(row[:, -1 - k], vocabulary(ctx.model), stream=k)
+    reference = logits_of(ctx.model, base)[:, -1]
+    scale = spread(reference)
+    changed = [logits_of(ctx.model, row)[:, -1] for row in rows]
+    e = {k: deviation(c, reference, scale) for k, c in zip(lags, changed)}
+    reach = max((k for k in lags if e[k] > 1e-4), default=0)
+    return verdict(
+        "C1",
+        e[1] > 1e-4 and e[8] > 1e-4,
+        f"reach {reach} tokens, e_1 {e[1]:.1e}, e_8 {e[8]:.1e}",
+        "e_1 and e_8 > 1e-4",
+        "the prediction ignores earlier tokens: nothing mixes across time, or the state decays far too fast",
+        reach=reach,
+        e={str(k): v for k, v in e.items()},
+    )
+
+
+@check("C2", level="P", title="no token sees its future", source="liminal.md C2, allostasis.md G6")
+def future_leak(ctx: Context) -> Check:
+    """Change every token after t, for t at a quarter, half and three quarters of 4 random sequences; the
+    leak is max |Δ logits at positions <= t| / std(logits), in training and in evaluation mode.
+
+    Threshold: <= 1e-5 in float32, 2e-2 below: the rounding of the same sums. A causal model's past is the
+    same arithmetic on the same numbers, so it is usually exactly 0.
+    Caught: the phase core in a forward hook (mean over time), PhaseAttention (no causal mask).
+    Sabotage: a model that adds the mean of its logits over time.
+    """
+    ctx.need("model")
+    T = max(probe_length(ctx), 8)
+    base = random_tokens(ctx, 4, T, stream=2)
+    leaks = {}
+    for training in (True, False):
+        reference = logits_of(ctx.model, base, training, ctx.seed)
+        scale = spread(reference)
+        for t in (T // 4, T // 2, 3 * T // 4):
+            tokens = base.copy()
+            tokens[:, t:] = swap(base[:, t:], vocabulary(ctx.model), stream=t)
+            past = logits_of(ctx.model, tokens, training, ctx.seed)[:, :t]
+            leaks[f"{'train' if training else 'eval'}, t={t}"] = deviation(past, reference[:, :t], scale)
+    return _at_most(
+        "C2",
+        leaks,
+        tolerance(ctx.model, 1e-5),
+        "future tokens change earlier logits: look for a mean, norm or attention over time without a mask",
+    )
+
+
+@check("C3", level="P", title="rows and calls are independent", source="liminal.md C3")
+def batch_leak(ctx: Context) -> Check:
+    """Batch: change all other rows of a batch of 4 and compare the logits of row 0. Order: repeat the same
+    input after 5 unrelated calls. Both in training and in evaluation mode, as max |Δ logits| / std(logits).
+
+    Threshold: <= 1e-5 in float32 (2e-2 below); state between calls exists only in a cache that is passed
+    in.
+    Caught: the hook core, which averaged over the batch and kept a buffer between calls.
+    Sabotage: a model that adds the mean of its logits over the batch; one that counts its calls.
+    """
+    ctx.need("model")
+    base = random_tokens(ctx, 4, min(probe_length(ctx), 64), stream=3)
+    others = base.copy()
+    others[1:] = swap(base[1:], vocabulary(ctx.model))
+    leaks = {}
+    for training in (True, False):
+        word = "train" if training else "eval"
+        reference = logits_of(ctx.model, base, training, ctx.seed)
+        scale = spread(reference)
+        row = logits_of(ctx.model, others, training, ctx.seed)[0]
+        leaks[f"other rows, {word}"] = deviation(row, reference[0], scale)
+        for i in range(5):
+            logits_of(ctx.model, random_tokens(ctx, 2, 9 + i, stream=10 + i), training, ctx.seed + i)
+        again = logits_of(ctx.model, base, training, ctx.seed)
+        leaks[f"after 5 calls, {word}"] = deviation(again, reference, scale)
+    return _at_most(
+        "C3",
+        leaks,
+        tolerance(ctx.model, 1e-5),
+        "an answer depends on other rows or earlier calls: look for a mean over axis 0 or a stored buffer",
+    )
+
+
+@check("C4", level="P", title="evaluation runs the model that was trained", source="liminal.md C4")
+def train_eval_parity(ctx: Context) -> Check:
+    """max |logits in training mode - logits in evaluation mode| / std(logits) on 4 random sequences. After
+    20 or more steps, and where the model can clamp a block's "output": mean KL(model || model with the
+    block's output held at 0) over the tokens, for each block.
+
+    Threshold: parity <= 1e-5 (2e-2 below float32); no model here has dropout, so the two modes are one
+    function. KL >= 1e-4 nats per block: a trained block that changes the prediction by less is not in the
+    path.
+    Caught: the hook that returned the unmodified output in eval: intervention and baseline were the same
+    arm.
+    Sabotage: a model whose blocks work in training mode only; one whose second block adds nothing.
+    """
+    ctx.need("model")
+    tokens = random_tokens(ctx, 4, min(probe_length(ctx), 64), stream=4)
+    trained_view = logits_of(ctx.model, tokens, True, ctx.seed)
+    evaluated = logits_of(ctx.model, tokens)
+    gap, limit = deviation(trained_view, evaluated, spread(trained_view)), tolerance(ctx.model, 1e-5)
+    kl = _block_influence(ctx, tokens) if ctx.step >= 20 and _clamps_output(ctx.model) else {}
+    idle = [block for block, nats in kl.items() if not nats >= 1e-4]
+    weakest = f"; weakest block changes the prediction by {min(kl.values()):.1e} nats" if kl else ""
+    return verdict(
+        "C4",
+        gap <= limit and not idle,
+        f"train/eval gap {gap:.1e}{weakest}",
+        f"gap <= {limit:g}" + ("; each block >= 1e-4 nats" if kl else ""),
+        f"block {', '.join(map(str, idle))} does nothing in evaluation"
+        if idle
+        else "training and evaluation mode are different functions: look for a branch on `training`",
+        gap=gap,
+        block_kl={str(k): v for k, v in kl.items()},
+    )
+
+
+def _clamps_output(model) -> bool:
+    return "output" in getattr(model, "clamp_sites", ())
+
+
+def _block_influence(ctx: Context, tokens: np.ndarray) -> dict[int, float]:
+    """Block -> mean KL in nats between the model and the model whose block adds nothing."""
+    full = _log_softmax(logits_of(ctx.model, tokens))
+    kl = {}
+    for block in range(len(ctx.model.layers)):
+        held = Intervention((Clamp("output", 0.0, block=block),))
+        with mode(ctx.model, False):
+            ablated = _log_softmax(to_numpy(ctx.model.forward(mx.array(tokens), intervention=held).logits))
+        kl[block] = float(np.mean(np.sum(np.exp(full) * (full - ablated), axis=-1)))
+    return kl
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+@check("C5", level="P", title="parallel = step by step with carried state", source="liminal.md C5")
+def step_by_step(ctx: Context) -> Check:
+    """Logits of 2 random sequences of T = 64 in one call, against one token at a time through `forward` and
+    its returned cache, and against pieces of 1, 7, 24 and 32 tokens through `model(tokens, cache)`, which
+    writes the state back in place; max |Δ| / std(logits).
+
+    Threshold: <= 1e-4 in float32 (2e-2 below): the scan and the recurrence round differently over 64 steps.
+    Caught: measure.py and test_baseline, which fed one token at a time without state.
+    Sabotage: a model that accepts the cache and ignores it.
+    """
+    ctx.need("model")
+    if not hasattr(ctx.model, "make_cache"):
+        raise NotMeasurable("the model has no make_cache()")
+    tokens = mx.array(random_tokens(ctx, 2, 64, stream=5))
+    with mode(ctx.model, False):
+        whole = to_numpy(ctx.model(tokens))
+        pieces = {
+            "token by token": to_numpy(_through_forward(ctx.model, tokens)),
+            "pieces of 1, 7, 24, 32": to_numpy(_in_place(ctx.model, tokens, (1, 8, 32))),
+        }
+    scale = spread(whole)
+    return _at_most(
+        "C5",
+        {name: deviation(piece, whole, scale) for name, piece in pieces.items()},
+        tolerance(ctx.model, 1e-4),
+        "the carried state is not the state of the parallel form: put every recurrent quantity in the cache",
+    )
+
+
+def _through_forward(model, tokens: mx.array) -> mx.array:
+    """Logits [B, T, V], one token per call, the cache taken from the Output before."""
+    cache, logits = model.make_cache(), []
+    for t in range(tokens.shape[1]):
+        out = model.forward(tokens[:, t : t + 1], cache)
+        cache = out.cache
+        logits.append(out.logits)
+        mx.eval(out.logits, cache)
+    return mx.concatenate(logits, axis=1)
+
+
+def _in_place(model, tokens: mx.array, cuts: tuple[int, ...]) -> mx.array:
+    """Logits [B, T, V], cut at `cuts`, with one cache that the calls write into."""
+    cache = model.make_cache()
+    return mx.concatenate([model(piece, cache) for piece in mx.split(tokens, cuts, axis=1)], axis=1)
+
+
+@check("C6", level="P", title="evaluation is deterministic", source="liminal.md C6")
+def determinism(ctx: Context) -> Check:
+    """max |Δ logits| of the same input of 4 random sequences given twice in evaluation mode.
+
+    Threshold: exactly 0: the same arithmetic on the same numbers on the same machine.
+    Caught: K-SSM v3, which drew phase noise in evaluation too.
+    Sabotage: a model that adds noise of 1e-3 to its logits.
+    """
+    ctx.need("model")
+    tokens = random_tokens(ctx, 4, min(probe_length(ctx), 64), stream=6)
+    difference = deviation(logits_of(ctx.model, tokens), logits_of(ctx.model, tokens), 1.0)
+    return verdict(
+        "C6",
+        difference == 0,
+        f"difference {difference:.1e}",
+        "0",
+        "evaluation draws random numbers, or the logits are not finite: pass keys and draw only in training",
+        difference=difference,
+    )
+
+
+def _at_most(id: str, measured: dict[str, float], limit: float, fix: str) -> Check:
+    """The verdict "every measured deviation <= limit", naming the worst; NaN is worst of all."""
+    worst = max(measured, key=lambda name: np.nan_to_num(measured[name], nan=np.inf))
+    return verdict(
+        id,
+        all(value <= limit for value in measured.values()),
+        f"{measured[worst]:.1e} ({worst})",
+        f"<= {limit:g}",
+        fix,
+        deviations=measured,
+    )

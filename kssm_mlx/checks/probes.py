@@ -1,0 +1,89 @@
+"""What the checks of a model share: seeded tokens, logits as numpy, and a deviation in units of their
+spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from kssm_mlx.checks.base import Context, NotMeasurable
+
+
+def vocabulary(model: Any) -> int:
+    """The number of ids a model can read. Raises: NotMeasurable for a model that does not say."""
+    size = getattr(getattr(model, "args", None), "vocab_size", None)
+    if size is None:
+        raise NotMeasurable("the model has no args.vocab_size")
+    return int(size)
+
+
+def probe_length(ctx: Context, most: int = 128) -> int:
+    """Tokens per probe: the recipe's context, at most `most`; 64 without a recipe."""
+    return min(ctx.recipe.train.context, most) if ctx.recipe is not None else min(64, most)
+
+
+def random_tokens(ctx: Context, rows: int, length: int, stream: int = 0) -> np.ndarray:
+    """Uniform ids [rows, length], the same for the same (ctx.seed, stream)."""
+    rng = np.random.default_rng((ctx.seed, stream))
+    return rng.integers(0, vocabulary(ctx.model), (rows, length), dtype=np.int32)
+
+
+def swap(tokens: np.ndarray, vocab_size: int, stream: int = 0) -> np.ndarray:
+    """Other ids everywhere: each entry moved by a seeded non-zero amount, modulo the vocabulary."""
+    rng = np.random.default_rng((stream, tokens.size))
+    return (tokens + rng.integers(1, max(2, vocab_size), tokens.shape, dtype=np.int32)) % vocab_size
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
+    """The model in training or evaluation mode, put back as it was."""
+    before = model.training
+    model.train(training)
+    try:
+        yield model
+    finally:
+        model.train(before)
+
+
+def logits_of(model: nn.Module, tokens: np.ndarray, training: bool = False, seed: int = 0) -> np.ndarray:
+    """float32 logits [B, T, V] of a call without a cache; dropout, if there is any, repeats with `seed`."""
+    with mode(model, training):
+        if training:
+            mx.random.seed(seed)
+        return to_numpy(model(mx.array(tokens)))
+
+
+def to_numpy(array: mx.array) -> np.ndarray:
+    """float32 numpy copy (numpy has no bfloat16)."""
+    return np.array(array.astype(mx.float32))
+
+
+def spread(logits: np.ndarray) -> float:
+    """Standard deviation of the logits. Raises: NotMeasurable where all are equal, as with a head of zeros."""
+    std = float(np.std(logits))
+    if std == 0:
+        raise NotMeasurable("all logits are equal (a head that starts at zero?), so no influence can show")
+    return std
+
+
+def deviation(a: np.ndarray, b: np.ndarray, scale: float) -> float:
+    """max |a - b| in units of `scale`; NaN where either holds one, and NaN passes no threshold."""
+    return float(np.max(np.abs(a - b))) / scale
+
+
+def tolerance(model: nn.Module, float32: float, half: float = 2e-2) -> float:
+    """The rounding allowed at the model's precision: `half` as soon as one matrix is not float32."""
+    matrices = [p for _, p in nn.utils.tree_flatten(model.parameters()) if p.ndim >= 2]
+    return float32 if all(p.dtype == mx.float32 for p in matrices) else half
+
+
+def cross_entropy(model: nn.Module, tokens: mx.array) -> mx.array:
+    """Mean CE in nats/token of tokens[:, 1:] given tokens[:, :-1], in float32."""
+    logits = model(tokens[:, :-1]).astype(mx.float32)
+    return nn.losses.cross_entropy(logits, tokens[:, 1:].astype(mx.int32), reduction="mean")
