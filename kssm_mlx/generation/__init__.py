@@ -1,0 +1,17 @@
+"""Generation: a text, or several as one batch, continued token by token from an explicit state."""
+
+from kssm_mlx.generation.sampling import Sampling
+from kssm_mlx.generation.state import GenerationState, load_state, save_state, stack
+from kssm_mlx.generation.text import Completion, Piece, generate, stream
+
+__all__ = [
+    "Completion",
+    "GenerationState",
+    "Piece",
+    "Sampling",
+    "generate",
+    "load_state",
+    "save_state",
+    "stack",
+    "stream",
+]
