@@ -1,0 +1,52 @@
+"""What every test relies on: full float32, a compiler that compiles, one JIT cache per worker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before the first import of mlx. Two workers with a thread per core each would fight over the cores.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
+
+SHARED_TEXT = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
+
+
+def pytest_configure(config):
+    if sys.platform == "linux" and shutil.which("g++") is None:
+        raise pytest.UsageError("g++ is missing: without it mx.compile runs uncompiled and hides its bugs")
+    if hasattr(config, "workerinput"):
+        # mlx writes its JIT cache under TMPDIR, and not atomically.
+        config.worker_tmp = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="kssm-mlx-tests-")
+        tempfile.tempdir = None
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "worker_tmp"):
+        shutil.rmtree(config.worker_tmp, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    import mlx.core as mx
+
+    available = {"metal": mx.metal.is_available(), "gpu": mx.cuda.is_available()}
+    for item in items:
+        for name, here in available.items():
+            if item.get_closest_marker(name) and not here:
+                item.add_marker(pytest.mark.skip(reason=f"no {name} device on this machine"))
+
+
+@pytest.fixture(scope="session")
+def shared_text() -> Path:
+    """TinyShakespeare, where the project's shared folder lies beside the clone."""
+    if not SHARED_TEXT.exists():
+        pytest.skip("tinyshakespeare.txt is not on this machine")
+    return SHARED_TEXT
