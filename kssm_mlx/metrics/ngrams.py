@@ -1,0 +1,115 @@
+"""The ladder a language model climbs: what counting the last one, two or three tokens already predicts.
+
+Every rung interpolates with the one below it after Witten and Bell,
+
+    p(x | c) = (n(c, x) + t(c) p(x | shorter c)) / (n(c) + t(c)),
+
+where t(c) is how many different tokens followed c. It has no parameter to choose, so nothing is fitted on the
+validation text, and no token is impossible. Counts are sorted tables of what occurs: a vocabulary of 50,000
+costs memory for the n-grams of the text, not for its square.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from kssm_mlx.errors import DataError
+
+LONGEST = 2  # tokens of context of the highest rung, so the first two tokens are scored by no rung
+
+
+class _Sample(NamedTuple):
+    """Tokens and, as one number each, what came before them. Shapes: both [N]."""
+
+    contexts: np.ndarray
+    tokens: np.ndarray
+
+
+def ngram_ladder(
+    train: np.ndarray, validation: np.ndarray, vocab_size: int, period: int | None = None
+) -> dict[str, float]:
+    """Validation cross entropy of n-gram models of the training tokens, in nats/token.
+
+    Keys: uniform, unigram, bigram, trigram, all scored on the same tokens (from the third on), and
+    bigram_entropy, the conditional entropy of the training tokens themselves (no smoothing). With `period`
+    also position_bigram, which knows the position modulo `period`: all a model can learn from its place.
+
+    Shapes: train [N], validation [M], ids below vocab_size.
+    Raises: DataError for fewer than 3 tokens on either side.
+    Source: Witten, Bell 1991, method C.
+    """
+    sides = [_ids(train, "training"), _ids(validation, "validation")]
+
+    def rung(contexts: Callable[[np.ndarray], np.ndarray], lower: np.ndarray) -> np.ndarray:
+        counted, asked = (_Sample(contexts(ids), ids[LONGEST:]) for ids in sides)
+        return _witten_bell(counted, asked, lower, vocab_size)
+
+    lower = np.full(sides[1].size - LONGEST, 1 / vocab_size)
+    ladder = {"uniform": math.log(vocab_size)}
+    for order, name in enumerate(("unigram", "bigram", "trigram")):
+        lower = rung(partial(_last, order=order, vocab_size=vocab_size), lower)
+        ladder[name] = _nats(lower)
+        if name == "bigram" and period:
+            placed = partial(_placed, vocab_size=vocab_size, period=period)
+            ladder["position_bigram"] = _nats(rung(placed, lower))
+    return {**ladder, "bigram_entropy": bigram_entropy(sides[0], vocab_size)}
+
+
+def bigram_entropy(ids: np.ndarray, vocab_size: int) -> float:
+    """H(x_t | x_{t-1}) of the counted bigrams, nats/token: one token of context predicts no better here.
+
+    Shapes: ids [N].
+    """
+    ids = np.asarray(ids, dtype=np.int64)
+    return _entropy(ids[:-1] * vocab_size + ids[1:]) - _entropy(ids[:-1])
+
+
+def _witten_bell(counted: _Sample, asked: _Sample, lower: np.ndarray, vocab_size: int) -> np.ndarray:
+    """p(token | context) of the asked sample by the counts of the other; `lower` is p of the rung below."""
+    pairs, pair_counts = np.unique(counted.contexts * vocab_size + counted.tokens, return_counts=True)
+    known, first, kinds = np.unique(pairs // vocab_size, return_index=True, return_counts=True)
+    n_cx = _look_up(pairs, pair_counts, asked.contexts * vocab_size + asked.tokens)
+    n_c = _look_up(known, np.add.reduceat(pair_counts, first), asked.contexts)
+    t_c = _look_up(known, kinds, asked.contexts)
+    return np.divide(n_cx + t_c * lower, n_c + t_c, out=lower.copy(), where=n_c > 0)
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """The value of each asked key in a sorted table, 0 where it is absent."""
+    at = np.searchsorted(keys, asked).clip(max=keys.size - 1)
+    return np.where(keys[at] == asked, values[at], 0)
+
+
+def _last(ids: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
+    """One number for the `order` tokens before each token from the third on."""
+    code = np.zeros(ids.size - LONGEST, np.int64)
+    for lag in range(order, 0, -1):
+        code = code * vocab_size + ids[LONGEST - lag : ids.size - lag]
+    return code
+
+
+def _placed(ids: np.ndarray, vocab_size: int, period: int) -> np.ndarray:
+    """One number for the token before each token from the third on and its position modulo `period`."""
+    return np.arange(LONGEST, ids.size) % period * vocab_size + _last(ids, 1, vocab_size)
+
+
+def _nats(probabilities: np.ndarray) -> float:
+    return float(-np.log(probabilities).mean())
+
+
+def _entropy(codes: np.ndarray) -> float:
+    counts = np.unique(codes, return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def _ids(ids: np.ndarray, name: str) -> np.ndarray:
+    ids = np.asarray(ids, dtype=np.int64)
+    if ids.size <= LONGEST:
+        raise DataError(f"{ids.size} {name} tokens are too few for trigrams; give at least {LONGEST + 1}")
+    return ids
