@@ -64,6 +64,8 @@ def prefer_fast_blas() -> None:
     global _status
     try:
         _status = _choose()
+    except RuntimeError as reason:
+        _status = _bundled(str(reason))
     except Exception as error:  # a slow matrix product is better than no import
         _status = _bundled(f"{type(error).__name__}: {error}")
 
@@ -94,30 +96,30 @@ def _system() -> Blas | None:
 
 
 def _wheel() -> Blas:
-    """The OpenBLAS of the `scipy-openblas32` wheel, behind the forwarding library."""
-    path = _wheel_library()
-    if path is None:
-        return _bundled("no libopenblas.so.0 and no scipy-openblas32; pip install scipy-openblas32")
-    try:
-        forwarding = _forwarding_library()
-    except (OSError, RuntimeError) as error:
-        return _bundled(str(error))
+    """The OpenBLAS of the `scipy-openblas32` wheel, behind the forwarding library.
+
+    Raises:
+        RuntimeError: one of the two cannot be had; the message says what to do.
+    """
     # Local symbols: scipy's own OpenBLAS uses the same names and must not be replaced by this one.
-    openblas = _load(str(path), ctypes.RTLD_LOCAL)
-    gemms = {name: _address(getattr(openblas, f"scipy_cblas_{name}")) for name in GEMMS}
-    library = ctypes.CDLL(str(forwarding), ctypes.RTLD_GLOBAL)
-    for name, address in gemms.items():
-        ctypes.c_void_p.in_dll(library, f"kssm_{name}").value = address
+    openblas = _load(str(_wheel_library()), ctypes.RTLD_LOCAL)
+    gemms = {name: getattr(openblas, f"scipy_cblas_{name}") for name in GEMMS}
+    # Last, when nothing can fail any more: mlx would call a forwarding function without an address.
+    forwarding = _forwarding_library()
+    for name, gemm in gemms.items():
+        ctypes.c_void_p.in_dll(forwarding, f"kssm_{name}").value = ctypes.cast(gemm, ctypes.c_void_p).value
     return Blas(_describe(openblas, "scipy_"), "wheel scipy-openblas32", "", True)
 
 
-def _wheel_library() -> Path | None:
+def _wheel_library() -> Path:
     # Found, not imported: importing the package loads the library with global symbols.
     from importlib.util import find_spec
 
     spec = find_spec("scipy_openblas32")
-    folders = spec.submodule_search_locations if spec else None
-    return next((p for f in folders or () for p in Path(f).glob("lib/libscipy_openblas*.so")), None)
+    for folder in spec.submodule_search_locations if spec else ():
+        for path in Path(folder).glob("lib/libscipy_openblas*.so"):
+            return path
+    raise RuntimeError("no libopenblas.so.0 and no scipy-openblas32; pip install scipy-openblas32")
 
 
 def _load(name: str, mode: int) -> ctypes.CDLL:
@@ -133,9 +135,8 @@ def _load(name: str, mode: int) -> ctypes.CDLL:
 
 def physical_cores() -> int:
     """Cores this process may use, hyperthreads counted once: two of them share one vector unit."""
-    allowed = os.sched_getaffinity(0)
     cores = set()
-    for cpu in allowed:
+    for cpu in os.sched_getaffinity(0):
         try:
             cores.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
         except OSError:
@@ -150,24 +151,18 @@ def _describe(openblas: ctypes.CDLL, prefix: str = "") -> str:
     return " ".join([*config().decode().split()[:2], core().decode()])
 
 
-def _address(function) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value
-
-
-def _forwarding_library() -> Path:
-    """The compiled `SOURCE`, from the cache or fresh.
-
-    Raises:
-        OSError, RuntimeError: the cache folder or the compiler cannot be used; the message says what to do.
-    """
+def _forwarding_library() -> ctypes.CDLL:
+    """The compiled `SOURCE`, from the cache or fresh, with global symbols."""
     import hashlib
 
-    folder = _private_folder()
     digest = hashlib.sha256(f"{os.uname().machine}\n{SOURCE}".encode()).hexdigest()[:16]
-    library = folder / f"gemm-{digest}.so"
-    if not library.exists():
-        _compile(library)
-    return library
+    path = _private_folder() / f"gemm-{digest}.so"
+    if not path.exists():
+        _compile(path)
+    try:
+        return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise RuntimeError(f"{error}; delete that file") from None
 
 
 def _private_folder() -> Path:
@@ -198,5 +193,6 @@ def _compile(library: Path) -> None:
         command = ["g++", "-O2", "-fPIC", "-shared", "-o", str(result), str(source)]
         run = subprocess.run(command, capture_output=True, text=True, timeout=60)
         if run.returncode != 0:
-            raise RuntimeError(f"g++ failed ({run.stderr.strip().splitlines()[:1]}); check the compiler")
+            reason = next(iter(run.stderr.strip().splitlines()), f"exit code {run.returncode}")
+            raise RuntimeError(f"g++ failed ({reason}); try it by hand")
         os.replace(result, library)

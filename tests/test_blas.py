@@ -1,0 +1,196 @@
+"""The fast BLAS: it wins, it is right, it can be refused, and what goes wrong is told and never raised."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kssm_mlx import _blas
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate")
+
+REPORT = """
+import json, sys, time
+{before}
+import kssm_mlx
+from kssm_mlx import _blas
+import mlx.core as mx
+import numpy as np
+
+def rate(n=512):
+    a = mx.random.normal((n, n), key=mx.random.key(0))
+    times = []
+    for _ in range(4):
+        start = time.perf_counter(); mx.eval(a @ a); times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times[1:]) / 1e9
+
+def error(kind):
+    r = np.random.default_rng(0)
+    a, b = (r.standard_normal(s) + (1j * r.standard_normal(s) if "complex" in kind else 0) for s in ((65, 129), (129, 33)))
+    with mx.stream(mx.cpu):
+        got = mx.array(a.astype(kind), getattr(mx, kind)) @ mx.array(b.astype(kind), getattr(mx, kind))
+        got_t = mx.array(b.T.astype(kind), getattr(mx, kind)) @ mx.array(a.T.astype(kind), getattr(mx, kind))
+        mx.eval(got, got_t)
+    return float(max(abs(np.array(got) - a @ b).max(), abs(np.array(got_t).T - a @ b).max()))
+
+s = _blas.status()
+print(json.dumps({{"library": s.library, "how": s.how, "why": s.why, "fast": s.fast, "rate": rate(),
+                  "errors": {{k: error(k) for k in ("float32", "float64", "complex64")}}}}))
+"""  # noqa: E501
+
+
+def report(before: str = "", **environment: str) -> dict:
+    """What a fresh process says about its BLAS, with `environment` changed and `before` run first."""
+    run = subprocess.run(
+        [sys.executable, "-c", REPORT.format(before=before)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[1],
+        check=True,
+    )
+    return json.loads(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> dict:
+    return report(KSSM_BLAS="off")
+
+
+@pytest.fixture
+def without_system_library(monkeypatch):
+    monkeypatch.setattr(_blas, "_system", lambda: None)
+    monkeypatch.setattr(_blas, "_status", _blas.status())
+    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k != "mlx.core"})
+
+
+def test_faster_and_right(bundled):
+    fast = report()
+    assert fast["fast"] and fast["library"].startswith("OpenBLAS")
+    assert fast["rate"] > 3 * bundled["rate"]
+    for r in (fast, bundled):
+        assert r["errors"]["float32"] < 1e-4
+        assert r["errors"]["complex64"] < 1e-4
+        assert r["errors"]["float64"] < 1e-12
+
+
+def test_opt_out(bundled):
+    assert not bundled["fast"]
+    assert "KSSM_BLAS=off" in bundled["why"]
+
+
+def test_too_late_is_told():
+    late = report(before="import mlx.core")
+    assert not late["fast"]
+    assert "too late: mlx was imported before kssm_mlx" in late["why"]
+
+
+def test_the_wheel_is_compiled_once_into_a_private_folder(tmp_path, without_system_library, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _blas.prefer_fast_blas()
+    assert _blas.status().fast, _blas.status()
+    assert "scipy-openblas32" in _blas.status().how
+    (library,) = (tmp_path / "kssm-mlx").iterdir()  # no leftovers of the compilation
+    assert stat.S_IMODE((tmp_path / "kssm-mlx").stat().st_mode) == 0o700
+    monkeypatch.setenv("PATH", "")  # a second process needs no compiler
+    before = library.stat().st_mtime_ns
+    _blas.prefer_fast_blas()
+    assert _blas.status().fast
+    assert library.stat().st_mtime_ns == before
+
+
+def test_processes_may_compile_at_once(tmp_path):
+    command = [sys.executable, "-c", "from kssm_mlx import _blas; print(_blas._forwarding_library()._name)"]
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    runs = [
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+        for _ in range(4)
+    ]
+    paths = {run.communicate()[0].strip() for run in runs}
+    assert [run.returncode for run in runs] == [0] * 4
+    assert [str(p) for p in (tmp_path / "kssm-mlx").iterdir()] == list(paths)
+
+
+@pytest.mark.parametrize(
+    "script, reason",
+    [
+        (None, "g++ is missing; install it"),
+        ("#!/bin/sh\necho no such flag >&2\nexit 1\n", "g++ failed (no such flag)"),
+    ],
+)
+def test_no_compiler_means_the_bundled_library(tmp_path, without_system_library, monkeypatch, script, reason):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    if script:
+        (tools / "g++").write_text(script)
+        (tools / "g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _blas.prefer_fast_blas()
+    assert not _blas.status().fast
+    assert reason in _blas.status().why
+    assert list((tmp_path / "cache" / "kssm-mlx").iterdir()) == []
+
+
+def test_a_folder_others_can_write_to_is_refused(tmp_path, without_system_library, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "kssm-mlx").mkdir()
+    (tmp_path / "kssm-mlx").chmod(0o777)
+    _blas.prefer_fast_blas()
+    assert "writable only by you" in _blas.status().why
+
+
+def test_an_impossible_folder_is_told(tmp_path, without_system_library, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    _blas.prefer_fast_blas()
+    assert "set XDG_CACHE_HOME" in _blas.status().why
+
+
+def test_a_damaged_library_is_told(tmp_path, without_system_library, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = Path(_blas._forwarding_library()._name)
+    library.unlink()  # it is mapped into this process: never write into it
+    library.write_bytes(b"not a library")
+    _blas.prefer_fast_blas()
+    assert not _blas.status().fast
+    assert "delete that file" in _blas.status().why
+
+
+def test_without_either_library(without_system_library, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    _blas.prefer_fast_blas()
+    assert "pip install scipy-openblas32" in _blas.status().why
+
+
+def test_surprises_are_told_and_not_raised(without_system_library, monkeypatch):
+    monkeypatch.setattr(_blas, "_wheel_library", lambda: 1 / 0)
+    _blas.prefer_fast_blas()
+    assert "ZeroDivisionError" in _blas.status().why
+
+
+def test_the_environment_is_left_alone(monkeypatch):
+    for name in _blas.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    seen = []
+    monkeypatch.setattr(_blas.ctypes, "CDLL", lambda *a: seen.append(os.environ["OPENBLAS_NUM_THREADS"]))
+    _blas._load("any", 0)
+    assert seen == [str(_blas.physical_cores())]
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(_blas.ctypes, "CDLL", lambda *a: seen.append("OPENBLAS_NUM_THREADS" in os.environ))
+    _blas._load("any", 0)
+    assert seen[1] is False
+
+
+def test_hyperthreads_count_once(monkeypatch):
+    siblings = {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: siblings.keys())
+    monkeypatch.setattr(Path, "read_text", lambda self: siblings[int(self.parts[5].removeprefix("cpu"))])
+    assert _blas.physical_cores() == 2
