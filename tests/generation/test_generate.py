@@ -5,12 +5,12 @@ import inspect
 import mlx.core as mx
 import numpy as np
 import pytest
-from generation_fakes import Growing, TinyRecurrent, endless
 
 from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer
 from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
 from kssm_mlx.generation import generate, stream
 from kssm_mlx.generation.decode import prefill
+from tests.generation.generation_fakes import Counting, Growing, endless
 
 PROMPTS = ["a", "the longest prompt of them all", "middle one"]
 SETTINGS = {
@@ -21,7 +21,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def model():
-    return TinyRecurrent()
+    return Counting()
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -72,15 +72,18 @@ def test_logprobs_are_the_models_own(model):
 
 def test_prefill_in_chunks_equals_prefill_at_once_and_bounds_the_call():
     rows = [np.arange(n, dtype=np.int32) % 256 for n in (0, 5, 64, 65, 150)]
-    whole, cut = TinyRecurrent(), TinyRecurrent()
-    a = prefill(whole, whole.make_cache(), rows, chunk=1000)[0][0]
-    b = prefill(cut, cut.make_cache(), rows, chunk=32)[0][0]
-    np.testing.assert_array_equal(np.array(a), np.array(b))
-    assert (whole.longest, cut.longest) == (150, 32)
+    model = Counting()
+    caches = {}
+    for chunk in (32, 1000):
+        model.longest = 0
+        caches[chunk] = prefill(model, model.make_cache(), rows, chunk)
+        assert model.longest == min(chunk, 150)
+    for cut, whole in zip(*caches.values()):
+        np.testing.assert_allclose(np.array(cut[0]), np.array(whole[0]), atol=1e-6)
 
 
 def test_decoding_compiles_once_and_a_growing_cache_not_at_all():
-    steady, growing = TinyRecurrent(), Growing()
+    steady, growing = Counting(), Growing()
     generate(steady, endless(), "abc", max_tokens=50)
     generate(growing, endless(), "abc", max_tokens=50)
     assert steady.calls <= 4  # prefill, one eager step, the trace
@@ -108,7 +111,7 @@ def test_an_empty_prompt_starts_from_the_separator_or_asks_for_one(model):
     (empty,) = generate(model, ByteTokenizer(), "", max_tokens=10)
     (explicit,) = generate(model, ByteTokenizer(), "\0", max_tokens=10)
     assert empty.ids == explicit.ids
-    with pytest.raises(ConfigError, match="empty prompt needs a document separator"):
+    with pytest.raises(ConfigError, match="empty prompt starts from the document separator"):
         generate(model, endless(), "", max_tokens=10)
 
 
@@ -122,7 +125,7 @@ def test_bad_requests_are_refused_in_words(model):
     with pytest.raises(ConfigError, match="without a tokenizer"):
         generate(model, None, "x")
     with pytest.raises(DataError, match="token 122, the model's vocabulary ends at 99"):
-        generate(TinyRecurrent(vocab_size=100), ByteTokenizer(), "z")
+        generate(Counting(vocab_size=100), ByteTokenizer(), "z")
 
 
 def test_a_state_of_another_tokenizer_or_another_count_is_refused(model):

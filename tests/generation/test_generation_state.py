@@ -3,11 +3,11 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from generation_fakes import TinyRecurrent, endless
 
 from kssm_mlx.data.tokenizers import ByteTokenizer
 from kssm_mlx.errors import CheckpointError, WeightMismatch
 from kssm_mlx.generation import generate, load_state, save_state, stack
+from tests.generation.generation_fakes import Counting, endless
 
 SETTINGS = {
     "greedy": {"repetition_penalty": 1.4, "repetition_window": 9},
@@ -18,7 +18,7 @@ WEIGHTS = "a" * 64
 
 @pytest.fixture(scope="module")
 def model():
-    return TinyRecurrent()
+    return Counting()
 
 
 def through_a_file(state, folder):
