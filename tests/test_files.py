@@ -1,0 +1,103 @@
+"""Atomic files and digests: the old content or the new, and names that depend on content only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from kssm_mlx import digest, files
+
+
+def test_replace_writes_text_and_bytes(tmp_path):
+    path = tmp_path / "a.json"
+    files.replace(path, "grüße")
+    assert path.read_text(encoding="utf-8") == "grüße"
+    files.replace(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failed_replace_leaves_the_old_content(tmp_path, monkeypatch, broken):
+    path = tmp_path / "a"
+    files.replace(path, "old")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        files.replace(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replace_gives_a_new_file(tmp_path):
+    # mlx reads loaded arrays later, through the open file: overwriting in place would change them.
+    path = tmp_path / "a"
+    files.replace(path, "old")
+    with open(path) as held:
+        files.replace(path, "new")
+        assert held.read() == "old"
+    assert path.read_text() == "new"
+
+
+def test_replace_synchronises_before_the_rename(tmp_path, monkeypatch):
+    order = []
+    fsync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), rename(a, b)))
+    monkeypatch.setattr(files.sys, "platform", "linux")
+    files.replace(tmp_path / "a", "x")
+    assert order == ["fsync", "rename", "fsync"]  # the file, its name, the folder
+
+
+def test_tensor_digest_is_the_documented_hash():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    expected = hashlib.sha256(b"float32|2,3|" + array.tobytes()).hexdigest()
+    assert digest.tensor_digest(array) == expected
+    assert digest.tensor_digest(mx.array(array)) == expected
+
+
+def test_tensor_digest_ignores_layout_and_byte_order():
+    array = np.arange(12, dtype=np.int32).reshape(3, 4)
+    expected = digest.tensor_digest(array)
+    assert digest.tensor_digest(np.asfortranarray(array)) == expected
+    assert digest.tensor_digest(array.astype(">i4")) == expected
+    assert digest.tensor_digest(mx.array(array.T.copy()).T) == expected
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16, mx.uint8, mx.int32, mx.bool_])
+def test_tensor_digest_sees_one_bit(dtype):
+    a = mx.array([[0, 1], [1, 0]]).astype(dtype)
+    b = mx.array([[0, 1], [1, 1]]).astype(dtype)
+    assert digest.tensor_digest(a) != digest.tensor_digest(b)
+    assert digest.tensor_digest(a) == digest.tensor_digest(mx.array(a))
+
+
+def test_tensor_digest_sees_shape_and_dtype():
+    zeros = [
+        mx.zeros(4),
+        mx.zeros((2, 2)),
+        mx.zeros(4, mx.int32),
+        mx.zeros(8, mx.float16),
+        mx.zeros(8, mx.bfloat16),
+    ]
+    assert len({digest.tensor_digest(z) for z in zeros}) == len(zeros)
+
+
+def test_root_digest_ignores_order_and_sees_names():
+    root = digest.root_digest({"a": "1", "b": "2"})
+    assert digest.root_digest({"b": "2", "a": "1"}) == root
+    assert digest.root_digest({"a": "2", "b": "1"}) != root
+    assert digest.root_digest({"a": "1"}) != root
+
+
+def test_file_digest(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"kuramoto" * 100_000)
+    assert digest.file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
