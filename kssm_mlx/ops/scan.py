@@ -1,0 +1,128 @@
+"""The linear recurrence h_t = a_t h_{t-1} + b_t, which Mamba, SSD and RWKV-4 share, and its matrix form.
+
+MLX has no scan, and the backward pass of a plain loop over T zero-fills T slices, O(T²). Here the loop is short
+(everything that does not depend on the state is computed before it, for all tokens at once) and the gradient is
+the same recurrence run backwards, so nothing is ever differentiated through a slice. Time is the first axis.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def linear_scan_reference(a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
+    """h_t = a_t h_{t-1} + b_t as on paper. Shapes: a, b [T, ...]; h0 [...] -> h [T, ...]."""
+    h, states = h0, []
+    for t in range(b.shape[0]):
+        h = a[t] * h + b[t]
+        states.append(h)
+    return mx.stack(states)
+
+
+@mx.custom_function
+def linear_scan(a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
+    """All states of h_t = a_t h_{t-1} + b_t, with a gradient that costs one more scan.
+
+    a_t = 0 forgets everything before t (a reset); a_t = 1, b_t = 0 leaves the state alone (padding).
+
+    Shapes: a, b [T, ...]; h0 [...]; all of the same trailing shape. Returns h [T, ...].
+    """
+    return linear_scan_reference(a, b, h0)
+
+
+@linear_scan.vjp
+def _(primals, cotangent, h):
+    a, b, h0 = primals
+    adjoint = linear_scan(_after(a)[::-1], cotangent[::-1], mx.zeros_like(h0))[::-1]
+    return adjoint * before(h, h0), adjoint, a[0] * adjoint[0]
+
+
+@mx.custom_function
+def matrix_scan(P: mx.array, Q: mx.array, S0: mx.array) -> mx.array:
+    """All states of S_t = S_{t-1} P_t + Q_t, with a gradient that costs one more scan.
+
+    Shapes: P [T, ..., K, K]; Q [T, ..., V, K]; S0 [..., V, K]. Returns S [T, ..., V, K].
+    """
+    S, states = S0, []
+    for t in range(Q.shape[0]):
+        S = S @ P[t] + Q[t]
+        states.append(S)
+    return mx.stack(states)
+
+
+@matrix_scan.vjp
+def _(primals, cotangent, S):
+    P, Q, S0 = primals
+    transposed = P.swapaxes(-1, -2)
+    adjoint = matrix_scan(_after(transposed)[::-1], cotangent[::-1], mx.zeros_like(S0))[::-1]
+    return before(S, S0).swapaxes(-1, -2) @ adjoint, adjoint, adjoint[0] @ transposed[0]
+
+
+def max_plus_scan(w: mx.array, k: mx.array, m0: mx.array) -> mx.array:
+    """All states of m_t = max(m_{t-1} + w_t, k_t), a stabiliser: no gradient. Shapes: w, k [T, ...]; m0 [...]."""
+    w, k, m = map(mx.stop_gradient, (w, k, m0))
+    states = []
+    for t in range(k.shape[0]):
+        m = mx.maximum(m + w[t], k[t])
+        states.append(m)
+    return mx.stack(states)
+
+
+def before(h: mx.array, h0: mx.array) -> mx.array:
+    """The state that each step starts from: h0, h_1, ..., h_{T-1}. Shapes: h [T, ...]; h0 [...]."""
+    return mx.concatenate([h0[None], h[:-1]])
+
+
+def _after(a: mx.array) -> mx.array:
+    """The factor that each step is multiplied by next: a_2, ..., a_T, 0."""
+    return mx.concatenate([a[1:], mx.zeros_like(a[:1])])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What every recurrence here does with its arguments.
+
+
+def at_least_float32(*arrays: mx.array) -> list[mx.array]:
+    """States and decays live in fp32 whatever the weights' dtype; float64 passes, for gradient checks."""
+    return [x if x.dtype == mx.float64 else x.astype(mx.float32) for x in arrays]
+
+
+def inside(lengths: mx.array, T: int) -> mx.array:
+    """True where a right-padded row still has tokens. Shapes: lengths [B] -> [B, T]."""
+    return mx.arange(T) < lengths[:, None]
+
+
+def begins(resets: mx.array, lengths: mx.array | None) -> mx.array:
+    """`resets` without those in the padding, where nothing happens. Shapes: [B, T] bool."""
+    return resets if lengths is None else resets & inside(lengths, resets.shape[1])
+
+
+def in_chunks(x: mx.array, L: int) -> mx.array:
+    """Cut time into chunks of L, the last one padded with zeros. Shapes: [B, T, ...] -> [C, B, ..., L, ...].
+
+    Heads come before time, ready for matmuls: [B, T] -> [C, B, 1, L] and [B, T, H, ...] -> [C, B, H, L, ...].
+    """
+    B, T = x.shape[:2]
+    x = mx.pad(x, [(0, 0), (0, -T % L)] + [(0, 0)] * (x.ndim - 2))
+    x = x.reshape(B, -1, L, *(x.shape[2:] or (1,)))
+    return x.transpose(1, 0, 3, 2, *range(4, x.ndim))
+
+
+def from_chunks(y: mx.array, T: int) -> mx.array:
+    """The inverse of `in_chunks` for T tokens. Shapes: [C, B, H, L, ...] -> [B, T, H, ...]."""
+    y = y.transpose(1, 0, 3, 2, *range(4, y.ndim))
+    return y.reshape(y.shape[0], -1, *y.shape[3:])[:, :T]
+
+
+def documents(resets: mx.array | None, L: int) -> tuple[mx.array, mx.array | bool, mx.array | bool]:
+    """What resets cut inside chunks of L tokens. Shapes: resets [..., L] bool.
+
+    Returns causal [..., L, L], True where source j <= i is of the document of i; entered [..., L], True where the
+    state that enters the chunk is still there; leaves [..., L], True for tokens of the document that leaves it.
+    """
+    causal = mx.arange(L)[:, None] >= mx.arange(L)
+    if resets is None:
+        return causal, mx.array(True), mx.array(True)
+    number = mx.cumsum(resets.astype(mx.int32), axis=-1)
+    same = number[..., :, None] == number[..., None, :]
+    return same & causal, number == 0, number == number[..., -1:]

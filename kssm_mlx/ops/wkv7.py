@@ -1,0 +1,126 @@
+"""The WKV of RWKV-7: a matrix state per head under the generalised delta rule.
+
+    S_t = S_{t-1} (diag(w_t) + a_t b_tᵀ) + v_t k_tᵀ,    y_t = S_t r_t      (S [V, K] per head, 0 < w < 1)
+
+In a chunk the decay is divided out: with W_t = w_1 ... w_t and Ŝ_t = S_t diag(1/W_t) the recurrence is a plain delta
+rule, Ŝ_t = Ŝ_{t-1} + u_t b̂_tᵀ + v_t k̂_tᵀ with u_t = Ŝ_{t-1} â_t, which is one triangular system for all u of the chunk.
+
+Source: Peng et al. 2025, "RWKV-7 Goose", equations 17-19; Yang et al. 2024, "Parallelizing linear transformers
+with the delta rule", section 3 (the UT transform).
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from kssm_mlx.ops.scan import (
+    at_least_float32,
+    before,
+    begins,
+    documents,
+    from_chunks,
+    in_chunks,
+    inside,
+    matrix_scan,
+)
+
+
+def wkv7_reference(r, log_w, k, v, a, b, state=None, *, resets=None, lengths=None):
+    """The recurrence as on paper. Shapes as in `wkv7`."""
+    r, log_w, k, v, a, b = at_least_float32(r, log_w, k, v, a, b)
+    B, T, H, K = r.shape
+    S = mx.zeros((B, H, v.shape[-1], K), r.dtype) if state is None else state
+    y = []
+    for t in range(T):
+        start = S if resets is None else mx.where(resets[:, t, None, None, None], 0, S)
+        rows = [x[:, t, :, None, :] for x in (mx.exp(log_w), k, b)]
+        columns = [x[:, t, :, :, None] for x in (r, v, a)]
+        (w_t, k_t, b_t), (r_t, v_t, a_t) = rows, columns
+        new = start * w_t + (start @ a_t) @ b_t + v_t @ k_t
+        S = new if lengths is None else mx.where((t < lengths)[:, None, None, None], new, S)
+        y.append((new @ r_t).squeeze(-1))
+    return mx.stack(y, axis=1), S
+
+
+def wkv7(
+    r: mx.array,
+    log_w: mx.array,
+    k: mx.array,
+    v: mx.array,
+    a: mx.array,
+    b: mx.array,
+    state: mx.array | None = None,
+    *,
+    resets: mx.array | None = None,
+    lengths: mx.array | None = None,
+    chunk: int = 16,
+) -> tuple[mx.array, mx.array]:
+    """The chunked form: all chunks side by side, then one matrix recurrence from chunk to chunk.
+
+    chunk: 1/W reaches e^{0.6065 chunk} in RWKV-7, whose log_w > -0.6065: 16 is far from overflow, 64 still safe.
+
+    Shapes: r, log_w, k, a, b [B, T, H, K]; v [B, T, H, V]; log_w < 0; state [B, H, V, K], zeros when None;
+        resets [B, T] bool; lengths [B] int. Returns y [B, T, H, V] and the state [B, H, V, K], both fp32.
+    """
+    r, log_w, k, v, a, b = at_least_float32(r, log_w, k, v, a, b)
+    B, T, H, K = r.shape
+    L = min(chunk, T)
+    if lengths is not None:
+        valid = inside(lengths, T)[..., None, None]
+        log_w, k, b = (mx.where(valid, x, 0) for x in (log_w, k, b))
+    if resets is not None:
+        resets = in_chunks(begins(resets, lengths), L)
+    causal, entered, leaves = (m[..., None] for m in documents(resets, L))
+    causal, strictly = causal[..., 0], causal[..., 0] & ~mx.eye(L, dtype=mx.bool_)
+    r, log_w, k, v, a, b = (in_chunks(x, L) for x in (r, log_w, k, v, a, b))
+
+    # Decays relative to the start of the chunk: targets carry W, sources 1/W, the end W_L/W.
+    log_W = mx.cumsum(log_w, axis=-2)
+    r, a = r * mx.exp(log_W), a * mx.exp(log_W - log_w)
+    b_in, k_in = b * mx.exp(-log_W), k * mx.exp(-log_W)
+    to_end = mx.where(leaves, mx.exp(log_W[..., -1:, :] - log_W), 0)
+    b_end, k_end = b * to_end, k * to_end
+    r0, a0 = mx.where(entered, r, 0), mx.where(entered, a, 0)
+
+    # u = solve (a0 S0ᵀ + M_ak v): the part that needs the entering state, and the part that does not.
+    solve = unit_lower_inverse(mx.where(strictly, a @ _T(b_in), 0))
+    u_state, u_own = solve @ a0, solve @ (mx.where(strictly, a @ _T(k_in), 0) @ v)
+    carry = _T(u_state) @ b_end + _diagonal(mx.where(entered, mx.exp(log_W), 0)[..., -1, :])
+    added = _T(u_own) @ b_end + _T(v) @ k_end
+    S0 = mx.zeros((B, H, v.shape[-1], K), r.dtype) if state is None else state.astype(r.dtype)
+    S = matrix_scan(carry, added, S0)
+
+    M_rb, M_rk = mx.where(causal, r @ _T(b_in), 0), mx.where(causal, r @ _T(k_in), 0)
+    y = (r0 + M_rb @ u_state) @ _T(before(S, S0)) + M_rb @ u_own + M_rk @ v
+    return from_chunks(y, T), S[-1]
+
+
+@mx.custom_function
+def unit_lower_inverse(M: mx.array) -> mx.array:
+    """(I - M)^-1 of strictly lower triangular M, by doubling the size of inverted diagonal blocks.
+
+    A power series would do in fewer lines, but for repeated keys its terms cancel and lose four digits.
+
+    Shapes: [..., L, L].
+    """
+    L = M.shape[-1]
+    if L == 1:
+        return mx.ones_like(M)
+    h = L // 2
+    upper, lower = unit_lower_inverse(M[..., :h, :h]), unit_lower_inverse(M[..., h:, h:])
+    corner = lower @ M[..., h:, :h] @ upper
+    top = mx.concatenate([upper, mx.zeros((*M.shape[:-2], h, L - h), M.dtype)], axis=-1)
+    return mx.concatenate([top, mx.concatenate([corner, lower], axis=-1)], axis=-2)
+
+
+@unit_lower_inverse.vjp
+def _(primals, cotangent, X):
+    return _T(X) @ cotangent @ _T(X)
+
+
+def _T(x: mx.array) -> mx.array:
+    return x.swapaxes(-1, -2)
+
+
+def _diagonal(x: mx.array) -> mx.array:
+    return x[..., None] * mx.eye(x.shape[-1], dtype=x.dtype)
