@@ -1,0 +1,46 @@
+# Two commands after `git clone`: `make run` and `make test`. Needs python >= 3.11, make and (Linux) g++.
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/default
+WORKERS ?= 2
+# The first python that is new enough and can make a virtual environment; PYTHON=... overrides.
+PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed ## train the default recipe, verified before and after; again: resume, or just report
+	@$(BIN)/kssm train default --out $(RUN) $(if $(wildcard $(RUN)/checkpoints/LATEST),--resume)
+	@$(BIN)/kssm report $(RUN)
+
+test: $(VENV)/.installed ## the tests, under 10 minutes on 2 cores
+	@$(BIN)/pytest -n $(WORKERS)
+
+test-all: $(VENV)/.installed ## the slow tests too
+	@$(BIN)/pytest -n $(WORKERS) -m "not network"
+
+lint: $(VENV)/.installed ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean: ## remove what make made, except runs/
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@for p in $(PYTHONS); do \
+	  if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$p"; exec $$p -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "no python >= 3.11 with venv among: $(PYTHONS); install one or say make PYTHON=/path/to/python" >&2; exit 1
+
+# The stamp is newer than pyproject.toml exactly when everything it asks for is installed.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing kssm-mlx and what it needs into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
