@@ -101,7 +101,7 @@ def hold_leaf(lam: Array, h: Array, tau: Array, kappa: float = 1.0) -> Disc:
 def log_memory(r_before: Array, r_after: Array, gamma_tau: Array) -> Array:
     """ln |dz_t / dz_{t-1}| of one kick step (kappa = 1), from order parameters alone.
 
-    Truth: the field acts by isometries of the hyperbolic disc and cancels: memory depends on R and gamma only,
+    Truth: the field acts by isometries of the hyperbolic disc and cancels: memory depends on R and gamma,
     |dz_t/dz_{t-1}| = |a| (1 - R_t^2) / (1 - |a|^2 R_{t-1}^2), |a| = exp(-gamma tau).
     """
     xp = _namespace(r_after)
