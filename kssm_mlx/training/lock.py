@@ -1,9 +1,9 @@
 """One run, one folder: a lock file that names its holder and that a dead holder cannot keep.
 
 The file is created with O_EXCL and holds the process id, when that process started and the host. A process
-id alone is not an identity, because ids are reused; with the start time it is. Judging and taking over a stale
-lock are two steps, so both happen under a kernel lock that vanishes with its process: among any number of
-processes that find the same stale lock, exactly one gets it.
+id alone is not an identity, because ids are reused; with the start time it is. Judging a stale lock and
+taking it over are two steps, so both happen under a kernel lock that vanishes with its process: among any
+number of processes that find the same stale lock, exactly one gets it.
 
 Source: liminal.md C39 (the precursors checked, then wrote, and took "permission denied" for "dead").
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kssm_mlx.errors import CheckpointError
+from kssm_mlx.training.disk import writing
 
 NAME = "run.lock"
 
@@ -78,13 +79,9 @@ def hold(folder: str | Path) -> Iterator[Path]:
     Raises: CheckpointError if another run holds it, naming the holder and what to do.
     """
     path = Path(folder) / NAME
-    try:
+    with writing(NAME, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(path)
-    except OSError as e:
-        raise CheckpointError(
-            f"cannot lock the run folder {folder}: {e.strerror}; choose a folder that you may write to"
-        ) from None
     try:
         yield path
     finally:
@@ -130,5 +127,5 @@ def _refuse_if_held(path: Path) -> None:
         )
     if alive(owner.pid) and start_time(owner.pid) in (owner.start, ""):
         raise CheckpointError(
-            f"{path.parent} is in use by {who}, which is running; wait for it, end it, or choose another folder"
+            f"{path.parent} is in use by {who}, which is running; wait for it or choose another folder"
         )

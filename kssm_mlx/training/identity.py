@@ -1,0 +1,107 @@
+"""What a run is, apart from its state: whoever continues one must mean the same run.
+
+`of` goes into every checkpoint. On resume `changes` names what differs now, key by key, and refuses it
+unless it was allowed; another tokenizer is refused always, because the ids would mean other text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict
+from typing import Any
+
+import mlx.core as mx
+
+from kssm_mlx import __version__
+from kssm_mlx import environment as facts
+from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.state import TrainState, flatten
+
+
+def of(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
+    """The recipe (but for [about], which is words), the model's configuration, the data and the tokenizer."""
+    config = {
+        **recipe.model_dump(exclude={"about"}),
+        "configuration": asdict(model.args),
+        "files": {name: entry["sha256"] for name, entry in data.index["files"].items()},
+    }
+    config = _dotted(config)
+    return {
+        "config": config,
+        "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "tokenizer": {"digest": data.tokenizer.digest, "vocab_size": data.vocab_size},
+    }
+
+
+def changes(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[str]:
+    """One phrase per difference between two identities.
+
+    Raises: CheckpointError for another tokenizer; ConfigError for any difference unless `allow`.
+    """
+    if then["tokenizer"] != now["tokenizer"]:
+        raise CheckpointError(
+            f"the run was trained with {_tokenizer(then)}, the data now has {_tokenizer(now)}; "
+            "resume with the run's own tokenizer, or start a new run"
+        )
+    if then["config_hash"] == now["config_hash"]:
+        return []
+    found = differences(then["config"], now["config"])
+    if not allow:
+        raise ConfigError(
+            f"the recipe is not the one this run began with: {'; '.join(found)}; "
+            "put it back, or pass --allow-config-change"
+        )
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """What bitwise equality depends on besides the recipe."""
+    return {
+        "kssm_mlx": __version__,
+        "python": platform.python_version(),
+        "mlx": facts.packages().get("mlx"),
+        "device": facts.device()["type"],
+        "MLX_ENABLE_TF32": facts.tf32(),
+    }
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One phrase for each key whose values are not equal."""
+    keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
+    return [f"{k} was {then.get(k)!r}, is now {now.get(k)!r}" for k in keys]
+
+
+def require_same_parameters(restored: TrainState, fresh: TrainState) -> None:
+    """Raises: CheckpointError when a checkpoint's parameters do not fit the model that is to go on."""
+    old, new = ({n: a.shape for n, a in flatten(s.params).items()} for s in (restored, fresh))
+    if differing := sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n)):
+        name = differing[0]
+        raise CheckpointError(
+            f"parameter {name} has shape {old.get(name)} in the checkpoint and {new.get(name)} in the model "
+            f"({len(differing)} differ); another model cannot continue this run: start a new one"
+        )
+
+
+def fits(carry: list | None, recipe: Recipe) -> bool:
+    """Whether a handed-off state belongs to the tracks this recipe reads."""
+    rows = {array.shape[0] for array in flatten(carry).values() if isinstance(array, mx.array)}
+    return recipe.train.hand_off and rows == {recipe.train.batch_size}
+
+
+def _tokenizer(of: dict[str, Any]) -> str:
+    tokenizer = of["tokenizer"]
+    return f"tokenizer {tokenizer['digest'][:12]} of {tokenizer['vocab_size']} tokens"
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"steps": 5}} -> {"train.steps": 5}, as it reads back from JSON."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_dotted(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = json.loads(json.dumps(value))
+    return flat

@@ -1,0 +1,282 @@
+"""The loop of training: the only place where a step meets files, clocks, signals and people.
+
+    per step        draw the batch of this cursor, take the step, write a row of metrics.jsonl
+    eval.every      score the held-out windows, sample, remember the best
+    save.every      write a checkpoint; also at the end, at a new best, and when a signal asks to stop
+
+A run that was killed and resumed is, bit for bit on a CPU, the run that was not: parameters, optimizer,
+batches, rows. What resuming did is told by rows of kind "event", and timings differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from rich.console import Console
+
+from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
+from kssm_mlx.errors import CheckFailed, CheckpointError
+from kssm_mlx.training import checkpoint, identity, lock
+from kssm_mlx.training.evaluation import make_evaluator
+from kssm_mlx.training.progress import Progress
+from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.rows import Rows, plain
+from kssm_mlx.training.signals import StopRequest, interrupted
+from kssm_mlx.training.state import TrainState, from_arrays, initial_state, to_arrays
+from kssm_mlx.training.step import make_step
+
+SKIPS_ALLOWED = 10  # updates refused in a row for a gradient that is not finite, before the run is given up
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What others do during a run; each may raise a KssmError to end it.
+
+    sample(model, key) -> rows for samples.jsonl, after each evaluation, the model holding the parameters of
+    that step; on_step(step, row), with the row just written; on_eval(step, state, row).
+    """
+
+    sample: Callable[[nn.Module, mx.array], list[Row]] | None = None
+    on_step: Callable[[int, Row], None] | None = None
+    on_eval: Callable[[int, TrainState, Row], None] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a run ended. `best` and `evaluation` (the last) are rows of kind "eval"; {} if there was none.
+
+    started_at: the step it was resumed from, 0 for a fresh start.
+    """
+
+    state: TrainState
+    step: int
+    best: Row
+    evaluation: Row
+    started_at: int
+
+    @property
+    def was_finished(self) -> bool:
+        """Nothing was left to do."""
+        return self.started_at == self.step
+
+
+def train_loop(
+    model: nn.Module,
+    recipe: Recipe,
+    data: Any,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    allow_config_change: bool = False,
+    hooks: Hooks = Hooks(),
+    console: Console | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Result:
+    """Train `model` on `data` until `recipe.train.steps`; it holds the final parameters afterwards.
+
+    Writes metrics.jsonl, samples.jsonl and checkpoints/ in `folder`, whose lock it takes unless this process
+    holds it already.
+
+    Raises: Interrupted after SIGINT or SIGTERM, with the state saved; CheckFailed when the gradient stays
+        not finite; CheckpointError, ConfigError, DataError in one line for what cannot be used or written.
+    """
+    _set_cache_limit()
+    held = contextlib.nullcontext() if lock.mine(folder) else lock.hold(folder)
+    progress = Progress(recipe.train.steps, console, clock)
+    with held, StopRequest() as stop, progress, contextlib.ExitStack() as open_files:
+        run = _Run(model, recipe, data, Path(folder), hooks, progress, clock)
+        run.begin(resume, allow_config_change)
+        run.open(open_files)
+        run.go(stop)
+    return Result(run.state, run.step, run.best, run.evaluation, run.started_at)
+
+
+class _Run:
+    """The loop's variables, and the moves between them."""
+
+    def __init__(self, model, recipe: Recipe, data, folder: Path, hooks: Hooks, progress: Progress, clock):
+        self.model, self.recipe, self.data, self.folder = model, recipe, data, folder
+        self.hooks, self.progress, self.clock = hooks, progress, clock
+        self.checkpoints = folder / "checkpoints"
+        self.identity = identity.of(model, recipe, data)
+        self.environment = identity.environment()
+        self.take_step, self.score = make_step(model, recipe.train), make_evaluator(model)
+        self.state = initial_state(model, recipe.train)
+        self.step = self.tokens = self.started_at = 0
+        self.best: Row = {}
+        self.evaluation: Row = {}
+        self.events: list[Row] = []
+
+    def begin(self, again: bool, allow_change: bool) -> None:
+        """Start from step 0 or, `again`, from the last good checkpoint."""
+        if not again and checkpoint.steps(self.checkpoints):
+            raise CheckpointError(
+                f"{self.folder} already holds a run; pass --resume to continue it, or choose another folder"
+            )
+        checkpoint.clean(self.checkpoints)
+        loaded = checkpoint.load_latest(self.checkpoints)
+        if loaded:
+            self._restore(loaded, allow_change)
+        elif again:
+            self._tell("resume", f"{self.folder} has no checkpoint yet: starting from step 0")
+
+    def _restore(self, loaded: checkpoint.Loaded, allow_change: bool) -> None:
+        """Become the run that wrote the checkpoint. Nothing on disk changes before everything is accepted."""
+        saved, fresh = loaded.snapshot, self.state
+        changed = identity.changes(saved.state["identity"], self.identity, allow=allow_change)
+        restored = from_arrays(saved.tensors["model"], saved.tensors["optimizer"])
+        identity.require_same_parameters(restored, fresh)
+        keeps_carry = identity.fits(restored.carry, self.recipe)
+        self.state = restored if keeps_carry else restored._replace(carry=None)
+        self.step = self.started_at = saved.step
+        self.tokens, self.best, self.evaluation = (saved.state[k] for k in ("tokens", "best", "evaluation"))
+        self._tell_restored(loaded, changed)
+        self._repair(loaded)
+
+    def _tell_restored(self, loaded: checkpoint.Loaded, changed: list[str]) -> None:
+        for reason in loaded.skipped.values():
+            self._tell("damaged", f"{reason}; falling back to {loaded.path.name}")
+        self._tell("resume", f"resuming {self.folder} after step {self.step} of {self.recipe.train.steps}")
+        for difference in changed:
+            self._tell("change", f"allowed change: {difference}")
+        for difference in identity.differences(loaded.snapshot.state["environment"], self.environment):
+            self._tell("change", f"{difference}: bitwise equality is not promised")
+
+    def _repair(self, loaded: checkpoint.Loaded) -> None:
+        """Set damaged checkpoints aside, and make LATEST and BEST name good ones."""
+        for path in loaded.skipped:
+            checkpoint.set_aside(path)
+        checkpoint.point(self.checkpoints, "LATEST", loaded.path)
+        best = checkpoint.steps(self.checkpoints).get(self.best.get("step"))
+        if best:
+            checkpoint.point(self.checkpoints, "BEST", best)
+
+    def open(self, stack: contextlib.ExitStack) -> None:
+        """Open the row files, cut back to where the run begins, and write what there is to tell."""
+        self.metrics = stack.enter_context(contextlib.closing(Rows(self.folder / "metrics.jsonl", self.step)))
+        self.samples = stack.enter_context(contextlib.closing(Rows(self.folder / "samples.jsonl", self.step)))
+        for event in self.events:
+            self.metrics.write(event)
+
+    def go(self, stop: StopRequest) -> None:
+        """Step until the recipe's last step or a signal."""
+        self.progress.begin(self.step)
+        if self.step >= self.recipe.train.steps:
+            self.progress.say(
+                f"{self.folder} is finished: {self.step} of {self.recipe.train.steps} steps are done. "
+                "To train longer, raise train.steps and pass --allow-config-change"
+            )
+        while self.step < self.recipe.train.steps:
+            self._advance()
+            improved = self._due(self.recipe.eval.every) and self._evaluate()
+            signal = stop.signal
+            if self._due(self.recipe.save.every) or improved or signal:
+                self._save(improved, pinned=signal.name if signal else "")
+            if signal:
+                raise interrupted(
+                    signal, f"saved after step {self.step}; continue {self.folder} with --resume"
+                )
+        self.model.update(self.state.params)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.recipe.train.steps
+
+    def _advance(self) -> None:
+        """One step and its row."""
+        began = self.clock()
+        tokens, resets = self._batch()
+        self.state, metrics = self.take_step(self.state, tokens, resets)
+        mx.eval(self.state, metrics)
+        self.step += 1
+        row = {"kind": "train", "step": self.step, **{name: plain(value) for name, value in metrics.items()}}
+        row["tokens_per_second"] = row["tokens"] / max(self.clock() - began, 1e-9)
+        self.tokens += row["tokens"]
+        self.metrics.write(row)
+        self.progress.step(row)
+        self._refuse_divergence(row)
+        if self.hooks.on_step:
+            self.hooks.on_step(self.step, row)
+
+    def _batch(self) -> tuple[mx.array, mx.array | None]:
+        """The batch of this step: a pure function of the recipe and the cursor."""
+        train, split = self.recipe.train, self.data.train
+        if train.hand_off:
+            tokens, resets = track_batch(split, self.step, train.batch_size, train.context)
+        else:
+            tokens, resets = random_batch(split, train.seed, self.step, train.batch_size, train.context)
+        return mx.array(tokens), None if resets is None else mx.array(resets)
+
+    def _refuse_divergence(self, row: Row) -> None:
+        if row["skips"] >= SKIPS_ALLOWED:
+            raise CheckFailed(
+                f"the gradient was not finite for {SKIPS_ALLOWED} steps in a row, up to step {self.step} "
+                f"(learning rate {row['lr']:.3g}); lower train.learning_rate or raise train.warmup"
+            )
+
+    def _evaluate(self) -> bool:
+        """Score, sample, tell; True for a new best. Training is not touched: the windows are fixed."""
+        began, train = self.clock(), self.recipe.train
+        windows = evaluation_windows(
+            self.data.validation, self.recipe.eval.tokens, train.context, train.batch_size
+        )
+        numbers = self.score(self.state.params, windows, self.data.bytes_per_token_validation)
+        numbers = {name: plain(value) for name, value in numbers.items()}
+        self.evaluation = {"kind": "eval", "step": self.step, **numbers}
+        improved = _better(self.evaluation, self.best)
+        self.best = self.evaluation if improved else self.best
+        self.metrics.write({**self.evaluation, "seconds": self.clock() - began})
+        self.progress.evaluation(self.evaluation)
+        self._sample()
+        if self.hooks.on_eval:
+            self.hooks.on_eval(self.step, self.state, self.evaluation)
+        return improved
+
+    def _sample(self) -> None:
+        if not self.hooks.sample:
+            return
+        self.model.update(self.state.params)
+        for row in self.hooks.sample(self.model, self.state.key):
+            self.samples.write({"step": self.step, **row})
+
+    def _save(self, best: bool, pinned: str) -> None:
+        for rows in (self.metrics, self.samples):
+            rows.sync()
+        model, rest = to_arrays(self.state)
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "cursor": self.state.cursor.item(),
+            "key": self.state.key.tolist(),
+            "best": self.best,
+            "evaluation": self.evaluation,
+            "identity": self.identity,
+            "environment": self.environment,
+        }
+        snapshot = checkpoint.Snapshot(self.step, {"model": model, "optimizer": rest}, state, pinned)
+        checkpoint.save(self.checkpoints, snapshot, keep=self.recipe.save.keep, best=best)
+
+    def _tell(self, event: str, message: str) -> None:
+        """Say it now, and write it as a row once metrics.jsonl is open."""
+        self.progress.say(message)
+        self.events.append({"kind": "event", "step": self.step, "event": event, "message": message})
+
+
+def _better(new: Row, best: Row) -> bool:
+    """Whether an evaluation has the lowest nats per token so far; one that is not finite never has."""
+    nats = new["nats_per_token"]
+    return nats is not None and (not best or nats < best["nats_per_token"])
+
+
+def _set_cache_limit() -> None:
+    """Let MLX keep freed buffers for the next step, but not the whole of a Mac's memory as it would."""
+    memory = mx.device_info().get("max_recommended_working_set_size", 4 << 30)
+    mx.set_cache_limit(memory // 4)
