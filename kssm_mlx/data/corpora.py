@@ -73,13 +73,13 @@ def without_repeats(documents: list[str], length: int = REPEAT) -> list[str]:
 
 def _new_paragraphs(text: str, seen: set[bytes], length: int) -> str:
     """The paragraphs of `text` with nothing in `seen`, to which their own passages are then added."""
-    body, own = b"", set()
+    body, gap, own = b"", b"", set()
     for paragraph in text.encode().split(b"\n\n"):
-        gap = b"\n\n" if body else b""
         joined = body[-(length - 1) :] + gap + paragraph  # with the passages that cross the gap
         passages = {joined[i : i + length] for i in range(len(joined) - length + 1)}
         if passages.isdisjoint(seen):
             body += gap + paragraph
+            gap = b"\n\n"
             own |= passages
     seen |= own
     return body.decode()

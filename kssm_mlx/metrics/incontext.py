@@ -44,12 +44,17 @@ def in_context(sequences: np.ndarray, vocab_size: int, scored: np.ndarray | None
     """Run every coder of ORDERS x STRIDES over each sequence by itself and keep the best.
 
     Shapes: sequences [B, L] ids; scored bool [B, L] or [L], places that count (default: all but the first).
-    Raises: DataError if no place is scored or a vocabulary of one token leaves nothing to predict.
+    Raises: DataError if an id is outside the vocabulary or there is nothing to predict: no scored place, or
+        a vocabulary of one token.
     Source: allostasis notes, learnability gate G2.
     """
     sequences = np.asarray(sequences, dtype=np.int64)
     _, L = sequences.shape
     places = np.broadcast_to(np.arange(L) > 0 if scored is None else scored, sequences.shape)
+    if sequences.min() < 0 or sequences.max() >= vocab_size:
+        raise DataError(
+            f"ids run from {sequences.min()} to {sequences.max()}; expected 0 to {vocab_size - 1}"
+        )
     if vocab_size < 2 or not places.any():
         raise DataError(
             f"vocabulary of {vocab_size} and {int(places.sum())} scored tokens leave nothing to predict; "

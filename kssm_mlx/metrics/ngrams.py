@@ -40,10 +40,10 @@ def ngram_ladder(
     also position_bigram, which knows the position modulo `period`: all a model can learn from its place.
 
     Shapes: train [N], validation [M], ids below vocab_size.
-    Raises: DataError for fewer than 3 tokens on either side.
+    Raises: DataError for fewer than 3 tokens on either side and for ids outside the vocabulary.
     Source: Witten, Bell 1991, method C.
     """
-    sides = [_ids(train, "training"), _ids(validation, "validation")]
+    sides = [_ids(train, "training", vocab_size), _ids(validation, "validation", vocab_size)]
 
     def rung(contexts: Callable[[np.ndarray], np.ndarray], lower: np.ndarray) -> np.ndarray:
         counted, asked = (_Sample(contexts(ids), ids[LONGEST:]) for ids in sides)
@@ -108,8 +108,11 @@ def _entropy(codes: np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _ids(ids: np.ndarray, name: str) -> np.ndarray:
+def _ids(ids: np.ndarray, name: str, vocab_size: int) -> np.ndarray:
+    """The ids as int64. One beyond the vocabulary would be counted as another bigram, so it is refused."""
     ids = np.asarray(ids, dtype=np.int64)
     if ids.size <= LONGEST:
         raise DataError(f"{ids.size} {name} tokens are too few for trigrams; give at least {LONGEST + 1}")
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise DataError(f"{name} tokens run from {ids.min()} to {ids.max()}; expected 0 to {vocab_size - 1}")
     return ids

@@ -1,0 +1,257 @@
+import errno
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from kssm_mlx import files
+from kssm_mlx.data import tokens
+from kssm_mlx.data.tokenizers import ByteTokenizer
+from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.errors import DataError
+
+
+@dataclass
+class Recipe:
+    source: str
+    tokenizer: str = "bytes"
+    split: str = "auto"
+    validation: float = 0.2
+    seed: int = 0
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A folder of 30 short documents and the recipe that names it."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(30):
+        (folder / f"{i:02d}.txt").write_text(f"document {i} says é {'again ' * (i % 5)}")
+    return Recipe(f"dir:{folder}")
+
+
+@pytest.fixture
+def data(texts, tmp_path):
+    return prepare(texts, tmp_path / "data")
+
+
+def documents(split, tokenizer):
+    bounds = [*split.starts.tolist(), split.ids.size]
+    return [tokenizer.decode(split.ids[a:b]) for a, b in pairwise(bounds)]
+
+
+def test_every_document_is_on_one_side_behind_its_separator(data, tmp_path):
+    train, validation = (documents(s, data.tokenizer) for s in (data.train, data.validation))
+    written = ["\0" + path.read_text() for path in (tmp_path / "texts").iterdir()]
+    assert sorted(train + validation) == sorted(written)
+    assert len(train) > len(validation) > 0
+
+
+def test_files_are_raw_little_endian_ids(data):
+    raw = (data.folder / "train.bin").read_bytes()
+    assert data.train.ids.dtype == np.dtype("<u2") and len(raw) == 2 * data.train.ids.size
+    assert raw[:4] == b"\0\0" + b"d\0"
+    assert isinstance(data.train.ids, np.memmap)
+
+
+def test_the_index_says_what_everything_was_made_from(data):
+    index = data.index
+    assert index["format"] == "kssm-tokens/1" and data.vocab_size == 256
+    assert index["corpus"]["documents"] == 30 and index["split"]["method"] == "documents"
+    assert index["tokenizer"]["digest"] == ByteTokenizer().digest
+    assert set(index["files"]) == {p.name for p in data.folder.iterdir()} - {"index.json"}
+    text = "".join(documents(data.validation, data.tokenizer)).replace("\0", "")
+    assert index["splits"]["validation"]["utf8_bytes"] == len(text.encode())
+    assert data.bytes_per_token_validation == len(text.encode()) / data.validation.ids.size
+
+
+def test_large_vocabularies_take_four_bytes(texts, tmp_path, monkeypatch):
+    class Wide(ByteTokenizer):
+        vocab_size = 70_000
+
+        def encode(self, text):
+            return super().encode(text) + 69_000
+
+    monkeypatch.setattr(tokens, "make_tokenizer", lambda *_: Wide())
+    data = prepare(texts, tmp_path / "wide")
+    assert data.train.ids.dtype == np.dtype("<u4") and data.train.ids.max() > 65_535
+
+
+def test_a_single_document_is_cut_where_it_is_90_percent(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("abcdefghij" * 100)
+    data = prepare(Recipe(f"file:{path}", "chars", validation=0.1), tmp_path / "data")
+    assert (data.train.ids.size, data.validation.ids.size) == (900, 100)
+    assert data.train.starts.tolist() == data.validation.starts.tolist() == [0]
+    assert data.tokenizer.decode(data.validation.ids) == "abcdefghij" * 10
+    assert data.bytes_per_token_validation == 1.0
+
+
+def test_the_same_recipe_gives_the_same_bytes(texts, data, tmp_path):
+    again = prepare(texts, tmp_path / "again")
+    assert again.index["files"] == data.index["files"]
+
+
+def test_files_are_reused_until_something_they_depend_on_changes(texts, data, tmp_path):
+    def written():
+        return (data.folder / "train.bin").stat().st_mtime_ns
+
+    before = written()
+    prepare(texts, data.folder)
+    assert written() == before
+    prepare(Recipe(texts.source, seed=1), data.folder)
+    after_seed = written()
+    assert after_seed != before
+    (tmp_path / "texts" / "00.txt").write_text("something else")
+    prepare(Recipe(texts.source, seed=1), data.folder)
+    assert written() != after_seed
+
+
+def test_a_damaged_folder_is_prepared_again(texts, data):
+    (data.folder / "train.bin").write_bytes(b"\0")
+    assert prepare(texts, data.folder).verify()["train_tokens"] == data.train.ids.size
+
+
+def test_a_crash_while_writing_leaves_no_index(texts, data, monkeypatch):
+    real, count = files.replace, []
+
+    def crash(path, content):
+        count.append(path)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        real(path, content)
+
+    monkeypatch.setattr(files, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Recipe(texts.source, seed=7), data.folder)
+    with pytest.raises(DataError, match=r"has no index\.json, so it holds no finished token files"):
+        TokenData.open(data.folder)
+    monkeypatch.setattr(files, "replace", real)
+    assert prepare(Recipe(texts.source, seed=7), data.folder).verify()
+
+
+def test_verify_reports_tokens_and_the_largest_id(data):
+    assert data.verify() == {
+        "train_tokens": data.train.ids.size,
+        "train_max_id": int(data.train.ids.max()),
+        "validation_tokens": data.validation.ids.size,
+        "validation_max_id": int(data.validation.ids.max()),
+    }
+
+
+def rewrite(data, name, change, rehash=False):
+    """Change the bytes of one file and, if asked, its digest in the index, as a buggy tool would."""
+    path = data.folder / name
+    raw = bytearray(path.read_bytes())
+    change(raw)
+    path.write_bytes(raw)
+    if rehash:
+        index = json.loads((data.folder / "index.json").read_text())
+        index["files"][name]["sha256"] = files_digest(path)
+        (data.folder / "index.json").write_text(json.dumps(index))
+
+
+def files_digest(path):
+    from kssm_mlx.digest import file_digest
+
+    return file_digest(path)
+
+
+def flip(raw):
+    raw[10] ^= 1
+
+
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "train.docs.bin", "validation.docs.bin"])
+def test_one_flipped_bit_is_found(data, name):
+    rewrite(data, name, flip)
+    with pytest.raises(
+        DataError, match=rf"{name} has sha256 .*, its index says .*changed after it was written"
+    ):
+        TokenData.open(data.folder).verify()
+
+
+@pytest.mark.parametrize("name", ["train.bin", "validation.docs.bin"])
+def test_a_truncated_file_is_not_opened(data, name):
+    rewrite(data, name, lambda raw: raw.pop())
+    with pytest.raises(DataError, match=rf"{name} has \d+ bytes; expected \d+ for \d+ ids of uint"):
+        TokenData.open(data.folder)
+
+
+def test_a_npy_file_is_not_taken_for_raw_ids(data):
+    np.save(data.folder / "train.npy", np.asarray(data.train.ids))
+    (data.folder / "train.npy").rename(data.folder / "train.bin")
+    with pytest.raises(DataError, match=r"train\.bin is a \.npy file; expected raw ids without its header"):
+        TokenData.open(data.folder)
+
+
+def test_an_id_outside_the_vocabulary_is_found_even_under_a_right_hash(data):
+    def high(raw):
+        raw[-1] = 1  # the high byte: 256 more than the id was
+
+    rewrite(data, "validation.bin", high, rehash=True)
+    with pytest.raises(DataError, match=r"validation\.bin has ids from 0 to \d{3}; expected 0 to 255"):
+        TokenData.open(data.folder).verify()
+
+
+def test_document_starts_must_rise_even_under_a_right_hash(data):
+    def swap(raw):
+        raw[8:16], raw[16:24] = raw[16:24], raw[8:16]
+
+    rewrite(data, "train.docs.bin", swap, rehash=True)
+    with pytest.raises(DataError, match=r"train\.docs\.bin must start at 0, rise and stay below"):
+        TokenData.open(data.folder).verify()
+
+
+def test_ids_are_checked_before_they_are_written(texts, tmp_path, monkeypatch):
+    class Broken(ByteTokenizer):
+        def encode(self, text):
+            return super().encode(text) + 200
+
+    monkeypatch.setattr(tokens, "make_tokenizer", lambda *_: Broken())
+    with pytest.raises(DataError, match=r"train\.bin has ids from 0 to \d+; expected 0 to 255"):
+        prepare(texts, tmp_path / "broken")
+    assert not (tmp_path / "broken" / "train.bin").exists()
+
+
+def test_another_tokenizer_is_refused(data):
+    from kssm_mlx.data.tokenizers import CharTokenizer
+
+    CharTokenizer("abc").save(data.folder)
+    with pytest.raises(DataError, match=r"tokenizer\.json has digest .*, the ids were made with"):
+        TokenData.open(data.folder)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "is not JSON"),
+        ("[]", "has format 'list'; expected 'kssm-tokens/1'"),
+        ('{"format": "kssm-tokens/9"}', "has format 'kssm-tokens/9'; expected 'kssm-tokens/1'"),
+        ('{"format": "kssm-tokens/1", "dtype": "float32"}', "with dtype uint16 or uint32"),
+    ],
+)
+def test_a_foreign_index_is_refused(data, content, message):
+    (data.folder / "index.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        TokenData.open(data.folder)
+
+
+def test_a_file_in_the_way_and_a_full_disk_are_one_line(texts, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write token files in .*file: file exists"):
+        prepare(texts, tmp_path / "file")
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "replace", full)
+    with pytest.raises(DataError, match=r"cannot write token files in .*: no space left on device"):
+        prepare(texts, tmp_path / "data")
+
+
+def test_too_little_text_for_two_sides(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match="leave one side of the split 'contiguous' empty"):
+        prepare(Recipe(f"file:{tmp_path / 'a.txt'}"), tmp_path / "data")
