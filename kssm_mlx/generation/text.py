@@ -176,6 +176,6 @@ def _blank(tokenizer: Tokenizer) -> np.ndarray:
     """What an empty prompt starts from: the separator, after which a document begins."""
     if tokenizer.separator_id is None:
         raise ConfigError(
-            f"an empty prompt starts from the document separator and {tokenizer.name!r} has none; give a prompt"
+            f"an empty prompt starts from the separator, tokenizer {tokenizer.name!r} has none; give a prompt"
         )
     return np.array([tokenizer.separator_id], dtype=np.int32)

@@ -1,0 +1,146 @@
+"""The run card: one page of Markdown that says what was asked, what was done, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kssm_mlx import files
+from kssm_mlx.reports.run import Run
+
+UNITS = {"nats_per_token": "nats/token", "bits_per_byte": "bits/byte", "context_gain": "nats"}
+SAMPLES_SHOWN = 3
+FACTS = ("python", "platform", "machine", "cores", "kssm_mlx", "commit", "tf32")
+
+
+def write_card(run: Run, pictures: Sequence[Path] = ()) -> Path:
+    """Write card.md into the run folder, with `pictures`, which lie in the folder too, shown in it."""
+    path = run.folder / "card.md"
+    sections = {
+        run.name: run.recipe.get("about", {}).get("question", ""),
+        "Result": _result(run),
+        "Pictures": "\n\n".join(f"![{p.stem}]({p.relative_to(run.folder).as_posix()})" for p in pictures),
+        "Setting": _setting(run),
+        "Checks": _checks(run),
+        "Samples": _samples(run),
+        "Environment": _environment(run),
+        "Reproduce": _commands(run),
+    }
+    parts = [
+        f"## {title}\n\n{text}".rstrip() for title, text in sections.items() if text or title == run.name
+    ]
+    files.replace(path, "\n\n".join(parts).removeprefix("#") + "\n")
+    return path
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; pipes and line breaks inside cells are made harmless."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
+
+
+def measure(value: float | None, error: float | None = None, digits: int = 4) -> str:
+    """1.5402 ± 0.0120, or a word where nothing was measured."""
+    if value is None:
+        return "not measured"
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+
+
+def against_expected(run: Run) -> str:
+    """One sentence on the number the recipe promises; empty if it promises none."""
+    expected = run.recipe.get("about", {}).get("expected")
+    if not expected:
+        return ""
+    name, value, tolerance = expected["metric"], expected["value"], expected["tolerance"]
+    promise = f"expected {name} {value:g} ± {tolerance:g} {UNITS.get(name, '')}".rstrip()
+    got = (run.best or {}).get(name, run.measured(name))
+    if got is None:
+        return f"{promise}; not measured"
+    gap = got - value
+    where = (
+        "within the tolerance"
+        if abs(gap) <= tolerance
+        else f"{abs(gap):.4f} {'above' if gap > 0 else 'below'}"
+    )
+    return f"{promise}; reached {got:.4f}, {where}"
+
+
+def _result(run: Run) -> str:
+    best = run.best
+    if best is None:
+        return "No evaluation yet."
+    nats, bits = best["nats_per_token"], best.get("bits_per_byte")
+    se = best.get("se")
+    rows = [
+        ("validation loss, nats/token", measure(nats, se)),
+        ("validation bits/byte", measure(bits, se * bits / nats if se and bits else None)),
+        ("perplexity", measure(best.get("perplexity"), best.get("perplexity_se"), 3)),
+        ("context gain, nats", measure(run.measured("context_gain"), run.measured("context_gain_se"), 3)),
+        *((f"{rung} of the same text, nats/token", f"{value:.4f}") for rung, value in run.ladder.items()),
+    ]
+    steps = run.of("train")[-1]["step"] if run.of("train") else 0
+    when = f"Best of {len(run.of('eval'))} evaluations, at step {best['step']} of {steps}"
+    said = f"{when}; ± is one standard error."
+    return "\n\n".join(
+        part for part in (_sentence(against_expected(run)), table(("", ""), rows), said) if part
+    )
+
+
+def _setting(run: Run) -> str:
+    parameters = run.manifest.get("parameters")
+    rows = [("parameters", f"{parameters:,}" if parameters else "not recorded")]
+    for section in ("data", "model", "train"):
+        values = run.recipe.get(section, {})
+        rows.append((section, ", ".join(f"{k} {v}" for k, v in values.items() if not isinstance(v, dict))))
+    return table(("", ""), rows)
+
+
+def _checks(run: Run) -> str:
+    rows = [
+        (stage, f"{c['id']} {c['title']}", _verdict(c), c["got"], c["expected"])
+        for stage, checks in run.checks.items()
+        for c in checks
+    ]
+    return table(("stage", "check", "verdict", "got", "expected"), rows) if rows else ""
+
+
+def _verdict(check: dict[str, Any]) -> str:
+    reason = check["numbers"].get("waived_because")
+    return f"waived: {reason}" if reason else check["verdict"]
+
+
+def _samples(run: Run) -> str:
+    shown = [s for s in run.samples if s.get("step") == run.samples[-1].get("step")][:SAMPLES_SHOWN]
+    return "\n\n".join(f"Step {s.get('step')}:\n\n{_block(s.get('prompt', '') + s['text'])}" for s in shown)
+
+
+def _environment(run: Run) -> str:
+    facts = run.manifest.get("environment", run.manifest)
+    rows = [(name, facts[name]) for name in FACTS if facts.get(name) is not None]
+    for group in ("device", "packages", "switches"):
+        if isinstance(facts.get(group), dict):
+            rows.append((group, ", ".join(f"{k} {v}" for k, v in facts[group].items())))
+    return table(("", ""), rows) if rows else ""
+
+
+def _commands(run: Run) -> str:
+    command = run.manifest.get("command")
+    lines = [
+        *([command] if command else []),
+        *(f"kssm {verb} {run.folder}" for verb in ("verify", "eval", "report")),
+    ]
+    return "```sh\n" + "\n".join(lines) + "\n```"
+
+
+def _block(text: str) -> str:
+    """Text of a model as an indented block: it may hold any fence."""
+    return "\n".join(f"    {line}" for line in text.splitlines()) or "    (empty)"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if text else ""

@@ -1,0 +1,110 @@
+"""A run folder as plain values: what every report reads, and all it reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kssm_mlx.errors import CheckpointError
+
+RUNGS = ("uniform", "unigram", "bigram", "trigram")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. Only recipe.json and metrics.jsonl must be there; what else it lacks is empty.
+
+    rows: of metrics.jsonl; checks: stage -> verdicts; samples: of samples.jsonl.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    manifest: dict[str, Any]
+    rows: list[dict[str, Any]]
+    checks: dict[str, list[dict[str, Any]]]
+    samples: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def series(self, kind: str, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of one column of the rows of one kind, without the rows that have no number."""
+        found = [(r["step"], r[column]) for r in self.of(kind) if isinstance(r.get(column), int | float)]
+        steps, values = zip(*found) if found else ((), ())
+        return np.array(steps, dtype=float), np.array(values, dtype=float)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of one kind: "train", "eval" or "event"."""
+        return [row for row in self.rows if row.get("kind") == kind]
+
+    def blocks(self, quantity: str) -> list[str]:
+        """The columns of a quantity that is logged per block: ["R_block00", "R_block01"]."""
+        columns = {c for row in self.rows for c in row if c.startswith(f"{quantity}_block")}
+        return sorted(columns)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The evaluation with the lowest loss."""
+        rows = [r for r in self.of("eval") if isinstance(r.get("nats_per_token"), int | float)]
+        return min(rows, key=lambda r: r["nats_per_token"]) if rows else None
+
+    @property
+    def ladder(self) -> dict[str, float]:
+        """What counting predicts on the same validation text, nats/token, where a check measured it."""
+        measured = self.measured("ladder") or {}
+        return {rung: measured[rung] for rung in RUNGS if rung in measured}
+
+    def measured(self, name: str) -> Any:
+        """A number that some check has measured, of the latest stage; None where none has."""
+        found = [c["numbers"][name] for stage in self.checks.values() for c in stage if name in c["numbers"]]
+        return found[-1] if found else None
+
+
+def open_run(folder: str | Path) -> Run:
+    """Read a run folder.
+
+    Raises: CheckpointError if it is not one, or if a file in it cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"no run folder {folder}; kssm train makes one")
+    if not (folder / "recipe.json").is_file():
+        raise CheckpointError(f"{folder} is not a run folder: it has no recipe.json, which kssm train writes")
+    if not (folder / "metrics.jsonl").is_file():
+        raise CheckpointError(f"{folder} has no metrics.jsonl yet: the run stopped before its first step")
+    return Run(
+        folder=folder,
+        recipe=_json(folder / "recipe.json"),
+        manifest=_json(folder / "manifest.json", {}),
+        rows=[row for row in _lines(folder / "metrics.jsonl") if "step" in row],
+        checks=_json(folder / "checks.json", {}),
+        samples=list(_lines(folder / "samples.jsonl")),
+    )
+
+
+def _json(path: Path, absent: Any = None) -> Any:
+    if absent is not None and not path.is_file():
+        return absent
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"cannot read {path}: {e}") from None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl file; a last line that a crash cut short is dropped, any other is an error."""
+    if not path.is_file():
+        return
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            if number < len(lines):
+                raise CheckpointError(f"{path} line {number} is not JSON; remove it to go on") from None

@@ -1,0 +1,73 @@
+"""How every picture looks: one palette, quiet axes, words for labels, drawn without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kssm_mlx import files
+
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+PALETTE = ("#2563a8", "#d9622b", "#2f8f5b", "#8a4fa3", "#b8860b", "#c2385a", "#3a9ca6", "#6b6b6b")
+RC = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+
+
+@contextmanager
+def picture(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+    """A Figure in the house style that is written to `path`, whole or not at all, when the block ends."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    files.replace(path, buffer.getvalue())
+
+
+def shades(n: int) -> list[Any]:
+    """n colours of one family from early to late blocks, dark to light."""
+    import matplotlib
+
+    return list(matplotlib.colormaps["viridis"](np.linspace(0.05, 0.8, n)))
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Moving average over the values at most width/2 away; at the ends over those that exist."""
+    sums, at, n = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values)), len(values)
+    first, last = np.maximum(at - width // 2, 0), np.minimum(at + width // 2 + 1, n)
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def trend(ax: Any, steps: np.ndarray, values: np.ndarray, colour: Any, label: str | None = None) -> None:
+    """The values as they are, pale, and their moving average over a fortieth of the run on top."""
+    ax.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
+    ax.plot(steps, smooth(values, len(values) // 40), color=colour, linewidth=1.6, label=label)
+
+
+def heading(figure: Any, text: str) -> None:
+    """The title of a picture with several panels."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=12, weight="bold")
