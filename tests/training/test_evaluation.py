@@ -1,0 +1,97 @@
+"""Evaluation: exact numbers with their errors, deterministic, and the worth of context measured exactly."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+
+from kssm_mlx.errors import ConfigError, DataError
+from kssm_mlx.training.evaluation import context_gain, evaluate, make_evaluator
+from kssm_mlx.training.losses import cross_entropy
+from tests.training.tiny_model import VOCAB, TinyModel, random_tokens
+
+
+def windows(batches: int = 2, rows: int = 4, resets=None) -> list:
+    return [(np.array(random_tokens(rows, 9, seed=i)), resets) for i in range(batches)]
+
+
+@pytest.fixture
+def evaluator():
+    model = TinyModel()
+    score = make_evaluator(model, compile=False)
+    return model, lambda data, bytes_per_token=1.0: score(model.parameters(), data, bytes_per_token)
+
+
+def test_the_mean_is_that_of_all_tokens_and_the_errors_those_of_windows(evaluator):
+    model, score = evaluator
+    row_nats = []
+    for tokens, _ in windows():
+        for row in mx.array(tokens):
+            row_nats.append(cross_entropy(model.forward(row[None, :-1]).logits, row[None, 1:])[0].item() / 8)
+    result = score(windows(), 2.5)
+    mean, se = np.mean(row_nats), np.std(row_nats, ddof=1) / math.sqrt(8)
+    assert result == {
+        "nats_per_token": pytest.approx(mean, rel=1e-6),
+        "se": pytest.approx(se, rel=1e-5),
+        "perplexity": pytest.approx(math.exp(mean), rel=1e-6),
+        "perplexity_se": pytest.approx(math.exp(mean) * se, rel=1e-5),
+        "bits_per_byte": pytest.approx(mean / math.log(2) / 2.5, rel=1e-6),
+        "tokens": 64,
+    }
+
+
+def test_the_batch_size_of_the_windows_does_not_matter(evaluator):
+    _, score = evaluator
+    tokens = np.concatenate([tokens for tokens, _ in windows()])
+    one_by_one = score([(tokens[i : i + 1], None) for i in range(8)])
+    assert one_by_one["nats_per_token"] == pytest.approx(score([(tokens, None)])["nats_per_token"], rel=1e-6)
+
+
+def test_compiled_twice_gives_the_same_numbers():
+    assert evaluate(TinyModel(), windows(), 1.0) == evaluate(TinyModel(), windows(), 1.0)
+
+
+def test_the_parameters_are_an_argument_and_the_model_stays_as_it_is():
+    model = TinyModel()
+    before = np.array(model.head.weight)
+    zero = tree_map(mx.zeros_like, model.parameters())
+    result = make_evaluator(model, compile=False)(zero, windows(), 1.0)
+    assert result["nats_per_token"] == pytest.approx(math.log(VOCAB), rel=1e-6)
+    assert np.array_equal(before, np.array(model.head.weight))
+
+
+def test_resets_reach_the_model(evaluator):
+    _, score = evaluator
+    resets = np.zeros((4, 8), bool)
+    without = score(windows(resets=resets))
+    assert without["nats_per_token"] == pytest.approx(score(windows())["nats_per_token"], rel=1e-6)
+    resets[:, 4] = True
+    assert score(windows(resets=resets))["nats_per_token"] != without["nats_per_token"]
+
+
+def test_a_memoryless_model_gains_exactly_nothing_from_context():
+    gain = context_gain(TinyModel(memory=False), windows(), compile=False)
+    assert gain["context_gain"] == pytest.approx(0, abs=1e-6)
+    assert gain["context_gain_se"] == pytest.approx(0, abs=1e-6)
+
+
+def test_context_gain_is_the_difference_to_a_reset_at_every_token(evaluator):
+    model, score = evaluator
+    gain = context_gain(model, windows(), compile=False)
+    cut = score(windows(resets=np.ones((4, 8), bool)))["nats_per_token"]
+    full = score(windows())["nats_per_token"]
+    assert gain["nats_one_token"] == pytest.approx(cut, rel=1e-6)
+    assert gain["context_gain"] == pytest.approx(cut - full, abs=1e-6)
+    assert abs(gain["context_gain"]) > 1e-2 and gain["context_gain_se"] > 0
+
+
+def test_no_window_and_a_padded_window_are_refused(evaluator):
+    _, score = evaluator
+    with pytest.raises(ConfigError, match="no window to evaluate"):
+        score([])
+    tokens = np.array(random_tokens())
+    tokens[1, 7:] = -1
+    with pytest.raises(DataError, match="has padding"):
+        score([(tokens, None)])
