@@ -22,7 +22,8 @@ from kssm_mlx.errors import ConfigError, nearest
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    # Strict: `steps = "12"`, `clip = true` and `learning_rate = inf` are slips, not numbers.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Expected(_Section):
@@ -41,8 +42,9 @@ class About(_Section):
 
 
 class Data(_Section):
-    """source: `pydoc`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `hf:DATASET`; tokenizer: `bytes`, `chars`, `hf:PATH|REPO`.
+    """source: `pydoc`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `hf:DATASET`.
 
+    tokenizer: `bytes`, `chars`, `hf:PATH|REPO`.
     split: "documents" holds out whole documents, "contiguous" the last `validation` share of the one stream,
     "auto" takes documents when there are at least 20 of them.
     """
@@ -55,7 +57,7 @@ class Data(_Section):
 
 
 class Model(BaseModel):
-    """family and size, plus any field of the family's configuration; checked by `kssm_mlx.models.configure`."""
+    """family, size and any field of the family's configuration; checked by `kssm_mlx.models.configure`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     family: str = "kssm"
@@ -129,9 +131,9 @@ def shipped() -> dict[str, Path]:
 
 
 def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of a shipped name or a TOML file, with dotted `overrides` such as {"model.kappa": 0} applied.
+    """The recipe of a shipped name or a TOML file, with `overrides` such as {"model.kappa": 0} applied.
 
-    Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest one) or a wrong type.
+    Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest) or a wrong type.
     """
     known = shipped()
     path = known.get(str(name_or_path), Path(name_or_path))
@@ -187,8 +189,13 @@ def _explain(error: dict[str, Any]) -> str:
         section: Any = Recipe
         for part in loc[:-1]:
             section = section.model_fields[part].annotation
-            section = next((a for a in getattr(section, "__args__", ()) if hasattr(a, "model_fields")), section)
+            options = getattr(section, "__args__", ())  # of a section that may be None
+            section = next((a for a in options if hasattr(a, "model_fields")), section)
         return f"unknown key {name!r}{nearest(loc[-1], section.model_fields)}"
     if error["type"] == "value_error":
         return f"{name}: {error['ctx']['error']}"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if error["type"] == "model_type":
+        return f"{name}: should be a table, written [{name}], got {error['input']!r}"
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"

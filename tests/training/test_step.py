@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.training.losses import cross_entropy
 from kssm_mlx.training.recipe import Train
 from kssm_mlx.training.state import flatten, from_arrays, initial_state, to_arrays
@@ -140,6 +140,20 @@ def test_the_mean_of_unequal_means_is_not_what_we_compute():
         assert_close(mean_grads(tokens), of_means, 1e-3)
 
 
+def test_accumulation_holds_the_activations_of_one_piece():
+    def peak(pieces: int) -> int:
+        train, model = recipe(accumulation=pieces, batch_size=64), TinyModel(width=8)
+        step, state = make_step(model, train, compile=False), initial_state(model, train)
+        tokens = random_tokens(64, 65)
+        mx.eval(tokens)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(step(state, tokens))
+        return mx.get_peak_memory() - before
+
+    assert peak(8) < peak(1) / 3
+
+
 def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted():
     model, train = TinyModel(), recipe()
     step = make_step(model, train, compile=False)
@@ -262,8 +276,6 @@ def test_a_state_saved_in_any_order_goes_on_with_the_same_bits(tmp_path):
 
 
 def test_an_optimizer_file_without_a_field_is_refused():
-    from kssm_mlx.errors import CheckpointError
-
     params, rest = to_arrays(initial_state(TinyModel(), recipe()))
     with pytest.raises(CheckpointError, match="lacks cursor"):
         from_arrays(params, {k: v for k, v in rest.items() if k != "cursor"})

@@ -1,0 +1,133 @@
+"""Recipes are refused unless every key is understood, in one line that says what to write instead."""
+
+import math
+
+import pytest
+
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.training import recipe
+
+
+def refused(table: dict) -> str:
+    with pytest.raises(ConfigError) as error:
+        recipe.parse(table)
+    message = str(error.value)
+    assert "\n" not in message and message.startswith("recipe: ")
+    return message.removeprefix("recipe: ")
+
+
+@pytest.mark.parametrize(
+    "table,message",
+    [
+        ({"trian": {}}, "unknown key 'trian'; did you mean 'train'?"),
+        (
+            {"train": {"learning_rte": 1e-3}},
+            "unknown key 'train.learning_rte'; did you mean 'learning_rate'?",
+        ),
+        (
+            {"about": {"expected": {"metric": "x", "value": 1, "tolerance": 1, "tolerence": 1}}},
+            "unknown key 'about.expected.tolerence'; did you mean 'tolerance'?",
+        ),
+        ({"about": {"expected": {"metric": "x", "value": 1}}}, "about.expected.tolerance is missing"),
+    ],
+)
+def test_an_unknown_or_missing_key_is_named_with_the_nearest_one(table, message):
+    assert refused(table) == message
+
+
+@pytest.mark.parametrize(
+    "table,said",
+    [
+        ({"train": {"steps": "12"}}, "train.steps: input should be a valid integer, got '12'"),
+        ({"train": {"steps": 0}}, "train.steps: input should be greater than or equal to 1, got 0"),
+        ({"train": {"steps": 10.5}}, "train.steps: input should be a valid integer, got 10.5"),
+        ({"train": {"clip": True}}, "train.clip: input should be a valid number, got True"),
+        (
+            {"train": {"learning_rate": math.inf}},
+            "train.learning_rate: input should be a finite number, got inf",
+        ),
+        ({"train": {"hand_off": "yes"}}, "train.hand_off: input should be a valid boolean, got 'yes'"),
+        (
+            {"train": {"schedule": "cosin"}},
+            "train.schedule: input should be 'cosine', 'linear', 'constant' or 'wsd', got 'cosin'",
+        ),
+        ({"data": {"source": 3}}, "data.source: input should be a valid string, got 3"),
+        ({"train": 3}, "train: should be a table, written [train], got 3"),
+    ],
+)
+def test_a_wrong_type_or_value_is_told_with_what_was_got(table, said):
+    assert refused(table) == said
+
+
+def test_every_mistake_is_told_at_once():
+    message = refused({"train": {"steps": 0, "clipp": 1}})
+    assert "train.steps" in message and "did you mean 'clip'" in message
+
+
+def test_a_batch_that_accumulation_does_not_divide_is_refused():
+    message = refused({"train": {"batch_size": 10, "accumulation": 4}})
+    assert message.startswith("train: batch_size 10 is not a multiple of accumulation 4")
+
+
+def test_whole_numbers_are_good_floats_and_the_model_section_is_open():
+    parsed = recipe.parse({"train": {"clip": 2}, "model": {"size": "xs", "kappa": 0}})
+    assert parsed.train.clip == 2.0
+    assert parsed.model.overrides == {"kappa": 0}
+
+
+def test_a_recipe_survives_its_own_json():
+    parsed = recipe.parse(
+        {"about": {"expected": {"metric": "x", "value": 1, "tolerance": 0}}, "model": {"a": 1}}
+    )
+    assert recipe.parse(parsed.model_dump(mode="json")) == parsed
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("model.kappa=0", ("model.kappa", 0)),
+        ("train.learning_rate=1e-3", ("train.learning_rate", 1e-3)),
+        ("train.hand_off=true", ("train.hand_off", True)),
+        ("model.size=xs", ("model.size", "xs")),
+        ("data.source=file:a=b.txt", ("data.source", "file:a=b.txt")),
+    ],
+)
+def test_an_override_is_toml_or_a_bare_word(text, expected):
+    assert recipe.parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["steps=3", "train.steps", ""])
+def test_an_override_without_section_or_value_is_refused(text):
+    with pytest.raises(ConfigError, match=r"--set takes section\.key=value"):
+        recipe.parse_override(text)
+
+
+def test_overrides_are_applied_to_the_file_and_checked_like_it(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nsteps = 7\nclip = 0.5\n")
+    loaded = recipe.load(path, {"train.steps": 9, "model.kappa": 0})
+    assert (loaded.train.steps, loaded.train.clip, loaded.model.overrides) == (9, 0.5, {"kappa": 0})
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        recipe.load(path, {"train.stepps": 9})
+    path.write_text("train = 3\n")
+    with pytest.raises(ConfigError, match="'train' is a value, not a section"):
+        recipe.load(path, {"train.steps": 9})
+
+
+def test_a_file_that_is_missing_or_not_toml_is_told_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"no recipe '.*absent\.toml': neither a file nor one of"):
+        recipe.load(tmp_path / "absent.toml")
+    broken = tmp_path / "broken.toml"
+    for content in (b"[train\nsteps = 1", b"\xff\xfe\x00"):
+        broken.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+            recipe.load(broken)
+
+
+def test_a_misspelt_name_of_a_shipped_recipe_gets_the_nearest(monkeypatch, tmp_path):
+    shipped = tmp_path / "default.toml"
+    shipped.write_text("[train]\nsteps = 3\n")
+    monkeypatch.setattr(recipe, "shipped", lambda: {"default": shipped})
+    assert recipe.load("default").train.steps == 3
+    with pytest.raises(ConfigError, match="did you mean 'default'"):
+        recipe.load("defualt")
