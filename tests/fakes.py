@@ -198,7 +198,7 @@ class TiedLoud(TinyRecurrent):
 
     def forward(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None):
         out = super().forward(tokens, cache, intervention, resets=resets, lengths=lengths)
-        return out._replace(logits=self.embed.as_linear(self.embed(tokens)))
+        return out._replace(logits=out.logits + self.embed.as_linear(self.embed(tokens)))
 
 
 class NotANumber(TinyRecurrent):

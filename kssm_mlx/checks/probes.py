@@ -65,7 +65,7 @@ def to_numpy(array: mx.array) -> np.ndarray:
 
 
 def spread(logits: np.ndarray) -> float:
-    """Standard deviation of the logits. Raises: NotMeasurable where all are equal, as with a head of zeros."""
+    """Standard deviation of the logits. Raises: NotMeasurable where all are equal (a head of zeros)."""
     std = float(np.std(logits))
     if std == 0:
         raise NotMeasurable("all logits are equal (a head that starts at zero?), so no influence can show")

@@ -1,0 +1,219 @@
+"""C13, C14, C15 and C29: foreign tokenizers, damaged files, leaking splits and texts without order."""
+
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from kssm_mlx.checks import suites
+from kssm_mlx.checks.base import Context
+from kssm_mlx.checks.data import passages, shared_passages
+from kssm_mlx.data.tokenizers import CharTokenizer
+from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.digest import file_digest
+from kssm_mlx.training.recipe import Data
+from tests import fakes
+from tests.checks.small_runs import make_data, sentences
+
+DATA_CHECKS = ("C13", "C14", "C15", "C29")
+
+
+@pytest.fixture
+def context(prepared):
+    data, recipe = prepared
+    return Context(fakes.TinyRecurrent(data.vocab_size), None, recipe, data, data.tokenizer)
+
+
+def run(id, context, **changes):
+    (check,) = suites.run_suite(replace(context, **changes), [id])
+    return check
+
+
+def with_ids(context, train=None, validation=None, vocab_size=None):
+    """The same data with other ids, as checks read them."""
+    data, side = context.data, lambda ids, old: old if ids is None else SimpleNamespace(ids=ids)
+    return SimpleNamespace(
+        train=side(train, data.train),
+        validation=side(validation, data.validation),
+        vocab_size=vocab_size or data.vocab_size,
+        index=data.index,
+    )
+
+
+def copied(context, tmp_path):
+    """A copy of the token files that a test may damage."""
+    shutil.copytree(context.data.folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sound_text_passes(context, seed):
+    checks = suites.run_suite(replace(context, seed=seed), DATA_CHECKS)
+    assert [(c.id, c.got) for c in checks if c.verdict != "pass"] == []
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
+def test_the_default_corpus_passes(tmp_path, tokenizer):
+    data = prepare(Data(tokenizer=tokenizer), tmp_path)
+    checks = suites.run_suite(Context(data=data, tokenizer=data.tokenizer), DATA_CHECKS)
+    assert [(c.id, c.got) for c in checks if c.verdict != "pass"] == []
+
+
+def test_a_tokenizer_of_another_text_is_caught(context):
+    characters = "".join(map(chr, range(0x100, 0x100 + context.data.vocab_size)))
+    check = run("C13", context, tokenizer=CharTokenizer(characters))
+    assert check.verdict == "fail" and check.got.startswith("digests of tokenizer, data and index")
+
+
+def test_a_model_with_a_row_too_many_is_caught(context):
+    V = context.data.vocab_size
+    check = run("C13", context, model=fakes.TinyRecurrent(V + 1))
+    assert check.verdict == "fail"
+    assert check.got == f"vocabulary of model {V + 1}, tokenizer {V}, data {V}"
+
+
+def test_a_tokenizer_that_does_not_round_trip_is_caught(context):
+    class Upper(CharTokenizer):
+        def encode(self, text):
+            return super().encode(text.replace("a", "b"))
+
+    check = run("C13", context, tokenizer=Upper(context.tokenizer.characters))
+    assert check.verdict == "fail" and check.got == "decode(encode(text)) is not the text"
+
+
+def test_undecodable_text_is_caught(context):
+    class Junk(CharTokenizer):
+        def decode(self, ids):
+            return super().decode(ids).replace("z", "\ufffd").replace("v", "\ufffd")
+
+        def encode(self, text):
+            return super().encode(text.replace("\ufffd", "v"))
+
+    check = run("C13", context, tokenizer=Junk(context.tokenizer.characters))
+    assert check.verdict == "fail" and check.got.endswith("of the text is U+FFFD")
+
+
+def test_a_npy_header_is_caught(context, tmp_path):
+    folder = copied(context, tmp_path)
+    with open(folder / "train.bin", "wb") as f:
+        np.save(f, np.asarray(context.data.train.ids))
+    check = run("C14", context, data=SimpleNamespace(folder=folder, vocab_size=context.data.vocab_size))
+    assert check.verdict == "fail" and "is a .npy file" in check.got
+
+
+@pytest.mark.parametrize(
+    "rehash, message", [(False, "the file changed after it was written"), (True, "expected 0 to")]
+)
+def test_an_id_out_of_range_is_caught(context, tmp_path, rehash, message):
+    folder, V = copied(context, tmp_path), context.data.vocab_size
+    ids = np.fromfile(folder / "validation.bin", "<u2")
+    ids[17] = V
+    ids.tofile(folder / "validation.bin")
+    if rehash:
+        index = json.loads((folder / "index.json").read_text())
+        index["files"]["validation.bin"]["sha256"] = file_digest(folder / "validation.bin")
+        (folder / "index.json").write_text(json.dumps(index))
+    check = run("C14", context, data=SimpleNamespace(folder=folder, vocab_size=V))
+    assert check.verdict == "fail" and message in check.got
+
+
+def test_one_flipped_bit_is_caught(context, tmp_path):
+    folder = copied(context, tmp_path)
+    raw = bytearray((folder / "train.bin").read_bytes())
+    raw[1000] ^= 1
+    (folder / "train.bin").write_bytes(raw)
+    check = run("C14", context, data=TokenData.open(folder))
+    assert check.verdict == "fail" and "train.bin has sha256" in check.got
+
+
+def test_a_short_file_is_caught(context, tmp_path):
+    folder = copied(context, tmp_path)
+    (folder / "train.bin").write_bytes((folder / "train.bin").read_bytes()[:-2])
+    check = run("C14", context, data=SimpleNamespace(folder=folder, vocab_size=context.data.vocab_size))
+    assert check.verdict == "fail" and "bytes; expected" in check.got
+
+
+def test_ids_beyond_the_embedding_are_caught(context):
+    check = run("C14", context, model=fakes.TinyRecurrent(10))
+    assert check.verdict == "fail" and check.got.endswith("for a model of 10 rows")
+
+
+def test_validation_inside_training_is_caught(context):
+    train = np.asarray(context.data.train.ids)
+    check = run("C15", context, data=with_ids(context, validation=train[500:9500]))
+    assert check.verdict == "fail" and check.got.startswith("overlap 100.000%")
+
+
+def test_a_little_overlap_is_measured(context):
+    """100 copied tokens are 37 shared passages of 64."""
+    train, validation = np.asarray(context.data.train.ids), np.array(context.data.validation.ids)
+    assert shared_passages(train, validation) == 0
+    validation[2000:2100] = train[3000:3100]
+    shared = shared_passages(train, validation) * (validation.size - 63)
+    assert 37 <= round(shared) <= 45  # neighbours may continue the copy by chance
+
+
+def test_another_domain_is_caught(context):
+    digits = np.random.default_rng(0).integers(0, 3, 5000)
+    check = run("C15", context, data=with_ids(context, validation=digits))
+    assert check.verdict == "fail" and float(check.got.split("KL ")[1].split()[0]) > 0.5
+
+
+def test_another_corpus_is_caught(context, tmp_path):
+    _, other = make_data(tmp_path, sentences(100, 1))
+    check = run("C15", context, recipe=other)
+    assert check.verdict == "fail" and ", recipe of file:" in check.got
+
+
+def test_passages_are_equal_exactly_where_the_tokens_are():
+    ids = np.tile(np.arange(100), 2)
+    hashes = passages(ids, 64)
+    assert hashes.shape == (137,)
+    assert (hashes[:37] == hashes[100:]).all()
+    assert len(np.unique(hashes)) == 100
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_uniform_random_tokens_are_refused(context, seed):
+    rng = np.random.default_rng(seed)
+    noise = with_ids(context, rng.integers(0, 64, 50000), rng.integers(0, 64, 5000), 64)
+    check = run("C29", context, data=noise, seed=seed)
+    assert check.verdict == "fail" and "order gain" in check.got
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_permuted_text_is_refused(context, seed):
+    rng = np.random.default_rng(seed)
+    shuffled = with_ids(
+        context, rng.permutation(context.data.train.ids), rng.permutation(context.data.validation.ids)
+    )
+    assert run("C29", context, data=shuffled, seed=seed).verdict == "fail"
+
+
+def test_one_token_repeated_is_refused(context):
+    constant = with_ids(context, np.full(9000, 3), np.full(900, 3))
+    check = run("C29", context, data=constant)
+    assert check.verdict == "fail" and "entropy 0.00 ln V" in check.got
+
+
+def interleaved(rng, count, length, V, fixed=True):
+    """Two streams in alternation, each a repeated random pattern of 2 to 7 tokens, or (broken) noise."""
+    rows = rng.integers(0, V, (count, length))
+    for row in rows if fixed else ():
+        for parity in (0, 1):
+            pattern = rng.integers(0, V, rng.integers(2, 8))
+            row[parity::2] = np.resize(pattern, row[parity::2].size)
+    return rows.reshape(-1)
+
+
+@pytest.mark.parametrize("fixed, verdict", [(True, "pass"), (False, "fail")])
+def test_the_interleaved_task_passes_and_its_broken_form_does_not(context, fixed, verdict):
+    """A rule inside each sequence only: no n-gram of the corpus sees it, the in-context coders do."""
+    rng, L = np.random.default_rng(0), context.recipe.train.context
+    train, validation = (interleaved(rng, n, L, 512, fixed) for n in (600, 300))
+    check = run("C29", context, data=with_ids(context, train, validation, 512))
+    assert check.verdict == verdict
+    assert not fixed or "in-context order 1 stride 2" in check.got

@@ -1,0 +1,129 @@
+"""C1 to C7: each fires on the model that breaks exactly its property, and passes healthy ones."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+
+from kssm_mlx.checks import suites
+from kssm_mlx.checks.base import Context
+from kssm_mlx.models import build, configure
+from kssm_mlx.training.recipe import parse
+from tests import fakes
+
+MODEL_CHECKS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C16")
+RECIPE = parse({"train": {"context": 32}})
+
+
+def run(id: str, model, seed: int = 0, **more):
+    (check,) = suites.run_suite(Context(model, model.args, RECIPE, seed=seed, **more), [id])
+    return check
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_healthy_recurrence_passes(seed):
+    model = fakes.TinyRecurrent(seed=seed)
+    checks = suites.run_suite(Context(model, model.args, RECIPE, seed=seed), MODEL_CHECKS)
+    assert {c.id: c.verdict for c in checks} == dict.fromkeys(MODEL_CHECKS, "pass")
+
+
+@pytest.mark.parametrize("overrides", [{}, {"kappa": 0.0}, {"leaf": "hold", "coupling": True}], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_kssm_passes(seed, overrides):
+    config = configure("kssm", "xs", vocab_size=65, context=32, overrides=overrides)
+    checks = suites.run_suite(Context(build(config, seed), config, RECIPE, seed=seed), MODEL_CHECKS)
+    assert [(c.id, c.got) for c in checks if c.verdict != "pass"] == []
+
+
+@pytest.mark.parametrize(
+    "id, sabotage, message",
+    [
+        ("C1", fakes.Memoryless, "reach 0 tokens, e_1 0.0e+00"),
+        ("C2", fakes.Acausal, "(train, t="),
+        ("C3", fakes.BatchMixing, "(other rows, "),
+        ("C3", fakes.Remembering, "(after 5 calls, "),
+        ("C4", fakes.EvalNoOp, "train/eval gap"),
+        ("C5", fakes.Forgetful, "(token by token)"),
+        ("C6", fakes.Noisy, "difference"),
+        ("C7", fakes.DeadParameter, "no gradient in coupling"),
+        ("C7", fakes.DeadRows, "project.weight (row block 8 of 10)"),
+        ("C16", fakes.TiedLoud, "nats/token"),
+    ],
+)
+def test_the_broken_model_is_caught(id, sabotage, message):
+    check = run(id, sabotage())
+    assert check.verdict == "fail"
+    assert message in check.got
+    assert check.fix
+
+
+@pytest.mark.parametrize("id", MODEL_CHECKS)
+def test_nan_passes_nothing(id):
+    assert run(id, fakes.NotANumber()).verdict == "fail"
+
+
+def test_each_defect_is_told_apart():
+    """The checks that must not fire on a defect of another kind do not."""
+    memoryless = {id: run(id, fakes.Memoryless()).verdict for id in ("C2", "C3", "C4", "C5", "C6")}
+    assert set(memoryless.values()) == {"pass"}
+    forgetful = {id: run(id, fakes.Forgetful()).verdict for id in ("C1", "C2", "C3", "C4", "C6", "C7")}
+    assert set(forgetful.values()) == {"pass"}
+
+
+def test_a_cache_off_by_one_is_caught():
+    class OffByOne(fakes.TinyRecurrent):
+        """The carried state is that of the token before the last."""
+
+        def forward(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None):
+            out = super().forward(tokens, cache, intervention, resets=resets, lengths=lengths)
+            before = super().forward(tokens[:, :-1], cache).cache if tokens.shape[1] > 1 else out.cache
+            return out._replace(cache=before)
+
+    check = run("C5", OffByOne())
+    assert check.verdict == "fail" and "(pieces of 1, 7, 24, 32)" in check.got
+
+
+def test_bfloat16_is_judged_at_its_own_rounding():
+    model = fakes.TinyRecurrent()
+    model.set_dtype(mx.bfloat16)
+    checks = [run(id, model) for id in ("C1", "C2", "C3", "C4", "C5", "C6")]
+    assert [(c.id, c.got) for c in checks if c.verdict != "pass"] == []
+    assert checks[-2].expected == "<= 0.02"
+
+
+def test_a_head_of_zeros_hides_influence_but_not_gradients():
+    model = fakes.TinyRecurrent()
+    model.head.weight, model.head.bias = mx.zeros_like(model.head.weight), mx.zeros_like(model.head.bias)
+    assert run("C1", model).verdict == "not measurable"
+    assert "all logits are equal" in run("C1", model).got
+    assert run("C7", model).verdict == "pass"
+
+
+def test_a_trained_block_that_does_nothing_is_caught():
+    model = fakes.TinyRecurrent()
+    history = [{"step": 20}]
+    assert "weakest block" in run("C4", model, history=history).got
+    last = model.blocks[1].out
+    last.weight, last.bias = mx.zeros_like(last.weight), mx.zeros_like(last.bias)
+    check = run("C4", model, history=history)
+    assert check.verdict == "fail" and check.fix == "block 1 does nothing in evaluation"
+
+
+def test_checks_leave_the_model_as_it_was():
+    model = fakes.TinyRecurrent()
+    model.train()
+    before = model.blocks[0].mix.weight
+    suites.run_suite(Context(model, model.args, RECIPE), MODEL_CHECKS)
+    assert model.training
+    assert mx.array_equal(model.blocks[0].mix.weight, before)
+
+
+def test_the_initial_loss_of_a_trained_model_is_not_measurable():
+    check = run("C16", fakes.TinyRecurrent(), history=[{"step": 3}])
+    assert (check.verdict, check.got) == ("not measurable", "the model has had 3 updates")
+
+
+def test_without_a_model_nothing_is_measured():
+    checks = suites.run_suite(replace(Context(), recipe=RECIPE), MODEL_CHECKS)
+    assert {c.verdict for c in checks} == {"not measurable"}
+    assert checks[0].got == "needs model, none given"

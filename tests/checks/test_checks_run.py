@@ -1,0 +1,113 @@
+"""C17, C18, C19 and C4 at the end of a run: a trained model passes, one that counts or loops does not."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from kssm_mlx.checks import suites
+from kssm_mlx.checks.run import loops
+from tests.fakes import NotANumber, TinyRecurrent
+
+
+class Repeating(TinyRecurrent):
+    """Says one token for ever."""
+
+    def forward(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None):
+        out = super().forward(tokens, cache, intervention, resets=resets, lengths=lengths)
+        return out._replace(logits=30 * (mx.arange(self.args.vocab_size) == 7) + 0 * out.logits)
+
+
+class Looping(TinyRecurrent):
+    """Goes round five tokens."""
+
+    def forward(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None):
+        out = super().forward(tokens, cache, intervention, resets=resets, lengths=lengths)
+        following = 3 + (tokens + 1) % 5
+        return out._replace(
+            logits=30 * (mx.arange(self.args.vocab_size) == following[..., None]) + 0 * out.logits
+        )
+
+
+def run(id, context, **changes):
+    (check,) = suites.run_suite(replace(context, **changes), [id])
+    return check
+
+
+def fresh(context, kind=TinyRecurrent):
+    return kind(vocab_size=context.data.vocab_size, width=48)
+
+
+def test_a_healthy_run_passes_everything(trained):
+    checks = suites.run_suite(trained, "S")
+    assert [c.id for c in checks] == list(suites.FINAL)
+    assert [(c.id, c.got) for c in checks if c.verdict not in ("pass", "warn")] == []
+    assert [c.id for c in checks if c.verdict == "warn"] in ([], ["C19"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_samples_of_a_healthy_model_are_not_called_degenerate(trained, seed):
+    check = run("C19", trained, seed=seed)
+    assert check.verdict in ("pass", "warn"), check.got
+
+
+def test_an_untrained_model_is_below_nothing(trained):
+    check = run("C17", trained, model=fresh(trained))
+    assert check.verdict == "fail"
+    assert "bigram" in check.expected
+
+
+def test_a_model_without_memory_stops_at_the_bigram(trained_memoryless):
+    check = run("C17", trained_memoryless)
+    assert check.verdict == "fail"
+    assert check.numbers["loss"] > check.numbers["ladder"]["bigram"] - 0.1
+    assert "sees one token only" in check.fix
+
+
+def test_a_smoke_run_is_asked_for_less(trained_memoryless):
+    check = run("C17", trained_memoryless, history=[{"step": 30}])
+    assert check.verdict == "pass" and "unigram" in check.expected
+
+
+def test_worse_than_uniform_names_the_table(trained):
+    model = fresh(trained)
+    model.head.weight = 30 * model.head.weight
+    check = run("C17", trained, model=model)
+    assert check.verdict == "fail"
+    assert "worse than uniform" in check.got and check.fix.startswith("perplexity above V")
+
+
+def test_a_model_without_memory_gains_nothing_from_context(trained_memoryless):
+    check = run("C18", trained_memoryless)
+    assert check.verdict == "fail"
+    assert check.got.startswith(("0.000 +-", "-0.000 +-"))
+
+
+@pytest.mark.parametrize(
+    "kind, statistic, bad", [(Repeating, "run", 64), (Repeating, "top share", 1), (Looping, "loops", 8)]
+)
+def test_degenerate_generation_is_caught(trained, kind, statistic, bad):
+    check = run("C19", trained, model=fresh(trained, kind))
+    assert check.verdict == "fail"
+    assert check.numbers["sampled"][statistic] == bad
+    assert statistic in check.got and statistic in check.expected
+
+
+@pytest.mark.parametrize("id", ["C17", "C18"])
+def test_nan_is_no_result(trained, id):
+    assert run(id, trained, model=fresh(trained, NotANumber)).verdict == "fail"
+
+
+def test_a_loop_is_a_repeat_of_the_tail_with_a_short_period():
+    rng = np.random.default_rng(0)
+    prose = rng.integers(0, 50, 64)
+    assert not loops(prose)
+    assert loops(np.r_[prose[:30], np.tile([4, 9, 1, 9, 7, 7, 2, 3], 5)[:34]])
+    assert not loops(np.tile(np.arange(9), 8)[:64])
+
+
+@pytest.mark.parametrize("absent", ["model", "data"])
+def test_what_is_missing_is_said(trained, absent):
+    checks = suites.run_suite(replace(trained, **{absent: None}), ["C17", "C18", "C19"])
+    assert {(c.verdict, c.got) for c in checks} == {("not measurable", f"needs {absent}, none given")}
