@@ -12,23 +12,30 @@ from kssm_mlx.errors import DataError
 MANY = 20  # documents from which "auto" holds out whole ones
 
 
+def resolve(method: str, documents: int) -> str:
+    """What "auto" means for this many documents; other methods are themselves."""
+    if method != "auto":
+        return method
+    return "documents" if documents >= MANY else "contiguous"
+
+
 def split_documents(
     documents: Sequence[str], method: str, share: float, seed: int
-) -> tuple[list[str], list[str], str]:
-    """(training documents, validation documents, method used); `share` counts characters.
+) -> tuple[list[str], list[str]]:
+    """(training documents, validation documents) by a resolved method; `share` counts characters.
 
     Raises: DataError if one side would be empty.
     """
-    if method == "auto":
-        method = "documents" if len(documents) >= MANY else "contiguous"
-    pick = by_document if method == "documents" else contiguous
-    train, validation = pick(documents, share, seed)
+    if method == "documents":
+        train, validation = by_document(documents, share, seed)
+    else:
+        train, validation = contiguous(documents, share)
     if not train or not validation:
         raise DataError(
             f"{len(documents)} document(s) with {sum(map(len, documents))} characters leave one side of the "
             f"split {method!r} empty at validation = {share}; give more text, or use split = 'contiguous'"
         )
-    return train, validation, method
+    return train, validation
 
 
 def by_document(documents: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -49,9 +56,8 @@ def by_document(documents: Sequence[str], share: float, seed: int) -> tuple[list
     return [d for d in documents if d not in held], [d for d in documents if d in held]
 
 
-def contiguous(documents: Sequence[str], share: float, seed: int = 0) -> tuple[list[str], list[str]]:
+def contiguous(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     """Hold out the last `share` of the characters; the document at the cut gives its head and its tail."""
-    del seed  # there is one tail
     left = int((1 - share) * sum(map(len, documents)))
     train, validation = [], []
     for text in documents:

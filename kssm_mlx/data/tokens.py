@@ -21,15 +21,13 @@ import numpy as np
 
 from kssm_mlx import files
 from kssm_mlx.data.corpora import Corpus, open_corpus
-from kssm_mlx.data.splits import split_documents
+from kssm_mlx.data.index import FILES, FORMAT, INDEX, SPLITS, read_index
+from kssm_mlx.data.splits import resolve, split_documents
 from kssm_mlx.data.tokenizers import FILE as TOKENIZER
 from kssm_mlx.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from kssm_mlx.digest import file_digest
 from kssm_mlx.errors import DataError
 
-FORMAT = "kssm-tokens/1"
-INDEX = "index.json"
-SPLITS = ("train", "validation")
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _STARTS = np.dtype("<u8")
 _NPY_MAGIC = b"\x93NUMPY"
@@ -75,7 +73,7 @@ class TokenData:
             header and a tokenizer that is not the one that made the ids. Contents are left to `verify`.
         """
         folder = Path(folder)
-        index = _read_index(folder)
+        index = read_index(folder)
         tokenizer = load_tokenizer(folder)
         if tokenizer.digest != index["tokenizer"]["digest"]:
             raise DataError(
@@ -99,11 +97,12 @@ class TokenData:
 
         Raises: DataError with the file, what was found and what was expected.
         """
-        for name, entry in self.index["files"].items():
-            if (got := file_digest(self.folder / name)) != entry["sha256"]:
+        for name in FILES:
+            got, expected = file_digest(self.folder / name), self.index["files"][name]["sha256"]
+            if got != expected:
                 raise DataError(
-                    f"{self.folder / name} has sha256 {got[:12]}, its index says {entry['sha256'][:12]}: the "
-                    "file changed after it was written; prepare the data again in an empty folder"
+                    f"{self.folder / name} has sha256 {got[:12]}, its index says {expected[:12]}: the file "
+                    "changed after it was written; prepare the data again in an empty folder"
                 )
         for split in (self.train, self.validation):
             _check_ids(split.ids, self.vocab_size, self.folder / f"{split.name}.bin")
@@ -132,59 +131,58 @@ def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
-        _write(folder, recipe, corpus, tokenizer, origin)
+        _write(folder, corpus.documents, tokenizer, origin)
     except OSError as e:
         raise DataError(f"cannot write token files in {folder}: {(e.strerror or str(e)).lower()}") from None
     return TokenData.open(folder)
 
 
 def _origin(recipe: DataRecipe, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the ids depend on: two folders with the same origin hold the same ids."""
+    """The sections of the index that say what the ids depend on: equal sections, equal ids."""
+    count = len(corpus.documents)
     return {
-        "corpus": {"digest": corpus.digest, "documents": len(corpus.documents)},
-        "tokenizer": {"digest": tokenizer.digest, "separator_id": tokenizer.separator_id},
-        "split": {"asked": recipe.split, "validation": recipe.validation, "seed": recipe.seed},
+        "corpus": {
+            "name": corpus.name,
+            "source": corpus.source,
+            "licence": corpus.licence,
+            "digest": corpus.digest,
+            "documents": count,
+        },
+        "tokenizer": {
+            "name": tokenizer.name,
+            "digest": tokenizer.digest,
+            "separator_id": tokenizer.separator_id,
+        },
+        "split": {
+            "method": resolve(recipe.split, count),
+            "validation": recipe.validation,
+            "seed": recipe.seed,
+        },
     }
 
 
 def _holds(folder: Path, origin: dict[str, Any]) -> bool:
     """Whether `folder` has usable token files of this origin."""
     try:
-        return TokenData.open(folder).index["origin"] == origin
+        return TokenData.open(folder).index.items() >= origin.items()
     except DataError:
         return False
 
 
-def _write(
-    folder: Path, recipe: DataRecipe, corpus: Corpus, tokenizer: Tokenizer, origin: dict[str, Any]
-) -> None:
-    train, validation, method = split_documents(
-        corpus.documents, recipe.split, recipe.validation, recipe.seed
-    )
+def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, origin: dict[str, Any]) -> None:
+    """Split, encode and write everything, the index last."""
+    method, share, seed = origin["split"].values()
+    texts = dict(zip(SPLITS, split_documents(documents, method, share, seed), strict=True))
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    sides = {
-        name: _write_split(folder, name, documents, tokenizer, _DTYPES[dtype])
-        for name, documents in zip(SPLITS, (train, validation), strict=True)
-    }
+    sides = {name: _write_split(folder, name, texts[name], tokenizer, _DTYPES[dtype]) for name in SPLITS}
     tokenizer.save(folder)
-    names = [f"{name}.{kind}" for name in SPLITS for kind in ("bin", "docs.bin")] + [TOKENIZER]
     index = {
         "format": FORMAT,
         "dtype": dtype,
         "vocab_size": tokenizer.vocab_size,
-        "tokenizer": {"name": tokenizer.name, **origin["tokenizer"]},
-        "corpus": {
-            "name": corpus.name,
-            "source": corpus.source,
-            "licence": corpus.licence,
-            **origin["corpus"],
-        },
-        "split": {"method": method, **origin["split"]},
+        **origin,
         "splits": sides,
-        "files": {
-            n: {"bytes": (folder / n).stat().st_size, "sha256": file_digest(folder / n)} for n in names
-        },
-        "origin": origin,
+        "files": {name: {"sha256": file_digest(folder / name)} for name in FILES},
     }
     files.replace(folder / INDEX, json.dumps(index, indent=1) + "\n")
 
@@ -206,24 +204,6 @@ def _write_split(
         "documents": len(rows),
         "utf8_bytes": sum(len(text.encode()) for text in documents),
     }
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
-    try:
-        index = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder} has no {INDEX}, so it holds no finished token files; prepare the data"
-        ) from None
-    except OSError as e:
-        raise DataError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
-    except ValueError as e:
-        raise DataError(f"{path} is not JSON: {e}; prepare the data again in an empty folder") from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("dtype") not in _DTYPES:
-        found = index.get("format") if isinstance(index, dict) else type(index).__name__
-        raise DataError(f"{path} has format {found!r}; expected {FORMAT!r} with dtype uint16 or uint32")
-    return index
 
 
 def _map_split(folder: Path, name: str, index: dict[str, Any]) -> TokenSplit:

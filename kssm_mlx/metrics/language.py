@@ -63,8 +63,8 @@ class Nats(_Loss):
 
     @property
     def perplexity(self) -> float:
-        """exp of the cross entropy; infinite beyond what a float can hold."""
-        return math.exp(self.value) if self.value < 709 else math.inf
+        """exp of the cross entropy, kept finite, because JSON has no infinity."""
+        return math.exp(min(self.value, 700.0))  # a float64 ends at e^709
 
     def to_bits_per_byte(self, bytes_per_unit: float) -> BitsPerByte:
         """bits/byte = nats / (ln 2 · bytes per token or character).

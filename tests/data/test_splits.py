@@ -2,7 +2,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kssm_mlx.data.splits import by_document, contiguous, split_documents
+from kssm_mlx.data.splits import by_document, contiguous, resolve, split_documents
 from kssm_mlx.errors import DataError
 
 DOCUMENTS = st.lists(st.text(alphabet="abc", min_size=1, max_size=30), min_size=2, max_size=40)
@@ -21,7 +21,7 @@ def test_documents_go_whole_to_one_side(documents, share, seed):
 
 
 def test_many_documents_come_close_to_the_share():
-    documents = [f"{i} " * (1 + i % 17) for i in range(400)]
+    documents = [f"{i} " * (1 + i % 17) for i in range(400)] * 2
     _, validation = by_document(documents, 0.1, seed=3)
     assert 0.095 < sum(map(len, validation)) / sum(map(len, documents)) <= 0.1
 
@@ -44,9 +44,9 @@ def test_tinyshakespeare_is_cut_where_everybody_cuts_it(shared_text):
     assert (len(train), len(validation)) == (1_003_854, 111_540)
 
 
-@pytest.mark.parametrize("count, method", [(19, "contiguous"), (20, "documents")])
-def test_auto_takes_documents_when_there_are_many(count, method):
-    assert split_documents([f"text {i}" for i in range(count)], "auto", 0.1, 0)[2] == method
+def test_auto_takes_documents_when_there_are_many():
+    assert [resolve("auto", count) for count in (19, 20)] == ["contiguous", "documents"]
+    assert resolve("contiguous", 99) == "contiguous" and resolve("documents", 1) == "documents"
 
 
 @pytest.mark.parametrize(

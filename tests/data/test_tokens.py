@@ -8,8 +8,9 @@ import pytest
 
 from kssm_mlx import files
 from kssm_mlx.data import tokens
-from kssm_mlx.data.tokenizers import ByteTokenizer
+from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.digest import file_digest
 from kssm_mlx.errors import DataError
 
 
@@ -149,14 +150,8 @@ def rewrite(data, name, change, rehash=False):
     path.write_bytes(raw)
     if rehash:
         index = json.loads((data.folder / "index.json").read_text())
-        index["files"][name]["sha256"] = files_digest(path)
+        index["files"][name]["sha256"] = file_digest(path)
         (data.folder / "index.json").write_text(json.dumps(index))
-
-
-def files_digest(path):
-    from kssm_mlx.digest import file_digest
-
-    return file_digest(path)
 
 
 def flip(raw):
@@ -216,8 +211,6 @@ def test_ids_are_checked_before_they_are_written(texts, tmp_path, monkeypatch):
 
 
 def test_another_tokenizer_is_refused(data):
-    from kssm_mlx.data.tokenizers import CharTokenizer
-
     CharTokenizer("abc").save(data.folder)
     with pytest.raises(DataError, match=r"tokenizer\.json has digest .*, the ids were made with"):
         TokenData.open(data.folder)
@@ -229,11 +222,32 @@ def test_another_tokenizer_is_refused(data):
         ("{", "is not JSON"),
         ("[]", "has format 'list'; expected 'kssm-tokens/1'"),
         ('{"format": "kssm-tokens/9"}', "has format 'kssm-tokens/9'; expected 'kssm-tokens/1'"),
-        ('{"format": "kssm-tokens/1", "dtype": "float32"}', "with dtype uint16 or uint32"),
+        ('{"format": "kssm-tokens/1", "dtype": "float32"}', "dtype: input should be 'uint16' or 'uint32'"),
     ],
 )
 def test_a_foreign_index_is_refused(data, content, message):
     (data.folder / "index.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        TokenData.open(data.folder)
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        (["vocab_size"], "vocab_size: field required"),
+        (["splits", "train", "tokens"], r"splits\.train\.tokens: field required"),
+        (["splits", "validation"], r"splits\.validation: field required"),
+        (["files", "validation.bin"], r"files: value error, got .*, expected tokenizer\.json, train\.bin"),
+    ],
+)
+def test_an_index_that_lacks_a_key_is_refused(data, path, message):
+    index = json.loads((data.folder / "index.json").read_text())
+    *parents, last = path
+    section = index
+    for key in parents:
+        section = section[key]
+    del section[last]
+    (data.folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=message):
         TokenData.open(data.folder)
 

@@ -98,5 +98,5 @@ def test_texts_too_short_to_count_are_refused():
 
 @pytest.mark.parametrize("bad", [-1, 3])
 def test_ids_outside_the_vocabulary_are_refused(bad):
-    with pytest.raises(DataError, match="validation tokens run from .* to .*; expected 0 to 2"):
+    with pytest.raises(DataError, match=r"validation tokens run from .* to .*; expected 0 to 2"):
         ngram_ladder(np.array([0, 1, 2]), np.array([0, 1, bad]), 3)

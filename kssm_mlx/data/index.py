@@ -1,0 +1,101 @@
+"""index.json: what a folder of token files holds and what everything in it was made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from kssm_mlx.data.tokenizers import FILE as TOKENIZER
+from kssm_mlx.errors import DataError
+
+FORMAT = "kssm-tokens/1"
+INDEX = "index.json"
+SPLITS = ("train", "validation")
+FILES = (*(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "docs.bin")), TOKENIZER)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Corpus(_Section):
+    name: str
+    source: str
+    licence: str
+    digest: str
+    documents: int
+
+
+class _Tokenizer(_Section):
+    name: str
+    digest: str
+    separator_id: int | None
+
+
+class _Split(_Section):
+    method: str
+    validation: float
+    seed: int
+
+
+class _Side(_Section):
+    tokens: int = Field(ge=1)
+    documents: int = Field(ge=1)
+    utf8_bytes: int = Field(ge=1)
+
+
+class _Sides(_Section):
+    train: _Side
+    validation: _Side
+
+
+class _File(_Section):
+    sha256: str
+
+
+class _Index(_Section):
+    format: str
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: int = Field(ge=1)
+    corpus: _Corpus
+    tokenizer: _Tokenizer
+    split: _Split
+    splits: _Sides
+    files: dict[str, _File]
+
+    @field_validator("files")
+    @classmethod
+    def _every_file(cls, entries: dict[str, _File]) -> dict[str, _File]:
+        if entries.keys() != set(FILES):
+            raise ValueError(f"got {', '.join(sorted(entries))}, expected {', '.join(sorted(FILES))}")
+        return entries
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of `folder`, with every key there and of its type.
+
+    Raises: DataError for an index that is missing, broken, incomplete or of another format.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} has no {INDEX}, so it holds no finished token files; prepare the data"
+        ) from None
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
+    except ValueError as e:
+        raise DataError(f"{path} is not JSON: {e}; prepare the data again in an empty folder") from None
+    found = index.get("format") if isinstance(index, dict) else type(index).__name__
+    if found != FORMAT:
+        raise DataError(f"{path} has format {found!r}; expected {FORMAT!r}")
+    try:
+        return _Index.model_validate(index).model_dump()
+    except ValidationError as e:
+        first = e.errors()[0]
+        key, problem = ".".join(map(str, first["loc"])), first["msg"].lower()
+        raise DataError(f"{path}: {key}: {problem}; prepare the data again in an empty folder") from None
