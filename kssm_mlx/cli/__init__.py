@@ -1,0 +1,78 @@
+"""`kssm`: one file per command, each of which parses, calls and prints.
+
+What is slow to import (mlx, scipy, matplotlib, pydantic) is imported inside the commands, so that help is
+instant. Every error made on purpose becomes one line on stderr and its exit code, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from kssm_mlx.cli.doctor import doctor
+from kssm_mlx.cli.evaluate import evaluate
+from kssm_mlx.cli.generate import generate
+from kssm_mlx.cli.recipes import recipes
+from kssm_mlx.cli.report import report
+from kssm_mlx.cli.train import train
+from kssm_mlx.cli.verify import verify
+from kssm_mlx.errors import KssmError
+
+# What a disk does to us rather than we to it: no space, no permission, read-only, over quota.
+DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
+
+
+class Commands(TyperGroup):
+    """Turns what a command raises into one line and an exit code; the rest is bugs, with their traceback."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KssmError as e:
+            raise _ended(str(e), e.exit_code) from None
+        except KeyboardInterrupt:
+            raise _ended("interrupted", 130) from None
+        except OSError as e:
+            if e.errno not in DISK:
+                raise
+            raise _ended(f"{e.filename or 'writing'}: {e.strerror.lower()}", 2) from None
+
+
+def _ended(message: str, code: int) -> typer.Exit:
+    typer.echo(f"kssm: {' '.join(message.split())}", err=True)
+    return typer.Exit(code)
+
+
+# Plain help: rich would double the time it takes to show it.
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from kssm_mlx import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Language models with oscillators in them, on MLX: trained, verified before and after, looked at."""
+
+
+for command in (train, verify, generate, report, recipes, doctor):
+    app.command()(command)
+app.command("eval")(evaluate)

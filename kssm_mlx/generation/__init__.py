@@ -2,13 +2,14 @@
 
 from kssm_mlx.generation.sampling import Sampling
 from kssm_mlx.generation.state import GenerationState, load_state, save_state, stack
-from kssm_mlx.generation.text import Completion, Piece, generate, stream
+from kssm_mlx.generation.text import Completion, Piece, follow, generate, stream
 
 __all__ = [
     "Completion",
     "GenerationState",
     "Piece",
     "Sampling",
+    "follow",
     "generate",
     "load_state",
     "save_state",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,12 +44,20 @@ def generate(
     model: LanguageModel, tokenizer: Tokenizer, prompts: str | Sequence[str], **options: Any
 ) -> list[Completion]:
     """`stream` without the stream: the completions, one per prompt. Takes the options of `stream`."""
-    pieces = stream(model, tokenizer, prompts, **options)
+    return follow(stream(model, tokenizer, prompts, **options))
+
+
+def follow(
+    pieces: Generator[Piece, None, list[Completion]], show: Callable[[Piece], None] | None = None
+) -> list[Completion]:
+    """Run a stream to its end, `show` each piece as it comes, and return what the stream returns."""
     while True:
         try:
-            next(pieces)
-        except StopIteration as done:
-            return done.value
+            piece = next(pieces)
+        except StopIteration as end:
+            return end.value
+        if show:
+            show(piece)
 
 
 def stream(

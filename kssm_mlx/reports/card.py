@@ -66,25 +66,33 @@ def against_expected(run: Run) -> str:
     return f"{promise}; reached {got:.4f}, {where}"
 
 
-def _result(run: Run) -> str:
+def results(run: Run) -> list[tuple[str, str]]:
+    """What came out, with units and one standard error, and the ladder of counting on the same text."""
     best = run.best
     if best is None:
-        return "No evaluation yet."
-    nats, bits = best["nats_per_token"], best.get("bits_per_byte")
-    se = best.get("se")
-    rows = [
+        return [("validation", "no evaluation yet")]
+    nats, bits, se = best["nats_per_token"], best.get("bits_per_byte"), best.get("se")
+    return [
         ("validation loss, nats/token", measure(nats, se)),
         ("validation bits/byte", measure(bits, se * bits / nats if se and bits else None)),
         ("perplexity", measure(best.get("perplexity"), best.get("perplexity_se"), 3)),
         ("context gain, nats", measure(run.measured("context_gain"), run.measured("context_gain_se"), 3)),
         *((f"{rung} of the same text, nats/token", f"{value:.4f}") for rung, value in run.ladder.items()),
     ]
-    steps = run.of("train")[-1]["step"] if run.of("train") else 0
-    when = f"Best of {len(run.of('eval'))} evaluations, at step {best['step']} of {steps}"
-    said = f"{when}; ± is one standard error."
-    return "\n\n".join(
-        part for part in (_sentence(against_expected(run)), table(("", ""), rows), said) if part
-    )
+
+
+def samples(run: Run) -> list[str]:
+    """Prompt and continuation of the samples of the last evaluation."""
+    last = run.samples[-1]["step"] if run.samples else None
+    return [s.get("prompt", "") + s["text"] for s in run.samples if s["step"] == last][:SAMPLES_SHOWN]
+
+
+def _result(run: Run) -> str:
+    said = [_sentence(against_expected(run)), table(("", ""), results(run))]
+    if run.best:
+        at = f"at step {run.best['step']} of {run.steps}"
+        said.append(f"Best of {len(run.of('eval'))} evaluations, {at}; ± is one standard error.")
+    return "\n\n".join(part for part in said if part)
 
 
 def _setting(run: Run) -> str:
@@ -111,8 +119,8 @@ def _verdict(check: dict[str, Any]) -> str:
 
 
 def _samples(run: Run) -> str:
-    shown = [s for s in run.samples if s.get("step") == run.samples[-1].get("step")][:SAMPLES_SHOWN]
-    return "\n\n".join(f"Step {s.get('step')}:\n\n{_block(s.get('prompt', '') + s['text'])}" for s in shown)
+    shown = [_block(text) for text in samples(run)]
+    return "\n\n".join([f"After step {run.samples[-1]['step']}:", *shown]) if shown else ""
 
 
 def _environment(run: Run) -> str:

@@ -59,7 +59,7 @@ def plot_validation(runs: list[Run], path: Path) -> Path:
         if same_text and bigram:
             ax.axhline(bigram, color=MUTED, linewidth=0.9, linestyle="--", label=f"bigram {bigram:.3f}")
         ax.set(xlabel="step", ylabel=unit, title="validation")
-        ax.legend(loc="upper right")
+        ax.legend(loc="upper right", frameon=True, facecolor="white", edgecolor="none", framealpha=0.9)
     return path
 
 
@@ -71,13 +71,13 @@ def summary(runs: list[Run]) -> str:
 
 
 def _row(run: Run, settings: dict[str, Any], varied: list[str]) -> tuple[str, ...]:
-    best, steps = run.best or {}, run.of("train")
+    best = run.best or {}
     parameters = run.manifest.get("parameters")
     return (
         run.name,
         ", ".join(f"{key} {settings[key]}" for key in varied if key in settings),
         f"{parameters:,}" if parameters else "not recorded",
-        str(steps[-1]["step"] if steps else 0),
+        str(run.steps),
         measure(best.get("nats_per_token"), best.get("se")),
         measure(best.get("bits_per_byte")),
         measure(run.measured("context_gain"), run.measured("context_gain_se"), 3),

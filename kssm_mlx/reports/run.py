@@ -49,6 +49,11 @@ class Run:
         return sorted(columns)
 
     @property
+    def steps(self) -> int:
+        """How many updates have a row."""
+        return max((row["step"] for row in self.of("train")), default=0)
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """The evaluation with the lowest loss."""
         rows = [r for r in self.of("eval") if isinstance(r.get("nats_per_token"), int | float)]
@@ -84,7 +89,7 @@ def open_run(folder: str | Path) -> Run:
         manifest=_json(folder / "manifest.json", {}),
         rows=[row for row in _lines(folder / "metrics.jsonl") if "step" in row],
         checks=_json(folder / "checks.json", {}),
-        samples=list(_lines(folder / "samples.jsonl")),
+        samples=[row for row in _lines(folder / "samples.jsonl") if "step" in row],
     )
 
 

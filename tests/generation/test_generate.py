@@ -8,7 +8,7 @@ import pytest
 
 from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer
 from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
-from kssm_mlx.generation import generate, stream
+from kssm_mlx.generation import follow, generate, stream
 from kssm_mlx.generation.decode import prefill
 from tests.generation.generation_fakes import Counting, Growing, endless
 
@@ -91,27 +91,19 @@ def test_decoding_compiles_once_and_a_growing_cache_not_at_all():
 
 
 def test_pieces_are_whole_characters_and_join_to_the_text(model):
-    texts = ["", "", ""]
     pieces = stream(model, endless(), PROMPTS, max_tokens=60, temperature=1.0, seeds=[1, 2, 3])
     assert inspect.isgenerator(pieces)
-    rows = yield_all(pieces, texts)
+    shown = []
+    rows = follow(pieces, shown.append)
+    texts = ["".join(piece.text for piece in shown if piece.row == i) for i in range(3)]
     assert texts == [row.text for row in rows] == [ByteTokenizer().decode(row.ids) for row in rows]
-
-
-def yield_all(pieces, texts):
-    while True:
-        try:
-            piece = next(pieces)
-        except StopIteration as done:
-            return done.value
-        texts[piece.row] += piece.text
 
 
 def test_an_empty_prompt_starts_from_the_separator_or_asks_for_one(model):
     (empty,) = generate(model, ByteTokenizer(), "", max_tokens=10)
     (explicit,) = generate(model, ByteTokenizer(), "\0", max_tokens=10)
     assert empty.ids == explicit.ids
-    with pytest.raises(ConfigError, match="empty prompt starts from the document separator"):
+    with pytest.raises(ConfigError, match="empty prompt starts from the separator"):
         generate(model, endless(), "", max_tokens=10)
 
 

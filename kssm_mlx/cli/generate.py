@@ -1,0 +1,92 @@
+"""`kssm generate`: text from a run or a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="A run folder or a model.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="One text or several, as one batch.  [default: a new document]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0: from all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the most likely tokens with this probability.")
+    ] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw from tokens this likely relative to the best.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: recent tokens less likely.")] = 1.0,
+    repetition_window: Annotated[int, typer.Option(help="How many tokens count as recent.")] = 64,
+    seed: Annotated[list[int], typer.Option(help="One, or one per prompt.")] = (0,),
+    past_separator: Annotated[
+        bool, typer.Option("--past-separator", help="Go on into the next document.")
+    ] = False,
+    stream: Annotated[bool, typer.Option(help="Show one text as it comes.")] = True,
+    state_out: Annotated[Path | None, typer.Option(help="Save where the texts stand to this file.")] = None,
+    state_in: Annotated[Path | None, typer.Option(help="Go on from this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print ids, log-probabilities and text.")] = False,
+) -> None:
+    """Continue one or several texts.
+
+    Several prompts run as one batch, in which each gives what it would give alone. A state file holds where a
+    text stands and continues it exactly, with the weights that wrote it.
+    """
+    from kssm_mlx.experiments.run import load
+    from kssm_mlx.generation import follow, load_state, save_state, stack
+    from kssm_mlx.generation import stream as run
+
+    trained = load(model)
+    state = load_state(state_in, trained.digest) if state_in else None
+    prompts = prompts or [""] * (len(state) if state else 1)
+    live = stream and len(prompts) == 1 and not as_json
+    pieces = run(
+        trained.model,
+        trained.tokenizer,
+        prompts,
+        max_tokens=max_tokens,
+        seeds=seed * len(prompts) if len(seed) == 1 else seed,
+        state=state,
+        stop_at_separator=not past_separator,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        repetition_window=repetition_window,
+    )
+    if live:
+        typer.echo(prompts[0], nl=False)
+    completions = follow(pieces, show=_write if live else None)
+    if state_out:
+        save_state(state_out, stack([c.state for c in completions]), trained.digest)
+    if as_json:
+        _print_json(completions, trained)
+    elif live:
+        typer.echo()
+    else:
+        _print_texts(completions)
+
+
+def _write(piece: Any) -> None:
+    sys.stdout.write(piece.text)
+    sys.stdout.flush()
+
+
+def _print_texts(completions: list[Any]) -> None:
+    for number, completion in enumerate(completions, start=1):
+        heading = f"[{number}] " if len(completions) > 1 else ""
+        typer.echo(f"{heading}{completion.prompt}{completion.text}")
+
+
+def _print_json(completions: list[Any], trained: Any) -> None:
+    import json
+
+    fields = ("prompt", "text", "ids", "logprobs", "finished")
+    rows = [{name: getattr(completion, name) for name in fields} for completion in completions]
+    typer.echo(json.dumps({"model": trained.source, "digest": trained.digest, "completions": rows}, indent=2))

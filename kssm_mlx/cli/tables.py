@@ -1,0 +1,59 @@
+"""The tables that commands print: verdicts in colour and in words, numbers with their units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+COLOURS = {"pass": "green", "fail": "bold red", "warn": "yellow", "waived": "yellow", "not measurable": "dim"}
+
+
+def checks_table(checks: Iterable[Mapping[str, Any]], title: str) -> Table:
+    """One row per check, as `Check.to_json` gives it; a waived one shows its reason."""
+    rows = [
+        (f"{c['id']} {c['title']}", _verdict(c["verdict"]), _got(c), c["expected"], f"{c['seconds']:.1f}")
+        for c in checks
+    ]
+    return table(("check", "verdict", "got", "expected", "s"), rows, title)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> Table:
+    """A left-aligned table; cells that are strings are shown literally, brackets and all."""
+    drawn = Table(*header, title=title, title_justify="left", title_style="bold")
+    for row in rows:
+        drawn.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
+    return drawn
+
+
+def evaluation_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The numbers of `kssm eval` in reading order, with units and one standard error."""
+    n = numbers
+    rows = [
+        ("tokens scored", f"{n['tokens']:,}"),
+        ("loss, nats/token", f"{n['nats_per_token']:.4f} ± {n['se']:.4f}"),
+        ("perplexity", f"{n['perplexity']:.3f} ± {n['perplexity_se']:.3f}"),
+        ("bits/byte", f"{n['bits_per_byte']:.4f}"),
+        ("context gain, nats", f"{n['context_gain']:.3f} ± {n['context_gain_se']:.3f}"),
+    ]
+    return rows + [(f"{rung}, nats/token", f"{nats:.4f}") for rung, nats in n["ladder"].items()]
+
+
+def show_fixes(console: Console, checks: Iterable[Mapping[str, Any]]) -> None:
+    """What to do about each check that failed or warns."""
+    for c in checks:
+        if c["fix"] and c["verdict"] in ("fail", "warn"):
+            console.print(f"{c['id']}: {c['fix']}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _verdict(word: str) -> Text:
+    return Text(word, style=COLOURS[word])
+
+
+def _got(check: Mapping[str, Any]) -> str:
+    reason = check["numbers"].get("waived_because")
+    return f"{check['got']} (waived: {reason})" if reason else check["got"]

@@ -1,0 +1,78 @@
+"""`kssm train`: a recipe becomes a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kssm_mlx.errors import ConfigError
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see kssm recipes) or a TOML file.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/RECIPE]")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest good checkpoint.")] = False,
+    allow_config_change: Annotated[
+        bool, typer.Option("--allow-config-change", help="Resume although the recipe has changed.")
+    ] = False,
+    waive: Annotated[
+        list[str] | None, typer.Option(metavar='ID="REASON"', help="Go on although this check fails.")
+    ] = None,
+) -> None:
+    """Train a model, verified before and after.
+
+    Checks of data and model come first, then training, checks of the result, samples, pictures and the card.
+    Exit code 0 done, 1 a check failed, 2 unusable input, 130 or 143 stopped by a signal with a checkpoint.
+    """
+    from kssm_mlx.training.recipe import load, parse_override
+
+    loaded = load(recipe, dict(parse_override(text) for text in set_ or []))
+    waivers = parse_waivers(waive or [])
+    folder = out or Path("runs") / Path(recipe).stem
+
+    from rich.console import Console
+
+    from kssm_mlx.experiments.run import train as run
+    from kssm_mlx.reports import report
+
+    console = Console(highlight=False)
+    run(
+        loaded,
+        folder,
+        resume=resume,
+        allow_config_change=allow_config_change,
+        waivers=waivers,
+        console=console,
+    )
+    _show(console, folder, report(folder))
+
+
+def parse_waivers(texts: list[str]) -> dict[str, str]:
+    """["C15=one document"] -> {"C15": "one document"}. Raises: ConfigError where the reason is missing."""
+    waivers = {}
+    for text in texts:
+        check, _, reason = text.partition("=")
+        if not reason.strip():
+            raise ConfigError(f'--waive takes a check and a reason such as C15="one document", got {text!r}')
+        waivers[check.strip()] = reason.strip()
+    return waivers
+
+
+def _show(console, folder: Path, written: list[Path]) -> None:
+    """The result of the run, read back from its folder."""
+    from kssm_mlx.cli.tables import checks_table, table
+    from kssm_mlx.reports.card import results, samples
+    from kssm_mlx.reports.run import open_run
+
+    run = open_run(folder)
+    for stage, checks in run.checks.items():
+        console.print(checks_table(checks, f"checks, {stage}"))
+    for sample in samples(run):
+        console.print(sample, markup=False, style="italic")
+    console.print(table(("result", ""), results(run), str(folder)))
+    console.print("written: " + "  ".join(str(path) for path in written), soft_wrap=True, markup=False)

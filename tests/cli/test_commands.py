@@ -1,0 +1,136 @@
+"""Commands parse, call and print: what they pass on, what they print, what they exit with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.cli_fakes import DIGEST, a_check, kssm, refused, runs  # noqa: F401  a fixture
+from tests.reports.report_fakes import write_run
+
+ROOT = Path(__file__).parents[2]
+RECIPE = '[about]\nquestion = "Does it [run]?"\n[model]\nsize = "xs"\n[train]\nsteps = 30\n'
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_train_passes_everything_on_and_shows_the_run(runs, recipe, tmp_path):  # noqa: F811
+    folder = write_run(tmp_path / "run")
+    result = kssm(
+        *("train", recipe, "--out", folder, "--set", "train.steps=7", "--set", "model.kappa=0", "--resume"),
+        *("--allow-config-change", "--waive", "C15=one document"),
+    )
+    assert result.exit_code == 0, result.output
+    ((name, (loaded, out), options),) = runs.asked
+    assert (name, out) == ("train", folder)
+    assert (loaded.train.steps, loaded.model.overrides) == (7, {"kappa": 0})
+    assert options.pop("console") is not None
+    assert options == {"resume": True, "allow_config_change": True, "waivers": {"C15": "one document"}}
+    assert "validation loss, nats/token" in result.stdout and "card.md" in result.stdout
+    assert "no token sees its future" in result.stdout and "The quick sample" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["defualt"], "no recipe 'defualt'"),
+        (["{}", "--set", "train.stpes=7"], "unknown key 'train.stpes'; did you mean 'steps'"),
+        (["{}", "--set", "train.steps=many"], "train.steps: input should be a valid integer"),
+        (["{}", "--set", "train.steps"], "--set takes section.key=value"),
+        (["{}", "--set", "train.steps.x=1"], "'steps' is a value, not a section"),
+        (["{}", "--waive", "C15"], '--waive takes a check and a reason such as C15="one document"'),
+    ],
+)
+def test_train_refuses_what_it_cannot_use(runs, recipe, arguments, message):  # noqa: F811
+    assert message in refused(kssm("train", *(a.format(recipe) for a in arguments)))
+    assert runs.asked == []
+
+
+def test_verify_prints_verdicts_and_exits_by_them(runs, recipe):  # noqa: F811
+    good = kssm("verify", recipe, "--only", "C1,C7", "--level", "S")
+    assert good.exit_code == 0 and "pass" in good.stdout and "0 [exactly]" in good.stdout
+    assert runs.asked == [("verify", (str(recipe),), {"only": ["C1", "C7"], "level": "S"})]
+    runs.checks.append(a_check("C3", "fail", fix="mend it"))
+    bad = kssm("verify", recipe)
+    assert bad.exit_code == 1 and "C3: mend it" in bad.stdout
+    as_json = kssm("verify", recipe, "--json")
+    assert as_json.exit_code == 1 and [c["ok"] for c in json.loads(as_json.stdout)] == [True, False]
+
+
+def test_verify_explains_a_check_or_says_what_it_needs():
+    explained = kssm("verify", "--explain", "C18")
+    assert explained.exit_code == 0 and "threshold: " in explained.stdout
+    assert "no check 'C999'" in refused(kssm("verify", "--explain", "C999"))
+    assert "needs a recipe or a run folder" in refused(kssm("verify"))
+
+
+def test_generate_streams_what_it_prints_without_streaming(runs):  # noqa: F811
+    options = ("generate", "m", "once", "--max-tokens", 20, "--temperature", 1, "--seed", 3)
+    live, at_once = kssm(*options), kssm(*options, "--no-stream")
+    assert live.exit_code == 0 and live.stdout == at_once.stdout and live.stdout.startswith("once")
+
+
+def test_generate_of_several_prompts_as_json(runs):  # noqa: F811
+    result = kssm("generate", "m", "a", "bc", "--max-tokens", 5, "--seed", 1, "--seed", 2, "--json")
+    answer = json.loads(result.stdout)
+    assert answer["digest"] == DIGEST and [c["prompt"] for c in answer["completions"]] == ["a", "bc"]
+    assert all(len(c["ids"]) == len(c["logprobs"]) for c in answer["completions"])
+    both = kssm("generate", "m", "a", "bc", "--max-tokens", 5)
+    assert both.stdout.startswith("[1] a") and "\n[2] bc" in both.stdout
+
+
+def test_generate_goes_on_from_a_file_as_in_one_go(runs, tmp_path):  # noqa: F811
+    def ids(*arguments):
+        result = kssm("generate", "m", *arguments, "--temperature", 1, "--past-separator", "--json")
+        assert result.exit_code == 0, result.output
+        return [c["ids"] for c in json.loads(result.stdout)["completions"]]
+
+    file = tmp_path / "talk"
+    whole = ids("hello", "you", "--max-tokens", 12)
+    first = ids("hello", "you", "--max-tokens", 5, "--state-out", file)
+    second = ids("--max-tokens", 7, "--state-in", file)
+    assert [a + b for a, b in zip(first, second)] == whole
+
+
+def test_generate_refuses_a_state_of_other_weights_and_odd_options(runs, tmp_path, monkeypatch):  # noqa: F811
+    kssm("generate", "m", "hello", "--max-tokens", 3, "--state-out", tmp_path / "s")
+    assert "top_p is 7.0" in refused(kssm("generate", "m", "x", "--top-p", 7, "--no-stream"))
+    assert "2 seeds for 1 prompts" in refused(
+        kssm("generate", "m", "x", "--no-stream", "--seed", 1, "--seed", 2)
+    )
+    assert "no state file" in refused(kssm("generate", "m", "--state-in", tmp_path / "absent"))
+    other = runs.load("m")
+    monkeypatch.setattr(runs, "load", lambda _: type(other)(other.model, other.tokenizer, "m", "e" * 64))
+    assert "is a state of weights dddddddddddd" in refused(
+        kssm("generate", "m", "--state-in", tmp_path / "s"), 1
+    )
+
+
+def test_report_of_one_run_and_of_two(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", kappa=0.0)
+    one = kssm("report", a)
+    assert one.exit_code == 0 and one.stdout.splitlines()[-1] == str(a / "card.md")
+    two = kssm("report", a, b, "--out", tmp_path / "both")
+    assert (tmp_path / "both" / "comparison.png").is_file() and "comparison.md" in two.stdout
+
+
+def test_recipes_lists_name_question_and_goal(monkeypatch, recipe):
+    monkeypatch.setattr("kssm_mlx.training.recipe.shipped", lambda: {"mine": recipe})
+    result = kssm("recipes")
+    assert result.exit_code == 0 and "mine" in result.stdout and "Does it [run]?" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, code", [(["report", "no-such-run"], 2), (["--version"], 0), (["nonsense"], 2)]
+)
+def test_the_real_process_exits_with_the_code(arguments, code):
+    call = f"import sys; sys.argv = ['kssm', *{arguments}]; from kssm_mlx.cli import app; app()"
+    process = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == code and "Traceback" not in process.stderr

@@ -1,0 +1,140 @@
+"""What a report says is what the run folder holds; pictures show every series; nothing is half-written."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.reports import compare, report
+from kssm_mlx.reports.card import against_expected, results
+from kssm_mlx.reports.plots import plot_loss
+from kssm_mlx.reports.run import open_run
+from kssm_mlx.reports.style import smooth
+from tests.reports.report_fakes import LADDER, validation, write_run
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    run = open_run(write_run(tmp_path / "run"))
+    steps, values = run.series("eval", "nats_per_token")
+    assert list(steps) == [20, 40, 60]
+    np.testing.assert_allclose(values, [validation(s) for s in steps])
+    assert run.best["step"] == 60 and run.steps == 60
+    assert run.blocks("R") == ["R_block00", "R_block01"] and run.blocks("Q") == []
+    assert run.ladder == LADDER and run.measured("context_gain") == 0.81
+
+
+def test_a_number_that_was_not_finite_is_left_out(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write(json.dumps({"kind": "train", "step": 61, "loss": None}) + "\n")
+        f.write(json.dumps({"kind": "eval", "step": 61, "nats_per_token": None, "se": None}) + "\n")
+    run = open_run(folder)
+    assert len(run.series("train", "loss")[0]) == 60 and run.best["step"] == 60
+    assert report(folder)
+
+
+def test_a_line_cut_by_a_crash_is_dropped_and_a_broken_one_named(tmp_path):
+    folder = write_run(tmp_path / "run")
+    path = folder / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"kind": "tra')
+    assert len(open_run(folder).rows) == len(whole.splitlines())
+    path.write_text("junk\n" + whole)
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl line 1 is not JSON"):
+        open_run(folder)
+
+
+def test_what_is_not_a_run_folder_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no run folder"):
+        open_run(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match=r"it has no recipe\.json"):
+        open_run(tmp_path)
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="stopped before its first step"):
+        open_run(tmp_path)
+
+
+def test_report_draws_every_picture_and_the_card(tmp_path):
+    folder = write_run(tmp_path / "run")
+    written = report(folder)
+    assert [p.name for p in written] == ["loss.png", "dynamics.png", "optimisation.png", "card.md"]
+    for picture in written[:3]:
+        pixels = imread(picture)
+        assert pixels.shape[1] > 1000 and pixels[..., :3].std() > 0.05
+    card = written[-1].read_text()
+    assert card.startswith("# run\n\nDoes coupling help?\n\n## Result\n")
+    for piece in (
+        "loss.png",
+        "712,000",
+        "waived: short \\| run",
+        "    The quick sample",
+        "kssm train default",
+    ):
+        assert piece in card
+    assert "an early one" not in card
+
+
+def test_a_model_without_oscillators_has_no_dynamics(tmp_path):
+    written = report(write_run(tmp_path / "run", oscillators=False))
+    assert [p.name for p in written] == ["loss.png", "optimisation.png", "card.md"]
+
+
+def test_results_carry_units_and_standard_errors(tmp_path):
+    rows = dict(results(open_run(write_run(tmp_path / "run"))))
+    nats = validation(60)
+    assert rows["validation loss, nats/token"] == f"{nats:.4f} ± 0.0100"
+    assert rows["validation bits/byte"] == f"{nats / math.log(2):.4f} ± {0.01 / math.log(2):.4f}"
+    assert rows["context gain, nats"] == "0.810 ± 0.020"
+    assert rows["bigram of the same text, nats/token"] == "2.4500"
+
+
+@pytest.mark.parametrize(
+    "metric, value, says",
+    [
+        ("nats_per_token", 1.60, "within the tolerance"),
+        ("nats_per_token", 1.50, "above"),
+        ("context_gain", 0.9, "0.0900 below"),
+        ("accuracy", 0.9, "not measured"),
+    ],
+)
+def test_the_expected_number_is_compared(tmp_path, metric, value, says):
+    folder = write_run(tmp_path / "run")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["about"]["expected"] |= {"metric": metric, "value": value}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert says in against_expected(open_run(folder))
+
+
+def test_comparison_names_what_differs(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", kappa=0.0)
+    picture, table = compare([a, b], tmp_path / "both")
+    assert imread(picture)[..., :3].std() > 0.02
+    text = table.read_text()
+    assert "model.kappa 1.0" in text and "model.kappa 0.0" in text and "data.source" not in text
+    assert f"{validation(60):.4f} ± 0.0100" in text and f"{validation(60, 0):.4f} ± 0.0100" in text
+    with pytest.raises(ConfigError, match="two of the runs are called 'a'"):
+        compare([a, a], tmp_path / "both")
+
+
+def test_a_picture_is_whole_or_absent(tmp_path, monkeypatch):
+    run = open_run(write_run(tmp_path / "run"))
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kssm_mlx.files.write_synced", full_disk)
+    with pytest.raises(CheckpointError, match="no space left on device"):
+        report(run.folder)
+    with pytest.raises(OSError, match="No space"):
+        plot_loss(run, tmp_path / "loss.png")
+    assert not list(tmp_path.rglob("*.png")) and not (run.folder / "card.md").exists()
+
+
+def test_smoothing_keeps_a_line_level_and_averages_noise():
+    np.testing.assert_allclose(smooth(np.full(50, 3.0), 10), 3.0)
+    noise = np.random.default_rng(0).normal(size=2000)
+    assert smooth(noise, 100).std() < 0.2 < noise.std()
+    assert smooth(np.array([]), 0).size == 0
