@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before the first import of mlx. Two workers with a thread per core each would fight over the cores.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
@@ -16,6 +17,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
+
+# No limits of wall-clock time, and the same examples for everybody.
+settings.register_profile(
+    "kssm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("kssm")
 
 SHARED_TEXT = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 

@@ -24,7 +24,7 @@ HEAVY = {
 
 def imported_by(code: str) -> set[str]:
     """Top-level packages that a fresh interpreter has loaded after running `code`."""
-    tell = "import atexit, json, sys\n@atexit.register\ndef tell(): sys.stderr.write(json.dumps([*sys.modules]))\n"
+    tell = "import atexit, json, sys\natexit.register(lambda: sys.stderr.write(json.dumps([*sys.modules])))\n"
     run = subprocess.run(
         [sys.executable, "-c", tell + code],
         capture_output=True,
