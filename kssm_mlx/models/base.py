@@ -122,6 +122,27 @@ def refuse_unknown_clamps(intervention: Intervention | None, sites: tuple[str, .
             raise ConfigError(f"clamp on block {clamp.block}, but the model has blocks 0 to {n_blocks - 1}")
 
 
+def held(clamp: Clamp, first: int, T: int, units: int) -> mx.array:
+    """[T, units] bool: the tokens and units a clamp holds; `first` is the index of the first token in the call."""
+    t = mx.arange(first, first + T)
+    tokens = (t >= clamp.start) & (t < (first + T if clamp.stop is None else clamp.stop))
+    if clamp.units is None:
+        return mx.broadcast_to(tokens[:, None], (T, units))
+    chosen = (mx.arange(units)[:, None] == mx.array(clamp.units)[None]).any(axis=1)
+    return tokens[:, None] & chosen[None]
+
+
+def clamp_output(x: mx.array, y: mx.array, intervention: Intervention | None, block: int) -> mx.array:
+    """Hold what a block adds to the residual stream, y - x; the value 0 takes the block out.
+
+    Shapes: x, y [B, T, D], the stream before and after the block.
+    """
+    for clamp in intervention.of("output", block) if intervention else ():
+        value = mx.broadcast_to(mx.array(clamp.value, y.dtype), y.shape)
+        y = mx.where(held(clamp, 0, x.shape[1], x.shape[2]), x + value, y)
+    return y
+
+
 def with_parameters(model: nn.Module, parameters: Mapping, call):
     """`call()` with the model's parameters replaced by `parameters`, which may be traced; restored afterwards.
 

@@ -1,8 +1,8 @@
 """The linear recurrence h_t = a_t h_{t-1} + b_t, which Mamba, SSD and RWKV-4 share, and its matrix form.
 
-MLX has no scan, and the backward pass of a plain loop over T zero-fills T slices, O(T²). Here the loop is short
-(everything that does not depend on the state is computed before it, for all tokens at once) and the gradient is
-the same recurrence run backwards, so nothing is ever differentiated through a slice. Time is the first axis.
+MLX has no scan, and the backward pass of a plain loop over T zero-fills T slices, O(T²). Here the loop is
+short (all that does not depend on the state is computed before it, for all tokens at once) and the gradient
+is the same recurrence run backwards, so nothing is differentiated through a slice. Time is the first axis.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def linear_scan(a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
 
 @linear_scan.vjp
 def _(primals, cotangent, h):
-    a, b, h0 = primals
+    a, _, h0 = primals
     adjoint = linear_scan(_after(a)[::-1], cotangent[::-1], mx.zeros_like(h0))[::-1]
     return adjoint * before(h, h0), adjoint, a[0] * adjoint[0]
 
@@ -52,14 +52,17 @@ def matrix_scan(P: mx.array, Q: mx.array, S0: mx.array) -> mx.array:
 
 @matrix_scan.vjp
 def _(primals, cotangent, S):
-    P, Q, S0 = primals
+    P, _, S0 = primals
     transposed = P.swapaxes(-1, -2)
     adjoint = matrix_scan(_after(transposed)[::-1], cotangent[::-1], mx.zeros_like(S0))[::-1]
     return before(S, S0).swapaxes(-1, -2) @ adjoint, adjoint, adjoint[0] @ transposed[0]
 
 
 def max_plus_scan(w: mx.array, k: mx.array, m0: mx.array) -> mx.array:
-    """All states of m_t = max(m_{t-1} + w_t, k_t), a stabiliser: no gradient. Shapes: w, k [T, ...]; m0 [...]."""
+    """All states of m_t = max(m_{t-1} + w_t, k_t), a stabiliser: no gradient.
+
+    Shapes: w, k [T, ...]; m0 [...]. Returns m [T, ...].
+    """
     w, k, m = map(mx.stop_gradient, (w, k, m0))
     states = []
     for t in range(k.shape[0]):
@@ -114,11 +117,12 @@ def from_chunks(y: mx.array, T: int) -> mx.array:
     return y.reshape(y.shape[0], -1, *y.shape[3:])[:, :T]
 
 
-def documents(resets: mx.array | None, L: int) -> tuple[mx.array, mx.array | bool, mx.array | bool]:
+def documents(resets: mx.array | None, L: int) -> tuple[mx.array, mx.array, mx.array]:
     """What resets cut inside chunks of L tokens. Shapes: resets [..., L] bool.
 
-    Returns causal [..., L, L], True where source j <= i is of the document of i; entered [..., L], True where the
-    state that enters the chunk is still there; leaves [..., L], True for tokens of the document that leaves it.
+    Returns causal [..., L, L], True where source j <= i is of the document of i; entered [..., L], True where
+    the state that enters the chunk is still there; leaves [..., L], True for tokens of the document that
+    leaves it.
     """
     causal = mx.arange(L)[:, None] >= mx.arange(L)
     if resets is None:

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba (S6): a diagonal state-space model whose step size and projections see the token.
+"""The selective scan of Mamba (S6): a diagonal state-space model whose step and projections see the token.
 
     h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t x_t,    y_t = C_t h_t        (one state h [N] for each channel)
 
@@ -15,7 +15,7 @@ from kssm_mlx.ops.scan import at_least_float32, begins, inside, linear_scan
 def selective_scan_reference(x, dt, A, B, C, state=None, *, resets=None, lengths=None):
     """The recurrence as on paper. Shapes as in `selective_scan`."""
     x, dt, A, B, C = at_least_float32(x, dt, A, B, C)
-    batch, T, D = x.shape
+    batch, T, _ = x.shape
     h = mx.zeros((batch, *A.shape), x.dtype) if state is None else state
     y = []
     for t in range(T):

@@ -1,6 +1,6 @@
 """State-space duality, the scan of Mamba-2: one decay per head, so a chunk of tokens is a few matmuls.
 
-    h_t = exp(Δ_t A) h_{t-1} + Δ_t x_t B_tᵀ,    y_t = h_t C_t       (h [P, N] per head; B, C shared in a group)
+    h_t = exp(Δ_t A) h_{t-1} + Δ_t x_t B_tᵀ,    y_t = h_t C_t    (h [P, N] per head; B, C shared in a group)
 
 Source: Dao & Gu 2024, "Transformers are SSMs", section 6 and listing 1: the four steps below.
 """

@@ -3,8 +3,8 @@
     y_t = (num_{t-1} + e^{u + k_t} v_t) / (den_{t-1} + e^{u + k_t})
     num_t = e^w num_{t-1} + e^{k_t} v_t,    den_t = e^w den_{t-1} + e^{k_t}         (w < 0)
 
-num and den are kept as multiples of e^max, so that no exponential overflows. Any stabiliser gives the same y, so
-the running maximum takes no part in the gradient.
+num and den are kept as multiples of e^max, so that no exponential overflows. Any stabiliser gives the same y,
+so the running maximum takes no part in the gradient.
 
 Source: Peng et al. 2023, "RWKV", equations 16 and 24-28 (appendix on numerical stability).
 """
@@ -41,22 +41,19 @@ def wkv4_reference(w, u, k, v, state=None, *, resets=None, lengths=None):
     s, y = empty if state is None else WKV4State(*state), []
     for t in range(T):
         kt, vt = k[:, t], v[:, t]
-        if resets is not None:
-            past = WKV4State(*(mx.where(resets[:, t, None], e, x) for e, x in zip(empty, s)))
-        else:
-            past = s
+        past = s if resets is None else _choose(resets[:, t, None], empty, s)
         q = mx.maximum(past.max, u + kt)
         old, now = mx.exp(past.max - q), mx.exp(u + kt - q)
         y.append((old * past.num + now * vt) / (old * past.den + now))
         m = mx.maximum(past.max + w, kt)
         old, now = mx.exp(past.max + w - m), mx.exp(kt - m)
         new = WKV4State(old * past.num + now * vt, old * past.den + now, m)
-        s = (
-            new
-            if lengths is None
-            else WKV4State(*(mx.where((t < lengths)[:, None], n, o) for n, o in zip(new, s)))
-        )
+        s = new if lengths is None else _choose((t < lengths)[:, None], new, s)
     return mx.stack(y, axis=1), s
+
+
+def _choose(where: mx.array, one: WKV4State, other: WKV4State) -> WKV4State:
+    return WKV4State(*(mx.where(where, x, y) for x, y in zip(one, other)))
 
 
 def wkv4(
@@ -75,7 +72,7 @@ def wkv4(
         lengths [B] int. Returns y [B, T, C] and the state, fp32.
     """
     w, u, k, v = at_least_float32(w, u, k, v)
-    B, T, C = k.shape
+    B, _, C = k.shape
     state = empty_state(B, C, k.dtype) if state is None else WKV4State(*at_least_float32(*state))
     k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
     step, key = _masked(mx.broadcast_to(w, k.shape), k, resets, lengths)
@@ -97,7 +94,7 @@ def wkv4(
 
 
 def _masked(w: mx.array, k: mx.array, resets, lengths) -> tuple[mx.array, mx.array]:
-    """A reset decays the past to nothing; padding decays nothing and weighs nothing. Shapes: w, k [T, B, C]."""
+    """A reset leaves nothing of the past; padding has no decay and no weight. Shapes: w, k [T, B, C]."""
     if lengths is not None:
         valid = inside(lengths, k.shape[0]).T[..., None]
         w, k = mx.where(valid, w, 0), mx.where(valid, k, -mx.inf)

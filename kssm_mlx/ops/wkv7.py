@@ -2,11 +2,12 @@
 
     S_t = S_{t-1} (diag(w_t) + a_t b_tᵀ) + v_t k_tᵀ,    y_t = S_t r_t      (S [V, K] per head, 0 < w < 1)
 
-In a chunk the decay is divided out: with W_t = w_1 ... w_t and Ŝ_t = S_t diag(1/W_t) the recurrence is a plain delta
-rule, Ŝ_t = Ŝ_{t-1} + u_t b̂_tᵀ + v_t k̂_tᵀ with u_t = Ŝ_{t-1} â_t, which is one triangular system for all u of the chunk.
+In a chunk the decay is divided out: with W_t = w_1 ... w_t and S_t = Z_t diag(W_t) the recurrence is a plain
+delta rule, Z_t = Z_{t-1} + u_t (b_t / W_t)ᵀ + v_t (k_t / W_t)ᵀ with u_t = Z_{t-1} (W_{t-1} a_t): one
+triangular system for all u of the chunk.
 
-Source: Peng et al. 2025, "RWKV-7 Goose", equations 17-19; Yang et al. 2024, "Parallelizing linear transformers
-with the delta rule", section 3 (the UT transform).
+Source: Peng et al. 2025, "RWKV-7 Goose", equations 17-19; Yang et al. 2024, "Parallelizing linear
+transformers with the delta rule", section 3 (the UT transform).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def wkv7(
 ) -> tuple[mx.array, mx.array]:
     """The chunked form: all chunks side by side, then one matrix recurrence from chunk to chunk.
 
-    chunk: 1/W reaches e^{0.6065 chunk} in RWKV-7, whose log_w > -0.6065: 16 is far from overflow, 64 still safe.
+    chunk: 1/W grows to e^{0.6065 chunk} in RWKV-7, where log_w > -0.6065: 16 is far from overflow.
 
     Shapes: r, log_w, k, a, b [B, T, H, K]; v [B, T, H, V]; log_w < 0; state [B, H, V, K], zeros when None;
         resets [B, T] bool; lengths [B] int. Returns y [B, T, H, V] and the state [B, H, V, K], both fp32.

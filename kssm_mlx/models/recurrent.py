@@ -1,0 +1,150 @@
+"""What Mamba, Mamba-2, RWKV-4 and RWKV-7 share: the walk through the blocks, caches, traces and clamps.
+
+A family adds its blocks and three steps: `embed` tokens, `finish` the residual stream, `project` it to
+logits. A block is called `block(x, entry, carried, resets, lengths) -> x, entry, carried, trace`; `carried`
+is what one block hands to the next beside the stream (the values of RWKV-7's first layer; None elsewhere).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import (
+    Cache,
+    Intervention,
+    Output,
+    clamp_output,
+    refuse_unknown_clamps,
+    write_back,
+)
+
+
+class RecurrentModel(nn.Module):
+    """The part of `models.base.LanguageModel` that does not depend on the family.
+
+    slots: the names of a cache entry's arrays. fp32: suffixes of parameters that keep fp32 whatever the
+    weights are. no_quant: suffixes of modules that are never quantised.
+    """
+
+    clamp_sites = ("output",)
+    slots: tuple[str, ...]
+    fp32: tuple[str, ...]
+    no_quant: tuple[str, ...]
+
+    def __init__(self, config):
+        super().__init__()
+        self.args = config
+        self.model_type = config.model_type
+        self.checkpoint_blocks = False
+
+    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
+        # mlx-lm hands its own cache objects in; they carry the lengths of right-padded prompts.
+        out = self.forward(tokens, cache, lengths=getattr(cache[0], "lengths", None) if cache else None)
+        if cache is not None:
+            write_back(cache, out.cache)
+            for entry in cache:
+                if hasattr(entry, "advance"):
+                    entry.advance(tokens.shape[1])
+        return out.logits
+
+    def forward(
+        self,
+        tokens: mx.array,
+        cache: Cache | None = None,
+        intervention: Intervention | None = None,
+        *,
+        resets: mx.array | None = None,
+        lengths: mx.array | None = None,
+    ) -> Output:
+        """Shapes: tokens [B, T] int -> logits [B, T, V], new cache, trace `"block00/state"`, ..."""
+        hidden, new, trace = self.hidden(tokens, cache, intervention, resets=resets, lengths=lengths)
+        return Output(self.project(hidden), new, trace)
+
+    def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None):
+        """What the head reads, [B, T, D], with the new cache and the trace."""
+        refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers))
+        trace = {"intervention": intervention.describe()} if intervention else {}
+        if lengths is not None:
+            # A chunk of a longer prompt may end before a row does, or begin after it ended.
+            lengths = mx.clip(lengths, 0, tokens.shape[1])
+        x, carried, new = self.embed(tokens), None, []
+        for i, block in enumerate(self.layers):
+            entry = [None if cache is None else cache[i][j] for j in range(len(self.slots))]
+            run = nn.utils.checkpoint(block) if self.checkpoint_blocks else block
+            y, entry, carried, own = run(x, entry, carried, resets, lengths)
+            x = clamp_output(x, y, intervention, i)
+            new.append(entry)
+            trace |= {f"block{i:02d}/{name}": value for name, value in own.items()}
+        return self.finish(x), new, trace
+
+    def make_cache(self) -> Cache:
+        """One entry per block, its arrays in the order of `slots`, None before the first token."""
+        return [[None] * len(self.slots) for _ in self.layers]
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        return weights
+
+    @property
+    def cast_predicate(self):
+        """False for names that stay fp32 under a cast: decays, step sizes and what else sets the dynamics."""
+        return lambda path: not path.endswith(self.fp32)
+
+    @property
+    def quant_predicate(self):
+        """Quantise the wide projections; what sets the dynamics stays as it is."""
+        return lambda path, module: not path.endswith(self.no_quant)
+
+
+def field(values: dict[str, Any], name: str, *others: str):
+    """The value of a key that a configuration file must have, under one of its names.
+
+    Raises: ConfigError that names the key.
+    """
+    for key in (name, *others):
+        if values.get(key) is not None:
+            return values[key]
+    raise ConfigError(f"config.json has no {name!r}, which this architecture needs; is the file complete?")
+
+
+def given(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The keys of a configuration file that are there; the rest keep their defaults."""
+    return {name: values[name] for name in names if name in values}
+
+
+def refuse_unless(values: dict[str, Any], key: str, *supported) -> None:
+    """Raise ConfigError where a configuration file asks for something that would be computed differently."""
+    if key in values and values[key] not in supported:
+        known = " or ".join(map(repr, supported))
+        raise ConfigError(
+            f"config.json has {key} = {values[key]!r}; this architecture is implemented for {known}"
+        )
+
+
+def token_shift(
+    x: mx.array, state: mx.array | None, resets: mx.array | None, lengths: mx.array | None
+) -> tuple[mx.array, mx.array]:
+    """The input one token ago, zero where a document begins, and the last input of each row.
+
+    Shapes: x [B, T, D]; state [B, D], zeros when None -> shifted [B, T, D], state [B, D].
+    """
+    B, T, D = x.shape
+    first = mx.zeros((B, 1, D), x.dtype) if state is None else state[:, None].astype(x.dtype)
+    padded = mx.concatenate([first, x], axis=1)
+    shifted = padded[:, :T]
+    if resets is not None:
+        shifted = mx.where(resets[..., None], 0, shifted)
+    if lengths is None:
+        return shifted, padded[:, T]
+    return shifted, mx.take_along_axis(padded, lengths[:, None, None], axis=1).squeeze(1)
+
+
+def orthogonal(key: mx.array, rows: int, columns: int, gain: float = 1.0) -> mx.array:
+    """Orthonormal rows or columns, whichever are fewer, times `gain`. Shapes: [rows, columns]."""
+    tall = mx.random.normal((max(rows, columns), min(rows, columns)), key=key)
+    q, r = mx.linalg.qr(tall, stream=mx.cpu)
+    q = q * mx.sign(mx.diagonal(r))
+    return gain * (q if rows >= columns else q.T)

@@ -1,0 +1,226 @@
+"""RWKV-4: a decaying average of values per channel (WKV), behind token shift and a receptance gate.
+
+    time mixing     k, v, r = W (x μ + x_{t-1} (1 - μ));   x + W_o (σ(r) · wkv(w, u, k, v))
+    channel mixing  k, r likewise;                         x + σ(r) · W_v relu(k)²
+
+Parameter names are those of the Hugging Face files (`RwkvForCausalLM`), shapes included:
+
+    rwkv.embeddings.weight [V, D]   rwkv.ln_out.{weight,bias} [D]   head.weight [V, D], absent where tied
+    rwkv.blocks.N.{ln1,ln2}.{weight,bias} [D]   rwkv.blocks.0.pre_ln.{weight,bias} [D]
+    rwkv.blocks.N.attention.  time_decay [A], w = -exp(time_decay)   time_first [A], u
+        time_mix_{key,value,receptance} [1, 1, D]
+        {key,value,receptance}.weight [A, D]   output.weight [D, A]
+    rwkv.blocks.N.feed_forward.  time_mix_{key,receptance} [1, 1, D]
+        key.weight [F, D]   receptance.weight [D, D]   value.weight [D, F]
+
+Source: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from kssm_mlx.models.layers import linear
+from kssm_mlx.models.recurrent import RecurrentModel, field, given, orthogonal, token_shift
+from kssm_mlx.ops.wkv4 import WKV4State, wkv4
+
+
+@dataclass(frozen=True)
+class RWKV4Config:
+    """rescale_every: halve the stream after every so many blocks, and with it what later blocks add, so that
+    fp16 does not overflow; 0 for never. The layer norms undo it, so in fp32 the logits do not change.
+    weights_rescaled: the file was saved after such a division, so the additions are small already.
+    """
+
+    vocab_size: int
+    hidden_size: int = 128
+    num_hidden_layers: int = 3
+    attention_hidden_size: int | None = None
+    intermediate_size: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    rescale_every: int = 0
+    weights_rescaled: bool = False
+    tie_word_embeddings: bool = False
+    model_type: Literal["rwkv"] = "rwkv"
+
+    @property
+    def channels(self) -> int:
+        return self.attention_hidden_size or self.hidden_size
+
+    @property
+    def wide(self) -> int:
+        return self.intermediate_size or 4 * self.hidden_size
+
+    @classmethod
+    def from_huggingface(cls, values: dict[str, Any]) -> RWKV4Config:
+        """From a Hugging Face `config.json`. Raises: ConfigError for missing keys."""
+        return cls(
+            vocab_size=field(values, "vocab_size"),
+            hidden_size=field(values, "hidden_size"),
+            num_hidden_layers=field(values, "num_hidden_layers"),
+            rescale_every=max(0, values.get("rescale_every", 6)),
+            **given(values, "attention_hidden_size", "intermediate_size", "layer_norm_epsilon"),
+            **given(values, "weights_rescaled", "tie_word_embeddings"),
+        )
+
+
+SIZES = {
+    "xs": {"hidden_size": 64, "num_hidden_layers": 2},
+    "s": {"hidden_size": 128, "num_hidden_layers": 3},
+    "m": {"hidden_size": 384, "num_hidden_layers": 8},
+    "l": {"hidden_size": 768, "num_hidden_layers": 12},
+}
+
+
+def preset(size: str, vocab_size: int, context: int) -> RWKV4Config:
+    """The configuration behind one word; decays span all time scales whatever the context is."""
+    return RWKV4Config(vocab_size=vocab_size, **SIZES[size])
+
+
+class TimeMixing(nn.Module):
+    """The attention of RWKV. Shapes: x [B, T, D] -> y [B, T, D], shift, WKV state, decay."""
+
+    def __init__(self, config: RWKV4Config, key: mx.array, depth: float, layer: int):
+        super().__init__()
+        D, A = config.hidden_size, config.channels
+        ratio = 1 - layer / config.num_hidden_layers
+        channel = mx.arange(A) / max(A - 1, 1)
+        self.time_decay = -5 + 8 * channel ** (0.7 + 1.3 * depth)
+        self.time_first = mx.log(0.3) + 0.5 * ((mx.arange(A) + 1) % 3 - 1)
+        position = (mx.arange(D) / D)[None, None]
+        self.time_mix_key = position**ratio
+        self.time_mix_value = position**ratio + 0.3 * depth
+        self.time_mix_receptance = position ** (0.5 * ratio)
+        self.key = linear(key, D, A, std=0.0)
+        self.value = linear(key, D, A)
+        self.value.weight = orthogonal(key, A, D)
+        self.receptance = linear(key, D, A, std=0.0)
+        self.output = linear(key, A, D, std=0.0)
+
+    def __call__(self, x, shift, state, resets, lengths):
+        past, shift = token_shift(x, shift, resets, lengths)
+        k = self.key(mix(x, past, self.time_mix_key))
+        v = self.value(mix(x, past, self.time_mix_value))
+        r = mx.sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
+        w = -mx.exp(self.time_decay.astype(mx.float32))
+        y, state = wkv4(w, self.time_first, k, v, state, resets=resets, lengths=lengths)
+        return self.output(r * y.astype(x.dtype)), shift, state, mx.exp(w)
+
+
+class ChannelMixing(nn.Module):
+    """The feed-forward of RWKV. Shapes: x [B, T, D] -> y [B, T, D], shift."""
+
+    def __init__(self, config: RWKV4Config, key: mx.array, layer: int):
+        super().__init__()
+        D, F = config.hidden_size, config.wide
+        position = (mx.arange(D) / D)[None, None]
+        self.time_mix_key = position ** (1 - layer / config.num_hidden_layers)
+        self.time_mix_receptance = self.time_mix_key
+        self.key = linear(key, D, F)
+        self.key.weight = orthogonal(key, F, D, gain=max(1.0, (F / D) ** 0.5))
+        self.receptance = linear(key, D, D, std=0.0)
+        self.value = linear(key, F, D, std=0.0)
+
+    def __call__(self, x, shift, resets, lengths):
+        past, shift = token_shift(x, shift, resets, lengths)
+        k = self.key(mix(x, past, self.time_mix_key))
+        r = mx.sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
+        return r * self.value(mx.square(nn.relu(k))), shift
+
+
+def mix(x: mx.array, past: mx.array, mu: mx.array) -> mx.array:
+    """x μ + past (1 - μ)."""
+    mu = mu.astype(x.dtype)
+    return x * mu + past * (1 - mu)
+
+
+class Block(nn.Module):
+    """x + time mixing (norm x), then x + channel mixing (norm x), both divided by `divisor` on the way in."""
+
+    def __init__(self, config: RWKV4Config, key: mx.array, layer: int):
+        super().__init__()
+        D, eps, L = config.hidden_size, config.layer_norm_epsilon, config.num_hidden_layers
+        k_attention, k_feed_forward = mx.random.split(key)
+        if layer == 0:
+            self.pre_ln = nn.LayerNorm(D, eps)
+        self.ln1, self.ln2 = nn.LayerNorm(D, eps), nn.LayerNorm(D, eps)
+        self.attention = TimeMixing(config, k_attention, layer / max(L - 1, 1), layer)
+        self.feed_forward = ChannelMixing(config, k_feed_forward, layer)
+        every = config.rescale_every
+        divided = every > 0 and not config.weights_rescaled
+        self._divisor = 2 ** (layer // every) if divided else 1
+        self._halve = every > 0 and (layer + 1) % every == 0
+
+    def __call__(self, x, entry, carried, resets, lengths):
+        shift, ffn_shift, *sums = entry
+        state = None if sums[0] is None else WKV4State(*sums)
+        if "pre_ln" in self:
+            x = self.pre_ln(x)
+        y, shift, state, decay = self.attention(self.ln1(x), shift, state, resets, lengths)
+        x = x + y / self._divisor
+        y, ffn_shift = self.feed_forward(self.ln2(x), ffn_shift, resets, lengths)
+        x = x + y / self._divisor
+        trace = {"decay": decay, "state": mx.stack(state, axis=1)}
+        return x / 2 if self._halve else x, [shift, ffn_shift, *state], carried, trace
+
+
+class Backbone(nn.Module):
+    """The tree that the files call `rwkv`."""
+
+    def __init__(self, config: RWKV4Config, key: mx.array):
+        super().__init__()
+        keys = mx.random.split(key, config.num_hidden_layers + 1)
+        V, D = config.vocab_size, config.hidden_size
+        self.embeddings = nn.Embedding(V, D)
+        # Tiny: the first layer norm sets the scale, and every embedding can still turn anywhere.
+        self.embeddings.weight = mx.random.uniform(-1e-4, 1e-4, (V, D), key=keys[0])
+        self.blocks = [Block(config, k, i) for i, k in enumerate(keys[1:])]
+        self.ln_out = nn.LayerNorm(D)
+
+
+class RWKV4(RecurrentModel):
+    """The language model; see `models.base.LanguageModel` for the interface.
+
+    Cache: shift and ffn_shift [B, D], the last inputs of the two mixers; num, den, max [B, A], fp32.
+    """
+
+    slots = ("shift", "ffn_shift", "num", "den", "max")
+    fp32 = ("time_decay", "time_first")
+    no_decay = (
+        *("time_decay", "time_first", "time_mix_key", "time_mix_value", "time_mix_receptance"),
+        *("bias", "ln1.weight", "ln2.weight", "pre_ln.weight", "ln_out.weight"),
+    )
+    no_quant: tuple[str, ...] = ()
+
+    def __init__(self, config: RWKV4Config, seed: int = 0):
+        super().__init__(config)
+        k_backbone, k_head = mx.random.split(mx.random.key(seed))
+        self.rwkv = Backbone(config, k_backbone)
+        if not config.tie_word_embeddings:
+            V, D = config.vocab_size, config.hidden_size
+            self.head = linear(k_head, D, V)
+            self.head.weight = orthogonal(k_head, V, D, gain=0.5 * max(1.0, (V / D) ** 0.5))
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        return self.rwkv.embeddings(tokens)
+
+    def finish(self, x: mx.array) -> mx.array:
+        return self.rwkv.ln_out(x)
+
+    def project(self, hidden: mx.array) -> mx.array:
+        """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
+        tied = self.args.tie_word_embeddings
+        return self.rwkv.embeddings.as_linear(hidden) if tied else self.head(hidden)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.rwkv.blocks
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Hugging Face or our layout -> ours: they are the same, but for a tied head, which is dropped."""
+        tied = self.args.tie_word_embeddings
+        return {name: value for name, value in weights.items() if not (tied and name == "head.weight")}
