@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
 
-from kssm_mlx import __version__
+from kssm_mlx import __version__, _blas
 from kssm_mlx import environment as facts
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.training.recipe import Recipe
@@ -64,7 +65,9 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "mlx": facts.packages().get("mlx"),
         "device": facts.device()["type"],
+        "blas": _blas.status().library,
         "MLX_ENABLE_TF32": facts.tf32(),
+        "switches": {name: os.environ[name] for name in facts.SWITCHES if name in os.environ},
     }
 
 

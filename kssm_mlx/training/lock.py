@@ -93,7 +93,7 @@ def _acquire(path: Path) -> None:
     with _one_at_a_time(path):
         if path.exists():
             _refuse_if_held(path)
-            path.unlink()
+            path.unlink(missing_ok=True)
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         with os.fdopen(fd, "w") as f:
             json.dump(this_process()._asdict(), f)

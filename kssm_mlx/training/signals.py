@@ -7,6 +7,7 @@ written under another name and renamed when they are whole.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -44,11 +45,8 @@ class StopRequest:
         for s in SIGNALS:
             signal.signal(s, signal.SIG_DFL)
         cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
-        print(
-            f"{cursor}\n{self.signal.name}: finishing this step, then saving (once more to stop at once)",
-            file=sys.stderr,
-            flush=True,
-        )
+        text = f"{cursor}\n{self.signal.name}: finishing this step, then saving (once more to stop at once)\n"
+        os.write(2, text.encode())  # print may not be entered again while it is interrupted
 
 
 def interrupted(by: signal.Signals, saved: str) -> Interrupted:

@@ -1,0 +1,165 @@
+"""Exactly one process holds a run folder, and a dead one does not."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kssm_mlx.errors import CheckpointError
+from kssm_mlx.training import lock
+
+ROOT = Path(__file__).parents[2]
+
+
+def forge(folder, **changes) -> Path:
+    """A lock file as somebody else might have left it."""
+    path = folder / lock.NAME
+    path.write_text(json.dumps({**lock.this_process()._asdict(), **changes}))
+    return path
+
+
+def assert_taken_over(folder):
+    with lock.hold(folder):
+        assert lock.mine(folder)
+    assert not (folder / lock.NAME).exists()
+
+
+def test_holds_and_lets_go(tmp_path):
+    with lock.hold(tmp_path / "run") as path:
+        assert json.loads(path.read_text()) == {
+            "pid": os.getpid(),
+            "start": lock.start_time(os.getpid()),
+            "host": socket.gethostname(),
+        }
+        assert lock.mine(tmp_path / "run")
+    assert not path.exists() and not lock.mine(tmp_path / "run")
+
+
+def test_lets_go_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock.hold(tmp_path):
+        1 / 0  # noqa: B018
+    assert not (tmp_path / lock.NAME).exists()
+
+
+def test_the_second_is_refused_with_the_name_of_the_first(tmp_path):
+    with lock.hold(tmp_path):
+        with (
+            pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on .* running"),
+            lock.hold(tmp_path),
+        ):
+            pass
+        assert lock.mine(tmp_path)
+
+
+def test_a_dead_holder_is_succeeded(tmp_path, dead_pid):
+    forge(tmp_path, pid=dead_pid)
+    assert_taken_over(tmp_path)
+
+
+def test_a_reused_process_id_is_not_the_holder(tmp_path):
+    forge(tmp_path, start="another moment")
+    assert_taken_over(tmp_path)
+
+
+def test_a_holder_that_died_before_it_wrote_its_name_is_succeeded(tmp_path):
+    (tmp_path / lock.NAME).write_text("")
+    assert_taken_over(tmp_path)
+
+
+def test_another_host_is_refused_and_told_what_to_do(tmp_path, dead_pid):
+    path = forge(tmp_path, pid=dead_pid, host="elsewhere")
+    with pytest.raises(CheckpointError) as e, lock.hold(tmp_path):
+        pass
+    assert "on elsewhere" in str(e.value) and f"delete {path}" in str(e.value)
+
+
+def test_not_being_allowed_to_signal_means_alive(tmp_path, monkeypatch):
+    def forbidden(pid, signal):
+        raise PermissionError
+
+    forge(tmp_path)
+    monkeypatch.setattr(os, "kill", forbidden)
+    with pytest.raises(CheckpointError, match="running"), lock.hold(tmp_path):
+        pass
+
+
+def test_an_unknown_start_time_is_no_proof_of_death(tmp_path, monkeypatch):
+    forge(tmp_path, pid=os.getppid(), start="known then")
+    monkeypatch.setattr(lock, "start_time", lambda pid: "")
+    with pytest.raises(CheckpointError, match="running"), lock.hold(tmp_path):
+        pass
+
+
+def test_a_lock_that_was_taken_from_us_is_not_deleted(tmp_path):
+    with lock.hold(tmp_path):
+        path = forge(tmp_path, pid=os.getppid(), start=lock.start_time(os.getppid()))
+    assert path.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(CheckpointError, match=r"cannot write run.lock in .*Not a directory"),
+        lock.hold(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_start_times_tell_processes_apart():
+    first = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        mine, others = lock.start_time(os.getpid()), lock.start_time(first.pid)
+        assert mine == lock.start_time(os.getpid()) and mine and others
+    finally:
+        first.kill()
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # ended, but still to be reaped
+        unreaped = lock.start_time(first.pid)
+        first.wait()
+    assert unreaped == "ended"
+    assert not lock.alive(first.pid)
+
+
+RACER = """
+import sys
+from kssm_mlx.errors import CheckpointError
+from kssm_mlx.training import lock
+
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with lock.hold(sys.argv[1]):
+        print("won", flush=True)
+        sys.stdin.readline()
+except CheckpointError:
+    print("lost", flush=True)
+"""
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_eight_that_start_together_one_wins(tmp_path, dead_pid, stale):
+    """C39. The winner holds the lock until all have answered, so no loser could have come after it."""
+    if stale:
+        forge(tmp_path, pid=dead_pid)
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for _ in range(8)
+    ]
+    assert all(r.stdout.readline() == "ready\n" for r in racers)
+    for r in racers:
+        r.stdin.write("go\n")
+        r.stdin.flush()
+    answers = [r.stdout.readline().strip() for r in racers]
+    for r in racers:
+        r.communicate("done\n")
+    assert sorted(answers) == ["lost"] * 7 + ["won"]
+    assert not (tmp_path / lock.NAME).exists()

@@ -1,0 +1,60 @@
+"""The first signal asks, the second ends; afterwards everything is as it was."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from kssm_mlx.training.signals import SIGNALS, StopRequest, interrupted
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_remembered_and_announced(number, capfd):
+    before = [signal.getsignal(s) for s in SIGNALS]
+    with StopRequest() as stop:
+        assert stop.signal is None
+        os.kill(os.getpid(), number)
+        assert stop.signal is number
+        assert [signal.getsignal(s) for s in SIGNALS] == [signal.SIG_DFL] * 2
+    assert [signal.getsignal(s) for s in SIGNALS] == before
+    assert f"{number.name}: finishing this step" in capfd.readouterr().err
+
+
+SECOND = """
+import os, signal
+from kssm_mlx.training.signals import StopRequest
+with StopRequest():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("never", flush=True)
+"""
+
+
+def test_the_second_signal_ends_the_process():
+    done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == "still here\n"
+
+
+def test_in_another_thread_it_leaves_signals_alone():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def body():
+        with StopRequest():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_exit_code_is_that_of_the_shell(number, code):
+    error = interrupted(number, "saved after step 5")
+    assert error.exit_code == code
+    assert str(error) == f"stopped by {number.name}; saved after step 5"
