@@ -97,9 +97,10 @@ def _make_score(model: nn.Module, compile: bool):
 
 
 def _arrays(tokens, resets) -> tuple[mx.array, mx.array | None]:
-    if np.min(tokens) < 0:
+    tokens = mx.array(tokens)
+    if mx.any(tokens < 0).item():
         raise DataError("an evaluation window has padding (a token below zero); give windows that are full")
-    return mx.array(tokens), None if resets is None else mx.array(resets)
+    return tokens, None if resets is None else mx.array(resets)
 
 
 def _pairs(tokens: mx.array) -> mx.array:

@@ -45,7 +45,7 @@ def test_the_mean_is_that_of_all_tokens_and_the_errors_those_of_windows(evaluato
 def test_the_batch_size_of_the_windows_does_not_matter(evaluator):
     _, score = evaluator
     tokens = np.concatenate([tokens for tokens, _ in windows()])
-    one_by_one = score([(tokens[i : i + 1], None) for i in range(8)])
+    one_by_one = score([(mx.array(tokens[i : i + 1]), None) for i in range(8)])
     assert one_by_one["nats_per_token"] == pytest.approx(score([(tokens, None)])["nats_per_token"], rel=1e-6)
 
 
