@@ -13,9 +13,8 @@ PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.installed ## train the default recipe, verified before and after; again: resume, or just report
+run: $(VENV)/.installed ## train the default recipe into runs/default, verified before and after; again: resume
 	@$(BIN)/kssm train default --out $(RUN) $(if $(wildcard $(RUN)/checkpoints/LATEST),--resume)
-	@$(BIN)/kssm report $(RUN)
 
 test: $(VENV)/.installed ## the tests, under 10 minutes on 2 cores
 	@$(BIN)/pytest -n $(WORKERS)
