@@ -53,7 +53,7 @@ class Data(_Section):
     tokenizer: str = "bytes"
     split: Literal["auto", "documents", "contiguous"] = "auto"
     validation: float = Field(0.1, gt=0, lt=0.5)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class Model(BaseModel):
@@ -87,7 +87,7 @@ class Train(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_blocks: bool = False
     hand_off: bool = False
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _batch_divides(self):
