@@ -78,11 +78,10 @@ def plot_optimisation(run: Run, path: Path) -> Path:
 
 
 def _validation(ax: Any, run: Run) -> None:
-    rows = run.of("eval")
     steps, loss = run.series("eval", "nats_per_token")
     if not len(steps):
         return
-    errors = [r.get("se") or 0.0 for r in rows if "nats_per_token" in r]
+    errors = [row.get("se") or 0.0 for row in run.evaluations]
     style = {"color": PALETTE[1], "marker": "o", "markersize": 4, "linewidth": 1.4, "capsize": 2}
     ax.errorbar(steps, loss, yerr=errors, label="validation, with standard error", **style)
     best = run.best

@@ -56,8 +56,12 @@ class Run:
     @property
     def best(self) -> dict[str, Any] | None:
         """The evaluation with the lowest loss."""
-        rows = [r for r in self.of("eval") if isinstance(r.get("nats_per_token"), int | float)]
-        return min(rows, key=lambda r: r["nats_per_token"]) if rows else None
+        return min(self.evaluations, key=lambda row: row["nats_per_token"], default=None)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations that gave a finite number."""
+        return [row for row in self.of("eval") if isinstance(row.get("nats_per_token"), int | float)]
 
     @property
     def ladder(self) -> dict[str, float]:
