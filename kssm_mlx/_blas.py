@@ -87,12 +87,14 @@ def _choose() -> Blas:
 
 
 def _system() -> Blas | None:
-    """The distribution's OpenBLAS, or None where there is none."""
+    """The distribution's OpenBLAS, or None where there is none or it was built without cblas."""
     try:
         library = _load("libopenblas.so.0", ctypes.RTLD_GLOBAL)
-        return Blas(_describe(library), "system libopenblas.so.0", "", True)
-    except (OSError, AttributeError):
+    except OSError:
         return None
+    if not all(hasattr(library, f"cblas_{name}") for name in GEMMS):
+        return None
+    return Blas(_describe(library), "system libopenblas.so.0", "", True)
 
 
 def _wheel() -> Blas:
