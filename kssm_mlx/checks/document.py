@@ -11,8 +11,8 @@ INTRODUCTION = """# Checks
 
 Made by `python -m kssm_mlx.checks.document` from the docstrings in `kssm_mlx/checks/`; edit those.
 
-Level P runs before step 1 (`kssm train`, `kssm verify RECIPE`), level S at the end of a run. A failure stops the
-run, unless `--waive ID="reason"` records why it need not. A check that lacks what it needs says so ("not
+Level P runs before step 1 (`kssm train`, `kssm verify RECIPE`), level S at the end of a run. A failure stops
+the run, unless `--waive ID="reason"` records why it need not. A check that lacks what it needs says so ("not
 measurable"). Sources are the project's reference notes; `Cn` and `Gn` are their numbers.
 
 """

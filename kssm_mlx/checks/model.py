@@ -110,7 +110,7 @@ def batch_leak(ctx: Context) -> Check:
         row = logits_of(ctx.model, others, training, ctx.seed)[0]
         leaks[f"other rows, {word}"] = deviation(row, reference[0], scale)
         for i in range(5):
-            logits_of(ctx.model, random_tokens(ctx, 2, 9 + i, stream=10 + i), training, ctx.seed + i)
+            logits_of(ctx.model, random_tokens(ctx, 2, 9, stream=10 + i), training, ctx.seed + i)
         again = logits_of(ctx.model, base, training, ctx.seed)
         leaks[f"after 5 calls, {word}"] = deviation(again, reference, scale)
     return _at_most(

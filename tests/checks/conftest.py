@@ -14,7 +14,7 @@ def prepared(tmp_path_factory):
 
 def _trained(kind, prepared):
     data, recipe = prepared
-    model = kind(vocab_size=data.vocab_size, width=48)
+    model = kind(vocab_size=data.vocab_size, width=32)
     initial = train(model, data, STEPS)
     history = [{"kind": "train", "step": STEPS, "loss": 0.0}]
     return Context(model, model.args, recipe, data, data.tokenizer, initial, history)

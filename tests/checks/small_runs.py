@@ -1,4 +1,4 @@
-"""A small text with structure beyond the bigram, and a plain training loop: seconds to a model that has learned."""
+"""A small text with structure beyond the bigram, and a plain loop: seconds to a model that has learned."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,7 +10,7 @@ from kssm_mlx.data.batches import random_batch
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.training.recipe import parse
 
-STEPS, CONTEXT = 250, 64
+STEPS, CONTEXT = 80, 32
 NAMES = ("ada", "bertrand", "carl", "dora", "emmy", "franz", "grete", "hugo", "ida", "jules", "nora", "otto")
 VERBS = ("sees", "hears", "visits", "follows", "invites", "remembers", "answers", "surprises")
 PLACES = ("at home", "in the garden", "near the station", "under the bridge", "by the river")
@@ -39,7 +39,7 @@ def train(model, data, steps: int):
     """Plain Adam; returns the parameters before step 1."""
     initial = {n: mx.array(p) for n, p in nn.utils.tree_flatten(model.parameters())}
     mx.eval(initial)
-    optimizer, step = optim.Adam(5e-3), nn.value_and_grad(model, lambda t: cross_entropy(model, t))
+    optimizer, step = optim.Adam(1e-2), nn.value_and_grad(model, lambda t: cross_entropy(model, t))
     for i in range(steps):
         tokens = random_batch(data.train, 0, i, 16, CONTEXT).tokens
         optimizer.update(model, step(mx.array(tokens))[1])

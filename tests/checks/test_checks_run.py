@@ -36,7 +36,7 @@ def run(id, context, **changes):
 
 
 def fresh(context, kind=TinyRecurrent):
-    return kind(vocab_size=context.data.vocab_size, width=48)
+    return kind(vocab_size=context.data.vocab_size, width=32)
 
 
 def test_a_healthy_run_passes_everything(trained):
