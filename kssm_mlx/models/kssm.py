@@ -25,6 +25,7 @@ import mlx.nn as nn
 from kssm_mlx.models.base import Cache, Clamp, Intervention, Output, refuse_unknown_clamps, write_back
 from kssm_mlx.models.layers import GatedMLP, inverse_softplus, linear
 from kssm_mlx.ops.conv import causal_conv
+from kssm_mlx.ops.elementary import silu, softplus
 from kssm_mlx.ops.mobius_scan import disc_scan, flow, kick, mobius_scan, refuse_negative_curvature
 from kssm_mlx.oscillators.mobius import Disc, hold_leaf
 from kssm_mlx.oscillators.planar import Planar
@@ -97,7 +98,7 @@ class Populations(nn.Module):
         h = Planar(*mx.split(field, 2, axis=-1))
         if below is not None and "coupling" in self:
             h = h + Planar(self.coupling[0], self.coupling[1]) * below
-        return h, nn.softplus(self.time_step(u).astype(mx.float32))
+        return h, softplus(self.time_step(u).astype(mx.float32))
 
     def evolve(
         self,
@@ -162,7 +163,7 @@ class Mixer(nn.Module):
         u, conv_state = causal_conv(
             u, self.conv_weight, self.conv_bias, conv_state, resets=resets, lengths=lengths
         )
-        u = nn.silu(u)
+        u = silu(u)
         valid = None if lengths is None else mx.arange(x.shape[1])[None] < lengths[:, None]
         h, dt = self.populations.drive(u, below)
         in_state = tuple(c for c in clamps if c.where == "state")
@@ -181,7 +182,7 @@ class Mixer(nn.Module):
             "lyapunov": self.populations.lyapunov(free, z0, dt),
             "state": carried,
         }
-        return self.out_proj(y * nn.silu(gate)), [conv_state, carried], z, trace
+        return self.out_proj(y * silu(gate)), [conv_state, carried], z, trace
 
 
 class Block(nn.Module):
@@ -207,7 +208,17 @@ class KSSM(nn.Module):
 
     model_type = "kssm"
     clamp_sites = ("R", "psi", "output")
-    no_decay = ("omega", "log_gamma", "coupling", "skip", "conv_weight", "conv_bias", "bias", "norm.weight")
+    no_decay = (
+        "omega",
+        "log_gamma",
+        "coupling",
+        "skip",
+        "conv_weight",
+        "conv_bias",
+        "time_step.weight",
+        "bias",
+        "norm.weight",
+    )
 
     def __init__(self, config: KSSMConfig, seed: int = 0):
         super().__init__()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from kssm_mlx.ops.elementary import silu
+
 
 def linear(
     key: mx.array, inputs: int, outputs: int, *, std: float | None = None, bias: bool = False
@@ -32,7 +34,7 @@ class GatedMLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         up, gate = mx.split(self.up_gate(x), 2, axis=-1)
-        return self.down(nn.silu(gate) * up)
+        return self.down(silu(gate) * up)
 
 
 def inverse_softplus(y: mx.array) -> mx.array:

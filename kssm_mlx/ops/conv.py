@@ -44,9 +44,7 @@ def _document_index(resets: mx.array | None, W: int) -> mx.array | None:
     return mx.pad(mx.cumsum(resets.astype(mx.int32), axis=1), ((0, 0), (W - 1, 0)))
 
 
-def _last_inputs(
-    padded: mx.array, document: mx.array | None, W: int, lengths: mx.array | None
-) -> mx.array:
+def _last_inputs(padded: mx.array, document: mx.array | None, W: int, lengths: mx.array | None) -> mx.array:
     """The W-1 inputs that end at each row's last valid token, zero where they precede its document."""
     T = padded.shape[1] - (W - 1)
     if lengths is None:

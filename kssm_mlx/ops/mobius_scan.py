@@ -25,6 +25,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.ops.elementary import exp, sincos, tanh_by_x
 from kssm_mlx.oscillators.mobius import Disc, act, compose
 from kssm_mlx.oscillators.planar import Planar
 
@@ -49,13 +50,11 @@ def mobius_scan_reference(
     return Planar(mx.stack([s.re for s in states], 1), mx.stack([s.im for s in states], 1))
 
 
-def mobius_scan(
-    a: Planar, k: Planar, z0: Planar | None = None, kappa: float | mx.array = 1.0
-) -> Planar:
+def mobius_scan(a: Planar, k: Planar, z0: Planar | None = None, kappa: float | mx.array = 1.0) -> Planar:
     """All states of the kick form, in parallel over time, with closed-form gradients in a, k, z0 and kappa.
 
     Shapes: a, k [B, T, G], |a| <= 1, sqrt(kappa) |k| < 1 (see `kick`); z0 [B, G] in the disc, zeros when None;
-        kappa a number or an array that broadcasts to [G]. Returns z [B, T, G]; the carried state is z[:, -1].
+        kappa a number or an array []. Returns z [B, T, G]; the carried state is z[:, -1].
     Raises: ConfigError for a negative kappa given as a number.
     """
     refuse_negative_curvature(kappa)
@@ -64,8 +63,7 @@ def mobius_scan(
     z0 = Planar.zeros((B, G), k.dtype) if z0 is None else z0.map(lambda x: x.astype(k.dtype))
     if isinstance(kappa, (int, float)) and kappa == 0:
         return Planar(*_differentiable(AFFINE)(z0.re, z0.im, a.re, a.im, k.re, k.im))
-    kappa = mx.broadcast_to(mx.array(kappa, k.dtype), (G,))
-    return Planar(*_differentiable(KICK)(z0.re, z0.im, a.re, a.im, k.re, k.im, kappa))
+    return Planar(*_differentiable(KICK)(z0.re, z0.im, a.re, a.im, k.re, k.im, mx.array(kappa, k.dtype)))
 
 
 def disc_scan(maps: Disc, z0: Planar | None = None) -> Planar:
@@ -81,7 +79,9 @@ def disc_scan(maps: Disc, z0: Planar | None = None) -> Planar:
 
 def flow(gamma_tau: mx.array, omega_tau: mx.array) -> Planar:
     """Free evolution a = exp(-gamma tau + i omega tau) of a population; both arguments in radians."""
-    return Planar.polar(mx.exp(-gamma_tau), omega_tau)
+    sine, cosine = sincos(omega_tau)
+    radius = exp(-gamma_tau)
+    return Planar(radius * cosine, radius * sine)
 
 
 def kick(h: Planar, kappa: float | mx.array = 1.0) -> Planar:
@@ -92,11 +92,7 @@ def kick(h: Planar, kappa: float | mx.array = 1.0) -> Planar:
     refuse_negative_curvature(kappa)
     if isinstance(kappa, (int, float)) and kappa == 0:
         return h
-    s = h.abs2 * kappa
-    small = s < 1e-3
-    x = mx.sqrt(mx.where(small, 1.0, s))
-    # Below the threshold three terms of the series are exact to fp32, and differentiable where sqrt is not.
-    return h * mx.where(small, 1 - s / 3 + 2 * s * s / 15, mx.tanh(x) / x)
+    return h * tanh_by_x(h.abs2 * kappa)
 
 
 def refuse_negative_curvature(kappa: float | mx.array) -> None:
@@ -116,7 +112,8 @@ class Form(NamedTuple):
     """A kind of step with its parameters as a flat tuple of arrays [..., G].
 
     step(p, z) -> z; disc(p) -> Disc; multiplier(p, z) -> dM/dz at z; adjoint(p, z_prev, z, g) -> gradients
-    with the parameters' order. The first `constants` parameters from the end are shared by all tokens.
+    in the parameters' order. The last `constants` parameters are scalars shared by all tokens and lanes: a
+    scalar keeps the fused kernels contiguous, which an array broadcast over lanes does not (3x slower).
     identity: the values that make a step do nothing, for padding.
     """
 
@@ -190,9 +187,7 @@ def _disc_adjoint(p: Arrays, z_prev: Planar, z: Planar, g: Planar) -> Arrays:
 
 KICK = Form(_kick_step, _kick_disc, _kick_multiplier, _kick_adjoint, (1, 0, 0, 0), constants=1)
 AFFINE = Form(_affine_step, _affine_disc, lambda p, z: Planar(*p[0:2]), _affine_adjoint, (1, 0, 0, 0))
-DISC = Form(
-    lambda p, z: act(_disc_of(p), z), _disc_of, _disc_multiplier, _disc_adjoint, (0, 0, 0, 0, 1, 0)
-)
+DISC = Form(lambda p, z: act(_disc_of(p), z), _disc_of, _disc_multiplier, _disc_adjoint, (0, 0, 0, 0, 1, 0))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -201,7 +196,7 @@ DISC = Form(
 # Below this many lanes a serial step is bound by dispatch, so time is cut into chunks to widen it. Measured on
 # two x86 cores; a GPU needs more width to be busy.
 _BUSY_LANES = {"cpu": 16384, "gpu": 65536}
-_SHORT = 8
+_SHORT = 32
 
 
 def _chunk_length(T: int, lanes: int) -> int:
@@ -209,7 +204,7 @@ def _chunk_length(T: int, lanes: int) -> int:
     busy = _BUSY_LANES["gpu" if mx.default_device() == mx.gpu else "cpu"]
     if lanes >= busy or T <= _SHORT:
         return T
-    return min(T, max(_SHORT, round((T * lanes / busy) ** 0.5), round(T**0.5)))
+    return min(T, max(8, round(T**0.5)))
 
 
 @cache
@@ -233,7 +228,7 @@ def _compiled_compose(form: Form) -> Callable[..., Arrays]:
 
 
 def _scan(form: Form, p: Arrays, z0: Planar) -> Planar:
-    """States [T, ..., G] of the recurrence from z0 [..., G]; p is time-major, constants [G] last."""
+    """States [T, ..., G] of the recurrence from z0 [..., G]; p is time-major, constants last."""
     moving, constant = _split(form, p)
     T = moving[0].shape[0]
     L = _chunk_length(T, z0.re.size)
@@ -295,14 +290,15 @@ def _differentiable(form: Form) -> Callable[..., Arrays]:
     @scan.vjp
     def scan_vjp(primals, cotangents, outputs):
         z0, p, z = Planar(*primals[:2]), primals[2:], Planar(*outputs)
-        z_prev = Planar(*(mx.concatenate([s[:, None], x[:, :-1]], axis=1) for s, x in
-                          zip((z0.re, z0.im), (z.re, z.im))))
+        z_prev = Planar(
+            *(mx.concatenate([s[:, None], x[:, :-1]], axis=1) for s, x in zip((z0.re, z0.im), (z.re, z.im)))
+        )
         slope = form.multiplier(p, z_prev).conj
         g = _reverse_affine(slope, Planar(*cotangents))
         gradients = form.adjoint(p, z_prev, z, g)
         _, constant = _split(form, p)
         n = len(p) - len(constant)
-        shared = tuple(x.sum(axis=(0, 1)) for x in gradients[n:])
+        shared = tuple(x.sum() for x in gradients[n:])
         g0 = (slope * g).map(lambda x: x[:, 0])
         return (g0.re, g0.im, *gradients[:n], *shared)
 
