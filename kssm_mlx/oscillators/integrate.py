@@ -23,7 +23,7 @@ import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.oscillators.kuramoto import Phases
-from kssm_mlx.oscillators.order import Pair
+from kssm_mlx.oscillators.order import Pair, unit_vector
 
 System = Callable[..., mx.array]
 EVALUATE_EVERY = (
@@ -66,7 +66,8 @@ def impulse(theta: mx.array, h: Pair, dt: mx.array) -> mx.array:
     small = square < 1e-8
     size = mx.sqrt(mx.where(small, 1.0, square))
     shrink = mx.where(small, 1 - square / 3, mx.tanh(size) / size)
-    cos, sin = shrink * mx.cos(theta), shrink * mx.sin(theta)
+    cos, sin = unit_vector(theta)
+    x, y = shrink * x, shrink * y
     return theta + 2 * mx.arctan((y * cos - x * sin) / (1 + x * cos + y * sin))
 
 
@@ -77,7 +78,7 @@ def kick(system: Phases, theta: mx.array, dt: mx.array, omega: mx.array, *parame
 
 
 def strang(system: Phases, theta: mx.array, dt: mx.array, omega: mx.array, *parameters: mx.array) -> mx.array:
-    """Half a turn, impulse, half a turn; the field is met halfway through the impulse, else order 2 is lost."""
+    """Half a turn, impulse, half a turn; the field is met at the impulse's midpoint, for order 2."""
     theta = theta + dt / 2 * omega
     halfway = impulse(theta, system.field_at(theta, *parameters), dt / 2)
     theta = impulse(theta, system.field_at(halfway, *parameters), dt)

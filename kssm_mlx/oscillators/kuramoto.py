@@ -22,24 +22,20 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from kssm_mlx.oscillators.order import Pair, mean_vector
+from kssm_mlx.oscillators.order import Pair, mean_vector, unit_vector
 
 Field = Callable[..., Pair]
 
 
 def turn(h: Pair, angle: mx.array) -> Pair:
     """h exp(i angle)."""
-    cos, sin = mx.cos(angle), mx.sin(angle)
+    cos, sin = unit_vector(angle)
     return h[0] * cos - h[1] * sin, h[0] * sin + h[1] * cos
 
 
 def velocity(cos: mx.array, sin: mx.array, omega: mx.array, h: Pair) -> mx.array:
     """omega + 2 Im(h exp(-i theta)): the speed of phases in the field h."""
     return omega + 2 * (h[1] * cos - h[0] * sin)
-
-
-# --- fields
------------------------------------------------------------------------------------------------------
 
 
 def external(cos: mx.array, sin: mx.array, x: mx.array, y: mx.array) -> Pair:
@@ -80,10 +76,6 @@ def triadic(cos: mx.array, sin: mx.array, K1: mx.array, K2: mx.array) -> Pair:
     return strength * x, strength * y
 
 
-# --- systems
-----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Phases:
     """theta' = omega + 2 Im(h exp(-i theta)), h = field(cos theta, sin theta, *parameters).
@@ -94,10 +86,10 @@ class Phases:
     field: Field
 
     def field_at(self, theta: mx.array, *parameters: mx.array) -> Pair:
-        return self.field(mx.cos(theta), mx.sin(theta), *parameters)
+        return self.field(*unit_vector(theta), *parameters)
 
     def __call__(self, theta: mx.array, omega: mx.array, *parameters: mx.array) -> mx.array:
-        cos, sin = mx.cos(theta), mx.sin(theta)
+        cos, sin = unit_vector(theta)
         return velocity(cos, sin, omega, self.field(cos, sin, *parameters))
 
 

@@ -9,9 +9,26 @@ Source: Kuramoto 1984; Daido 1996 (higher harmonics).
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
 Pair = tuple[mx.array, mx.array]
+
+
+def unit_vector(theta: mx.array) -> Pair:
+    """(cos theta, sin theta), as exact as the dtype.
+
+    The float64 sine and cosine of MLX on the CPU are good to single precision only (6e-8); its float64 tangent is
+    exact, so there they are built from tan(theta / 4) of the wrapped angle, where it stays below 1.
+
+    Shapes: any -> two of the same.
+    """
+    if theta.dtype != mx.float64:
+        return mx.cos(theta), mx.sin(theta)
+    t = mx.tan((theta - 2 * math.pi * mx.round(theta / (2 * math.pi))) / 4)
+    cos, sin = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)  # of theta / 2
+    return cos * cos - sin * sin, 2 * sin * cos
 
 
 def mean_vector(cos: mx.array, sin: mx.array) -> Pair:
@@ -24,7 +41,8 @@ def mean_vector(cos: mx.array, sin: mx.array) -> Pair:
 
 def order_parameter(theta: mx.array) -> Pair:
     """Z = mean exp(i theta) as (Re Z, Im Z). Shapes: [..., N] -> two of [...]."""
-    return mx.mean(mx.cos(theta), axis=-1), mx.mean(mx.sin(theta), axis=-1)
+    cos, sin = unit_vector(theta)
+    return mx.mean(cos, axis=-1), mx.mean(sin, axis=-1)
 
 
 def modulus(x: mx.array, y: mx.array) -> mx.array:
@@ -57,7 +75,7 @@ def harmonics(theta: mx.array, count: int) -> Pair:
     Shapes: [..., N] -> two of [..., count].
     Truth: on the Ott-Antonsen manifold Z_n = Z_1^n.
     """
-    cos, sin = mx.cos(theta), mx.sin(theta)
+    cos, sin = unit_vector(theta)
     x, y, moments = cos, sin, []
     for n in range(count):
         if n:
@@ -75,7 +93,8 @@ def local_order(theta: mx.array, weights: mx.array) -> Pair:
     Shapes: theta [..., N], weights [M, N] (non-negative, no empty row) -> two of [..., M].
     """
     share = (weights / mx.sum(weights, axis=-1, keepdims=True)).T
-    return mx.cos(theta) @ share, mx.sin(theta) @ share
+    cos, sin = unit_vector(theta)
+    return cos @ share, sin @ share
 
 
 def group_order(theta: mx.array, labels: mx.array, groups: int) -> Pair:

@@ -145,7 +145,7 @@ class Simulation(NamedTuple):
 
 
 def _begin(setup: Setup) -> tuple[mx.array, mx.array, mx.array]:
-    """(state, omega, K) of all rows. Shapes: [rows, N] ([2, rows, N] and [rows, N, 3] too), [N], [rows, 1]."""
+    """(state, omega, K) of all rows. Shapes: [rows, N] (or [2, rows, N], [rows, N, 3]), [N], [rows, 1]."""
     starts, system = setup.case.starts, setup.case.system
     first, second = mx.random.split(mx.random.key(setup.seed))
     K = mx.array([k for k in setup.K for _ in starts])[:, None]

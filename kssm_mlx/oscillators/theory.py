@@ -73,7 +73,11 @@ def uniform(K: float, delta: float) -> float:
 
 
 def incoherent_fluctuation(K: float, critical: float) -> float:
-    """N <R^2> below threshold, 1 / (1 - K / K_c). Source: Daido 1990; Hildebrand, Buice & Chow 2007."""
+    """N <R^2> below threshold for Lorentzian frequencies, 1 / (1 - K / K_c); other densities differ in shape.
+
+    Linear response of the incoherent state: shot noise over |1 - K chi|^2, integrated over frequency.
+    Source: Daido 1990; Hildebrand, Buice & Chow 2007.
+    """
     return 1 / (1 - K / critical)
 
 
