@@ -85,9 +85,9 @@ def _after(a: mx.array) -> mx.array:
 # What every recurrence here does with its arguments.
 
 
-def at_least_float32(*arrays: mx.array) -> list[mx.array]:
-    """States and decays live in fp32 whatever the weights' dtype; float64 passes, for gradient checks."""
-    return [x if x.dtype == mx.float64 else x.astype(mx.float32) for x in arrays]
+def float32(*arrays: mx.array) -> list[mx.array]:
+    """States and decays live in fp32 whatever the weights' dtype."""
+    return [x.astype(mx.float32) for x in arrays]
 
 
 def inside(lengths: mx.array, T: int) -> mx.array:

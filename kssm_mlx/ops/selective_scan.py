@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from kssm_mlx.ops.scan import at_least_float32, begins, inside, linear_scan
+from kssm_mlx.ops.scan import begins, float32, inside, linear_scan
 
 
 def selective_scan_reference(x, dt, A, B, C, state=None, *, resets=None, lengths=None):
     """The recurrence as on paper. Shapes as in `selective_scan`."""
-    x, dt, A, B, C = at_least_float32(x, dt, A, B, C)
+    x, dt, A, B, C = float32(x, dt, A, B, C)
     batch, T, _ = x.shape
-    h = mx.zeros((batch, *A.shape), x.dtype) if state is None else state
+    h = mx.zeros((batch, *A.shape)) if state is None else state
     y = []
     for t in range(T):
         start = h if resets is None else mx.where(resets[:, t, None, None], 0, h)
@@ -43,7 +43,7 @@ def selective_scan(
     Shapes: x, dt [B, T, D] with dt > 0; A [D, N] < 0; B, C [B, T, N]; state [B, D, N], zeros when None;
         resets [B, T] bool; lengths [B] int. Returns y [B, T, D] and the state [B, D, N], both fp32.
     """
-    x, dt, A, B, C = at_least_float32(x, dt, A, B, C)
+    x, dt, A, B, C = float32(x, dt, A, B, C)
     if lengths is not None:
         dt = mx.where(inside(lengths, x.shape[1])[..., None], dt, 0)
     # Time first, channels last: the loop then runs over long contiguous rows.
@@ -52,7 +52,7 @@ def selective_scan(
     b = B[..., None] * (dt * x)[:, :, None, :]
     if resets is not None:
         a = mx.where(begins(resets, lengths).T[:, :, None, None], 0, a)
-    h0 = mx.zeros(b.shape[1:], b.dtype) if state is None else state.swapaxes(1, 2).astype(b.dtype)
+    h0 = mx.zeros(b.shape[1:]) if state is None else state.swapaxes(1, 2)
     h = linear_scan(a, b, h0)
     y = (C[:, :, None, :] @ h).squeeze(2)
     return y.swapaxes(0, 1), h[-1].swapaxes(1, 2)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import mlx.core as mx
 
 from kssm_mlx.ops.scan import (
-    at_least_float32,
     before,
     begins,
     documents,
+    float32,
     from_chunks,
     in_chunks,
     inside,
@@ -23,10 +23,10 @@ from kssm_mlx.ops.scan import (
 
 def ssd_reference(x, dt, A, B, C, state=None, *, resets=None, lengths=None):
     """The recurrence as on paper. Shapes as in `ssd`."""
-    x, dt, A, B, C = at_least_float32(x, dt, A, B, C)
+    x, dt, A, B, C = float32(x, dt, A, B, C)
     batch, T, H, P = x.shape
     B, C = (mx.repeat(v, H // v.shape[2], axis=2) for v in (B, C))
-    h = mx.zeros((batch, H, P, B.shape[-1]), x.dtype) if state is None else state
+    h = mx.zeros((batch, H, P, B.shape[-1])) if state is None else state
     y = []
     for t in range(T):
         start = h if resets is None else mx.where(resets[:, t, None, None, None], 0, h)
@@ -55,7 +55,7 @@ def ssd(
         state [B, H, P, N], zeros when None; resets [B, T] bool; lengths [B] int.
         Returns y [B, T, H, P] and the state [B, H, P, N], both fp32.
     """
-    x, dt, A, B, C = at_least_float32(x, dt, A, B, C)
+    x, dt, A, B, C = float32(x, dt, A, B, C)
     batch, T, H, P = x.shape
     N, L = B.shape[-1], min(chunk, T)
     if lengths is not None:
@@ -75,7 +75,7 @@ def ssd(
     added = dtx.swapaxes(-1, -2) @ (B * to_end[..., None])
     # 3. The state that enters each chunk.
     whole = mx.where(entered, mx.exp(log_decay), 0)
-    h0 = mx.zeros((batch, H, P, N), x.dtype) if state is None else state.astype(x.dtype)
+    h0 = mx.zeros((batch, H, P, N)) if state is None else state
     carry = mx.broadcast_to(whole[..., -1, None, None], added.shape)
     h = linear_scan(carry, added, h0)
     # 4. What the entering state contributes to each token.

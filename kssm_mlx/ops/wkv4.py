@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from kssm_mlx.ops.scan import at_least_float32, before, begins, inside, linear_scan, max_plus_scan
+from kssm_mlx.ops.scan import before, begins, float32, inside, linear_scan, max_plus_scan
 
 EMPTY = -1e38
 
@@ -28,16 +28,16 @@ class WKV4State(NamedTuple):
     max: mx.array
 
 
-def empty_state(B: int, C: int, dtype=mx.float32) -> WKV4State:
+def empty_state(B: int, C: int) -> WKV4State:
     """No token seen: both sums are zero."""
-    return WKV4State(mx.zeros((B, C), dtype), mx.zeros((B, C), dtype), mx.full((B, C), EMPTY, dtype))
+    return WKV4State(mx.zeros((B, C)), mx.zeros((B, C)), mx.full((B, C), EMPTY))
 
 
 def wkv4_reference(w, u, k, v, state=None, *, resets=None, lengths=None):
     """The recurrence as on paper. Shapes as in `wkv4`."""
-    w, u, k, v = at_least_float32(w, u, k, v)
+    w, u, k, v = float32(w, u, k, v)
     B, T, C = k.shape
-    empty = empty_state(B, C, k.dtype)
+    empty = empty_state(B, C)
     s, y = empty if state is None else WKV4State(*state), []
     for t in range(T):
         kt, vt = k[:, t], v[:, t]
@@ -71,9 +71,9 @@ def wkv4(
     Shapes: w, u [C], w < 0; k, v [B, T, C]; state [B, C] each, empty when None; resets [B, T] bool;
         lengths [B] int. Returns y [B, T, C] and the state, fp32.
     """
-    w, u, k, v = at_least_float32(w, u, k, v)
+    w, u, k, v = float32(w, u, k, v)
     B, _, C = k.shape
-    state = empty_state(B, C, k.dtype) if state is None else WKV4State(*at_least_float32(*state))
+    state = empty_state(B, C) if state is None else WKV4State(*float32(*state))
     k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
     step, key = _masked(mx.broadcast_to(w, k.shape), k, resets, lengths)
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import mlx.core as mx
 
 from kssm_mlx.ops.scan import (
-    at_least_float32,
     before,
     begins,
     documents,
+    float32,
     from_chunks,
     in_chunks,
     inside,
@@ -28,9 +28,9 @@ from kssm_mlx.ops.scan import (
 
 def wkv7_reference(r, log_w, k, v, a, b, state=None, *, resets=None, lengths=None):
     """The recurrence as on paper. Shapes as in `wkv7`."""
-    r, log_w, k, v, a, b = at_least_float32(r, log_w, k, v, a, b)
+    r, log_w, k, v, a, b = float32(r, log_w, k, v, a, b)
     B, T, H, K = r.shape
-    S = mx.zeros((B, H, v.shape[-1], K), r.dtype) if state is None else state
+    S = mx.zeros((B, H, v.shape[-1], K)) if state is None else state
     y = []
     for t in range(T):
         start = S if resets is None else mx.where(resets[:, t, None, None, None], 0, S)
@@ -63,7 +63,7 @@ def wkv7(
     Shapes: r, log_w, k, a, b [B, T, H, K]; v [B, T, H, V]; log_w < 0; state [B, H, V, K], zeros when None;
         resets [B, T] bool; lengths [B] int. Returns y [B, T, H, V] and the state [B, H, V, K], both fp32.
     """
-    r, log_w, k, v, a, b = at_least_float32(r, log_w, k, v, a, b)
+    r, log_w, k, v, a, b = float32(r, log_w, k, v, a, b)
     B, T, H, K = r.shape
     L = min(chunk, T)
     if lengths is not None:
@@ -88,7 +88,7 @@ def wkv7(
     u_state, u_own = solve @ a0, solve @ (mx.where(strictly, a @ _T(k_in), 0) @ v)
     carry = _T(u_state) @ b_end + _diagonal(mx.where(entered, mx.exp(log_W), 0)[..., -1, :])
     added = _T(u_own) @ b_end + _T(v) @ k_end
-    S0 = mx.zeros((B, H, v.shape[-1], K), r.dtype) if state is None else state.astype(r.dtype)
+    S0 = mx.zeros((B, H, v.shape[-1], K)) if state is None else state
     S = matrix_scan(carry, added, S0)
 
     M_rb, M_rk = mx.where(causal, r @ _T(b_in), 0), mx.where(causal, r @ _T(k_in), 0)
