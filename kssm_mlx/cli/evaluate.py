@@ -24,12 +24,15 @@ def evaluate(
     In nats/token, perplexity and bits/byte, with what context is worth and what counting reaches.
     """
     from kssm_mlx.experiments.evaluation import evaluate as score
+    from kssm_mlx.experiments.run import load
 
-    numbers = score(run, source=data, tokens=tokens)
+    numbers = score(load(run), run, source=data, tokens=tokens)
     if as_json:
         import json
 
-        return typer.echo(json.dumps(numbers, indent=2))
+        from kssm_mlx.training.rows import plain
+
+        return typer.echo(json.dumps({name: plain(value) for name, value in numbers.items()}, indent=2))
     from rich.console import Console
 
     from kssm_mlx.cli.tables import evaluation_rows, table

@@ -137,6 +137,15 @@ def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     return TokenData.open(folder)
 
 
+def encode_documents(name: str, documents: Sequence[str], tokenizer: Tokenizer) -> TokenSplit:
+    """Documents as one side of data, in memory: each is its separator, if there is one, and its text."""
+    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
+    rows = [np.concatenate([opening, tokenizer.encode(text)]).astype(np.int64) for text in documents]
+    rows = [row for row in rows if row.size]
+    ids = np.concatenate(rows) if rows else np.empty(0, np.int64)
+    return TokenSplit(name, ids, np.cumsum([0, *(row.size for row in rows[:-1])]))
+
+
 def _origin(recipe: DataRecipe, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
     """The sections of the index that say what the ids depend on: equal sections, equal ids."""
     count = len(corpus.documents)
@@ -191,17 +200,13 @@ def _write_split(
     folder: Path, name: str, documents: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype
 ) -> dict[str, int]:
     """Write the ids and document starts of one side; returns its sizes."""
-    opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
-    rows = [np.concatenate([opening, tokenizer.encode(text)]).astype(np.int64) for text in documents]
-    rows = [row for row in rows if row.size]
-    ids = np.concatenate(rows) if rows else np.empty(0, np.int64)
-    _check_ids(ids, tokenizer.vocab_size, folder / f"{name}.bin")
-    starts = np.cumsum([0, *(row.size for row in rows[:-1])])
-    files.replace(folder / f"{name}.bin", ids.astype(dtype).tobytes())
-    files.replace(folder / f"{name}.docs.bin", starts.astype(_STARTS).tobytes())
+    split = encode_documents(name, documents, tokenizer)
+    _check_ids(split.ids, tokenizer.vocab_size, folder / f"{name}.bin")
+    files.replace(folder / f"{name}.bin", split.ids.astype(dtype).tobytes())
+    files.replace(folder / f"{name}.docs.bin", split.starts.astype(_STARTS).tobytes())
     return {
-        "tokens": ids.size,
-        "documents": len(rows),
+        "tokens": split.ids.size,
+        "documents": split.starts.size,
         "utf8_bytes": sum(len(text.encode()) for text in documents),
     }
 

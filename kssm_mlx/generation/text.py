@@ -85,11 +85,11 @@ def stream(
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     settings = Sampling(**sampling)
+    seeds = [seed] * len(prompts) if seeds is None else seeds
     _refuse(tokenizer, prompts, max_tokens, seeds, state)
     rows = [_encode(tokenizer, text, model.args.vocab_size) for text in prompts]
     if state is None:
         rows = [row if len(row) else _blank(tokenizer) for row in rows]
-        seeds = [seed] * len(rows) if seeds is None else seeds
         state = start(model, rows, seeds, settings.repetition_window, tokenizer.digest)
     else:
         state = resume(model, state, rows, settings.repetition_window)
@@ -149,7 +149,7 @@ def _refuse(
     tokenizer: Tokenizer | None,
     prompts: list[str],
     max_tokens: int,
-    seeds: Sequence[int] | None,
+    seeds: Sequence[int],
     state: GenerationState | None,
 ) -> None:
     if tokenizer is None:
@@ -158,8 +158,10 @@ def _refuse(
         raise ConfigError("no prompt; give at least one, an empty one starts a new document")
     if max_tokens < 1:
         raise ConfigError(f"max_tokens is {max_tokens}; it must be 1 or more")
-    if seeds is not None and len(seeds) != len(prompts):
+    if len(seeds) != len(prompts):
         raise ConfigError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one seed, or one per prompt")
+    if any(not 0 <= s < 1 << 64 for s in seeds):
+        raise ConfigError(f"seeds are whole numbers from 0 on, got {', '.join(map(str, seeds))}")
     if state is not None and len(state) != len(prompts):
         raise ConfigError(f"{len(prompts)} prompts for a state of {len(state)} conversations; give one each")
     if state is not None and state.tokenizer_digest != tokenizer.digest:

@@ -1,13 +1,14 @@
 """Commands parse, call and print: what they pass on, what they print, what they exit with."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.cli_fakes import DIGEST, a_check, kssm, refused, runs  # noqa: F401  a fixture
+from tests.cli.cli_fakes import DIGEST, a_check, kssm, refused
 from tests.reports.report_fakes import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def recipe(tmp_path):
     return path
 
 
-def test_train_passes_everything_on_and_shows_the_run(runs, recipe, tmp_path):  # noqa: F811
+def test_train_passes_everything_on_and_shows_the_run(runs, recipe, tmp_path):
     folder = write_run(tmp_path / "run")
     result = kssm(
         *("train", recipe, "--out", folder, "--set", "train.steps=7", "--set", "model.kappa=0", "--resume"),
@@ -48,12 +49,12 @@ def test_train_passes_everything_on_and_shows_the_run(runs, recipe, tmp_path):  
         (["{}", "--waive", "C15"], '--waive takes a check and a reason such as C15="one document"'),
     ],
 )
-def test_train_refuses_what_it_cannot_use(runs, recipe, arguments, message):  # noqa: F811
+def test_train_refuses_what_it_cannot_use(runs, recipe, arguments, message):
     assert message in refused(kssm("train", *(a.format(recipe) for a in arguments)))
     assert runs.asked == []
 
 
-def test_verify_prints_verdicts_and_exits_by_them(runs, recipe):  # noqa: F811
+def test_verify_prints_verdicts_and_exits_by_them(runs, recipe):
     good = kssm("verify", recipe, "--only", "C1,C7", "--level", "S")
     assert good.exit_code == 0 and "pass" in good.stdout and "0 [exactly]" in good.stdout
     assert runs.asked == [("verify", (str(recipe),), {"only": ["C1", "C7"], "level": "S"})]
@@ -71,13 +72,13 @@ def test_verify_explains_a_check_or_says_what_it_needs():
     assert "needs a recipe or a run folder" in refused(kssm("verify"))
 
 
-def test_generate_streams_what_it_prints_without_streaming(runs):  # noqa: F811
+def test_generate_streams_what_it_prints_without_streaming(runs):
     options = ("generate", "m", "once", "--max-tokens", 20, "--temperature", 1, "--seed", 3)
     live, at_once = kssm(*options), kssm(*options, "--no-stream")
     assert live.exit_code == 0 and live.stdout == at_once.stdout and live.stdout.startswith("once")
 
 
-def test_generate_of_several_prompts_as_json(runs):  # noqa: F811
+def test_generate_of_several_prompts_as_json(runs):
     result = kssm("generate", "m", "a", "bc", "--max-tokens", 5, "--seed", 1, "--seed", 2, "--json")
     answer = json.loads(result.stdout)
     assert answer["digest"] == DIGEST and [c["prompt"] for c in answer["completions"]] == ["a", "bc"]
@@ -86,7 +87,7 @@ def test_generate_of_several_prompts_as_json(runs):  # noqa: F811
     assert both.stdout.startswith("[1] a") and "\n[2] bc" in both.stdout
 
 
-def test_generate_goes_on_from_a_file_as_in_one_go(runs, tmp_path):  # noqa: F811
+def test_generate_goes_on_from_a_file_as_in_one_go(runs, tmp_path):
     def ids(*arguments):
         result = kssm("generate", "m", *arguments, "--temperature", 1, "--past-separator", "--json")
         assert result.exit_code == 0, result.output
@@ -99,7 +100,7 @@ def test_generate_goes_on_from_a_file_as_in_one_go(runs, tmp_path):  # noqa: F81
     assert [a + b for a, b in zip(first, second)] == whole
 
 
-def test_generate_refuses_a_state_of_other_weights_and_odd_options(runs, tmp_path, monkeypatch):  # noqa: F811
+def test_generate_refuses_a_state_of_other_weights_and_odd_options(runs, tmp_path, monkeypatch):
     kssm("generate", "m", "hello", "--max-tokens", 3, "--state-out", tmp_path / "s")
     assert "top_p is 7.0" in refused(kssm("generate", "m", "x", "--top-p", 7, "--no-stream"))
     assert "2 seeds for 1 prompts" in refused(
@@ -111,6 +112,28 @@ def test_generate_refuses_a_state_of_other_weights_and_odd_options(runs, tmp_pat
     assert "is a state of weights dddddddddddd" in refused(
         kssm("generate", "m", "--state-in", tmp_path / "s"), 1
     )
+
+
+def test_eval_prints_a_table_or_json(runs, monkeypatch):
+    names = ("nats_per_token", "se", "perplexity", "perplexity_se", "bits_per_byte", "context_gain")
+    numbers = {
+        "data": "validation of m",
+        "tokens": 640,
+        **dict.fromkeys(names, 1.25),
+        "context_gain_se": math.nan,
+    }
+    asked = {}
+
+    def evaluate(trained, folder, **options):
+        asked.update(options, trained=trained, folder=folder)
+        return {**numbers, "ladder": {"bigram": 2.5}}
+
+    monkeypatch.setattr("kssm_mlx.experiments.evaluation.evaluate", evaluate)
+    table = kssm("eval", "m", "--tokens", 640, "--data", "file:x")
+    assert "1.2500 ± 1.2500" in table.stdout and "2.5000" in table.stdout
+    assert asked == {"trained": runs.load("m"), "folder": "m", "source": "file:x", "tokens": 640}
+    as_json = json.loads(kssm("eval", "m", "--json").stdout)
+    assert as_json["tokens"] == 640 and as_json["context_gain_se"] is None
 
 
 def test_report_of_one_run_and_of_two(tmp_path):

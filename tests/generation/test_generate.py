@@ -112,6 +112,8 @@ def test_bad_requests_are_refused_in_words(model):
         generate(model, ByteTokenizer(), "x", max_tokens=0)
     with pytest.raises(ConfigError, match="1 seeds for 2 prompts"):
         generate(model, ByteTokenizer(), ["x", "y"], seeds=[1])
+    with pytest.raises(ConfigError, match="seeds are whole numbers from 0 on, got -1"):
+        generate(model, ByteTokenizer(), "x", seed=-1)
     with pytest.raises(ConfigError, match="no prompt"):
         generate(model, ByteTokenizer(), [])
     with pytest.raises(ConfigError, match="without a tokenizer"):

@@ -1,0 +1,31 @@
+"""What stands in for the orchestration below the commands."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from kssm_mlx.data.tokenizers import ByteTokenizer
+from kssm_mlx.models.base import Trained
+from tests.cli.cli_fakes import DIGEST, a_check
+from tests.fakes import TinyRecurrent
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """`experiments.run` with a tiny model and a record of what the commands asked of it."""
+    trained = Trained(TinyRecurrent(256), ByteTokenizer(), "runs/tiny", DIGEST)
+    asked, checks = [], [a_check()]
+
+    def note(name, answer):
+        return lambda *args, **kwargs: (asked.append((name, args, kwargs)), answer)[1]
+
+    fake = SimpleNamespace(
+        load=lambda path: trained,
+        train=note("train", None),
+        verify=note("verify", checks),
+        asked=asked,
+        checks=checks,
+    )
+    monkeypatch.setitem(sys.modules, "kssm_mlx.experiments.run", fake)
+    return fake
