@@ -29,7 +29,7 @@ def of(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
         "configuration": asdict(model.args),
         "files": {name: entry["sha256"] for name, entry in data.index["files"].items()},
     }
-    config = _dotted(config)
+    config = dotted(config)
     return {
         "config": config,
         "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
@@ -99,12 +99,12 @@ def _tokenizer(of: dict[str, Any]) -> str:
     return f"tokenizer {tokenizer['digest'][:12]} of {tokenizer['vocab_size']} tokens"
 
 
-def _dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train": {"steps": 5}} -> {"train.steps": 5}, as it reads back from JSON."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat.update(_dotted(value, f"{prefix}{name}."))
+            flat.update(dotted(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = json.loads(json.dumps(value))
     return flat

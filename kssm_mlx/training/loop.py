@@ -24,6 +24,7 @@ from rich.console import Console
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.errors import CheckFailed, CheckpointError
 from kssm_mlx.training import checkpoint, identity, lock
+from kssm_mlx.training.disk import writing
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.progress import Progress
 from kssm_mlx.training.recipe import Recipe
@@ -100,6 +101,14 @@ def train_loop(
     return Result(run.state, run.step, run.best, run.evaluation, run.started_at)
 
 
+def refuse_second_run(folder: Path) -> None:
+    """Raises: CheckpointError if the folder already has checkpoints of a run."""
+    if checkpoint.steps(folder / "checkpoints"):
+        raise CheckpointError(
+            f"{folder} already holds a run; pass --resume to continue it, or choose another folder"
+        )
+
+
 class _Run:
     """The loop's variables, and the moves between them."""
 
@@ -118,11 +127,10 @@ class _Run:
 
     def begin(self, again: bool, allow_change: bool) -> None:
         """Start from step 0 or, `again`, from the last good checkpoint."""
-        if not again and checkpoint.steps(self.checkpoints):
-            raise CheckpointError(
-                f"{self.folder} already holds a run; pass --resume to continue it, or choose another folder"
-            )
-        checkpoint.clean(self.checkpoints)
+        if not again:
+            refuse_second_run(self.folder)
+        with writing("checkpoints", self.checkpoints):
+            checkpoint.clean(self.checkpoints)
         loaded = checkpoint.load_latest(self.checkpoints)
         if loaded:
             self._restore(loaded, allow_change)
@@ -140,12 +148,18 @@ class _Run:
         self.step = self.started_at = saved.step
         self.tokens, self.best, self.evaluation = (saved.state[k] for k in ("tokens", "best", "evaluation"))
         self._tell_restored(loaded, changed)
-        self._repair(loaded)
+        with writing("checkpoints", self.checkpoints):
+            self._repair(loaded)
 
     def _tell_restored(self, loaded: checkpoint.Loaded, changed: list[str]) -> None:
         for reason in loaded.skipped.values():
             self._tell("damaged", f"{reason}; falling back to {loaded.path.name}")
-        self._tell("resume", f"resuming {self.folder} after step {self.step} of {self.recipe.train.steps}")
+        done = f"{self.step} of {self.recipe.train.steps} steps are done"
+        if self.step < self.recipe.train.steps:
+            self._tell("resume", f"resuming {self.folder}: {done}")
+        else:
+            more = "to train longer, raise train.steps and pass --allow-config-change"
+            self.progress.say(f"{self.folder} is finished: {done}; {more}")
         for difference in changed:
             self._tell("change", f"allowed change: {difference}")
         for difference in identity.differences(loaded.snapshot.state["environment"], self.environment):
@@ -159,6 +173,9 @@ class _Run:
         best = checkpoint.steps(self.checkpoints).get(self.best.get("step"))
         if best:
             checkpoint.point(self.checkpoints, "BEST", best)
+        else:  # somebody deleted it: the next evaluation is the best there is
+            self.best = {}
+            (self.checkpoints / "BEST").unlink(missing_ok=True)
 
     def open(self, stack: contextlib.ExitStack) -> None:
         """Open the row files, cut back to where the run begins, and write what there is to tell."""
@@ -170,11 +187,6 @@ class _Run:
     def go(self, stop: StopRequest) -> None:
         """Step until the recipe's last step or a signal."""
         self.progress.begin(self.step)
-        if self.step >= self.recipe.train.steps:
-            self.progress.say(
-                f"{self.folder} is finished: {self.step} of {self.recipe.train.steps} steps are done. "
-                "To train longer, raise train.steps and pass --allow-config-change"
-            )
         while self.step < self.recipe.train.steps:
             self._advance()
             improved = self._due(self.recipe.eval.every) and self._evaluate()

@@ -1,0 +1,272 @@
+"""A run from end to end: data, model, checks before the first step, training, checks of what came out.
+
+    runs/NAME/  recipe.json  manifest.json  data/  metrics.jsonl  samples.jsonl  checkpoints/  checks.json
+
+A run that cannot mean anything does not start: a failed pre-flight check stops it before step 1, by name.
+`load` gives back a trained model, `verify` measures a recipe or a run again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from rich.console import Console
+
+from kssm_mlx import environment, files, models
+from kssm_mlx.checks.base import Check, Context, apply_waivers, require
+from kssm_mlx.checks.suites import run_suite, write_checks
+from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.digest import root_digest, tensor_digest
+from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.generation import generate
+from kssm_mlx.models.base import Trained
+from kssm_mlx.training import checkpoint, identity, lock
+from kssm_mlx.training import recipe as recipes
+from kssm_mlx.training.disk import writing
+from kssm_mlx.training.loop import Hooks, Result, refuse_second_run, train_loop
+from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.state import flatten
+
+SAMPLES = 2  # per evaluation: one greedy, one drawn at the recipe's temperature
+
+
+def train(
+    recipe: Recipe | str | Path,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    allow_config_change: bool = False,
+    waivers: dict[str, str] | None = None,
+    console: Console | None = None,
+) -> Result:
+    """Train as the recipe says into the run folder `folder`, verified before and after.
+
+    waivers: id of a check -> why its failure is acceptable; recorded in checks.json.
+    Raises: CheckFailed naming every failed check (exit code 1); ConfigError, DataError, CheckpointError for
+    input that cannot be used (2); Interrupted after a signal, with a checkpoint written.
+    """
+    recipe = recipes.load(recipe) if isinstance(recipe, (str, Path)) else recipe
+    folder, console = Path(folder), console or Console(highlight=False)
+    apply_waivers((), waivers or {})  # a waiver of an unknown check is refused before anything is written
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with lock.hold(folder):
+        if resume:
+            _refuse_change(folder, recipe, allow_config_change)
+        else:
+            refuse_second_run(folder)
+        context = _context(recipe, folder)
+        _describe(folder, recipe, context)
+        console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
+        _examine(context, "P", "preflight", waivers)
+        hooks = Hooks(sample=lambda model, key: _samples(model, context.tokenizer, recipe))
+        result = train_loop(
+            context.model,
+            recipe,
+            context.data,
+            folder,
+            resume=resume,
+            allow_config_change=allow_config_change,
+            hooks=hooks,
+            console=console,
+        )
+        console.print("checking what came out", soft_wrap=True)
+        context.history = _rows(folder)
+        _examine(context, "S", "final", waivers)
+    return result
+
+
+def load(path: str | Path) -> Trained:
+    """The trained model of a run folder (its best checkpoint) or of one checkpoint folder, ready to use.
+
+    Everything is verified against the checkpoint's manifest and evaluated: nothing is read later.
+    Raises: CheckpointError for what is missing or damaged.
+    """
+    path = Path(path)
+    folder, chosen = _locate(path)
+    saved = _recipe_json(folder)
+    model = models.build(models.config_from_dict(saved["configuration"]))
+    snapshot = checkpoint.load(chosen, stems=["model"])
+    weights = snapshot.tensors["model"]
+    model.load_weights(list(weights.items()), strict=True)
+    mx.eval(model.parameters())
+    digest = root_digest({name: tensor_digest(array) for name, array in weights.items()})
+    tokenizer = TokenData.open(folder / "data").tokenizer
+    return Trained(model, tokenizer, str(chosen), digest, {"step": snapshot.step})
+
+
+def verify(target: str | Path, *, only: Iterable[str] | None = None, level: str | None = None) -> list[Check]:
+    """The checks of a recipe (before any step) or of a run folder (before and after), measured now.
+
+    only: ids of checks; level: "P" or "S"; by default P for a recipe, P and S for a run.
+    A run's verdicts are written into its checks.json under "verify".
+    """
+    folder = Path(target)
+    is_run = (folder / "recipe.json").is_file()
+    context = _run_context(folder) if is_run else _recipe_context(target)
+    wanted = list(only) if only else None
+    levels = [level] if level else ["P", "S"] if is_run else ["P"]
+    found = run_suite(context, wanted) if wanted else [c for one in levels for c in run_suite(context, one)]
+    found = list({c.id: c for c in found}.values())
+    if is_run:
+        write_checks(folder, "verify", found)
+    return found
+
+
+def _context(recipe: Recipe, folder: Path) -> Context:
+    """Data on disk and a fresh model: what a run starts from."""
+    data = prepare(recipe.data, folder / "data")
+    config = models.configure(
+        recipe.model.family,
+        recipe.model.size,
+        vocab_size=data.vocab_size,
+        context=recipe.train.context,
+        overrides=recipe.model.overrides,
+    )
+    model = models.build(config, seed=recipe.train.seed)
+    return Context(
+        model=model,
+        config=config,
+        recipe=recipe,
+        data=data,
+        tokenizer=data.tokenizer,
+        initial=dict(flatten(model.parameters())),
+        run_folder=folder,
+    )
+
+
+def _recipe_context(target: str | Path) -> Context:
+    """A recipe's context in a folder that goes away when the process ends."""
+    import atexit
+    import tempfile
+
+    recipe = recipes.load(target)
+    temporary = tempfile.TemporaryDirectory(prefix="kssm-verify-")
+    atexit.register(temporary.cleanup)
+    return _context(recipe, Path(temporary.name))
+
+
+def _run_context(folder: Path) -> Context:
+    """A run's recipe, its initial parameters and, once there is a checkpoint, the trained ones."""
+    saved = _recipe_json(folder)
+    recipe = recipes.parse(_without(saved, "configuration"), where=str(folder / "recipe.json"))
+    data = TokenData.open(folder / "data")
+    config = models.config_from_dict(saved["configuration"])
+    model = models.build(config, seed=recipe.train.seed)
+    context = Context(
+        model=model,
+        config=config,
+        recipe=recipe,
+        data=data,
+        tokenizer=data.tokenizer,
+        initial=dict(flatten(model.parameters())),
+        run_folder=folder,
+    )
+    latest = checkpoint.load_latest(folder / "checkpoints")
+    if latest:
+        model.load_weights(list(latest.snapshot.tensors["model"].items()), strict=True)
+        context.history = _rows(folder)
+    return context
+
+
+def _examine(context: Context, level: str, stage: str, waivers: dict[str, str] | None) -> None:
+    found = run_suite(context, level, waivers)
+    write_checks(context.run_folder, stage, found)
+    require(found)
+
+
+def _samples(model, tokenizer, recipe: Recipe) -> list[dict[str, Any]]:
+    """Continuations of the recipe's prompt, greedy and drawn; the seed is fixed so that they compare."""
+    if not recipe.eval.sample_tokens:
+        return []
+    rows = []
+    for temperature in (0.0, recipe.eval.temperature)[:SAMPLES]:
+        (completion,) = generate(
+            model,
+            tokenizer,
+            recipe.eval.prompt,
+            max_tokens=recipe.eval.sample_tokens,
+            temperature=temperature,
+            seed=recipe.train.seed,
+        )
+        rows.append({"prompt": recipe.eval.prompt, "text": completion.text, "temperature": temperature})
+    return rows
+
+
+def _describe(folder: Path, recipe: Recipe, context: Context) -> None:
+    """recipe.json, the expanded recipe and configuration, and manifest.json, what it was run with."""
+    described = {**recipe.model_dump(), "configuration": models.config_to_dict(context.config)}
+    manifest = {
+        "command": " ".join(["kssm", *sys.argv[1:]]) if sys.argv[0].endswith("kssm") else None,
+        "parameters": sum(array.size for array in context.initial.values()),
+        "initial_digest": root_digest({n: tensor_digest(a) for n, a in context.initial.items()}),
+        "data": context.data.index,
+        "environment": environment.facts(),
+    }
+    with writing(folder):
+        for name, value in (("recipe.json", described), ("manifest.json", manifest)):
+            files.replace(folder / name, json.dumps(value, indent=1) + "\n")
+
+
+def _summary(context: Context) -> str:
+    """One line on what is about to be trained on what."""
+    size = sum(array.size for array in context.initial.values())
+    splits = context.data.index["splits"]
+    return (
+        f"{context.config.model_type}, {size:,} parameters; "
+        f"{context.data.index['corpus']['name']}, {splits['train']['tokens']:,} tokens to train on, "
+        f"{splits['validation']['tokens']:,} held out, vocabulary {context.data.vocab_size}"
+    )
+
+
+def _refuse_change(folder: Path, recipe: Recipe, allowed: bool) -> None:
+    """A changed recipe is refused before the folder's data or description are touched."""
+    if allowed or not (folder / "recipe.json").is_file():
+        return
+    then, now = (
+        identity.dotted(_without(r, "about", "configuration"))
+        for r in (_recipe_json(folder), recipe.model_dump())
+    )
+    if found := identity.differences(then, now):
+        raise ConfigError(
+            f"the recipe is not the one {folder} began with: {'; '.join(found)}; "
+            "put it back, or pass --allow-config-change"
+        )
+
+
+def _locate(path: Path) -> tuple[Path, Path]:
+    """(run folder, checkpoint folder) of a run or a checkpoint."""
+    if (path / "recipe.json").is_file():
+        steps = checkpoint.steps(path / "checkpoints")
+        if not steps:
+            raise CheckpointError(f"{path} has no checkpoint yet; train it first: kssm train --resume")
+        best = checkpoint.pointer(path / "checkpoints", "BEST")
+        return path, best if best and best.is_dir() else list(steps.values())[-1]
+    if (path / "model.safetensors").is_file() and (path.parent.parent / "recipe.json").is_file():
+        return path.parent.parent, path
+    raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: no recipe.json found")
+
+
+def _recipe_json(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "recipe.json").read_text("utf-8"))
+    except OSError as e:
+        raise CheckpointError(
+            f"cannot read {folder / 'recipe.json'}: {(e.strerror or str(e)).lower()}"
+        ) from None
+    except ValueError as e:
+        raise CheckpointError(f"{folder / 'recipe.json'} is not JSON: {e}") from None
+
+
+def _without(table: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {k: v for k, v in table.items() if k not in keys}
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
