@@ -124,10 +124,17 @@ def test_start_times_tell_processes_apart():
 
 
 RACER = """
-import sys
+import sys, time
 from kssm_mlx.errors import CheckpointError
 from kssm_mlx.training import lock
 
+judge = lock._refuse_if_held
+
+def slow_to_act(path):  # all would judge the stale lock before one of them has taken it over
+    judge(path)
+    time.sleep(0.2)
+
+lock._refuse_if_held = slow_to_act
 print("ready", flush=True)
 sys.stdin.readline()
 try:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 
@@ -18,6 +19,7 @@ from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError
 from kssm_mlx.models import build, configure
 from kssm_mlx.training import checkpoint, lock
 from kssm_mlx.training.loop import SKIPS_ALLOWED, Hooks
+from kssm_mlx.training.progress import numbers
 from kssm_mlx.training.rows import Rows
 from kssm_mlx.training.state import flatten
 from tests.fakes import TinyRecurrent
@@ -124,7 +126,7 @@ def test_compiled_killed_and_resumed_in_new_processes_is_the_same_run(tmp_path):
     assert in_process(folder, compiled=True, fault="before a row").returncode == KILLED
     done = in_process(folder, compiled=True, resume=True)
     assert done.returncode == 0, done.stderr
-    assert f"resuming {folder} after step 4 of 12" in done.stdout
+    assert f"resuming {folder}: 4 of 12 steps are done" in done.stdout
     assert_same_run(folder, whole)
 
 
@@ -241,6 +243,16 @@ def test_the_best_is_never_a_damaged_one_after_a_resume(tmp_path):
         tiny_run(folder, resume=True, hooks=stop_after(6))
     assert checkpoint.pointer(checkpoints, "BEST").name == "step_00000004"
     assert checkpoint.pointer(checkpoints, "LATEST").name == "step_00000004"
+
+
+def test_a_best_that_was_deleted_is_forgotten(tmp_path):
+    folder = tmp_path / "run"
+    stopped(folder, 6, eval={"every": 2}, save={"every": 5})  # checkpoints 2, 4 (new bests) and 5
+    shutil.rmtree(folder / "checkpoints" / "step_00000004")
+    assert checkpoint.pointer(folder / "checkpoints", "BEST").name == "step_00000004"
+    with pytest.raises(Stop):
+        tiny_run(folder, resume=True, hooks=stop_after(6), eval={"every": 2}, save={"every": 5})
+    assert checkpoint.pointer(folder / "checkpoints", "BEST") is None
 
 
 def test_without_a_good_checkpoint_nothing_is_touched(tmp_path):
@@ -506,6 +518,18 @@ def test_a_bar_on_a_terminal(tmp_path):
     console = Console(file=out, force_terminal=True, width=160)
     tiny_run(tmp_path / "run", console=console)
     assert "12/12" in out.getvalue() and "tokens/s" in out.getvalue() and "━" in out.getvalue()
+
+
+def test_the_numbers_of_a_line():
+    row = {
+        "loss": 1.23456,
+        "tokens_per_second": 12345.6,
+        "R_block00": 0.25,
+        "R_block01": 0.75,
+        "R_block02": None,
+    }
+    assert numbers(row) == "loss 1.2346  R 0.500  12,346 tokens/s"
+    assert numbers({"loss": None, "tokens_per_second": 1.0}) == "loss not finite  1 tokens/s"
 
 
 def test_the_data_of_a_run_is_read_not_written(whole):
