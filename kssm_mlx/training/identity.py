@@ -63,8 +63,8 @@ def environment() -> dict[str, Any]:
     return {
         "kssm_mlx": __version__,
         "python": platform.python_version(),
-        "mlx": facts.packages().get("mlx"),
-        "device": facts.device()["type"],
+        "mlx": mx.__version__,
+        "device": mx.default_device().type.name,
         "blas": _blas.status().library,
         "MLX_ENABLE_TF32": facts.tf32(),
         "switches": {name: os.environ[name] for name in facts.SWITCHES if name in os.environ},
