@@ -13,7 +13,7 @@ from tests.parity import ours
 from tests.parity import upstream as libraries
 
 TOLERANCE = 1e-4
-# Largest logit error with bf16 weights, over the standard deviation of the logits. Measured on these checkpoints:
+# Largest logit error with bf16 weights, over the standard deviation of the logits. Measured on these files:
 # ours from upstream's bf16 at most 0.11, upstream's bf16 from its own fp32 at most 0.08.
 BF16_TOLERANCE = 0.15
 
