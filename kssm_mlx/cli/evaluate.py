@@ -33,8 +33,6 @@ def evaluate(
         from kssm_mlx.training.rows import plain
 
         return typer.echo(json.dumps({name: plain(value) for name, value in numbers.items()}, indent=2))
-    from rich.console import Console
+    from kssm_mlx.cli.tables import console, evaluation_rows, table
 
-    from kssm_mlx.cli.tables import evaluation_rows, table
-
-    Console(highlight=False).print(table(("measure", "value"), evaluation_rows(numbers), numbers["data"]))
+    console().print(table(("measure", "value"), evaluation_rows(numbers), numbers["data"]))

@@ -10,9 +10,7 @@ def recipes() -> None:
 
     Each recipe with its question, how long it takes where, and the number it should reach.
     """
-    from rich.console import Console
-
-    from kssm_mlx.cli.tables import table
+    from kssm_mlx.cli.tables import console, table
     from kssm_mlx.training.recipe import load, shipped
 
     rows = []
@@ -22,5 +20,5 @@ def recipes() -> None:
         goal = about.expected
         expected = f"{goal.metric} {goal.value:g} ± {goal.tolerance:g}" if goal else "not stated"
         rows.append((name, about.question, minutes, about.hardware, expected))
-    Console().print(table(("recipe", "question", "minutes", "on", "expected"), rows, "kssm train RECIPE"))
+    console().print(table(("recipe", "question", "minutes", "on", "expected"), rows, "kssm train RECIPE"))
     typer.echo("Anything in a recipe can be changed: kssm train default --set train.steps=200")

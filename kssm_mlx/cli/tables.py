@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+WIDTH = 120  # of tables in files and logs, where rich would take 80
+
 COLOURS = {"pass": "green", "fail": "bold red", "warn": "yellow", "waived": "yellow", "not measurable": "dim"}
+
+
+def console() -> Console:
+    """Where tables go: as wide as the terminal, or as `WIDTH` where there is none."""
+    drawn = Console(highlight=False)
+    return drawn if drawn.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def checks_table(checks: Iterable[Mapping[str, Any]], title: str) -> Table:
@@ -24,7 +33,7 @@ def checks_table(checks: Iterable[Mapping[str, Any]], title: str) -> Table:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> Table:
     """A left-aligned table; cells that are strings are shown literally, brackets and all."""
-    drawn = Table(*header, title=title, title_justify="left", title_style="bold")
+    drawn = Table(*header, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for row in rows:
         drawn.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
     return drawn

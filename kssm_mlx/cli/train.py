@@ -35,21 +35,20 @@ def train(
     waivers = parse_waivers(waive or [])
     folder = out or Path("runs") / Path(recipe).stem
 
-    from rich.console import Console
-
+    from kssm_mlx.cli.tables import console
     from kssm_mlx.experiments.run import train as run
     from kssm_mlx.reports import report
 
-    console = Console(highlight=False)
+    out_to = console()
     run(
         loaded,
         folder,
         resume=resume,
         allow_config_change=allow_config_change,
         waivers=waivers,
-        console=console,
+        console=out_to,
     )
-    _show(console, folder, report(folder))
+    _show(out_to, folder, report(folder))
 
 
 def parse_waivers(texts: list[str]) -> dict[str, str]:
@@ -72,7 +71,8 @@ def _show(console, folder: Path, written: list[Path]) -> None:
     run = open_run(folder)
     for stage, checks in run.checks.items():
         console.print(checks_table(checks, f"checks, {stage}"))
-    for sample in samples(run):
-        console.print(sample, markup=False, style="italic")
+    for label, text in samples(run):
+        console.print(f"\nsample, {label}\n", style="bold")
+        console.print(text, markup=False, soft_wrap=True)
     console.print(table(("result", ""), results(run), str(folder)))
     console.print("written: " + "  ".join(str(path) for path in written), soft_wrap=True, markup=False)

@@ -41,13 +41,11 @@ def _show(checks: list[dict], target: str, as_json: bool) -> None:
         import json
 
         return typer.echo(json.dumps(checks, indent=2))
-    from rich.console import Console
+    from kssm_mlx.cli.tables import checks_table, console, show_fixes
 
-    from kssm_mlx.cli.tables import checks_table, show_fixes
-
-    console = Console(highlight=False)
-    console.print(checks_table(checks, target))
-    show_fixes(console, checks)
+    shown = console()
+    shown.print(checks_table(checks, target))
+    show_fixes(shown, checks)
 
 
 def _explain(check: str) -> None:

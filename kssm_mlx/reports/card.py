@@ -81,10 +81,11 @@ def results(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def samples(run: Run) -> list[str]:
-    """Prompt and continuation of the samples of the last evaluation."""
+def samples(run: Run) -> list[tuple[str, str]]:
+    """How each sample of the last evaluation was drawn, and its prompt and continuation."""
     last = run.samples[-1]["step"] if run.samples else None
-    return [s.get("prompt", "") + s["text"] for s in run.samples if s["step"] == last][:SAMPLES_SHOWN]
+    shown = [s for s in run.samples if s["step"] == last][:SAMPLES_SHOWN]
+    return [(_drawn(s), s.get("prompt", "") + s["text"]) for s in shown]
 
 
 def _result(run: Run) -> str:
@@ -98,7 +99,7 @@ def _result(run: Run) -> str:
 def _setting(run: Run) -> str:
     parameters = run.manifest.get("parameters")
     rows = [("parameters", f"{parameters:,}" if parameters else "not recorded")]
-    for section in ("data", "model", "train"):
+    for section in ("data", "model", "configuration", "train"):
         values = run.recipe.get(section, {})
         rows.append((section, ", ".join(f"{k} {v}" for k, v in values.items() if not isinstance(v, dict))))
     return table(("", ""), rows)
@@ -119,15 +120,22 @@ def _verdict(check: dict[str, Any]) -> str:
 
 
 def _samples(run: Run) -> str:
-    shown = [_block(text) for text in samples(run)]
-    return "\n\n".join([f"After step {run.samples[-1]['step']}:", *shown]) if shown else ""
+    return "\n\n".join(f"{label}:\n\n{_block(text)}" for label, text in samples(run))
+
+
+def _drawn(sample: dict[str, Any]) -> str:
+    temperature = sample.get("temperature")
+    how = (
+        "greedy" if temperature == 0 else "sampled" if temperature is None else f"temperature {temperature:g}"
+    )
+    return f"step {sample['step']}, {how}"
 
 
 def _environment(run: Run) -> str:
     facts = run.manifest.get("environment", run.manifest)
     rows = [(name, facts[name]) for name in FACTS if facts.get(name) is not None]
     for group in ("device", "packages", "switches"):
-        if isinstance(facts.get(group), dict):
+        if facts.get(group):
             rows.append((group, ", ".join(f"{k} {v}" for k, v in facts[group].items())))
     return table(("", ""), rows) if rows else ""
 

@@ -83,17 +83,8 @@ def _validation(ax: Any, run: Run) -> None:
         return
     errors = [row.get("se") or 0.0 for row in run.evaluations]
     style = {"color": PALETTE[1], "marker": "o", "markersize": 4, "linewidth": 1.4, "capsize": 2}
-    ax.errorbar(steps, loss, yerr=errors, label="validation, with standard error", **style)
-    best = run.best
-    ax.annotate(
-        f"best {best['nats_per_token']:.3f}",
-        (best["step"], best["nats_per_token"]),
-        xytext=(0, 9),
-        textcoords="offset points",
-        ha="center",
-        color=PALETTE[1],
-        weight="bold",
-    )
+    label = f"validation ± standard error, best {loss.min():.3f}"
+    ax.errorbar(steps, loss, yerr=errors, label=label, **style)
 
 
 def _ladder(ax: Any, run: Run) -> None:
