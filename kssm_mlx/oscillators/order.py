@@ -19,8 +19,9 @@ Pair = tuple[mx.array, mx.array]
 def unit_vector(theta: mx.array) -> Pair:
     """(cos theta, sin theta), as exact as the dtype.
 
-    The float64 sine and cosine of MLX on the CPU are good to single precision only (6e-8); its float64 tangent is
-    exact, so there they are built from tan(theta / 4) of the wrapped angle, where it stays below 1.
+    The float64 sine and cosine of MLX on the CPU are good to single precision only (6e-8); its float64
+    tangent is exact, so there they are built from tan(theta / 4) of the wrapped angle, where it stays below
+    1.
 
     Shapes: any -> two of the same.
     """

@@ -1,7 +1,7 @@
 """Names for ranges of R: the tone maps and target zones of the precursor projects, as one registry.
 
-The precursors disagree about what R = 0.85 is called and which R is good, so a run names one profile and every report
-prints it. Nothing in the dynamics depends on these names.
+The precursors disagree about what R = 0.85 is called and which R is good, so a run names one profile and
+every report prints it. Nothing in the dynamics depends on these names.
 
 Source: reference notes on the precursors, tone maps A to E and the definitions of "Goldilocks".
 """
@@ -65,7 +65,9 @@ TARGETS: dict[str, Target] = {
 
 
 def tone(R: float, profile: str) -> str:
-    """What a profile calls an order parameter. Raises: ConfigError for an unknown profile or an impossible R."""
+    """What a profile calls an order parameter. Raises: ConfigError for an unknown profile or an impossible
+    R.
+    """
     if profile not in PROFILES:
         raise ConfigError(f"tone profile {profile!r} is unknown; the profiles are {', '.join(PROFILES)}")
     if not -1e-6 <= R <= 1 + 1e-6:

@@ -3,13 +3,13 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from tests.physics.laboratory import f64, random_phases
 
 from kssm_mlx.oscillators import theory
 from kssm_mlx.oscillators.integrate import flow, integrate
 from kssm_mlx.oscillators.kuramoto import Phases, mean_field
 from kssm_mlx.oscillators.network import matrix
 from kssm_mlx.oscillators.order import coherence, harmonics, mean_phase, order_parameter
+from tests.physics.laboratory import f64, random_phases
 
 pytestmark = pytest.mark.usefixtures("float64")
 KURAMOTO = Phases(mean_field)
@@ -25,7 +25,9 @@ def test_01_roots_of_unity(n):
 
 
 def test_01_equal_and_antipodal_phases():
-    """All equal: R = 1, psi the phase. Half and half antipodal: Z_1 = 0, Z_2 = exp(2 i theta). Tolerance 1e-6."""
+    """All equal: R = 1, psi the phase. Half and half antipodal: Z_1 = 0, Z_2 = exp(2 i theta). Tolerance
+    1e-6.
+    """
     equal = mx.full((5, 8), 0.7)
     np.testing.assert_allclose(np.array(coherence(equal)), 1, atol=1e-6)
     np.testing.assert_allclose(np.array(mean_phase(equal)), 0.7, atol=1e-6)
@@ -58,7 +60,8 @@ def test_02_two_oscillators_lock():
 def test_02_two_oscillators_beat():
     """|detuning| > K: the phase difference turns at sqrt(detuning^2 - K^2); 2, 1 -> 1.73205. Tolerance 1e-3.
 
-    Whole turns of the difference are timed between crossings of pi over T = 200, so no part of a turn is counted.
+    Whole turns of the difference are timed between crossings of pi over T = 200, so no part of a turn is
+    counted.
     """
     difference = lambda theta: theta[0] - theta[1]  # noqa: E731
     args = (f64([1.0, -1.0]), 1.0)
@@ -70,7 +73,9 @@ def test_02_two_oscillators_beat():
 
 
 def test_03_identical_oscillators_descend_a_potential():
-    """V = -(K N / 2) R^2, V' = -sum theta'^2: R never falls (tolerance -1e-13) and reaches 1. N = 50, K = 1."""
+    """V = -(K N / 2) R^2, V' = -sum theta'^2: R never falls (tolerance -1e-13) and reaches 1. N = 50, K =
+    1.
+    """
     n = 50
     theta, record = integrate(
         KURAMOTO, random_phases(n).astype(mx.float64), 0.1, 250, (0.0, 1.0), observe=coherence
@@ -88,7 +93,9 @@ def test_03_identical_oscillators_descend_a_potential():
 
 
 def test_03_spread_decays_at_rate_K():
-    """Close to synchrony the spread of identical phases falls as exp(-K t). Tolerance 1e-3 relative; K = 1.5."""
+    """Close to synchrony the spread of identical phases falls as exp(-K t). Tolerance 1e-3 relative; K =
+    1.5.
+    """
     theta = f64(np.linspace(-0.01, 0.01, 20))
     later = flow(KURAMOTO, theta, 0.1, 40, (0.0, 1.5))
     rate = -np.log((mx.max(later) - mx.min(later)).item() / 0.02) / 4.0
@@ -108,7 +115,9 @@ def test_04_cross_ratios_are_conserved():
 
     theta = f64(np.random.default_rng(4).uniform(-np.pi, np.pi, 7))
     drift = [
-        np.abs(cross_ratios(flow(KURAMOTO, theta, dt, round(5 / dt), (0.6, 1.0))) / cross_ratios(theta) - 1).max()
+        np.abs(
+            cross_ratios(flow(KURAMOTO, theta, dt, round(5 / dt), (0.6, 1.0))) / cross_ratios(theta) - 1
+        ).max()
         for dt in (0.05, 0.025)
     ]
     assert drift[0] < 1e-7
@@ -140,7 +149,8 @@ def test_05_symmetries(name):
 
 
 def test_06_mean_frequency():
-    """Symmetric coupling without lag exerts no net torque: mean theta(T) - mean theta(0) = mean omega T. 1e-12.
+    """Symmetric coupling without lag exerts no net torque: mean theta(T) - mean theta(0) = mean omega T.
+    1e-12.
 
     N = 30 on a random symmetric network and in the mean field; T = 10.
     """
