@@ -10,7 +10,7 @@ import pytest
 
 from kssm_mlx.checks import suites
 from kssm_mlx.checks.base import Context
-from kssm_mlx.checks.data import passages, shared_passages
+from kssm_mlx.checks.data import kl_limit, passages, shared_passages
 from kssm_mlx.data.tokenizers import CharTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import file_digest
@@ -161,13 +161,26 @@ def test_a_little_overlap_is_measured(context):
 def test_another_domain_is_caught(context):
     digits = np.random.default_rng(0).integers(0, 3, 5000)
     check = run("C15", context, data=with_ids(context, validation=digits))
-    assert check.verdict == "fail" and float(check.got.split("KL ")[1].split()[0]) > 0.5
+    assert check.verdict == "fail" and check.numbers["kl"] > 1
+
+
+def test_verse_is_not_validation_for_a_manual(context, shared_text, tmp_path):
+    """TinyShakespeare against pydoc, in bytes: a KL of 0.27, which the limit for 50,257 tokens lets pass."""
+    manual = prepare(Data(), tmp_path)
+    verse = np.frombuffer(shared_text.read_bytes()[-100_000:], np.uint8)
+    check = run("C15", context, recipe=None, data=with_ids(context, manual.train.ids, verse, 256))
+    assert check.verdict == "fail" and check.expected == "overlap < 0.1 %, KL < 0.26 nats, one corpus"
 
 
 def test_another_corpus_is_caught(context, tmp_path):
     _, other = make_data(tmp_path, sentences(100, 1))
     check = run("C15", context, recipe=other)
     assert check.verdict == "fail" and ", recipe of file:" in check.got
+
+
+def test_the_limit_of_the_kl_is_the_published_one_at_its_vocabulary():
+    assert kl_limit(50257) == kl_limit(100277) == 0.5
+    assert kl_limit(256) == pytest.approx(0.256, abs=1e-3)
 
 
 def test_passages_are_equal_exactly_where_the_tokens_are():

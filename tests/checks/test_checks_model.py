@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 from kssm_mlx.checks import suites
@@ -83,6 +84,22 @@ def test_a_cache_off_by_one_is_caught():
 
     check = run("C5", OffByOne())
     assert check.verdict == "fail" and "(pieces of 1, 7, 24, 32)" in check.got
+
+
+def test_a_model_without_forward_is_measured_by_its_calls():
+    class Foreign(nn.Module):
+        """The interface of mlx-lm: calls and a cache, nothing else."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.args, self.make_cache = model, model.args, model.make_cache
+
+        def __call__(self, tokens, cache=None):
+            return self.model(tokens, cache)
+
+    verdicts = {id: run(id, Foreign(fakes.TinyRecurrent())).verdict for id in MODEL_CHECKS}
+    assert verdicts == dict.fromkeys(MODEL_CHECKS, "pass")
+    assert run("C5", Foreign(fakes.Forgetful())).got.endswith("(token by token)")
 
 
 def test_bfloat16_is_judged_at_its_own_rounding():
