@@ -90,6 +90,17 @@ def test_decoding_compiles_once_and_a_growing_cache_not_at_all():
     assert growing.calls == 51
 
 
+def test_memory_does_not_grow_with_the_text(model):
+    def peak(prompt, max_tokens):
+        generate(model, endless(), prompt, max_tokens=2)
+        mx.reset_peak_memory()
+        generate(model, endless(), prompt, max_tokens=max_tokens)
+        return mx.get_peak_memory()
+
+    assert peak("a" * 6000, 5) < 1.3 * peak("a" * 1200, 5)
+    assert peak("a", 300) < 1.3 * peak("a", 30)
+
+
 def test_pieces_are_whole_characters_and_join_to_the_text(model):
     pieces = stream(model, endless(), PROMPTS, max_tokens=60, temperature=1.0, seeds=[1, 2, 3])
     assert inspect.isgenerator(pieces)
