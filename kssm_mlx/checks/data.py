@@ -10,8 +10,9 @@ import numpy as np
 
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.probes import probe_length, vocabulary
+from kssm_mlx.data.corpora import open_corpus
 from kssm_mlx.data.tokens import TokenData
-from kssm_mlx.errors import DataError
+from kssm_mlx.errors import DataError, KssmError
 from kssm_mlx.metrics.incontext import in_context
 from kssm_mlx.metrics.ngrams import ngram_ladder
 
@@ -118,21 +119,28 @@ def split_hygiene(ctx: Context) -> Check:
     train, validation = ctx.data.train.ids, ctx.data.validation.ids
     overlap = shared_passages(train, validation)
     kl, limit = unigram_kl(validation, train, ctx.data.vocab_size), kl_limit(ctx.data.vocab_size)
-    used, named = (
-        ctx.data.index["corpus"]["source"],
-        getattr(getattr(ctx.recipe, "data", None), "source", None),
-    )
-    foreign = named is not None and named != used
+    corpus = ctx.data.index["corpus"]
+    foreign = ctx.recipe is not None and not _is_corpus(ctx.recipe.data.source, corpus)
     return verdict(
         "C15",
         overlap < 1e-3 and kl < limit and not foreign,
         f"overlap {overlap:.3%}, KL {kl:.3f} nats"
-        + (f", data of {used}, recipe of {named}" if foreign else ""),
+        + (f", ids of {corpus['source']}, recipe of {ctx.recipe.data.source}" if foreign else ""),
         f"overlap < 0.1 %, KL < {limit:.2f} nats, one corpus",
         "split by document, remove repeated documents, and take both splits from one corpus",
         overlap=overlap,
         kl=kl,
     )
+
+
+def _is_corpus(source: str, corpus: dict) -> bool:
+    """Whether a recipe's source is the corpus of the token files, by name or, moved elsewhere, by content."""
+    if source == corpus["source"]:
+        return True
+    try:
+        return open_corpus(source).digest == corpus["digest"]
+    except KssmError:  # it cannot be read here, so nothing says that it is the same
+        return False
 
 
 def shared_passages(train: np.ndarray, validation: np.ndarray, length: int = GRAM) -> float:

@@ -176,6 +176,14 @@ def test_another_corpus_is_caught(context, tmp_path):
     _, other = make_data(tmp_path, sentences(100, 1))
     check = run("C15", context, recipe=other)
     assert check.verdict == "fail" and ", recipe of file:" in check.got
+    gone = other.model_copy(update={"data": Data(source="file:gone.txt")})
+    assert run("C15", context, recipe=gone).verdict == "fail"
+
+
+def test_the_same_corpus_may_have_moved(context, tmp_path):
+    _, moved = make_data(tmp_path, sentences(4000, 0))
+    assert moved.data.source != context.recipe.data.source
+    assert run("C15", context, recipe=moved).verdict == "pass"
 
 
 def test_the_limit_of_the_kl_is_the_published_one_at_its_vocabulary():
