@@ -87,15 +87,9 @@ def stream(
     settings = Sampling(**sampling)
     seeds = [seed] * len(prompts) if seeds is None else seeds
     _refuse(tokenizer, prompts, max_tokens, seeds, state)
-    rows = [_encode(tokenizer, text, model.args.vocab_size) for text in prompts]
-    if state is None:
-        rows = [row if len(row) else _blank(tokenizer) for row in rows]
-        state = start(model, rows, seeds, settings.repetition_window, tokenizer.digest)
-    else:
-        state = resume(model, state, rows, settings.repetition_window)
     steps = decode(
         model,
-        state,
+        _begin(model, tokenizer, prompts, seeds, state, settings.repetition_window),
         settings,
         vocab_size=tokenizer.vocab_size,
         stop_token=tokenizer.separator_id if stop_at_separator else None,
@@ -143,6 +137,22 @@ def _advance(writers: list[_Writer], step: Step) -> Generator[Piece, None, None]
             writer.stopped = True
         elif piece := writer.add(token, logprob):
             yield piece
+
+
+def _begin(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    seeds: Sequence[int],
+    state: GenerationState | None,
+    window: int,
+) -> GenerationState:
+    """The state after reading the prompts, from the given state or from a blank one."""
+    rows = [_encode(tokenizer, text, model.args.vocab_size) for text in prompts]
+    if state is not None:
+        return resume(model, state, rows, window)
+    rows = [row if len(row) else _blank(tokenizer) for row in rows]
+    return start(model, rows, seeds, window, tokenizer.digest)
 
 
 def _refuse(
