@@ -123,7 +123,7 @@ def refuse_unknown_clamps(intervention: Intervention | None, sites: tuple[str, .
 
 
 def held(clamp: Clamp, first: int, T: int, units: int) -> mx.array:
-    """[T, units] bool: the tokens and units a clamp holds; `first` is the index of the first token in the call."""
+    """[T, units] bool: the tokens and units a clamp holds; `first` is the call's index of the first token."""
     t = mx.arange(first, first + T)
     tokens = (t >= clamp.start) & (t < (first + T if clamp.stop is None else clamp.stop))
     if clamp.units is None:
@@ -144,7 +144,7 @@ def clamp_output(x: mx.array, y: mx.array, intervention: Intervention | None, bl
 
 
 def with_parameters(model: nn.Module, parameters: Mapping, call):
-    """`call()` with the model's parameters replaced by `parameters`, which may be traced; restored afterwards.
+    """`call()` with the model's parameters replaced by `parameters`, which may be traced, and then restored.
 
     This is how a stateful `nn.Module` serves a pure function of its parameters: nothing traced stays behind.
     """
@@ -154,6 +154,27 @@ def with_parameters(model: nn.Module, parameters: Mapping, call):
         return call()
     finally:
         model.update(own)
+
+
+def continue_in_place(model: LanguageModel, tokens: mx.array, cache: Cache | None) -> mx.array:
+    """Logits of `tokens`, the new state written into `cache`: what `model(tokens, cache)` is.
+
+    mlx-lm hands in its own cache objects. They carry the lengths of right-padded prompts, counted from the
+    first token of this call, and count down with `advance`.
+    Shapes: tokens [B, T] -> [B, T, V].
+    """
+    T = tokens.shape[1]
+    lengths = getattr(cache[0], "lengths", None) if cache else None
+    if lengths is not None:
+        # A chunk of a longer prompt may end before a row does, or begin after it ended.
+        lengths = mx.clip(lengths, 0, T)
+    out = model.forward(tokens, cache, lengths=lengths)
+    if cache is not None:
+        write_back(cache, out.cache)
+        for entry in cache:
+            if hasattr(entry, "advance"):
+                entry.advance(T)
+    return out.logits
 
 
 def write_back(cache: Cache, new: Cache) -> None:

@@ -22,7 +22,14 @@ from typing import Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.base import Cache, Clamp, Intervention, Output, refuse_unknown_clamps, write_back
+from kssm_mlx.models.base import (
+    Cache,
+    Clamp,
+    Intervention,
+    Output,
+    continue_in_place,
+    refuse_unknown_clamps,
+)
 from kssm_mlx.models.layers import GatedMLP, inverse_softplus, linear
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu, softplus
@@ -237,12 +244,7 @@ class KSSM(nn.Module):
             self.head = linear(keys[1], D, V, std=0.1 * D**-0.5)
 
     def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
-        # mlx-lm hands its own cache objects in and expects the new state written back into them.
-        lengths = getattr(cache[0], "lengths", None) if cache else None
-        out = self.forward(tokens, cache, lengths=lengths)
-        if cache is not None:
-            write_back(cache, out.cache)
-        return out.logits
+        return continue_in_place(self, tokens, cache)
 
     def forward(
         self,

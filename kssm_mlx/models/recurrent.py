@@ -18,8 +18,8 @@ from kssm_mlx.models.base import (
     Intervention,
     Output,
     clamp_output,
+    continue_in_place,
     refuse_unknown_clamps,
-    write_back,
 )
 
 
@@ -42,14 +42,7 @@ class RecurrentModel(nn.Module):
         self.checkpoint_blocks = False
 
     def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
-        # mlx-lm hands its own cache objects in; they carry the lengths of right-padded prompts.
-        out = self.forward(tokens, cache, lengths=getattr(cache[0], "lengths", None) if cache else None)
-        if cache is not None:
-            write_back(cache, out.cache)
-            for entry in cache:
-                if hasattr(entry, "advance"):
-                    entry.advance(tokens.shape[1])
-        return out.logits
+        return continue_in_place(self, tokens, cache)
 
     def forward(
         self,

@@ -26,7 +26,7 @@ import mlx.nn as nn
 
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.recurrent import RecurrentModel, field, given, orthogonal, token_shift
-from kssm_mlx.ops.wkv4 import WKV4State, wkv4
+from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, wkv4
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Block(nn.Module):
 
     def __call__(self, x, entry, carried, resets, lengths):
         shift, ffn_shift, *sums = entry
-        state = None if sums[0] is None else WKV4State(*sums)
+        state = None if sums[0] is None else _blank_rows(WKV4State(*sums))
         if "pre_ln" in self:
             x = self.pre_ln(x)
         y, shift, state, decay = self.attention(self.ln1(x), shift, state, resets, lengths)
@@ -166,6 +166,11 @@ class Block(nn.Module):
         x = x + y / self._divisor
         trace = {"decay": decay, "state": mx.stack(state, axis=1)}
         return x / 2 if self._halve else x, [shift, ffn_shift, *state], carried, trace
+
+
+def _blank_rows(state: WKV4State) -> WKV4State:
+    """Sums of nothing have no exponent: mlx-lm gives a row that joins a running batch zeros for its state."""
+    return state._replace(max=mx.where(state.den > 0, state.max, EMPTY))
 
 
 class Backbone(nn.Module):
