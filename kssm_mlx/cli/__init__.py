@@ -17,6 +17,7 @@ from kssm_mlx.cli.evaluate import evaluate
 from kssm_mlx.cli.generate import generate
 from kssm_mlx.cli.recipes import recipes
 from kssm_mlx.cli.report import report
+from kssm_mlx.cli.simulate import simulate
 from kssm_mlx.cli.train import train
 from kssm_mlx.cli.verify import verify
 from kssm_mlx.errors import KssmError
@@ -73,6 +74,6 @@ def main(
     """Language models with oscillators in them, on MLX: trained, verified before and after, looked at."""
 
 
-for command in (train, verify, generate, report, recipes, doctor):
+for command in (train, verify, generate, report, simulate, recipes, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
