@@ -1,4 +1,4 @@
-"""The architectures by name: `configure` turns words into a configuration, `build` a configuration into a model."""
+"""The architectures by name: `configure` turns words into a configuration, `build` that into a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZES = ("xs", "s", "m", "l")
 
 
 class Family(NamedTuple):
-    """Where a family lives: module, its configuration class, its model class. Imported when first asked for."""
+    """Where a family lives: module, configuration class, model class. Imported when first asked for."""
 
     module: str
     config: str
@@ -25,6 +25,11 @@ class Family(NamedTuple):
 
 MODELS: dict[str, Family] = {
     "kssm": Family("kssm", "KSSMConfig", "KSSM"),
+    "mamba": Family("mamba", "MambaConfig", "Mamba"),
+    "falcon_mamba": Family("mamba", "MambaConfig", "Mamba"),
+    "mamba2": Family("mamba2", "Mamba2Config", "Mamba2"),
+    "rwkv": Family("rwkv4", "RWKV4Config", "RWKV4"),
+    "rwkv7": Family("rwkv7", "RWKV7Config", "RWKV7"),
 }
 
 
@@ -44,9 +49,10 @@ def configure(
 ):
     """The frozen configuration of a family at a size, with single fields overridden.
 
-    Raises: ConfigError for an unknown family, size or field (naming the nearest) and for a value of a wrong type.
+    Raises: ConfigError for an unknown family, size or field (naming the nearest) and for a value of a
+        wrong type.
     """
-    module, config_class, _ = _family(family).load()
+    module, _, _ = _family(family).load()
     if size not in SIZES:
         raise ConfigError(f"no size {size!r}; sizes are {', '.join(SIZES)}")
     base = asdict(module.preset(size, vocab_size, context))

@@ -1,4 +1,4 @@
-"""What the interface promises, for every host: states hand over, rows are alone, resets forget, calls pure."""
+"""What every host promises: states hand over, rows are alone, resets forget, calls are pure."""
 
 import math
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models import build, config_from_dict, config_to_dict, configure
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
 from tests.models.hosts import CONFIGS, V, host, leaves, tokens
 
@@ -208,6 +209,25 @@ def test_a_fresh_model_knows_nothing_and_learns(name):
     assert not silent, f"no finite gradient reaches {silent}"
 
 
+@pytest.mark.slow  # g++ builds up to 60 kernels, whatever T is; they are cached on disk
+@every_host
+def test_a_compiled_gradient_is_the_eager_one(name):
+    """Training compiles; resets are an argument there, and a Python constant baked in would show."""
+    model = host(name)
+
+    def loss(parameters, x, resets):
+        call = lambda: model.forward(x[:, :-1], resets=resets).logits  # noqa: E731
+        return nn.losses.cross_entropy(with_parameters(model, parameters, call), x[:, 1:]).mean()
+
+    compiled = mx.compile(mx.grad(loss))
+    for seed in (0, 1):
+        x = tokens(2, 20, seed)
+        resets = mx.random.uniform(shape=(2, 19), key=mx.random.key(seed)) < 0.2
+        eager = dict(tree_flatten(mx.grad(loss)(model.parameters(), x, resets)))
+        for path, g in tree_flatten(compiled(model.parameters(), x, resets)):
+            assert_close(g, eager[path])
+
+
 @every_host
 def test_checkpointed_blocks_give_the_same_gradient(name):
     model, x = host(name), tokens(2, 17)
@@ -220,6 +240,18 @@ def test_checkpointed_blocks_give_the_same_gradient(name):
     model.checkpoint_blocks = True
     for path, g in tree_flatten(gradient()):
         assert_close(g, plain[path])
+
+
+@every_host
+@pytest.mark.parametrize("size", ["xs", "s", "m"])
+def test_sizes_build_by_name_and_the_first_loss_is_the_uniform_one(name, size):
+    config = configure(name, size, vocab_size=256, context=64)
+    assert config_from_dict(config_to_dict(config)) == config
+    if size == "m":
+        return
+    x = mx.random.randint(0, 256, (2, 33), key=mx.random.key(0))
+    loss = nn.losses.cross_entropy(build(config)(x[:, :-1]), x[:, 1:]).mean().item()
+    assert abs(loss - math.log(256)) < 0.2
 
 
 @every_host
