@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 from kssm_mlx import environment, files, models
 from kssm_mlx.checks.base import Check, Context, apply_waivers, require
 from kssm_mlx.checks.suites import run_suite, write_checks
+from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError, ConfigError
@@ -32,7 +34,7 @@ from kssm_mlx.training.loop import Hooks, Result, refuse_second_run, train_loop
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten
 
-SAMPLES = 2  # per evaluation: one greedy, one drawn at the recipe's temperature
+PROMPT_TOKENS = 16  # of held-out text, where a recipe gives no prompt and the tokenizer no separator
 
 
 def train(
@@ -53,7 +55,7 @@ def train(
     recipe = recipes.load(recipe) if isinstance(recipe, (str, Path)) else recipe
     folder, console = Path(folder), console or Console(highlight=False)
     apply_waivers((), waivers or {})  # a waiver of an unknown check is refused before anything is written
-    with writing(folder):
+    with writing("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock.hold(folder):
         if resume:
@@ -64,7 +66,7 @@ def train(
         _describe(folder, recipe, context)
         console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
         _examine(context, "P", "preflight", waivers)
-        hooks = Hooks(sample=lambda model, key: _samples(model, context.tokenizer, recipe))
+        hooks = Hooks(sample=partial(_samples, context=context))
         result = train_loop(
             context.model,
             recipe,
@@ -121,6 +123,7 @@ def verify(target: str | Path, *, only: Iterable[str] | None = None, level: str 
 def _context(recipe: Recipe, folder: Path) -> Context:
     """Data on disk and a fresh model: what a run starts from."""
     data = prepare(recipe.data, folder / "data")
+    _refuse_too_little(data, recipe)
     config = models.configure(
         recipe.model.family,
         recipe.model.size,
@@ -138,6 +141,14 @@ def _context(recipe: Recipe, folder: Path) -> Context:
         initial=dict(flatten(model.parameters())),
         run_folder=folder,
     )
+
+
+def _refuse_too_little(data: TokenData, recipe: Recipe) -> None:
+    """Raises: DataError when a split cannot fill one batch of training or one window of evaluation."""
+    train, tokens = recipe.train, recipe.eval.tokens
+    draw = track_batch if train.hand_off else partial(random_batch, seed=train.seed)
+    draw(data.train, step=0, batch_size=train.batch_size, context=train.context)
+    evaluation_windows(data.validation, tokens, train.context, train.batch_size)
 
 
 def _recipe_context(target: str | Path) -> Context:
@@ -180,21 +191,28 @@ def _examine(context: Context, level: str, stage: str, waivers: dict[str, str] |
     require(found)
 
 
-def _samples(model, tokenizer, recipe: Recipe) -> list[dict[str, Any]]:
-    """Continuations of the recipe's prompt, greedy and drawn; the seed is fixed so that they compare."""
+def _samples(model, key: mx.array, context: Context) -> list[dict[str, Any]]:
+    """Continuations of the recipe's prompt, greedy and drawn; the seed is fixed so that they compare.
+
+    Without a prompt a text starts as a new document; where the tokenizer cannot say so, as the held-out text.
+    """
+    recipe = context.recipe
     if not recipe.eval.sample_tokens:
         return []
+    prompt = recipe.eval.prompt
+    if not prompt and context.tokenizer.separator_id is None:
+        prompt = context.tokenizer.decode(context.data.validation.ids[:PROMPT_TOKENS])
     rows = []
-    for temperature in (0.0, recipe.eval.temperature)[:SAMPLES]:
+    for temperature in (0.0, recipe.eval.temperature):
         (completion,) = generate(
             model,
-            tokenizer,
-            recipe.eval.prompt,
+            context.tokenizer,
+            prompt,
             max_tokens=recipe.eval.sample_tokens,
             temperature=temperature,
             seed=recipe.train.seed,
         )
-        rows.append({"prompt": recipe.eval.prompt, "text": completion.text, "temperature": temperature})
+        rows.append({"prompt": prompt, "text": completion.text, "temperature": temperature})
     return rows
 
 
@@ -208,7 +226,7 @@ def _describe(folder: Path, recipe: Recipe, context: Context) -> None:
         "data": context.data.index,
         "environment": environment.facts(),
     }
-    with writing(folder):
+    with writing("the run", folder):
         for name, value in (("recipe.json", described), ("manifest.json", manifest)):
             files.replace(folder / name, json.dumps(value, indent=1) + "\n")
 
