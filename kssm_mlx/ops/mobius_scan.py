@@ -2,10 +2,10 @@
 
     z_t = (a_t z_{t-1} + k_t) / (1 + kappa conj(k_t) a_t z_{t-1})                    (kick form)
 
-Every step is a map of the unit disc, M(z) = q + d z / (1 + r z), and maps compose, so a sequence is cut into
-chunks: the maps of each chunk are composed serially, all chunks side by side; the chunk ends are a scan of the
-composites, by the same rule; then each chunk runs from its own start. Composing costs about three times a step
-and buys width, so it is used only where the lanes alone do not fill the machine.
+Every step is a map of the unit disc, M(z) = q + d z / (1 + r z), and maps compose, so a sequence is cut
+into chunks: the maps of each chunk are composed serially, all chunks side by side; the chunk ends are a scan
+of the composites, by the same rule; then each chunk runs from its own start. Composing costs about three
+times a step and buys width, so it is used only where the lanes alone do not fill the machine.
 
 The gradient is never taken through that tree. A disc map is holomorphic, so the adjoint of the state is one
 linear complex recurrence, g_{t-1} = conj(M_t'(z_{t-1})) g_t + cotangent_{t-1}: the same scan with kappa = 0,
@@ -13,23 +13,24 @@ run backwards. Parameter gradients follow from it elementwise.
 
 Complex numbers are `Planar` pairs of real arrays; the state is fp32 whatever the inputs are.
 
-Source: oscillators/mobius.py for the maps; kappa = 1 is Kuramoto, kappa = 0 a complex linear state-space model.
+Source: oscillators/mobius.py for the maps; kappa = 1 is Kuramoto, kappa = 0 a complex linear SSM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
 
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.ops.disc_forms import AFFINE, DISC, KICK, Arrays, Form, disc_of, parts_of
 from kssm_mlx.ops.elementary import exp, sincos, tanh_by_x
-from kssm_mlx.oscillators.mobius import Disc, act, compose
+from kssm_mlx.oscillators.mobius import Disc, compose, derivative
 from kssm_mlx.oscillators.planar import Planar
 
-Arrays = tuple[mx.array, ...]
+# Without any decay, fields along one line push z onto the circle in fp32, where 0/0 waits.
+_LEAST_DECAY = 1e-6
 
 
 def mobius_scan_reference(
@@ -43,7 +44,7 @@ def mobius_scan_reference(
     z = Planar.zeros((B, G), k.dtype) if z0 is None else z0
     states = []
     for t in range(T):
-        at, kt = a.map(lambda x: x[:, t]), k.map(lambda x: x[:, t])
+        at, kt = (Planar(x.re[:, t], x.im[:, t]) for x in (a, k))
         w = at * z
         z = (w + kt) / (1 + kt.conj * w * kappa)
         states.append(z)
@@ -53,8 +54,8 @@ def mobius_scan_reference(
 def mobius_scan(a: Planar, k: Planar, z0: Planar | None = None, kappa: float | mx.array = 1.0) -> Planar:
     """All states of the kick form, in parallel over time, with closed-form gradients in a, k, z0 and kappa.
 
-    Shapes: a, k [B, T, G], |a| <= 1, sqrt(kappa) |k| < 1 (see `kick`); z0 [B, G] in the disc, zeros when None;
-        kappa a number or an array []. Returns z [B, T, G]; the carried state is z[:, -1].
+    Shapes: a, k [B, T, G], |a| < 1 (see `flow`), sqrt(kappa) |k| <= 1 (see `kick`); z0 [B, G] in the disc,
+        zeros when None; kappa a number or an array []. Returns z [B, T, G]; the carried state is z[:, -1].
     Raises: ConfigError for a negative kappa given as a number.
     """
     refuse_negative_curvature(kappa)
@@ -78,14 +79,17 @@ def disc_scan(maps: Disc, z0: Planar | None = None) -> Planar:
 
 
 def flow(gamma_tau: mx.array, omega_tau: mx.array) -> Planar:
-    """Free evolution a = exp(-gamma tau + i omega tau) of a population; both arguments in radians."""
+    """Free evolution a = exp(-gamma tau + i omega tau) of a population; gamma tau counts as 1e-6 at least.
+
+    Shapes: both [...], dimensionless; omega tau in radians.
+    """
     sine, cosine = sincos(omega_tau)
-    radius = exp(-gamma_tau)
+    radius = exp(-mx.maximum(gamma_tau, _LEAST_DECAY))
     return Planar(radius * cosine, radius * sine)
 
 
 def kick(h: Planar, kappa: float | mx.array = 1.0) -> Planar:
-    """The impulse k = h tanh(x) / x, x = sqrt(kappa) |h|: smooth in h and kappa through zero, and inside the disc.
+    """The impulse k = h tanh(x) / x, x = sqrt(kappa) |h|: smooth in h and kappa through zero, in the disc.
 
     Source: the flow of z' = h - kappa conj(h) z^2 from z = 0 over unit time.
     """
@@ -99,102 +103,16 @@ def refuse_negative_curvature(kappa: float | mx.array) -> None:
     """Raise ConfigError for kappa < 0, whose maps leave the disc."""
     if isinstance(kappa, (int, float)) and kappa < 0:
         raise ConfigError(
-            f"kappa must be >= 0 (1 Kuramoto, 0 linear), got {kappa}: negative curvature moves z on a sphere, "
-            "which needs homogeneous coordinates and is not available"
+            f"kappa must be >= 0 (1 Kuramoto, 0 linear), got {kappa}: negative curvature moves z on a "
+            "sphere, which needs homogeneous coordinates and is not available"
         )
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Forms. One step of each kind of recurrence: how it moves z, what map it is, and its adjoint.
-
-
-class Form(NamedTuple):
-    """A kind of step with its parameters as a flat tuple of arrays [..., G].
-
-    step(p, z) -> z; disc(p) -> Disc; multiplier(p, z) -> dM/dz at z; adjoint(p, z_prev, z, g) -> gradients
-    in the parameters' order. The last `constants` parameters are scalars shared by all tokens and lanes: a
-    scalar keeps the fused kernels contiguous, which an array broadcast over lanes does not (3x slower).
-    identity: the values that make a step do nothing, for padding.
-    """
-
-    step: Callable[[Arrays, Planar], Planar]
-    disc: Callable[[Arrays], Disc]
-    multiplier: Callable[[Arrays, Planar], Planar]
-    adjoint: Callable[[Arrays, Planar, Planar, Planar], Arrays]
-    identity: tuple[float, ...]
-    constants: int = 0
-
-
-def _kick_step(p: Arrays, z: Planar) -> Planar:
-    a, k, kappa = Planar(*p[0:2]), Planar(*p[2:4]), p[4]
-    w = a * z
-    return (w + k) / (1 + k.conj * w * kappa)
-
-
-def _kick_disc(p: Arrays) -> Disc:
-    a, k, kappa = Planar(*p[0:2]), Planar(*p[2:4]), p[4]
-    return Disc(q=k, r=k.conj * a * kappa, d=a * (1 - kappa * k.abs2))
-
-
-def _kick_multiplier(p: Arrays, z: Planar) -> Planar:
-    a, k, kappa = Planar(*p[0:2]), Planar(*p[2:4]), p[4]
-    den = 1 + k.conj * a * z * kappa
-    return a * (1 - kappa * k.abs2) / (den * den)
-
-
-def _kick_adjoint(p: Arrays, z_prev: Planar, z: Planar, g: Planar) -> Arrays:
-    a, k, kappa = Planar(*p[0:2]), Planar(*p[2:4]), p[4]
-    w = a * z_prev
-    inverse = 1 / (1 + k.conj * w * kappa)
-    pull = g.conj * z * w * inverse
-    g_k = g * inverse.conj - pull * kappa
-    g_a = z_prev.conj * ((inverse * inverse).conj * (1 - kappa * k.abs2) * g)
-    g_kappa = -(pull * k.conj).re
-    return g_a.re, g_a.im, g_k.re, g_k.im, g_kappa
-
-
-def _affine_step(p: Arrays, z: Planar) -> Planar:
-    return Planar(*p[0:2]) * z + Planar(*p[2:4])
-
-
-def _affine_disc(p: Arrays) -> Disc:
-    a, k = Planar(*p[0:2]), Planar(*p[2:4])
-    return Disc(q=k, r=Planar(mx.zeros_like(k.re), mx.zeros_like(k.im)), d=a)
-
-
-def _affine_adjoint(p: Arrays, z_prev: Planar, z: Planar, g: Planar) -> Arrays:
-    g_a = z_prev.conj * g
-    return g_a.re, g_a.im, g.re, g.im
-
-
-def _disc_of(p: Arrays) -> Disc:
-    return Disc(Planar(*p[0:2]), Planar(*p[2:4]), Planar(*p[4:6]))
-
-
-def _disc_multiplier(p: Arrays, z: Planar) -> Planar:
-    m = _disc_of(p)
-    den = 1 + m.r * z
-    return m.d / (den * den)
-
-
-def _disc_adjoint(p: Arrays, z_prev: Planar, z: Planar, g: Planar) -> Arrays:
-    m = _disc_of(p)
-    part = z_prev / (1 + m.r * z_prev)
-    g_d = part.conj * g
-    g_r = -((m.d * part * part).conj * g)
-    return g.re, g.im, g_r.re, g_r.im, g_d.re, g_d.im
-
-
-KICK = Form(_kick_step, _kick_disc, _kick_multiplier, _kick_adjoint, (1, 0, 0, 0), constants=1)
-AFFINE = Form(_affine_step, _affine_disc, lambda p, z: Planar(*p[0:2]), _affine_adjoint, (1, 0, 0, 0))
-DISC = Form(lambda p, z: act(_disc_of(p), z), _disc_of, _disc_multiplier, _disc_adjoint, (0, 0, 0, 0, 1, 0))
 
 
 # ---------------------------------------------------------------------------------------------------------
 # The scan, for any form. Arrays are time-major [T, ..., G] here.
 
-# Below this many lanes a serial step is bound by dispatch, so time is cut into chunks to widen it. Measured on
-# two x86 cores; a GPU needs more width to be busy.
+# Below this many lanes a serial step is bound by dispatch, so time is cut into chunks to widen it. Measured
+# on two x86 cores; a GPU needs more width to be busy.
 _BUSY_LANES = {"cpu": 16384, "gpu": 65536}
 _SHORT = 32
 
@@ -221,15 +139,14 @@ def _compiled_step(form: Form) -> Callable[..., Arrays]:
 def _compiled_compose(form: Form) -> Callable[..., Arrays]:
     @mx.compile
     def after(q_re, q_im, r_re, r_im, d_re, d_im, *p):
-        m = compose(form.disc(p), _disc_of((q_re, q_im, r_re, r_im, d_re, d_im)))
-        return m.q.re, m.q.im, m.r.re, m.r.im, m.d.re, m.d.im
+        return parts_of(compose(form.disc(p), disc_of((q_re, q_im, r_re, r_im, d_re, d_im))))
 
     return after
 
 
 def _scan(form: Form, p: Arrays, z0: Planar) -> Planar:
     """States [T, ..., G] of the recurrence from z0 [..., G]; p is time-major, constants last."""
-    moving, constant = _split(form, p)
+    moving, constant = form.split(p)
     T = moving[0].shape[0]
     L = _chunk_length(T, z0.re.size)
     if L >= T:
@@ -252,25 +169,19 @@ def _serial(form: Form, moving: Arrays, constant: Arrays, z0: Planar) -> Planar:
 
 def _composites(form: Form, chunked: Arrays, constant: Arrays) -> Arrays:
     """The map of each whole chunk, [C, ..., G] per component."""
-    m = form.disc((*(x[0] for x in chunked), *constant))
-    parts: Arrays = (m.q.re, m.q.im, m.r.re, m.r.im, m.d.re, m.d.im)
+    parts = parts_of(form.disc((*(x[0] for x in chunked), *constant)))
     for t in range(1, chunked[0].shape[0]):
         parts = _compiled_compose(form)(*parts, *(x[t] for x in chunked), *constant)
     return parts
 
 
 def _cut(x: mx.array, L: int, fill: float) -> mx.array:
-    """[T, ..., G] -> [L, C, ..., G], time inside a chunk first, padded at the end with steps that do nothing."""
+    """[T, ..., G] -> [L, C, ..., G], time inside a chunk first; padded with steps that do nothing."""
     T = x.shape[0]
     pad = -T % L
     if pad:
         x = mx.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
     return mx.contiguous(x.reshape(-1, L, *x.shape[1:]).swapaxes(0, 1))
-
-
-def _split(form: Form, p: Arrays) -> tuple[Arrays, Arrays]:
-    n = len(p) - form.constants
-    return p[:n], p[n:]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -283,24 +194,19 @@ def _differentiable(form: Form) -> Callable[..., Arrays]:
 
     @mx.custom_function
     def scan(z0_re, z0_im, *p):
-        moving, constant = _split(form, p)
+        moving, constant = form.split(p)
         z = _scan(form, (*map(_time_major, moving), *constant), Planar(z0_re, z0_im))
         return z.re.swapaxes(0, 1), z.im.swapaxes(0, 1)
 
     @scan.vjp
     def scan_vjp(primals, cotangents, outputs):
         z0, p, z = Planar(*primals[:2]), primals[2:], Planar(*outputs)
-        z_prev = Planar(
-            *(mx.concatenate([s[:, None], x[:, :-1]], axis=1) for s, x in zip((z0.re, z0.im), (z.re, z.im)))
-        )
-        slope = form.multiplier(p, z_prev).conj
+        z_prev = Planar(after_first(z0.re, z.re), after_first(z0.im, z.im))
+        slope = derivative(form.disc(p), z_prev).conj
         g = _reverse_affine(slope, Planar(*cotangents))
-        gradients = form.adjoint(p, z_prev, z, g)
-        _, constant = _split(form, p)
-        n = len(p) - len(constant)
-        shared = tuple(x.sum() for x in gradients[n:])
+        moving, shared = form.split(form.adjoint(p, z_prev, z, g))
         g0 = (slope * g).map(lambda x: x[:, 0])
-        return (g0.re, g0.im, *gradients[:n], *shared)
+        return (g0.re, g0.im, *moving, *(x.sum() for x in shared))
 
     return scan
 
@@ -312,6 +218,11 @@ def _reverse_affine(slope: Planar, cotangent: Planar) -> Planar:
     z0 = Planar.zeros((cotangent.shape[0], cotangent.shape[2]), cotangent.dtype)
     g = _scan(AFFINE, tuple(_time_major(x[:, ::-1]) for x in p), z0)
     return g.map(lambda x: x.swapaxes(0, 1)[:, ::-1])
+
+
+def after_first(first: mx.array, rest: mx.array) -> mx.array:
+    """The state before each token: first [B, G], then all but the last of rest [B, T, G]."""
+    return mx.concatenate([first[:, None], rest[:, :-1]], axis=1)
 
 
 def _time_major(x: mx.array) -> mx.array:
