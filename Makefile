@@ -8,7 +8,7 @@ WORKERS ?= 2
 PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint clean
+.PHONY: help run test test-all bench parity lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,14 @@ test: $(VENV)/.installed ## the tests, under 10 minutes on 2 cores
 
 test-all: $(VENV)/.installed ## the slow tests too
 	@$(BIN)/pytest -n $(WORKERS) -m "not network"
+
+bench: $(VENV)/.installed ## forms and architectures side by side on this machine, into benchmarks/results
+	@$(BIN)/python -m benchmarks
+
+# torch is only a witness here, so it is not among the tests' ordinary requirements.
+parity: $(VENV)/.installed ## recompute the upstream logits with transformers and compare them with the frozen ones
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	@$(BIN)/python -m tests.parity.regenerate
 
 lint: $(VENV)/.installed ## ruff: rules and format
 	@$(BIN)/ruff check .
