@@ -118,6 +118,13 @@ class Row(NamedTuple):
     deviation: float
     theory: float
 
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, for a table."""
+        measured = (f"{self.K:.4g}", self.start, f"{self.R:.4f}", f"{self.deviation:.4f}")
+        if math.isnan(self.theory):
+            return (*measured, "no closed form", "")
+        return (*measured, f"{self.theory:.4f}", f"{self.R - self.theory:+.4f}")
+
 
 class Simulation(NamedTuple):
     """What came out, in numpy.
