@@ -23,6 +23,9 @@ def train(
     waive: Annotated[
         list[str] | None, typer.Option(metavar='ID="REASON"', help="Go on although this check fails.")
     ] = None,
+    track: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Also send every row to trackio.")
+    ] = None,
 ) -> None:
     """Train a model, verified before and after.
 

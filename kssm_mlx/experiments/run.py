@@ -25,6 +25,7 @@ from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.experiments.tracking import tracked
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import Trained
 from kssm_mlx.training import checkpoint, identity, lock
@@ -44,11 +45,13 @@ def train(
     resume: bool = False,
     allow_config_change: bool = False,
     waivers: dict[str, str] | None = None,
+    track: str | None = None,
     console: Console | None = None,
 ) -> Result:
     """Train as the recipe says into the run folder `folder`, verified before and after.
 
-    waivers: id of a check -> why its failure is acceptable; recorded in checks.json.
+    waivers: id of a check -> why its failure is acceptable; recorded in checks.json. track: a project of
+    trackio's that is sent every row.
     Raises: CheckFailed naming every failed check (exit code 1); ConfigError, DataError, CheckpointError for
     input that cannot be used (2); Interrupted after a signal, with a checkpoint written.
     """
@@ -66,17 +69,21 @@ def train(
         _describe(folder, recipe, context)
         console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
         _examine(context, "P", "preflight", waivers)
-        hooks = Hooks(sample=partial(_samples, context=context))
-        result = train_loop(
-            context.model,
-            recipe,
-            context.data,
-            folder,
-            resume=resume,
-            allow_config_change=allow_config_change,
-            hooks=hooks,
-            console=console,
-        )
+        with tracked(track, folder, recipe, resume=resume) as log:
+            result = train_loop(
+                context.model,
+                recipe,
+                context.data,
+                folder,
+                resume=resume,
+                allow_config_change=allow_config_change,
+                hooks=Hooks(
+                    sample=partial(_samples, context=context),
+                    on_step=log,
+                    on_eval=lambda step, state, row: log(step, row),
+                ),
+                console=console,
+            )
         console.print("checking what came out", soft_wrap=True)
         context.history = _rows(folder)
         _examine(context, "S", "final", waivers)
