@@ -17,8 +17,10 @@ def column(values) -> mx.array:
 
 
 def test_12_sakaguchi():
-    """R^2 = 1 - 2 gamma / (K cos alpha), Omega = -(K / 2) sin alpha (1 + R^2); gamma .5, K 3, alpha .3 / .6
-    / 1: R .8069 / .7721 / .6189, Omega -.7319 / -1.3519 / -1.7457. N = 4000, RK4 dt .05, tolerance 2e-3.
+    """R^2 = 1 - 2 gamma / (K cos alpha), Omega = -(K / 2) sin alpha (1 + R^2).
+
+    gamma .5, K 3, alpha .3 / .6 / 1: R .8069 / .7721 / .6189, Omega -.7319 / -1.3519 / -1.7457. N = 4000, RK4
+    with dt = .05, tolerance 2e-3.
     """
     alpha = [0.3, 0.6, 1.0]
     args = (quantiles("lorentzian", 0.5, 4000), 3.0, column(alpha))
@@ -35,10 +37,10 @@ def test_12_sakaguchi():
 
 
 def test_13_triadic_branches():
-    """R^2 = (K2 - K1 + sqrt((K1 + K2)^2 - 8 K2)) / (2 K2), gamma 1: (1, 8) .8338, (1.8, 5) .7549, (-.5, 12)
-    .8785.
+    """R^2 = (K2 - K1 + sqrt((K1 + K2)^2 - 8 K2)) / (2 K2), gamma 1.
 
-    From aligned phases, N = 2000, tolerance 2e-3; from random phases (1, 8) stays incoherent, R < .1.
+    (K1, K2) = (1, 8): .8338, (1.8, 5): .7549, (-.5, 12): .8785. From aligned phases, N = 2000, tolerance
+    2e-3; from random phases (1, 8) stays incoherent, R < .1.
     """
     cases = [(1.0, 8.0), (1.8, 5.0), (-0.5, 12.0), (1.0, 8.0)]
     K1, K2 = (column(k) for k in zip(*cases))
@@ -51,9 +53,7 @@ def test_13_triadic_branches():
 
 
 def test_13_triadic_saddle_node():
-    """The coherent pair is born at K1* = -K2 + 2 sqrt(2 K2): no real branch below it, two that meet above
-    it.
-    """
+    """The coherent pair is born at K1* = -K2 + 2 sqrt(2 K2): no branch below it, two that meet above it."""
     for K2 in (5.0, 8.0, 12.0):
         K1 = theory.triadic_saddle_node(K2, 1.0)
         assert np.isnan(theory.triadic(K1 - 1e-6, K2, 1.0)).all()
@@ -62,9 +62,7 @@ def test_13_triadic_saddle_node():
 
 
 def test_14_chimera_theory():
-    """Abrams 2008, A .2, beta .1: r .72915, |psi| .20941, eigenvalues -.0145 +- .1022 i; unstable branch r
-    .88342.
-    """
+    """Abrams 2008, A .2, beta .1: r .72915, |psi| .20941, eigenvalues -.0145 +- .1022i; unstable r .88342."""
     stable, unstable = theory.chimera(0.2, 0.1), theory.chimera(0.2, 0.1, guess=(0.9, -0.2))
     assert stable.r == pytest.approx(0.72915, abs=1e-5)
     assert abs(stable.psi) == pytest.approx(0.20941, abs=1e-5)
@@ -76,8 +74,7 @@ def test_14_chimera_theory():
 
 
 def test_14_chimera_simulated():
-    """Two groups of 128 identical oscillators: one stays locked (R 1), the other at r .72915, for T = 60.
-    1e-3.
+    """Two groups of 128 identical oscillators: one stays locked, the other at r .72915. T = 60, 1e-3.
 
     The drifting group starts on the quantiles of the Poisson kernel with the theory's r and psi; coupling
     (1 + A) / 2 inside and (1 - A) / 2 across, lag pi / 2 - beta.
@@ -103,8 +100,10 @@ def test_14_chimera_needs_the_right_side():
 
 
 def test_15_noise():
-    """Identical phases with noise D: R = I1(K R / D) / I0(K R / D), K_c = 2 D. D .5: K 1.5 / 2 / 3 -> .7242
-    / .8315 / .9022, and K .5 stays incoherent. Euler-Maruyama, N = 4000, dt .02, tolerance 2e-2.
+    """Identical phases with noise D: R = I1(K R / D) / I0(K R / D), K_c = 2 D.
+
+    D .5: K 1.5 / 2 / 3 -> .7242 / .8315 / .9022, and K .5 stays incoherent. Euler-Maruyama, N = 4000, dt .02,
+    tolerance 2e-2.
     """
     K = [1.5, 2.0, 3.0, 0.5]
     R = steady_coherence(
@@ -132,9 +131,7 @@ def test_15_noise_diffuses():
 
 
 def test_16_sphere():
-    """D = 3: R jumps to 1/2 as K -> 0+ (in odd dimensions). K .2, N = 4000, T = 100: .4958 was seen;
-    tolerance 2e-2.
-    """
+    """D = 3: R jumps to 1/2 as K -> 0+, as in all odd dimensions. K .2, N = 4000, T = 100, 2e-2."""
     n = 4000
     rotation = axial_rotation(mx.random.normal((n, 3), key=mx.random.key(16)))
     x = mx.broadcast_to(mx.array([0.0, 0.0, 1.0]), (n, 3))

@@ -86,9 +86,7 @@ def test_17_scan_against_serial(gamma, strength):
 
 
 def test_17_bounds_of_every_composite():
-    """|q|, |r| <= 1 and |d| <= 1 - |q|^2 (Schwarz-Pick), for 512 words of 16 leaves in any tree order.
-    1e-12.
-    """
+    """|q|, |r| <= 1 and |d| <= 1 - |q|^2 (Schwarz-Pick): 512 words of 16 leaves, both tree orders. 1e-12."""
     lam, h, _ = random_setting(20, 16, 512)
     leaves = mobius.hold_leaf(lam, 2 * h, 1.0)
     words = [Disc(*(x[t] for x in leaves)) for t in range(16)]
@@ -151,9 +149,7 @@ def test_17_curvature_zero_is_the_linear_model():
 
 
 def test_17_memory_of_a_kick_depends_on_R_only():
-    """|dz_t / dz_{t-1}| = |a| (1 - R_t^2) / (1 - |a|^2 R_{t-1}^2), whatever the field. Tolerance 1e-10 on
-    the log.
-    """
+    """|dz_t / dz_{t-1}| = |a| (1 - R_t^2) / (1 - |a|^2 R_{t-1}^2), whatever the field. 1e-10 on the log."""
     lam, h, z = random_setting(25, 4096)
     leaf = mobius.kick_leaf(np.exp(lam), h)
     after = mobius.act(leaf, z)
@@ -162,10 +158,10 @@ def test_17_memory_of_a_kick_depends_on_R_only():
 
 
 def test_17_memory_of_the_exact_flow_depends_on_R_only():
-    """|dz_T / dz_s| = (1 - R_T^2) / (1 - R_s^2) exp(-int gamma (1 + R^2) / (1 - R^2) dt). Tolerance 1e-10
-    on the log.
+    """|dz_T / dz_s| = (1 - R_T^2) / (1 - R_s^2) exp(-int gamma (1 + R^2) / (1 - R^2) dt).
 
     64 lanes, one token of length 1; the integral by Gauss-Legendre with 48 points along the exact flow.
+    Tolerance 1e-10 on the log.
     """
     lam, h, z = random_setting(26, 64)
     z, gamma = 0.9 * z, -lam.real

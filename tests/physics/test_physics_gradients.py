@@ -122,9 +122,7 @@ def test_20_order_parameters():
 
 
 def test_20_coherence_at_the_origin():
-    """At Z = 0 exactly the gradient of |Z| is 0, not NaN: one incoherent token cannot poison a training
-    run.
-    """
+    """At Z = 0 the gradient of |Z| is 0, not NaN: one incoherent token cannot poison a training run."""
     origin = mx.zeros(())
     assert modulus(origin, origin).item() == 0
     assert mx.grad(modulus)(origin, origin).item() == 0
@@ -132,9 +130,7 @@ def test_20_coherence_at_the_origin():
 
 @pytest.mark.parametrize("leaf", ["kick", "hold"])
 def test_20_disc_maps(leaf):
-    """act(leaf(lam, h), z) in complex64 against central differences in complex128, real and imaginary.
-    1e-4.
-    """
+    """act(leaf(lam, h), z) in complex64 against central differences in complex128. Tolerance 1e-4."""
     rng = np.random.default_rng(24)
     lam, h, z = (
         1j * rng.normal(size=4) - 0.3,
