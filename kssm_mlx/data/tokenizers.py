@@ -1,4 +1,4 @@
-"""Text to token ids and back, behind one protocol: bytes, characters, or a Hugging Face tokenizer.json."""
+"""Text to token ids and back, behind one protocol: bytes, characters, a Hugging Face tokenizer.json, World."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class StreamDecoder:
 
 
 def make_tokenizer(spec: str, documents: Sequence[str] | None = None) -> Tokenizer:
-    """The tokenizer `bytes`, `chars` (of `documents`) or `hf:PATH|REPO`.
+    """The tokenizer `bytes`, `chars` (of `documents`), `hf:PATH|REPO` or `world:PATH` (RWKV's vocabulary).
 
     Raises: ConfigError for another word, DataError for a tokenizer file that cannot be had.
     """
@@ -191,12 +191,14 @@ def make_tokenizer(spec: str, documents: Sequence[str] | None = None) -> Tokeniz
         return CharTokenizer.from_documents(documents)
     if spec.startswith("hf:") and spec != "hf:":
         return HFTokenizer(_hf_content(spec[3:]), spec)
+    if spec.startswith("world:") and spec != "world:":
+        return _world().from_file(spec[6:], spec)
     hint = nearest(spec, ("bytes", "chars"))
-    raise ConfigError(f"data.tokenizer is {spec!r}; expected bytes, chars or hf:PATH|REPO{hint}")
+    raise ConfigError(f"data.tokenizer is {spec!r}; expected bytes, chars, hf:PATH|REPO or world:PATH{hint}")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer saved in `folder` by us, or a plain Hugging Face `tokenizer.json`.
+    """The tokenizer saved or exported into `folder` by us, or a plain Hugging Face `tokenizer.json`.
 
     Raises: DataError for a missing or broken file, or one whose digest is not that of its content.
     """
@@ -207,7 +209,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except ValueError as e:
         raise DataError(f"{path} is not JSON: {e}") from None
     if isinstance(table, dict) and "model" in table:
-        return HFTokenizer(content, f"hf:{folder}")
+        from kssm_mlx.data.huggingface import ours
+
+        return ours(table) or HFTokenizer(content, f"hf:{folder}")
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise DataError(f"{path} is no tokenizer of ours ({FORMAT}) and no Hugging Face tokenizer.json")
     try:
@@ -225,7 +229,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def _from_description(described: dict[str, Any], name: str) -> Tokenizer:
     if described["kind"] == "hf":
         return HFTokenizer(json.dumps(described["content"]), name)
+    if described["kind"] == "rwkv-world":
+        return _world().from_description(described, name)
     return ByteTokenizer() if described["kind"] == "bytes" else CharTokenizer(described["characters"])
+
+
+def _world():
+    from kssm_mlx.data.rwkv_world import WorldTokenizer  # which stands on this module
+
+    return WorldTokenizer
 
 
 def _hf_content(target: str) -> str:

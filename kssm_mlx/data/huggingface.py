@@ -1,0 +1,71 @@
+"""Our tokenizers as files of Hugging Face's libraries, with the same ids, and those files back as ours.
+
+bytes   a BPE without merges over the byte alphabet, ids the byte values; NUL is the end of a text
+chars   a BPE without merges over the characters; what is not among them is dropped, where ours refuses it
+hf      the tokenizer.json it was made from
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+
+NUL = "\0"
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+    """File name -> content: what `AutoTokenizer.from_pretrained` and mlx-lm read in a model's folder."""
+    backend = _backend(tokenizer)
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    if tokenizer.separator_id is not None:
+        settings["eos_token"] = backend.id_to_token(tokenizer.separator_id)
+    return {
+        "tokenizer.json": backend.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(settings, indent=1) + "\n",
+    }
+
+
+def ours(table: dict[str, Any]) -> Tokenizer | None:
+    """The byte or character tokenizer that a tokenizer.json describes; None for any other."""
+    model = table["model"]
+    vocabulary = model.get("vocab")
+    if model.get("type") != "BPE" or model.get("merges") or table.get("normalizer"):
+        return None
+    if vocabulary == _byte_vocabulary():
+        return ByteTokenizer()
+    characters = "".join(sorted(vocabulary))
+    if vocabulary == {c: i for i, c in enumerate(characters)} and not table.get("pre_tokenizer"):
+        return CharTokenizer(characters)
+    return None
+
+
+def _backend(tokenizer: Tokenizer):
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    if hasattr(tokenizer, "backend"):
+        return tokenizer.backend
+    if isinstance(tokenizer, CharTokenizer):
+        backend = Backend(models.BPE({c: i for i, c in enumerate(tokenizer.characters)}, []))
+        backend.decoder = decoders.Fuse()
+    else:
+        backend = Backend(models.BPE(_byte_vocabulary(), []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        # In a sequence of one: for a bare ByteLevel mlx-lm drops the first space of what it generates.
+        backend.decoder = decoders.Sequence([decoders.ByteLevel()])
+    if tokenizer.separator_id is not None:
+        backend.add_special_tokens([AddedToken(NUL, special=True, normalized=False)])
+    return backend
+
+
+def _byte_vocabulary() -> dict[str, int]:
+    """The characters that stand for bytes 1 to 255 in GPT-2's alphabet, and NUL, which stands for itself."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    alphabet = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    return {NUL: 0} | {symbol: byte for symbol, byte in alphabet.items() if byte}

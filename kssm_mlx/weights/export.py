@@ -1,0 +1,142 @@
+"""A model as a folder that other tools run: mlx-lm, and transformers where it has the architecture.
+
+    mlx-lm   config.json with "model_file", kssm_model.py, model.safetensors in our names and shapes
+    hf       config.json with "architectures", model.safetensors in the names and shapes of transformers
+
+Both hold the tokenizer's files and generation_config.json. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from kssm_mlx import files
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.weights.configs import to_file
+from kssm_mlx.weights.quantize import quantization_of
+
+FORMATS = ("mlx-lm", "hf")
+SHIM_NAME = "kssm_model.py"
+SHIM = '''"""The model of this folder, for mlx-lm with --trust-remote-code; needs the package kssm-mlx."""
+
+from kssm_mlx.integrations.mlx_lm import Model, ModelArgs
+
+__all__ = ["Model", "ModelArgs"]
+'''
+ARCHITECTURES = {
+    "mamba": "MambaForCausalLM",
+    "falcon_mamba": "FalconMambaForCausalLM",
+    "mamba2": "Mamba2ForCausalLM",
+    "rwkv": "RwkvForCausalLM",
+}
+Weights = dict[str, mx.array]
+
+
+def export(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    format: str = "mlx-lm",
+    tokenizer_files: Mapping[str, str] | None = None,
+    end_of_text: int | None = None,
+) -> Path:
+    """Write `model` as the new folder `folder`.
+
+    tokenizer_files: name -> content. end_of_text: the token that ends a generation.
+    Raises: ConfigError for a format that does not exist or cannot hold this model, and a folder in use.
+    """
+    folder = Path(folder)
+    if format not in FORMATS:
+        raise ConfigError(f"no export format {format!r}; formats are {', '.join(FORMATS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is in use; write into a new folder")
+    config, weights = _mlx_lm(model) if format == "mlx-lm" else _transformers(model)
+    ends = {} if end_of_text is None else {"eos_token_id": [end_of_text]}
+    texts = {
+        **(tokenizer_files or {}),
+        "config.json": _json({**config, **ends}),
+        "generation_config.json": _json(ends),
+        **({SHIM_NAME: SHIM} if format == "mlx-lm" else {}),
+    }
+    _write(folder, texts, weights, {"format": "mlx" if format == "mlx-lm" else "pt"})
+    return folder
+
+
+def _mlx_lm(model: nn.Module) -> tuple[dict[str, Any], Weights]:
+    quantization = quantization_of(model)
+    stored = {"quantization": quantization} if quantization else {}
+    return {**to_file(model.args), "model_file": SHIM_NAME, **stored}, _weights(model)
+
+
+def _transformers(model: nn.Module) -> tuple[dict[str, Any], Weights]:
+    _refuse_unless_transformers_has_it(model)
+    config = {**to_file(model.args), "architectures": [ARCHITECTURES[model.args.model_type]]}
+    weights = {
+        name: value.moveaxis(1, 2) if name.endswith("conv1d.weight") else value
+        for name, value in _weights(model).items()
+    }
+    if config.pop("weights_rescaled", False):
+        weights = _multiplied_back(weights, model.args.rescale_every)
+    return config, weights
+
+
+def _refuse_unless_transformers_has_it(model: nn.Module) -> None:
+    config = model.args
+    if config.model_type not in ARCHITECTURES:
+        raise ConfigError(
+            f"transformers does not have {config.model_type}, only {', '.join(ARCHITECTURES)}; "
+            "use --format mlx-lm"
+        )
+    if quantization_of(model):
+        raise ConfigError("transformers does not read MLX's quantised weights; export the unquantised model")
+    if getattr(config, "norm_before_gate", False):
+        raise ConfigError("transformers' Mamba-2 has no norm_before_gate; use --format mlx-lm")
+    if config.model_type != "rwkv" and config.channels % config.hidden_size:
+        raise ConfigError(
+            f"transformers wants channels that are a multiple of hidden_size, not {config.channels} of "
+            f"{config.hidden_size}; use --format mlx-lm"
+        )
+
+
+def _multiplied_back(weights: Weights, every: int) -> Weights:
+    """transformers divides these weights itself when it runs: what came divided is multiplied back."""
+    divided = ("attention.output.weight", "feed_forward.value.weight")
+    return {
+        name: value * 2 ** (int(name.split(".")[2]) // every) if every and name.endswith(divided) else value
+        for name, value in weights.items()
+    }
+
+
+def _weights(model: nn.Module) -> Weights:
+    return dict(tree_flatten(model.parameters()))
+
+
+def _write(folder: Path, texts: Mapping[str, str], weights: Weights, metadata: dict[str, str]) -> None:
+    """Everything into a folder beside the final one, which then takes its name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for name, text in texts.items():
+            files.write_synced(temporary / name, lambda f, t=text: f.write(t.encode()))
+        files.write_synced(
+            temporary / "model.safetensors", lambda f: mx.save_safetensors(f, weights, metadata)
+        )
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    files.sync_folder(folder.parent)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
