@@ -120,12 +120,16 @@ def refuse_unknown_clamps(intervention: Intervention | None, sites: tuple[str, .
             raise ConfigError(f"no clamp site {clamp.site!r}; this model has {', '.join(sites)}")
         if clamp.block is not None and not 0 <= clamp.block < n_blocks:
             raise ConfigError(f"clamp on block {clamp.block}, but the model has blocks 0 to {n_blocks - 1}")
+        if clamp.where not in ("readout", "state"):
+            raise ConfigError(f"a clamp acts on 'readout' or 'state', got where={clamp.where!r}")
 
 
 def held(clamp: Clamp, first: int, T: int, units: int) -> mx.array:
     """[T, units] bool: the tokens and units a clamp holds; `first` is the call's index of the first token."""
     t = mx.arange(first, first + T)
     tokens = (t >= clamp.start) & (t < (first + T if clamp.stop is None else clamp.stop))
+    if clamp.units and not 0 <= min(clamp.units) <= max(clamp.units) < units:
+        raise ConfigError(f"clamp on units {list(clamp.units)}, but {clamp.site} has units 0 to {units - 1}")
     if clamp.units is None:
         return mx.broadcast_to(tokens[:, None], (T, units))
     chosen = (mx.arange(units)[:, None] == mx.array(clamp.units)[None]).any(axis=1)

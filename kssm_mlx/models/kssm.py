@@ -1,16 +1,16 @@
 """K-SSM: a state-space model whose states are Kuramoto populations.
 
-Each block carries G populations of phase oscillators. Population g has natural frequency omega_g and Lorentzian
-width gamma_g; the token sets a field h_t and a time step Delta_t; the state z is the population's order
-parameter, R e^{i psi}, and moves by the exact disc map of an impulse after free flow:
+Each block carries G populations of phase oscillators. Population g has natural frequency omega_g and
+Lorentzian width gamma_g; the token sets a field h_t and a time step Delta_t; the state z is the population's
+order parameter, R e^{i psi}, and moves by the exact disc map of an impulse after free flow:
 
     a_t = exp((i omega - gamma) Delta_t),   k_t = kick(h_t Delta_t),
     z_t = (a_t z_{t-1} + k_t) / (1 + kappa conj(k_t) a_t z_{t-1})
 
-So R is the state itself, and the forget gate: |dz_t/dz_{t-1}| is a function of R and gamma alone (mobius.py).
-kappa = 0 is a complex diagonal linear state-space model with the same parameters. `leaf = "hold"` integrates a
-field held constant over Delta_t exactly instead. With `coupling`, block l + 1 feels the populations of block l:
-a feed-forward network of coupled populations.
+So R is the state itself, and the forget gate: |dz_t/dz_{t-1}| is a function of R and gamma alone
+(mobius.py). kappa = 0 is a complex diagonal linear state-space model with the same parameters.
+`leaf = "hold"` integrates a field held constant over Delta_t exactly instead. With `coupling`, block l + 1
+feels the populations of block l: a feed-forward network of coupled populations.
 """
 
 from __future__ import annotations
@@ -27,14 +27,23 @@ from kssm_mlx.models.base import (
     Clamp,
     Intervention,
     Output,
+    clamp_output,
     continue_in_place,
+    held,
     refuse_unknown_clamps,
 )
 from kssm_mlx.models.layers import GatedMLP, inverse_softplus, linear
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu, softplus
-from kssm_mlx.ops.mobius_scan import disc_scan, flow, kick, mobius_scan, refuse_negative_curvature
-from kssm_mlx.oscillators.mobius import Disc, hold_leaf
+from kssm_mlx.ops.mobius_scan import (
+    after_first,
+    disc_scan,
+    flow,
+    kick,
+    mobius_scan,
+    refuse_negative_curvature,
+)
+from kssm_mlx.oscillators.mobius import Disc, derivative, hold_leaf
 from kssm_mlx.oscillators.planar import Planar
 
 
@@ -73,7 +82,7 @@ SIZES = {
 
 
 def preset(size: str, vocab_size: int, context: int) -> KSSMConfig:
-    """The configuration behind one word; `context` is the training length, which sets the memory to start with."""
+    """The configuration behind one word; `context` is the training length, the memory to start with."""
     return KSSMConfig(vocab_size=vocab_size, memory=context, **SIZES[size])
 
 
@@ -138,13 +147,20 @@ class Populations(nn.Module):
         lam = Planar(-mx.exp(self.log_gamma), self.omega).complex
         return Disc(*map(Planar.of, hold_leaf(lam, h.complex, dt, self._kappa)))
 
-    def lyapunov(self, z: Planar, z0: Planar | None, dt: mx.array) -> mx.array:
-        """ln |dz_t / dz_{t-1}| per token and population, of the kick form. Shapes: [B, T, G]."""
-        first = mx.zeros_like(z.re[:, :1]) if z0 is None else z0.abs2[:, None]
-        before = mx.concatenate([first, z.abs2[:, :-1]], axis=1)
+    def lyapunov(self, z: Planar, z0: Planar | None, h: Planar, dt: mx.array) -> mx.array:
+        """ln |dz_t / dz_{t-1}| per token and population. Shapes: z, h [B, T, G]; z0 [B, G]; dt [B, T, G].
+
+        Of a kick it follows from R alone. Rounding can put R at 1, where ln would be infinite: 6e-8 is the
+        least distance fp32 can tell.
+        """
+        first = Planar.zeros((z.shape[0], z.shape[2])) if z0 is None else z0
+        before = Planar(after_first(first.re, z.re), after_first(first.im, z.im))
+        if self._leaf == "hold":
+            return 0.5 * mx.log(derivative(self._hold(h, dt), before).abs2)
         gamma_tau = mx.exp(self.log_gamma) * dt
-        shrunk = mx.exp(-2 * gamma_tau) * before
-        return -gamma_tau + mx.log1p(-self._kappa * z.abs2) - mx.log1p(-self._kappa * shrunk)
+        shrunk = mx.exp(-2 * gamma_tau) * before.abs2
+        r2_after, r2_before = (mx.minimum(self._kappa * r2, 1 - 6e-8) for r2 in (z.abs2, shrunk))
+        return -gamma_tau + mx.log1p(-r2_after) - mx.log1p(-r2_before)
 
 
 class Mixer(nn.Module):
@@ -176,7 +192,7 @@ class Mixer(nn.Module):
         in_state = tuple(c for c in clamps if c.where == "state")
         z = free = self.populations.evolve(h, dt, z0, in_state, resets, valid)
         for clamp in clamps:
-            z = clamp_states(z, clamp, 0)
+            z = clamp_states(z, clamp, clamp.value, 0)
         harmonics = [z**n for n in range(1, self._harmonics + 1)]
         features = mx.concatenate([part for zn in harmonics for part in (zn.re, zn.im)], axis=-1)
         y = self.readout(features.astype(x.dtype)) + self.skip * u
@@ -186,7 +202,7 @@ class Mixer(nn.Module):
             "psi": mx.arctan2(z.im, z.re),
             "h": mx.sqrt(h.abs2),
             "dt": dt,
-            "lyapunov": self.populations.lyapunov(free, z0, dt),
+            "lyapunov": self.populations.lyapunov(free, z0, h, dt),
             "state": carried,
         }
         return self.out_proj(y * silu(gate)), [conv_state, carried], z, trace
@@ -205,13 +221,15 @@ class Block(nn.Module):
         self.mlp = GatedMLP(k_mlp, config.d_model, config.mlp_hidden, out_std)
 
     def __call__(self, x, entry, below, clamps, resets, lengths):
+        # `below` is a plain pair of arrays: mx.checkpoint differentiates arrays, and no dataclasses.
+        below = None if below is None else Planar(*below)
         y, entry, z, trace = self.mixer(self.mixer_norm(x), entry, below, clamps, resets, lengths)
         x = x + y
-        return x + self.mlp(self.mlp_norm(x)), entry, z, trace
+        return x + self.mlp(self.mlp_norm(x)), entry, (z.re, z.im), trace
 
 
 class KSSM(nn.Module):
-    """The language model: embedding, blocks, norm, head. See `models.base.LanguageModel` for the interface."""
+    """The language model: embedding, blocks, norm, head; `models.base.LanguageModel` is the interface."""
 
     model_type = "kssm"
     clamp_sites = ("R", "psi", "output")
@@ -269,14 +287,17 @@ class KSSM(nn.Module):
             entry = [None, None] if cache is None else [cache[i][0], cache[i][1]]
             run = nn.utils.checkpoint(block) if self.checkpoint_blocks else block
             y, entry, below, own = run(x, entry, below, clamps, resets, lengths)
-            x = _clamp_output(x, y, intervention, i)
+            x = clamp_output(x, y, intervention, i)
             new.append(entry)
             trace |= {f"block{i:02d}/{name}": value for name, value in own.items()}
         return self.norm(x), new, trace
 
     def project(self, hidden: mx.array) -> mx.array:
         """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
-        return self.embedding.as_linear(hidden) if self.args.tie_embeddings else self.head(hidden)
+        if self.args.tie_embeddings:
+            # Unscaled, a fresh model would bet on the token it has just read.
+            return self.args.d_model**-0.5 * self.embedding.as_linear(hidden)
+        return self.head(hidden)
 
     def make_cache(self) -> Cache:
         """One entry per block: the convolution's last inputs [B, W-1, D] and the populations [B, 2, G]."""
@@ -297,13 +318,13 @@ class KSSM(nn.Module):
 
     @property
     def quant_predicate(self):
-        """Quantise the wide projections; the field, the time step and the readout set the physics and stay."""
+        """Quantise the wide projections; field, time step and readout set the physics and stay."""
         keep = ("field", "time_step", "readout")
         return lambda path, module: not path.endswith(keep)
 
 
 def _spectrum(key: mx.array, G: int, memory: int) -> tuple[mx.array, mx.array]:
-    """omega uniform in [0, pi/2], half of them a tenth of that; gamma log-spaced 1/memory ... 1/2, shuffled."""
+    """omega uniform in [0, pi/2], half of them a tenth of that; gamma log-spaced 1/memory ... 1/2, mixed."""
     k_omega, k_half, k_order = mx.random.split(key, 3)
     omega = mx.random.uniform(0, math.pi / 2, (G,), key=k_omega)
     omega = omega * mx.where(mx.random.permutation(G, key=k_half) % 2 == 0, 0.1, 1.0)
@@ -349,40 +370,31 @@ def _state_clamps(intervention: Intervention | None, block: int) -> tuple[Clamp,
     return (*intervention.of("R", block), *intervention.of("psi", block))
 
 
-def clamp_states(z: Planar, clamp: Clamp, first: int) -> Planar:
+def clamp_states(z: Planar, clamp: Clamp, value: float | mx.array, first: int) -> Planar:
     """Hold R or psi of some populations on the clamp's tokens, exactly, leaving the other one as it is.
 
-    Shapes: z [B, T, G], whose first token has index `first` in the call. At z = 0, psi counts as 0.
+    Shapes: z [B, T, G], whose first token has index `first` in the call; value broadcasts to it. At z = 0,
+        psi counts as 0.
     """
-    B, T, G = z.shape
     R, psi = mx.sqrt(z.abs2), mx.arctan2(z.im, z.re)
-    held = (clamp.value, psi) if clamp.site == "R" else (R, clamp.value)
-    new = Planar.polar(*(mx.broadcast_to(mx.array(x, z.dtype), (B, T, G)) for x in held))
-    where = _held(clamp, first, T, G)
+    value = mx.broadcast_to(mx.array(value, z.dtype), z.shape)
+    new = Planar.polar(value, psi) if clamp.site == "R" else Planar.polar(R, value)
+    where = held(clamp, first, z.shape[1], z.shape[2])
     return Planar(mx.where(where, new.re, z.re), mx.where(where, new.im, z.im))
-
-
-def _held(clamp: Clamp, first: int, T: int, units: int) -> mx.array:
-    """[T, units] bool: the tokens and units a clamp holds."""
-    t = mx.arange(first, first + T)
-    tokens = (t >= clamp.start) & (t < (first + T if clamp.stop is None else clamp.stop))
-    if clamp.units is None:
-        return mx.broadcast_to(tokens[:, None], (T, units))
-    chosen = (mx.arange(units)[:, None] == mx.array(clamp.units)[None]).any(axis=1)
-    return tokens[:, None] & chosen[None]
 
 
 def _clamped_states(step, clamps: tuple[Clamp, ...], z0: Planar | None, like: Planar) -> Planar:
     """States when a clamp acts on the carried state: token by token where it holds, in parallel elsewhere."""
     T = like.shape[1]
-    start = min(max(0, c.start) for c in clamps)
-    stop = min(T, max(T if c.stop is None else c.stop for c in clamps))
+    start = min(T, max(0, min(c.start for c in clamps)))
+    stop = max(start, min(T, max(T if c.stop is None else c.stop for c in clamps)))
     pieces = [step(0, start, z0)] if start else []
     z = pieces[-1].map(lambda x: x[:, -1]) if pieces else z0
+    values = [mx.broadcast_to(mx.array(c.value, like.dtype), like.shape) for c in clamps]
     for t in range(start, stop):
         zt = step(t, t + 1, z)
-        for clamp in clamps:
-            zt = clamp_states(zt, clamp, t)
+        for clamp, value in zip(clamps, values):
+            zt = clamp_states(zt, clamp, value[:, t : t + 1], t)
         pieces.append(zt)
         z = zt.map(lambda x: x[:, -1])
     if stop < T:
@@ -390,11 +402,3 @@ def _clamped_states(step, clamps: tuple[Clamp, ...], z0: Planar | None, like: Pl
     return Planar(
         mx.concatenate([p.re for p in pieces], axis=1), mx.concatenate([p.im for p in pieces], axis=1)
     )
-
-
-def _clamp_output(x: mx.array, y: mx.array, intervention: Intervention | None, block: int) -> mx.array:
-    """Hold what a block adds to the residual stream; the value 0 takes the block out."""
-    for clamp in intervention.of("output", block) if intervention else ():
-        value = mx.broadcast_to(mx.array(clamp.value, y.dtype), y.shape)
-        y = mx.where(_held(clamp, 0, x.shape[1], x.shape[2]), x + value, y)
-    return y

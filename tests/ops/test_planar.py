@@ -10,7 +10,8 @@ from kssm_mlx.oscillators.planar import Planar
 
 
 def numbers(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(2, 4, 3)).T.reshape(4, 3, 2) @ np.array([1, 1j])
+    re, im = np.random.default_rng(seed).normal(size=(2, 4, 3))
+    return re + 1j * im
 
 
 def planar(z: np.ndarray) -> Planar:
