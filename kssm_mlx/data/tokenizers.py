@@ -1,4 +1,4 @@
-"""Text to token ids and back, behind one protocol: bytes, characters, a Hugging Face tokenizer.json, World."""
+"""Text to token ids and back, behind one protocol: bytes, characters, Hugging Face's tokenizers, World."""
 
 from __future__ import annotations
 
