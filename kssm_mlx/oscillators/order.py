@@ -20,8 +20,7 @@ def unit_vector(theta: mx.array) -> Pair:
     """(cos theta, sin theta), as exact as the dtype.
 
     The float64 sine and cosine of MLX on the CPU are good to single precision only (6e-8); its float64
-    tangent is exact, so there they are built from tan(theta / 4) of the wrapped angle, where it stays below
-    1.
+    tangent is exact, so there they are built from tan(theta / 4) of the wrapped angle.
 
     Shapes: any -> two of the same.
     """
@@ -70,8 +69,7 @@ def mean_phase(theta: mx.array) -> mx.array:
 def harmonics(theta: mx.array, count: int) -> Pair:
     """The Daido moments Z_n = mean exp(i n theta), n = 1..count, from one sine and one cosine.
 
-    exp(i n theta) is built by multiplying with exp(i theta): as accurate as `count` separate sines, 6 times
-    faster.
+    exp(i n theta) is built by multiplying with exp(i theta): as accurate as `count` sines, and faster.
 
     Shapes: [..., N] -> two of [..., count].
     Truth: on the Ott-Antonsen manifold Z_n = Z_1^n.

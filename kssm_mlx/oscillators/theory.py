@@ -94,8 +94,8 @@ def sakaguchi(K: float, alpha: float, gamma: float) -> tuple[float, float]:
 def triadic(K1: float, K2: float, gamma: float) -> tuple[float, float]:
     """(stable R, unstable R) of the coherent pair of states; NaN where one does not exist.
 
-    R^2 = (K2 - K1 +- sqrt((K1 + K2)^2 - 8 gamma K2)) / (2 K2). Incoherence is stable as well while K1 < 2
-    gamma.
+    R^2 = (K2 - K1 +- sqrt((K1 + K2)^2 - 8 gamma K2)) / (2 K2).
+    Incoherence is stable as well while K1 < 2 gamma.
     Source: Skardal & Arenas 2020.
     """
     if K2 == 0:

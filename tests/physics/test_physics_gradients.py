@@ -182,3 +182,19 @@ def test_20_gradient_through_integrate():
     lazy = mx.grad(lambda K: coherence(flow(system, theta, 0.1, 40, (omega, K))))(mx.array(1.5))
     assert abs(lazy.item()) > 1e-3
     assert long.item() == pytest.approx(lazy.item(), abs=1e-6)
+
+
+def test_20_flow_inside_transformations():
+    """The gradient of `flow` under mx.compile and under mx.vmap is the plain one. Float32, 1e-6."""
+    theta, omega = random_phases(3, 16), mx.random.normal((16,), key=mx.random.key(1))
+
+    def loss(theta, K):
+        return coherence(flow(Phases(mean_field), theta, 0.1, 2, (omega, K), method="euler"))
+
+    gradient, K = mx.grad(loss, argnums=1), mx.array(1.5)
+    plain = [gradient(row, K).item() for row in theta]
+    assert min(map(abs, plain)) > 1e-4
+    np.testing.assert_allclose(np.array(mx.vmap(gradient, in_axes=(0, None))(theta, K)), plain, atol=1e-6)
+    mx.enable_compile()
+    compiled = mx.compile(gradient)
+    np.testing.assert_allclose([compiled(row, K).item() for row in theta], plain, atol=1e-6)

@@ -71,7 +71,7 @@ def test_09_gaussian_order_parameter():
 
 
 def test_10_uniform_order_parameter():
-    """First-order at K_c = 4 Delta / pi = 1.273: from random phases K 1.35 / 2 -> .8541 / .9519, 1.2 -> R < .2.
+    """First-order at K_c = 4 Delta / pi = 1.273: random start, K 1.35 / 2 -> .8541 / .9519, 1.2 -> R < .2.
 
     N = 500, T = 100, tolerance 2e-3. Within 3 % of K_c a finite population fluctuates too much to tell.
     """

@@ -58,8 +58,7 @@ def test_02_two_oscillators_lock():
 def test_02_two_oscillators_beat():
     """|detuning| > K: the phase difference turns at sqrt(detuning^2 - K^2); 2, 1 -> 1.73205. Tolerance 1e-3.
 
-    Whole turns of the difference are timed between crossings of pi over T = 200, so no part of a turn is
-    counted.
+    Whole turns of the difference are timed over T = 200, RK4 with dt = .2, so no part of a turn is counted.
     """
     difference = lambda theta: theta[0] - theta[1]  # noqa: E731
     args = (f64([1.0, -1.0]), 1.0)
