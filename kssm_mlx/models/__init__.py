@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, fields
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -65,7 +66,10 @@ def config_to_dict(config) -> dict[str, Any]:
 
 
 def config_from_dict(values: dict[str, Any]):
-    """The inverse of `config_to_dict`; every key must be a field of the family and of its type."""
+    """The inverse of `config_to_dict`, also after a way through JSON.
+
+    Raises: ConfigError unless every key is a field of the family and has its type.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     name = values.get("model_type", "kssm")
@@ -75,7 +79,8 @@ def config_from_dict(values: dict[str, Any]):
         if key not in known:
             raise ConfigError(f"unknown key 'model.{key}' for {name}{nearest(key, known)}")
     try:
-        return TypeAdapter(config_class).validate_python(values)
+        # Strict, so that "3" is no number; by way of JSON, where a list is the only tuple.
+        return TypeAdapter(config_class).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as e:
         error = e.errors()[0]
         where = ".".join(str(part) for part in error["loc"]) or name

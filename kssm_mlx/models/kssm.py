@@ -16,12 +16,13 @@ feels the populations of block l: a feed-forward network of coupled populations.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import (
     Cache,
     Clamp,
@@ -71,6 +72,10 @@ class KSSMConfig:
 
     def __post_init__(self):
         refuse_negative_curvature(self.kappa)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and value < 1:
+                raise ConfigError(f"model.{field.name} must be at least 1, got {value}")
 
 
 SIZES = {

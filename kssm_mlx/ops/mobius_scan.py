@@ -100,8 +100,8 @@ def kick(h: Planar, kappa: float | mx.array = 1.0) -> Planar:
 
 
 def refuse_negative_curvature(kappa: float | mx.array) -> None:
-    """Raise ConfigError for kappa < 0, whose maps leave the disc."""
-    if isinstance(kappa, (int, float)) and kappa < 0:
+    """Raise ConfigError for kappa < 0, whose maps leave the disc, and for NaN."""
+    if isinstance(kappa, (int, float)) and not kappa >= 0:
         raise ConfigError(
             f"kappa must be >= 0 (1 Kuramoto, 0 linear), got {kappa}: negative curvature moves z on a "
             "sphere, which needs homogeneous coordinates and is not available"

@@ -1,0 +1,128 @@
+"""The protocol's own functions: parameters as an argument, caches written in place, clamps described."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from kssm_mlx.models.base import Clamp, Intervention, clamp_output, held, with_parameters, write_back
+from tests.models.small_kssm import assert_close, awake, tokens
+
+
+class SlotCache:
+    """What mlx-lm hands in: indexed by slot, with the lengths of right-padded rows, told how far it came."""
+
+    def __init__(self, slots: int = 2, lengths: list[int] | None = None):
+        self.slots = [None] * slots
+        self.lengths = None if lengths is None else mx.array(lengths)
+
+    def __getitem__(self, i):
+        return self.slots[i]
+
+    def __setitem__(self, i, value):
+        self.slots[i] = value
+
+    def advance(self, n):
+        if self.lengths is not None:
+            self.lengths = self.lengths - n
+
+
+@pytest.fixture(autouse=True)
+def eager():
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+# --- parameters -----------------------------------------------------------------------------------------
+
+
+def test_a_model_is_a_function_of_its_parameters():
+    one, other, ids = awake(seed=0), awake(seed=1), tokens(1, 6)
+    assert mx.array_equal(with_parameters(one, other.parameters(), lambda: one(ids)), other(ids))
+
+
+def test_its_own_parameters_come_back_even_after_an_error():
+    model, ids = awake(seed=0), tokens(1, 6)
+    before = model(ids)
+    with pytest.raises(RuntimeError, match="inside"):
+        with_parameters(
+            model, awake(seed=1).parameters(), lambda: (_ for _ in ()).throw(RuntimeError("inside"))
+        )
+    assert mx.array_equal(model(ids), before)
+
+
+def test_nothing_traced_stays_behind():
+    model = nn.Linear(2, 1)
+    loss = lambda p: with_parameters(model, p, lambda: model(mx.ones((1, 2))).sum())  # noqa: E731
+    gradient = mx.grad(loss)(model.parameters())
+    assert gradient["weight"].tolist() == [[1, 1]] and gradient["bias"].tolist() == [1]
+    mx.eval(model.parameters())  # a tracer could not be evaluated
+    assert np.isfinite(np.array(model.weight)).all()
+
+
+# --- caches ---------------------------------------------------------------------------------------------
+
+
+def test_a_call_writes_its_state_back():
+    model, ids = awake(), tokens(2, 9)
+    cache = model.make_cache()
+    whole = model.forward(ids)
+    first = model(ids[:, :4], cache)
+    rest = model(ids[:, 4:], cache)
+    assert_close(mx.concatenate([first, rest], axis=1), whole.logits)
+    assert_close(cache, whole.cache)
+
+
+def test_foreign_cache_objects_are_written_too():
+    model, ids = awake(), tokens(2, 9)
+    cache, plain = [SlotCache(), SlotCache()], model.make_cache()
+    assert mx.array_equal(model(ids, cache), model(ids, plain))
+    assert_close([entry.slots for entry in cache], plain, 0)
+
+
+def test_the_lengths_a_foreign_cache_carries_are_kept():
+    """Two prompts of 7 and 3 tokens in chunks of 4: each row gets the state it has alone."""
+    model, ids = awake(), tokens(2, 8)
+    cache = [SlotCache(lengths=[7, 3]) for _ in range(2)]
+    model(ids[:, :4], cache)
+    assert cache[0].lengths.tolist() == [3, -1]
+    model(ids[:, 4:], cache)
+    for b, n in enumerate([7, 3]):
+        alone = model.forward(ids[b : b + 1, :n]).cache
+        assert_close([[x[b : b + 1] for x in entry.slots] for entry in cache], alone)
+
+
+def test_write_back_refuses_another_number_of_blocks():
+    with pytest.raises(ValueError, match="zip"):
+        write_back([[None]], [[mx.zeros(1)], [mx.zeros(1)]])
+
+
+# --- clamps ---------------------------------------------------------------------------------------------
+
+
+def test_clamps_are_found_by_site_and_block_in_their_order():
+    a, b, c = Clamp("R", 0.1), Clamp("R", 0.2, block=1), Clamp("psi", 0.3, block=1)
+    given = Intervention((a, b, c))
+    assert given.of("R", 1) == (a, b) and given.of("R", 0) == (a,) and given.of("psi", 0) == ()
+
+
+@pytest.mark.parametrize(
+    "clamp, first, expected",
+    [
+        (Clamp("R", 0), 0, [[1, 1, 1]] * 4),
+        (Clamp("R", 0, start=1, stop=3), 0, [[0, 0, 0], [1, 1, 1], [1, 1, 1], [0, 0, 0]]),
+        (Clamp("R", 0, units=(0, 2), start=2), 0, [[0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 0, 1]]),
+        (Clamp("R", 0, start=1, stop=3), 2, [[1, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+        (Clamp("R", 0, units=()), 0, [[0, 0, 0]] * 4),
+    ],
+)
+def test_held_tokens_and_units(clamp, first, expected):
+    assert held(clamp, first, 4, 3).astype(mx.int32).tolist() == expected
+
+
+def test_an_output_clamp_holds_the_difference():
+    x, y = mx.ones((1, 3, 2)), 5 * mx.ones((1, 3, 2))
+    clamps = Intervention((Clamp("output", 0.25, start=1, stop=2), Clamp("output", 9.0, block=3)))
+    assert clamp_output(x, y, clamps, 0)[0].tolist() == [[5, 5], [1.25, 1.25], [5, 5]]
+    assert clamp_output(x, y, None, 0) is y
