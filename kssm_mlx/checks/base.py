@@ -58,8 +58,9 @@ class Context:
     missing.
 
     model: any LanguageModel; config: its configuration; recipe: the Recipe; data: the TokenData; tokenizer:
-    the tokenizer the model is used with; initial: parameters before step 1 (flat dict); history: rows of
-    metrics.jsonl; run_folder: where the run lives; seed: of every random draw a check makes.
+    the tokenizer the model is used with; initial: the trainable parameters before step 1 (flat dict);
+    history: rows of metrics.jsonl; run_folder: where the run lives; host: the root digest of the verified
+    weights that the model started from, None for a fresh one; seed: of every random draw a check makes.
     """
 
     model: Any = None
@@ -70,6 +71,7 @@ class Context:
     initial: dict[str, Any] | None = None
     history: list[dict[str, Any]] | None = None
     run_folder: Any = None
+    host: str | None = None
     seed: int = 0
 
     def need(self, *names: str) -> None:

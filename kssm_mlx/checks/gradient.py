@@ -79,7 +79,7 @@ def _name(tensor: str, blocks: list[float]) -> str:
 
 @check("C8", level="S", title="training moved every weight", source="liminal.md C8")
 def weights_moved(ctx: Context) -> Check:
-    """For each parameter tensor ‖w - w₀‖ / ‖w₀‖ against the parameters before step 1, once 20 steps are done;
+    """For each trainable tensor ‖w - w₀‖ / ‖w₀‖ against the parameters before step 1, once 20 steps are done;
     and whether the optimiser's saved state holds a non-zero tensor.
 
     Threshold: > 1e-6 in every tensor: one AdamW step at a learning rate of 1e-5 already moves more.
@@ -89,7 +89,7 @@ def weights_moved(ctx: Context) -> Check:
     ctx.need("model", "initial")
     if ctx.history is not None and ctx.step < 20:
         raise NotMeasurable(f"{ctx.step} steps done, 20 needed")
-    now = dict(nn.utils.tree_flatten(ctx.model.parameters()))
+    now = dict(nn.utils.tree_flatten(ctx.model.trainable_parameters()))
     missing = sorted(set(now) ^ set(ctx.initial))
     moved = {n: _relative_change(now[n], ctx.initial[n]) for n in now if n in ctx.initial}
     still = [n for n, change in moved.items() if not change > 1e-6] + missing

@@ -1,6 +1,7 @@
 """Checkpoints that a crash cannot half-write and that damage cannot pass through unseen.
 
     checkpoints/step_00000200/   model.safetensors  optimizer.safetensors  state.json  manifest.json
+                                 (adapters.safetensors for the adapters of a host)
     checkpoints/LATEST, BEST     names of folders, for people and scripts
 
 `save` writes into `step_00000200.tmp-<pid>`, flushes every file to disk, writes the manifest last, renames
@@ -37,7 +38,7 @@ _LEFTOVER = re.compile(r".+\.tmp-(\d+)")
 class Snapshot:
     """Everything a run needs to go on.
 
-    tensors: file stem ("model", "optimizer") -> flat name -> array; state: plain JSON values;
+    tensors: file stem ("model" or "adapters", "optimizer") -> flat name -> array; state: plain JSON values;
     pinned: why this checkpoint is never pruned ("SIGTERM"), or "".
     """
 

@@ -141,7 +141,8 @@ class _Run:
         """Become the run that wrote the checkpoint. Nothing on disk changes before everything is accepted."""
         saved, fresh = loaded.snapshot, self.state
         changed = identity.changes(saved.state["identity"], self.identity, allow=allow_change)
-        restored = from_arrays(saved.tensors["model"], saved.tensors["optimizer"])
+        trained = saved.tensors.get(self.recipe.model.trained_file, {})
+        restored = from_arrays(trained, saved.tensors["optimizer"])
         identity.require_same_parameters(restored, fresh)
         keeps_carry = identity.fits(restored.carry, self.recipe)
         self.state = restored if keeps_carry else restored._replace(carry=None)
@@ -262,7 +263,8 @@ class _Run:
     def _save(self, best: bool, pinned: str) -> None:
         for rows in (self.metrics, self.samples):
             rows.sync()
-        model, rest = to_arrays(self.state)
+        trained, rest = to_arrays(self.state)
+        tensors = {self.recipe.model.trained_file: trained, "optimizer": rest}
         state = {
             "step": self.step,
             "tokens": self.tokens,
@@ -273,7 +275,7 @@ class _Run:
             "identity": self.identity,
             "environment": self.environment,
         }
-        snapshot = checkpoint.Snapshot(self.step, {"model": model, "optimizer": rest}, state, pinned)
+        snapshot = checkpoint.Snapshot(self.step, tensors, state, pinned)
         checkpoint.save(self.checkpoints, snapshot, keep=self.recipe.save.keep, best=best)
 
     def _tell(self, event: str, message: str) -> None:

@@ -2,7 +2,7 @@
 
     [about]  question, hardware, minutes, expected number and tolerance (the same words as the file's header)
     [data]   where the text comes from, how it is cut into tokens, what is held out
-    [model]  family, size and any field of that family's configuration
+    [model]  family, size and any field of that family's configuration; or host, a verified model to train on
     [train]  steps, batch, schedule, optimizer
     [eval]   how often, on how much, what to sample
     [save]   checkpoints
@@ -14,9 +14,17 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from kssm_mlx.errors import ConfigError, nearest
 
@@ -67,6 +75,38 @@ class Model(BaseModel):
     def overrides(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    @property
+    def trained_file(self) -> str:
+        """The stem of the checkpoint file that holds what is trained."""
+        return "model"
+
+
+class Host(_Section):
+    """host: a folder, a weight file or a repository, verified beforehand.
+
+    train: "lora" trains adapters of this `rank` beside the host's wide projections, scaled by alpha / rank;
+    "full" trains every parameter; "frozen" trains none of the host's own.
+    """
+
+    host: str = Field(min_length=1)
+    train: Literal["lora", "full", "frozen"] = "lora"
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+
+    @property
+    def trained_file(self) -> str:
+        """The stem of the checkpoint file that holds what is trained."""
+        return "adapters" if self.train == "lora" else "model"
+
+
+# The two kinds of [model], under names that no key of a recipe has.
+MODEL_KINDS = {"(fresh)": Model, "(host)": Host}
+
+
+def _kind_of_model(value: Any) -> str:
+    hosted = isinstance(value, Host) or (isinstance(value, dict) and "host" in value)
+    return "(host)" if hosted else "(fresh)"
+
 
 class Train(_Section):
     """Learning rate in units of AdamW; decay, clip and schedule as in training/optim.py and schedules.py."""
@@ -115,7 +155,9 @@ class Save(_Section):
 class Recipe(_Section):
     about: About = About()
     data: Data = Data()
-    model: Model = Model()
+    model: Annotated[
+        Annotated[Model, Tag("(fresh)")] | Annotated[Host, Tag("(host)")], Discriminator(_kind_of_model)
+    ] = Model()
     train: Train = Train()
     eval: Eval = Eval()
     save: Save = Save()
@@ -184,11 +226,11 @@ def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
 def _explain(error: dict[str, Any]) -> str:
     """One pydantic error as words for a stranger."""
     loc = [str(part) for part in error["loc"]]
-    name = ".".join(loc)
+    name = ".".join(part for part in loc if part not in MODEL_KINDS)
     if error["type"] == "extra_forbidden":
         section: Any = Recipe
         for part in loc[:-1]:
-            section = section.model_fields[part].annotation
+            section = MODEL_KINDS.get(part) or section.model_fields[part].annotation
             options = getattr(section, "__args__", ())  # of a section that may be None
             section = next((a for a in options if hasattr(a, "model_fields")), section)
         return f"unknown key {name!r}{nearest(loc[-1], section.model_fields)}"

@@ -131,3 +131,36 @@ def test_a_misspelt_name_of_a_shipped_recipe_gets_the_nearest(monkeypatch, tmp_p
     assert recipe.load("default").train.steps == 3
     with pytest.raises(ConfigError, match="did you mean 'default'"):
         recipe.load("defualt")
+
+
+def test_a_host_takes_the_place_of_a_family(tmp_path):
+    path = tmp_path / "host.toml"
+    path.write_text('[model]\nhost = "folder"\nrank = 4\n')
+    model = recipe.load(path).model
+    assert isinstance(model, recipe.Host)
+    assert (model.host, model.train, model.rank, model.alpha) == ("folder", "lora", 4, 16.0)
+    again = recipe.parse(recipe.load(path).model_dump())
+    assert again.model == model
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ({"host": "folder", "rnak": 4}, "unknown key 'model.rnak'; did you mean 'rank'"),
+        ({"host": "folder", "family": "mamba"}, "unknown key 'model.family'"),
+        ({"host": "folder", "train": "some"}, "model.train: input should be 'lora', 'full' or 'frozen'"),
+        ({"host": "folder", "rank": 0}, "model.rank: .*greater than or equal to 1"),
+        ({"host": ""}, "model.host: "),
+        ({"family": 3}, "model.family: input should be a valid string"),
+    ],
+)
+def test_a_host_section_is_strict(table, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe.parse({"model": table})
+
+
+def test_what_is_trained_lies_in_a_file_of_its_name():
+    def stem(**section):
+        return recipe.parse({"model": section}).model.trained_file
+
+    assert [stem(), stem(host="x"), stem(host="x", train="full")] == ["model", "adapters", "model"]
