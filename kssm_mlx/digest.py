@@ -8,10 +8,13 @@ identified by per-tensor digests over dtype, shape and little-endian bytes, and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+
+Buffer: TypeAlias = bytes | memoryview | np.ndarray
 
 
 def _bytes_and_dtype(array) -> tuple[bytes, str]:
@@ -29,7 +32,12 @@ def _bytes_and_dtype(array) -> tuple[bytes, str]:
 def tensor_digest(array) -> str:
     """sha256 over `dtype`, `shape` and the little-endian bytes of one mlx or numpy array."""
     data, dtype = _bytes_and_dtype(array)
-    h = hashlib.sha256(f"{dtype}|{','.join(map(str, array.shape))}|".encode())
+    return stored_digest(dtype, array.shape, data)
+
+
+def stored_digest(dtype: str, shape: Sequence[int], data: Buffer) -> str:
+    """The same of a tensor given as its dtype's name, its shape and its little-endian bytes, uncopied."""
+    h = hashlib.sha256(f"{dtype}|{','.join(map(str, shape))}|".encode())
     h.update(data)
     return h.hexdigest()
 
