@@ -8,8 +8,11 @@ A run that cannot mean anything does not start: a failed pre-flight check stops 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -24,7 +27,7 @@ from kssm_mlx.checks.suites import run_suite, write_checks
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import root_digest, tensor_digest
-from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.errors import CheckpointError, ConfigError, DataError
 from kssm_mlx.experiments.tracking import tracked
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import Trained
@@ -33,7 +36,7 @@ from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.disk import writing
 from kssm_mlx.training.loop import Hooks, Result, refuse_second_run, train_loop
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import flatten
+from kssm_mlx.training.state import flatten, from_arrays, initial_state
 
 PROMPT_TOKENS = 16  # of held-out text, where a recipe gives no prompt and the tokenizer no separator
 
@@ -61,11 +64,7 @@ def train(
     with writing("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock.hold(folder):
-        if resume:
-            _refuse_change(folder, recipe, allow_config_change)
-        else:
-            refuse_second_run(folder)
-        context = _context(recipe, folder)
+        context = _context(recipe, folder, _data(recipe, folder, resume, allow_config_change))
         _describe(folder, recipe, context)
         console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
         _examine(context, "P", "preflight", waivers)
@@ -127,17 +126,71 @@ def verify(target: str | Path, *, only: Iterable[str] | None = None, level: str 
     return found
 
 
-def _context(recipe: Recipe, folder: Path) -> Context:
-    """Data on disk and a fresh model: what a run starts from."""
-    data = prepare(recipe.data, folder / "data")
-    _refuse_too_little(data, recipe)
-    config = models.configure(
+def _data(recipe: Recipe, folder: Path, resume: bool, allow_change: bool) -> TokenData:
+    """The token files of a run. What cannot begin or continue is refused before anything in `folder` changes.
+
+    A run goes on with the ids it began with, whatever became of their source.
+    """
+    if not resume:
+        refuse_second_run(folder)
+        return prepare(recipe.data, folder / "data")
+    kept = _kept_data(recipe, folder)
+    if found := _changes(recipe, folder):
+        if not allow_change:
+            raise ConfigError(
+                f"the recipe is not the one {folder} began with: {'; '.join(found)}; "
+                "put it back, or pass --allow-config-change"
+            )
+        _rehearse(recipe, folder, kept)
+    return kept or prepare(recipe.data, folder / "data")
+
+
+def _changes(recipe: Recipe, folder: Path) -> list[str]:
+    """One phrase per key of the recipe that is not as the run in `folder` has it."""
+    if not (folder / "recipe.json").is_file():
+        return []
+    then = identity.dotted(_without(_recipe_json(folder), "about", "configuration"))
+    return identity.differences(then, identity.dotted(_without(recipe.model_dump(), "about")))
+
+
+def _kept_data(recipe: Recipe, folder: Path) -> TokenData | None:
+    """The run's own token files, if they are what the recipe asks for and can be opened."""
+    described = (folder / "recipe.json").is_file()
+    if not described or any(phrase.startswith("data.") for phrase in _changes(recipe, folder)):
+        return None
+    with contextlib.suppress(DataError):
+        return TokenData.open(folder / "data")
+    return None
+
+
+def _rehearse(recipe: Recipe, folder: Path, kept: TokenData | None) -> None:
+    """Raises: CheckpointError if the run's last checkpoint cannot go on under a changed recipe."""
+    latest = checkpoint.load_latest(folder / "checkpoints")
+    if latest is None:
+        return
+    saved = latest.snapshot
+    with tempfile.TemporaryDirectory(prefix="kssm-resume-") as elsewhere:
+        data = kept or prepare(recipe.data, elsewhere)
+        model = models.build(_configuration(recipe, data))
+        identity.changes(saved.state["identity"], identity.of(model, recipe, data), allow=True)
+        restored = from_arrays(saved.tensors["model"], saved.tensors["optimizer"])
+        identity.require_same_parameters(restored, initial_state(model, recipe.train))
+
+
+def _configuration(recipe: Recipe, data: TokenData):
+    return models.configure(
         recipe.model.family,
         recipe.model.size,
         vocab_size=data.vocab_size,
         context=recipe.train.context,
         overrides=recipe.model.overrides,
     )
+
+
+def _context(recipe: Recipe, folder: Path, data: TokenData) -> Context:
+    """Data and a fresh model: what a run starts from."""
+    _refuse_unusable(data, recipe)
+    config = _configuration(recipe, data)
     model = models.build(config, seed=recipe.train.seed)
     return Context(
         model=model,
@@ -150,23 +203,27 @@ def _context(recipe: Recipe, folder: Path) -> Context:
     )
 
 
-def _refuse_too_little(data: TokenData, recipe: Recipe) -> None:
-    """Raises: DataError when a split cannot fill one batch of training or one window of evaluation."""
+def _refuse_unusable(data: TokenData, recipe: Recipe) -> None:
+    """Raises: DataError when a split cannot fill one batch of training or one window of evaluation, or the
+    tokenizer cannot read the prompt: minutes before it would show.
+    """
     train, tokens = recipe.train, recipe.eval.tokens
     draw = track_batch if train.hand_off else partial(random_batch, seed=train.seed)
     draw(data.train, step=0, batch_size=train.batch_size, context=train.context)
     evaluation_windows(data.validation, tokens, train.context, train.batch_size)
+    try:
+        data.tokenizer.encode(recipe.eval.prompt)
+    except DataError as e:
+        raise DataError(f"eval.prompt: {e}") from None
 
 
 def _recipe_context(target: str | Path) -> Context:
     """A recipe's context in a folder that goes away when the process ends."""
-    import atexit
-    import tempfile
-
     recipe = recipes.load(target)
     temporary = tempfile.TemporaryDirectory(prefix="kssm-verify-")
     atexit.register(temporary.cleanup)
-    return _context(recipe, Path(temporary.name))
+    folder = Path(temporary.name)
+    return _context(recipe, folder, prepare(recipe.data, folder / "data"))
 
 
 def _run_context(folder: Path) -> Context:
@@ -247,21 +304,6 @@ def _summary(context: Context) -> str:
         f"{context.data.index['corpus']['name']}, {splits['train']['tokens']:,} tokens to train on, "
         f"{splits['validation']['tokens']:,} held out, vocabulary {context.data.vocab_size}"
     )
-
-
-def _refuse_change(folder: Path, recipe: Recipe, allowed: bool) -> None:
-    """A changed recipe is refused before the folder's data or description are touched."""
-    if allowed or not (folder / "recipe.json").is_file():
-        return
-    then, now = (
-        identity.dotted(_without(r, "about", "configuration"))
-        for r in (_recipe_json(folder), recipe.model_dump())
-    )
-    if found := identity.differences(then, now):
-        raise ConfigError(
-            f"the recipe is not the one {folder} began with: {'; '.join(found)}; "
-            "put it back, or pass --allow-config-change"
-        )
 
 
 def _locate(path: Path) -> tuple[Path, Path]:
