@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer, HFTokenizer, Tokenizer
+from kssm_mlx.errors import DataError
 
 NUL = "\0"
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
-    """File name -> content: what `AutoTokenizer.from_pretrained` and mlx-lm read in a model's folder."""
+    """File name -> content: what `AutoTokenizer.from_pretrained` and mlx-lm read in a model's folder.
+
+    Raises: DataError for a tokenizer that their files cannot describe (RWKV World's).
+    """
     backend = _backend(tokenizer)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -48,16 +52,18 @@ def _backend(tokenizer: Tokenizer):
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
-    if hasattr(tokenizer, "backend"):
+    if isinstance(tokenizer, HFTokenizer):
         return tokenizer.backend
     if isinstance(tokenizer, CharTokenizer):
         backend = Backend(models.BPE({c: i for i, c in enumerate(tokenizer.characters)}, []))
         backend.decoder = decoders.Fuse()
-    else:
+    elif isinstance(tokenizer, ByteTokenizer):
         backend = Backend(models.BPE(_byte_vocabulary(), []))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         # In a sequence of one: for a bare ByteLevel mlx-lm drops the first space of what it generates.
         backend.decoder = decoders.Sequence([decoders.ByteLevel()])
+    else:
+        raise DataError(f"a tokenizer.json cannot describe {tokenizer.name}; export without a tokenizer")
     if tokenizer.separator_id is not None:
         backend.add_special_tokens([AddedToken(NUL, special=True, normalized=False)])
     return backend

@@ -190,7 +190,7 @@ def make_tokenizer(spec: str, documents: Sequence[str] | None = None) -> Tokeniz
             raise ConfigError("tokenizer 'chars' is built from a corpus; give documents, or use 'bytes'")
         return CharTokenizer.from_documents(documents)
     if spec.startswith("hf:") and spec != "hf:":
-        return HFTokenizer(_hf_content(spec[3:]), spec)
+        return _huggingface(_hf_content(spec[3:]), spec)
     if spec.startswith("world:") and spec != "world:":
         return _world().from_file(spec[6:], spec)
     hint = nearest(spec, ("bytes", "chars"))
@@ -209,9 +209,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except ValueError as e:
         raise DataError(f"{path} is not JSON: {e}") from None
     if isinstance(table, dict) and "model" in table:
-        from kssm_mlx.data.huggingface import ours
-
-        return ours(table) or HFTokenizer(content, f"hf:{folder}")
+        return _huggingface(content, f"hf:{folder}")
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise DataError(f"{path} is no tokenizer of ours ({FORMAT}) and no Hugging Face tokenizer.json")
     try:
@@ -238,6 +236,14 @@ def _world():
     from kssm_mlx.data.rwkv_world import WorldTokenizer  # which stands on this module
 
     return WorldTokenizer
+
+
+def _huggingface(content: str, name: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json: bytes or characters where it is an export of ours."""
+    from kssm_mlx.data.huggingface import ours
+
+    tokenizer = HFTokenizer(content, name)
+    return ours(json.loads(content)) or tokenizer
 
 
 def _hf_content(target: str) -> str:

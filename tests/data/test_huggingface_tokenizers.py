@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kssm_mlx.data.huggingface import ours, tokenizer_files
+from kssm_mlx.data.rwkv_world import WorldTokenizer
 from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer, load_tokenizer, make_tokenizer
+from kssm_mlx.errors import DataError
 
 TEXT = "a ,b é €\nĀ ĢĠ <s>  x𝄞 "
 TOKENIZERS = {
@@ -59,6 +61,7 @@ def test_broken_utf8_decodes_as_ours_does(tmp_path):
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_what_was_exported_is_read_back_as_ours(name, tmp_path):
     assert load_tokenizer(written(TOKENIZERS[name], tmp_path)).digest == TOKENIZERS[name].digest
+    assert make_tokenizer(f"hf:{tmp_path}").digest == TOKENIZERS[name].digest
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -89,3 +92,9 @@ def test_a_tokenizer_that_only_resembles_ours_is_not_taken_for_it(change):
     assert ours(table).digest == CharTokenizer("ab").digest
     table["model"] |= change
     assert ours(table) is None
+
+
+def test_a_tokenizer_that_their_files_cannot_describe_is_refused():
+    world = WorldTokenizer({i + 1: bytes([i]) for i in range(256)} | {300: b"the "}, "world:test")
+    with pytest.raises(DataError, match=r"cannot describe world:test; export without"):
+        tokenizer_files(world)

@@ -1,0 +1,106 @@
+"""The model a run starts from: freshly initialised, or a host that somebody else trained, verified.
+
+Both are the same on every start, so a checkpoint need only hold what is trained: every parameter, or the
+adapters beside a frozen host.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from kssm_mlx import models
+from kssm_mlx.data.tokens import TokenData
+from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
+from kssm_mlx.experiments.pretrained import open_verified
+from kssm_mlx.models import adapters
+from kssm_mlx.models.base import Trained
+from kssm_mlx.training.recipe import Host, Recipe
+from kssm_mlx.training.state import flatten
+
+
+class Start(NamedTuple):
+    """model: with what the recipe trains made trainable; host: the root digest of its weights, or None."""
+
+    model: nn.Module
+    host: str | None
+
+
+def start(recipe: Recipe, data: TokenData, *, host: str | None = None) -> Start:
+    """The model before the first step.
+
+    host: the root digest that the host had when the run began.
+    Raises: ConfigError for a configuration or a host that cannot be trained on this data; WeightMismatch for
+        a host that has not passed `kssm verify-weights`, or that has changed since the run began.
+    """
+    section, seed = recipe.model, recipe.train.seed
+    if isinstance(section, Host):
+        return _hosted(section, data, seed, host)
+    config = models.configure(
+        section.family,
+        section.size,
+        vocab_size=data.vocab_size,
+        context=recipe.train.context,
+        overrides=section.overrides,
+    )
+    return Start(models.build(config, seed=seed), None)
+
+
+def start_of_run(recipe: Recipe, data: TokenData, saved: dict[str, Any]) -> Start:
+    """The model that a run began with; `saved` is its recipe.json. Raises: as `start`."""
+    if isinstance(recipe.model, Host):
+        return start(recipe, data, host=saved.get("host_digest"))
+    config = models.config_from_dict(saved["configuration"])
+    return Start(models.build(config, seed=recipe.train.seed), None)
+
+
+def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
+    """Load what a checkpoint holds, which must be exactly what is trained in `model`.
+
+    Raises: CheckpointError that names what is missing or unknown.
+    """
+    if other := trained.keys() ^ flatten(model.trainable_parameters()).keys():
+        raise CheckpointError(
+            f"the checkpoint and the model disagree on {', '.join(sorted(other)[:3])}; "
+            "the recipe.json beside it is not the one it was trained with"
+        )
+    model.load_weights(list(trained.items()), strict=False)
+    mx.eval(model.parameters())
+
+
+def _hosted(section: Host, data: TokenData, seed: int, expected: str | None) -> Start:
+    host = open_verified(section.host)
+    if expected not in (None, host.digest):
+        raise WeightMismatch(
+            f"{section.host} has root digest {host.digest[:12]}, the run began with {expected[:12]}; "
+            "give the run its own host back, or start a new run"
+        )
+    _refuse_other_tokens(host, data)
+    model = host.model
+    if section.train == "lora":
+        adapters.attach(model, section.rank, section.alpha, seed)
+    if section.train == "frozen":
+        model.freeze()
+    if not flatten(model.trainable_parameters()):
+        raise ConfigError(
+            'model.train = "frozen" leaves nothing to train in a host without additions; '
+            'take "lora" or "full"'
+        )
+    return Start(model, host.digest)
+
+
+def _refuse_other_tokens(host: Trained, data: TokenData) -> None:
+    """Raises: ConfigError when the data's ids would mean other text to the host."""
+    if host.tokenizer is not None and host.tokenizer.digest != data.tokenizer.digest:
+        raise ConfigError(
+            f"data.tokenizer is {data.tokenizer.name!r}, which is not the host's own; "
+            f'set data.tokenizer = "hf:{host.source}"'
+        )
+    rows = host.model.args.vocab_size
+    if data.vocab_size > rows:
+        raise ConfigError(
+            f"the tokenizer has {data.vocab_size} tokens, the host's embedding {rows} rows; "
+            "use the tokenizer that the host was trained with"
+        )
