@@ -15,29 +15,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.weights.facts import (
+    SHA256,
+    Behaviour,
+    Fingerprint,
+    ModelFacts,
+    Published,
+    Table,
+    TokenizerFacts,
+)
 from kssm_mlx.weights.findings import Finding, some
-from kssm_mlx.weights.measured import Behaviour, Fingerprint
-from kssm_mlx.weights.shipped import ModelFacts, Published, TokenizerFacts
 
 FORMAT = "kssm-manifest/1"
-_SHA256 = "^[0-9a-f]{64}$"
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class TensorFacts(_Table):
+class TensorFacts(Table):
     dtype: str
     shape: tuple[int, ...]
-    sha256: str = Field(pattern=_SHA256)
+    sha256: str = Field(pattern=SHA256)
 
 
-class Manifest(_Table):
+class Manifest(Table):
     """repo and revision: where the weights are from. fingerprint and behaviour: what L4 and L5 measured where
     the weights were seen to work. domain: what the model was trained on, English unless it says otherwise.
     """
@@ -45,14 +47,14 @@ class Manifest(_Table):
     format: Literal["kssm-manifest/1"] = FORMAT
     repo: str | None = None
     revision: str | None = None
-    root: str | None = Field(default=None, pattern=_SHA256)
+    root: str | None = Field(default=None, pattern=SHA256)
     model: ModelFacts | None = None
     tokenizer: TokenizerFacts | None = None
     published: Published | None = None
     domain: str | None = None
     fingerprint: Fingerprint | None = None
     behaviour: Behaviour | None = None
-    tensors: dict[str, TensorFacts] = {}
+    tensors: dict[str, TensorFacts] = Field(default_factory=dict)
 
     @property
     def digests(self) -> dict[str, str]:

@@ -10,55 +10,21 @@ import tomllib
 from functools import lru_cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, ValidationError
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.weights.facts import ModelFacts, TokenizerFacts
+from kssm_mlx.weights.manifest import Manifest
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+class ShippedManifest(Manifest):
+    """A manifest that says at least which repository it is of, and what is in there."""
 
-
-class ModelFacts(_Table):
-    """Architecture and sizes in the words of a configuration; vocab_size counts the embedding's rows."""
-
-    model_type: Literal["mamba", "mamba2", "rwkv", "rwkv7"]
-    vocab_size: PositiveInt
-    hidden_size: PositiveInt
-    num_hidden_layers: PositiveInt
-
-
-class TokenizerFacts(_Table):
-    """The tokenizer the model was trained with and how many ids it gives."""
-
-    name: Literal["gpt-neox-20b", "rwkv-world"]
-    vocab_size: PositiveInt
-
-
-class Published(_Table):
-    """Figures of the authors, with where they stand. Units: nats per token of the model's own tokenizer.
-
-    checkpoint: which of several files of the authors the figures are of.
-    """
-
-    source: str = Field(min_length=1)
-    checkpoint: str | None = None
-    pile_perplexity: PositiveFloat | None = None
-    pile_nats_per_token: PositiveFloat | None = None
-    lambada_perplexity: PositiveFloat | None = None
-
-
-class ShippedManifest(_Table):
-    """One file of `manifests/`."""
-
-    format: Literal["kssm-manifest/1"]
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
     model: ModelFacts
     tokenizer: TokenizerFacts
-    published: Published | None = None
 
 
 def parse_shipped(text: str, name: str) -> ShippedManifest:

@@ -61,6 +61,7 @@ def test_what_cannot_be_known_is_absent():
         ("owner/name", "owner", "x.toml, repo: "),
         ('repo = "owner/name"', 'repo = "owner/name"\nrevision = "main"', "x.toml, revision: .* got 'main'"),
         ("[model]", "[model", "x.toml is not TOML"),
+        ('"mamba"', '"mamba3"', "did you mean 'mamba'"),
         ("[model]", "colour = 1\n[model]", "x.toml, colour: extra inputs are not permitted"),
     ],
 )
