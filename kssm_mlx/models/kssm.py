@@ -15,36 +15,21 @@ feels the populations of block l: a feed-forward network of coupled populations.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import (
-    Cache,
-    Clamp,
-    Intervention,
-    Output,
-    clamp_output,
-    continue_in_place,
-    held,
-    refuse_unknown_clamps,
-)
-from kssm_mlx.models.layers import GatedMLP, inverse_softplus, linear
+from kssm_mlx.models.base import Intervention
+from kssm_mlx.models.layers import GatedMLP, linear
+from kssm_mlx.models.populations import Populations, clamp_states
+from kssm_mlx.models.recurrent import RecurrentModel
 from kssm_mlx.ops.conv import causal_conv
-from kssm_mlx.ops.elementary import silu, softplus
-from kssm_mlx.ops.mobius_scan import (
-    after_first,
-    disc_scan,
-    flow,
-    kick,
-    mobius_scan,
-    refuse_negative_curvature,
-)
-from kssm_mlx.oscillators.mobius import Disc, derivative, hold_leaf
+from kssm_mlx.ops.elementary import silu
+from kssm_mlx.ops.mobius_scan import refuse_negative_curvature
 from kssm_mlx.oscillators.planar import Planar
 
 
@@ -91,83 +76,6 @@ def preset(size: str, vocab_size: int, context: int) -> KSSMConfig:
     return KSSMConfig(vocab_size=vocab_size, memory=context, **SIZES[size])
 
 
-class Populations(nn.Module):
-    """G Kuramoto populations: frequencies, widths, and what a token does to them.
-
-    Parameters: omega [G] radians per unit time; log_gamma [G]; the field h = W_h u (complex); the time step
-    Delta = softplus(W_dt u + b), 1 at the start; the coupling to the block below, K [2, G] (complex).
-    """
-
-    def __init__(self, config: KSSMConfig, key: mx.array, coupled: bool):
-        super().__init__()
-        G, D = config.n_groups, config.d_model
-        keys = mx.random.split(key, 4)
-        self.omega, self.log_gamma = _spectrum(keys[0], G, config.memory)
-        # |h| starts near 0.1: memory falls steeply with the field. The slowest third starts quieter still.
-        quiet = mx.where(mx.argsort(mx.argsort(self.log_gamma)) < G // 3, 0.3, 1.0)
-        self.field = linear(keys[1], D, 2 * G, std=0.3 * D**-0.5)
-        self.field.weight = self.field.weight * mx.concatenate([quiet, quiet])[:, None]
-        self.time_step = linear(keys[2], D, G, std=0.0, bias=True)
-        self.time_step.bias = inverse_softplus(mx.ones((G,)))
-        if coupled:
-            self.coupling = mx.zeros((2, G))
-        self._kappa, self._leaf = config.kappa, config.leaf
-
-    def drive(self, u: mx.array, below: Planar | None) -> tuple[Planar, mx.array]:
-        """Field and time step of each token, fp32. Shapes: u [B, T, D] -> h [B, T, G], Delta [B, T, G]."""
-        field = self.field(u).astype(mx.float32)
-        h = Planar(*mx.split(field, 2, axis=-1))
-        if below is not None and "coupling" in self:
-            h = h + Planar(self.coupling[0], self.coupling[1]) * below
-        return h, softplus(self.time_step(u).astype(mx.float32))
-
-    def evolve(
-        self,
-        h: Planar,
-        dt: mx.array,
-        z0: Planar | None,
-        clamps: tuple[Clamp, ...] = (),
-        resets: mx.array | None = None,
-        valid: mx.array | None = None,
-    ) -> Planar:
-        """States after every token. Shapes: h, dt, z [B, T, G]; resets, valid [B, T] bool."""
-        step = self._steps(h, dt, resets, valid)
-        if not clamps:
-            return step(0, h.shape[1], z0)
-        return _clamped_states(step, clamps, z0, h)
-
-    def _steps(self, h: Planar, dt: mx.array, resets: mx.array | None, valid: mx.array | None):
-        """(start, stop, z0) -> states of those tokens."""
-        if self._leaf == "hold":
-            maps = _masked_maps(self._hold(h, dt), resets, valid)
-            return lambda i, j, z0: disc_scan(Disc(*(m.map(lambda x: x[:, i:j]) for m in maps)), z0)
-        gamma = mx.exp(self.log_gamma)
-        a, k = flow(gamma * dt, self.omega * dt), kick(h * dt, self._kappa)
-        a, k = _masked_kicks(a, k, resets, valid)
-        return lambda i, j, z0: mobius_scan(
-            a.map(lambda x: x[:, i:j]), k.map(lambda x: x[:, i:j]), z0, self._kappa
-        )
-
-    def _hold(self, h: Planar, dt: mx.array) -> Disc:
-        lam = Planar(-mx.exp(self.log_gamma), self.omega).complex
-        return Disc(*map(Planar.of, hold_leaf(lam, h.complex, dt, self._kappa)))
-
-    def lyapunov(self, z: Planar, z0: Planar | None, h: Planar, dt: mx.array) -> mx.array:
-        """ln |dz_t / dz_{t-1}| per token and population. Shapes: z, h [B, T, G]; z0 [B, G]; dt [B, T, G].
-
-        Of a kick it follows from R alone. Rounding can put R at 1, where ln would be infinite: 6e-8 is the
-        least distance fp32 can tell.
-        """
-        first = Planar.zeros((z.shape[0], z.shape[2])) if z0 is None else z0
-        before = Planar(after_first(first.re, z.re), after_first(first.im, z.im))
-        if self._leaf == "hold":
-            return 0.5 * mx.log(derivative(self._hold(h, dt), before).abs2)
-        gamma_tau = mx.exp(self.log_gamma) * dt
-        shrunk = mx.exp(-2 * gamma_tau) * before.abs2
-        r2_after, r2_before = (mx.minimum(self._kappa * r2, 1 - 6e-8) for r2 in (z.abs2, shrunk))
-        return -gamma_tau + mx.log1p(-r2_after) - mx.log1p(-r2_before)
-
-
 class Mixer(nn.Module):
     """Token mixing: project, short convolution, populations, harmonics read out, gate, project."""
 
@@ -178,7 +86,9 @@ class Mixer(nn.Module):
         self.in_proj = linear(keys[0], D, 2 * D)
         self.conv_weight = W**-0.5 * mx.random.uniform(-1, 1, (D, W), key=keys[1])
         self.conv_bias = mx.zeros((D,))
-        self.populations = Populations(config, keys[2], coupled)
+        self.populations = Populations(
+            keys[2], D, G, memory=config.memory, kappa=config.kappa, leaf=config.leaf, coupled=coupled
+        )
         self.readout = linear(keys[3], 2 * G * config.harmonics, D)
         self.skip = mx.ones((D,))
         self.out_proj = linear(keys[4], D, D, std=(2 * config.n_layers * D) ** -0.5)
@@ -225,7 +135,7 @@ class Block(nn.Module):
         out_std = (2 * config.n_layers * config.mlp_hidden) ** -0.5
         self.mlp = GatedMLP(k_mlp, config.d_model, config.mlp_hidden, out_std)
 
-    def __call__(self, x, entry, below, clamps, resets, lengths):
+    def __call__(self, x, entry, below, resets, lengths, clamps=()):
         # `below` is a plain pair of arrays: mx.checkpoint differentiates arrays, and no dataclasses.
         below = None if below is None else Planar(*below)
         y, entry, z, trace = self.mixer(self.mixer_norm(x), entry, below, clamps, resets, lengths)
@@ -233,10 +143,13 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), entry, (z.re, z.im), trace
 
 
-class KSSM(nn.Module):
+class KSSM(RecurrentModel):
     """The language model: embedding, blocks, norm, head; `models.base.LanguageModel` is the interface."""
 
-    model_type = "kssm"
+    slots = ("conv", "populations")  # the convolution's last inputs [B, W-1, D], the populations [B, 2, G]
+    fp32 = ("omega", "log_gamma", "coupling", "time_step.bias")
+    # Field, time step and readout set the physics and are never quantised.
+    no_quant = ("field", "time_step", "readout")
     clamp_sites = ("R", "psi", "output")
     no_decay = (
         "omega",
@@ -251,9 +164,7 @@ class KSSM(nn.Module):
     )
 
     def __init__(self, config: KSSMConfig, seed: int = 0):
-        super().__init__()
-        self.args = config
-        self.checkpoint_blocks = False
+        super().__init__(config)
         keys = mx.random.split(mx.random.key(seed), config.n_layers + 2)
         V, D = config.vocab_size, config.d_model
         self.embedding = nn.Embedding(V, D)
@@ -266,36 +177,19 @@ class KSSM(nn.Module):
             # Small, so that the first loss is ln V: the model knows nothing and says so.
             self.head = linear(keys[1], D, V, std=0.1 * D**-0.5)
 
-    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
-        return continue_in_place(self, tokens, cache)
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.blocks
 
-    def forward(
-        self,
-        tokens: mx.array,
-        cache: Cache | None = None,
-        intervention: Intervention | None = None,
-        *,
-        resets: mx.array | None = None,
-        lengths: mx.array | None = None,
-    ) -> Output:
-        """Shapes: tokens [B, T] int -> logits [B, T, V], new cache, trace `"block00/R"` [B, T, G], ..."""
-        hidden, new, trace = self.hidden(tokens, cache, intervention, resets=resets, lengths=lengths)
-        return Output(self.project(hidden), new, trace)
+    def runner(self, i: int, intervention: Intervention | None):
+        clamps = () if intervention is None else (*intervention.of("R", i), *intervention.of("psi", i))
+        return partial(super().runner(i, intervention), clamps=clamps)
 
-    def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None):
-        """What the head reads, [B, T, D], with the new cache and the trace."""
-        refuse_unknown_clamps(intervention, self.clamp_sites, len(self.blocks))
-        x, below, new = self.embedding(tokens), None, []
-        trace = {"intervention": intervention.describe()} if intervention else {}
-        for i, block in enumerate(self.blocks):
-            clamps = _state_clamps(intervention, i)
-            entry = [None, None] if cache is None else [cache[i][0], cache[i][1]]
-            run = nn.utils.checkpoint(block) if self.checkpoint_blocks else block
-            y, entry, below, own = run(x, entry, below, clamps, resets, lengths)
-            x = clamp_output(x, y, intervention, i)
-            new.append(entry)
-            trace |= {f"block{i:02d}/{name}": value for name, value in own.items()}
-        return self.norm(x), new, trace
+    def embed(self, tokens: mx.array) -> mx.array:
+        return self.embedding(tokens)
+
+    def finish(self, x: mx.array) -> mx.array:
+        return self.norm(x)
 
     def project(self, hidden: mx.array) -> mx.array:
         """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
@@ -304,106 +198,6 @@ class KSSM(nn.Module):
             return self.args.d_model**-0.5 * self.embedding.as_linear(hidden)
         return self.head(hidden)
 
-    def make_cache(self) -> Cache:
-        """One entry per block: the convolution's last inputs [B, W-1, D] and the populations [B, 2, G]."""
-        return [[None, None] for _ in self.blocks]
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.blocks
-
-    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        return weights
-
-    @property
-    def cast_predicate(self):
-        """Names that keep fp32 under a bf16 cast: frequencies, widths, couplings and the time step's bias."""
-        keep = ("omega", "log_gamma", "coupling", "time_step.bias")
-        return lambda path: not path.endswith(keep)
-
-    @property
-    def quant_predicate(self):
-        """Quantise the wide projections; field, time step and readout set the physics and stay."""
-        keep = ("field", "time_step", "readout")
-        return lambda path, module: not path.endswith(keep)
-
-
-def _spectrum(key: mx.array, G: int, memory: int) -> tuple[mx.array, mx.array]:
-    """omega uniform in [0, pi/2], half of them a tenth of that; gamma log-spaced 1/memory ... 1/2, mixed."""
-    k_omega, k_half, k_order = mx.random.split(key, 3)
-    omega = mx.random.uniform(0, math.pi / 2, (G,), key=k_omega)
-    omega = omega * mx.where(mx.random.permutation(G, key=k_half) % 2 == 0, 0.1, 1.0)
-    log_gamma = mx.linspace(-math.log(max(memory, 4)), math.log(0.5), G)
-    return omega, log_gamma[mx.random.permutation(G, key=k_order)]
-
 
 def _state(packed: mx.array | None) -> Planar | None:
     return None if packed is None else Planar(packed[:, 0], packed[:, 1])
-
-
-def _masked_kicks(a: Planar, k: Planar, resets, valid) -> tuple[Planar, Planar]:
-    """A reset forgets (a = 0); padding does nothing (a = 1, k = 0)."""
-    if resets is not None:
-        a = a * (1 - resets.astype(mx.float32))[..., None]
-    if valid is not None:
-        v = valid[..., None]
-        a = Planar(mx.where(v, a.re, 1.0), mx.where(v, a.im, 0.0))
-        k = k.map(lambda x: mx.where(v, x, 0.0))
-    return a, k
-
-
-def _masked_maps(m: Disc, resets, valid) -> Disc:
-    """The same for general maps: a reset keeps q alone; padding is the identity."""
-    q, r, d = m
-    if resets is not None:
-        keep = (1 - resets.astype(mx.float32))[..., None]
-        r, d = r * keep, d * keep
-    if valid is not None:
-        v = valid[..., None]
-        q, r = (x.map(lambda y: mx.where(v, y, 0.0)) for x in (q, r))
-        d = Planar(mx.where(v, d.re, 1.0), mx.where(v, d.im, 0.0))
-    return Disc(q, r, d)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Interventions.
-
-
-def _state_clamps(intervention: Intervention | None, block: int) -> tuple[Clamp, ...]:
-    if intervention is None:
-        return ()
-    return (*intervention.of("R", block), *intervention.of("psi", block))
-
-
-def clamp_states(z: Planar, clamp: Clamp, value: float | mx.array, first: int) -> Planar:
-    """Hold R or psi of some populations on the clamp's tokens, exactly, leaving the other one as it is.
-
-    Shapes: z [B, T, G], whose first token has index `first` in the call; value broadcasts to it. At z = 0,
-        psi counts as 0.
-    """
-    R, psi = mx.sqrt(z.abs2), mx.arctan2(z.im, z.re)
-    value = mx.broadcast_to(mx.array(value, z.dtype), z.shape)
-    new = Planar.polar(value, psi) if clamp.site == "R" else Planar.polar(R, value)
-    where = held(clamp, first, z.shape[1], z.shape[2])
-    return Planar(mx.where(where, new.re, z.re), mx.where(where, new.im, z.im))
-
-
-def _clamped_states(step, clamps: tuple[Clamp, ...], z0: Planar | None, like: Planar) -> Planar:
-    """States when a clamp acts on the carried state: token by token where it holds, in parallel elsewhere."""
-    T = like.shape[1]
-    start = min(T, max(0, min(c.start for c in clamps)))
-    stop = max(start, min(T, max(T if c.stop is None else c.stop for c in clamps)))
-    pieces = [step(0, start, z0)] if start else []
-    z = pieces[-1].map(lambda x: x[:, -1]) if pieces else z0
-    values = [mx.broadcast_to(mx.array(c.value, like.dtype), like.shape) for c in clamps]
-    for t in range(start, stop):
-        zt = step(t, t + 1, z)
-        for clamp, value in zip(clamps, values):
-            zt = clamp_states(zt, clamp, value[:, t : t + 1], t)
-        pieces.append(zt)
-        z = zt.map(lambda x: x[:, -1])
-    if stop < T:
-        pieces.append(step(stop, T, z))
-    return Planar(
-        mx.concatenate([p.re for p in pieces], axis=1), mx.concatenate([p.im for p in pieces], axis=1)
-    )

@@ -1,8 +1,9 @@
-"""What Mamba, Mamba-2, RWKV-4 and RWKV-7 share: the walk through the blocks, caches, traces and clamps.
+"""What the recurrent families share: the walk through the blocks, caches, traces and clamps.
 
 A family adds its blocks and three steps: `embed` tokens, `finish` the residual stream, `project` it to
 logits. A block is called `block(x, entry, carried, resets, lengths) -> x, entry, carried, trace`; `carried`
-is what one block hands to the next beside the stream (the values of RWKV-7's first layer; None elsewhere).
+is what one block hands to the next beside the stream (the values of RWKV-7's first layer, the populations of
+a K-SSM block; None elsewhere).
 """
 
 from __future__ import annotations
@@ -65,14 +66,18 @@ class RecurrentModel(nn.Module):
             # A chunk of a longer prompt may end before a row does, or begin after it ended.
             lengths = mx.clip(lengths, 0, tokens.shape[1])
         x, carried, new = self.embed(tokens), None, []
-        for i, block in enumerate(self.layers):
+        for i in range(len(self.layers)):
             entry = [None if cache is None else cache[i][j] for j in range(len(self.slots))]
-            run = nn.utils.checkpoint(block) if self.checkpoint_blocks else block
-            y, entry, carried, own = run(x, entry, carried, resets, lengths)
+            y, entry, carried, own = self.runner(i, intervention)(x, entry, carried, resets, lengths)
             x = clamp_output(x, y, intervention, i)
             new.append(entry)
             trace |= {f"block{i:02d}/{name}": value for name, value in own.items()}
         return self.finish(x), new, trace
+
+    def runner(self, i: int, intervention: Intervention | None):
+        """Block i as a function; a family whose blocks hold clamps of their own binds them here."""
+        block = self.layers[i]
+        return nn.utils.checkpoint(block) if self.checkpoint_blocks else block
 
     def make_cache(self) -> Cache:
         """One entry per block, its arrays in the order of `slots`, None before the first token."""

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import build, configure
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
-from kssm_mlx.models.kssm import KSSM, KSSMConfig, Populations
+from kssm_mlx.models.kssm import KSSM, KSSMConfig
 from kssm_mlx.oscillators.planar import Planar
 from tests.models.small_kssm import VARIANTS, V, assert_close, awake, config, tokens
 
@@ -277,7 +277,7 @@ def test_coupling_is_off_at_the_start_and_reaches_upwards_only():
 
 def test_short_holds_are_kicks():
     """Both leaves are one flow as the time step goes to zero; over equally many steps the gap is order 2."""
-    kick, hold = (Populations(config(leaf=leaf), mx.random.key(0), False) for leaf in ("kick", "hold"))
+    kick, hold = (build(config(leaf=leaf)).blocks[0].mixer.populations for leaf in ("kick", "hold"))
     h, z0 = Planar(*mx.random.normal((2, 2, 50, 8), key=mx.random.key(1))), Planar.zeros((2, 8))
 
     def gap(dt):

@@ -1,0 +1,164 @@
+"""G Kuramoto populations as a recurrent layer: what a token does to them, how they move, what can be held.
+
+a_t = exp((i omega - gamma) Delta_t),   k_t = kick(h_t Delta_t),
+z_t = (a_t z_{t-1} + k_t) / (1 + kappa conj(k_t) a_t z_{t-1})                    leaf "kick"
+z_t = the flow of z' = (i omega - gamma) z + h_t - kappa conj(h_t) z^2 over Delta_t    leaf "hold"
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from kssm_mlx.models.base import Clamp, held
+from kssm_mlx.models.layers import inverse_softplus, linear
+from kssm_mlx.ops.elementary import softplus
+from kssm_mlx.ops.mobius_scan import after_first, disc_scan, flow, kick, mobius_scan
+from kssm_mlx.oscillators.mobius import Disc, derivative, hold_leaf
+from kssm_mlx.oscillators.planar import Planar
+
+
+class Populations(nn.Module):
+    """G Kuramoto populations: frequencies, widths, and what a token does to them.
+
+    Parameters: omega [G] radians per unit time; log_gamma [G]; the field h = W_h u (complex) of inputs u [D];
+    the time step Delta = softplus(W_dt u + b), 1 at the start; the coupling to the block below, K [2, G]
+    (complex).
+    """
+
+    def __init__(self, key: mx.array, D: int, G: int, *, memory: int, kappa: float, leaf: str, coupled: bool):
+        super().__init__()
+        keys = mx.random.split(key, 4)
+        self.omega, self.log_gamma = _spectrum(keys[0], G, memory)
+        # |h| starts near 0.1: memory falls steeply with the field. The slowest third starts quieter still.
+        quiet = mx.where(mx.argsort(mx.argsort(self.log_gamma)) < G // 3, 0.3, 1.0)
+        self.field = linear(keys[1], D, 2 * G, std=0.3 * D**-0.5)
+        self.field.weight = self.field.weight * mx.concatenate([quiet, quiet])[:, None]
+        self.time_step = linear(keys[2], D, G, std=0.0, bias=True)
+        self.time_step.bias = inverse_softplus(mx.ones((G,)))
+        if coupled:
+            self.coupling = mx.zeros((2, G))
+        self._kappa, self._leaf = kappa, leaf
+
+    def drive(self, u: mx.array, below: Planar | None) -> tuple[Planar, mx.array]:
+        """Field and time step of each token, fp32. Shapes: u [B, T, D] -> h [B, T, G], Delta [B, T, G]."""
+        field = self.field(u).astype(mx.float32)
+        h = Planar(*mx.split(field, 2, axis=-1))
+        if below is not None and "coupling" in self:
+            h = h + Planar(self.coupling[0], self.coupling[1]) * below
+        return h, softplus(self.time_step(u).astype(mx.float32))
+
+    def evolve(
+        self,
+        h: Planar,
+        dt: mx.array,
+        z0: Planar | None,
+        clamps: tuple[Clamp, ...] = (),
+        resets: mx.array | None = None,
+        valid: mx.array | None = None,
+    ) -> Planar:
+        """States after every token. Shapes: h, dt, z [B, T, G]; resets, valid [B, T] bool."""
+        step = self._steps(h, dt, resets, valid)
+        if not clamps:
+            return step(0, h.shape[1], z0)
+        return _clamped_states(step, clamps, z0, h)
+
+    def _steps(self, h: Planar, dt: mx.array, resets: mx.array | None, valid: mx.array | None):
+        """(start, stop, z0) -> states of those tokens."""
+        if self._leaf == "hold":
+            maps = _masked_maps(self._hold(h, dt), resets, valid)
+            return lambda i, j, z0: disc_scan(Disc(*(m.map(lambda x: x[:, i:j]) for m in maps)), z0)
+        gamma = mx.exp(self.log_gamma)
+        a, k = flow(gamma * dt, self.omega * dt), kick(h * dt, self._kappa)
+        a, k = _masked_kicks(a, k, resets, valid)
+        return lambda i, j, z0: mobius_scan(
+            a.map(lambda x: x[:, i:j]), k.map(lambda x: x[:, i:j]), z0, self._kappa
+        )
+
+    def _hold(self, h: Planar, dt: mx.array) -> Disc:
+        lam = Planar(-mx.exp(self.log_gamma), self.omega).complex
+        return Disc(*map(Planar.of, hold_leaf(lam, h.complex, dt, self._kappa)))
+
+    def lyapunov(self, z: Planar, z0: Planar | None, h: Planar, dt: mx.array) -> mx.array:
+        """ln |dz_t / dz_{t-1}| per token and population. Shapes: z, h [B, T, G]; z0 [B, G]; dt [B, T, G].
+
+        Of a kick it follows from R alone. Rounding can put R at 1, where ln would be infinite: 6e-8 is the
+        least distance fp32 can tell.
+        """
+        first = Planar.zeros((z.shape[0], z.shape[2])) if z0 is None else z0
+        before = Planar(after_first(first.re, z.re), after_first(first.im, z.im))
+        if self._leaf == "hold":
+            return 0.5 * mx.log(derivative(self._hold(h, dt), before).abs2)
+        gamma_tau = mx.exp(self.log_gamma) * dt
+        shrunk = mx.exp(-2 * gamma_tau) * before.abs2
+        r2_after, r2_before = (mx.minimum(self._kappa * r2, 1 - 6e-8) for r2 in (z.abs2, shrunk))
+        return -gamma_tau + mx.log1p(-r2_after) - mx.log1p(-r2_before)
+
+
+def _spectrum(key: mx.array, G: int, memory: int) -> tuple[mx.array, mx.array]:
+    """omega uniform in [0, pi/2], half of them a tenth of that; gamma log-spaced 1/memory ... 1/2, mixed."""
+    k_omega, k_half, k_order = mx.random.split(key, 3)
+    omega = mx.random.uniform(0, math.pi / 2, (G,), key=k_omega)
+    omega = omega * mx.where(mx.random.permutation(G, key=k_half) % 2 == 0, 0.1, 1.0)
+    log_gamma = mx.linspace(-math.log(max(memory, 4)), math.log(0.5), G)
+    return omega, log_gamma[mx.random.permutation(G, key=k_order)]
+
+
+def _masked_kicks(a: Planar, k: Planar, resets, valid) -> tuple[Planar, Planar]:
+    """A reset forgets (a = 0); padding does nothing (a = 1, k = 0)."""
+    if resets is not None:
+        a = a * (1 - resets.astype(mx.float32))[..., None]
+    if valid is not None:
+        v = valid[..., None]
+        a = Planar(mx.where(v, a.re, 1.0), mx.where(v, a.im, 0.0))
+        k = k.map(lambda x: mx.where(v, x, 0.0))
+    return a, k
+
+
+def _masked_maps(m: Disc, resets, valid) -> Disc:
+    """The same for general maps: a reset keeps q alone; padding is the identity."""
+    q, r, d = m
+    if resets is not None:
+        keep = (1 - resets.astype(mx.float32))[..., None]
+        r, d = r * keep, d * keep
+    if valid is not None:
+        v = valid[..., None]
+        q, r = (x.map(lambda y: mx.where(v, y, 0.0)) for x in (q, r))
+        d = Planar(mx.where(v, d.re, 1.0), mx.where(v, d.im, 0.0))
+    return Disc(q, r, d)
+
+
+def clamp_states(z: Planar, clamp: Clamp, value: float | mx.array, first: int) -> Planar:
+    """Hold R or psi of some populations on the clamp's tokens, exactly, leaving the other one as it is.
+
+    Shapes: z [B, T, G], whose first token has index `first` in the call; value broadcasts to it. At z = 0,
+        psi counts as 0.
+    """
+    R, psi = mx.sqrt(z.abs2), mx.arctan2(z.im, z.re)
+    value = mx.broadcast_to(mx.array(value, z.dtype), z.shape)
+    new = Planar.polar(value, psi) if clamp.site == "R" else Planar.polar(R, value)
+    where = held(clamp, first, z.shape[1], z.shape[2])
+    return Planar(mx.where(where, new.re, z.re), mx.where(where, new.im, z.im))
+
+
+def _clamped_states(step, clamps: tuple[Clamp, ...], z0: Planar | None, like: Planar) -> Planar:
+    """States when a clamp acts on the carried state: token by token where it holds, in parallel elsewhere."""
+    T = like.shape[1]
+    start = min(T, max(0, min(c.start for c in clamps)))
+    stop = max(start, min(T, max(T if c.stop is None else c.stop for c in clamps)))
+    pieces = [step(0, start, z0)] if start else []
+    z = pieces[-1].map(lambda x: x[:, -1]) if pieces else z0
+    values = [mx.broadcast_to(mx.array(c.value, like.dtype), like.shape) for c in clamps]
+    for t in range(start, stop):
+        zt = step(t, t + 1, z)
+        for clamp, value in zip(clamps, values):
+            zt = clamp_states(zt, clamp, value[:, t : t + 1], t)
+        pieces.append(zt)
+        z = zt.map(lambda x: x[:, -1])
+    if stop < T:
+        pieces.append(step(stop, T, z))
+    return Planar(
+        mx.concatenate([p.re for p in pieces], axis=1), mx.concatenate([p.im for p in pieces], axis=1)
+    )
