@@ -20,6 +20,7 @@ from kssm_mlx.cli.report import report
 from kssm_mlx.cli.simulate import simulate
 from kssm_mlx.cli.train import train
 from kssm_mlx.cli.verify import verify
+from kssm_mlx.cli.verify_weights import verify_weights
 from kssm_mlx.errors import KssmError
 
 # What a disk does to us rather than we to it: no space, no permission, read-only, over quota.
@@ -77,3 +78,4 @@ def main(
 for command in (train, verify, generate, report, simulate, recipes, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("verify-weights")(verify_weights)

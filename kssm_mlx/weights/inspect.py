@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,8 +29,25 @@ from kssm_mlx.weights.names import NameMap, configuration, map_names, skeleton
 from kssm_mlx.weights.tensors import TensorInfo
 from kssm_mlx.weights.values import Summary, summarise
 
-Progress = Callable[[int], None]
 Keep = Callable[[str, TensorInfo, np.ndarray], None]
+
+
+class Meter(Protocol):
+    """Hears how far an inspection is; rich's progress bar behind two methods, or nothing."""
+
+    def start(self, total: int) -> None: ...
+
+    def advance(self, n: int) -> None: ...
+
+
+class Silent:
+    """The meter of those who do not watch."""
+
+    def start(self, total: int) -> None:
+        pass
+
+    def advance(self, n: int) -> None:
+        pass
 
 
 @dataclass
@@ -75,31 +91,28 @@ def inspect(
     *,
     expected: Mapping[str, str] | None = None,
     promised: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    meter: Meter | None = None,
     keep: Keep | None = None,
-    started: Callable[[int], None] | None = None,
+    go_on: bool = False,
 ) -> Inspection:
     """Run L0 to L3 over the weights at `path`.
 
-    expected: name -> digest of a manifest. promised: file name -> sha256 of the hub. started: told once how
-    many bytes there will be, `progress` how many more were read. keep: called with each tensor while it is in
-    memory.
-    Raises: ConfigError for a path without weights, or whose architecture is none of ours.
+    expected: name -> digest of a manifest. promised: file name -> sha256 of the hub. meter: hears how many
+    bytes there will be, and each time how many more were read. keep: called with each tensor while it is in
+    memory. go_on: past a failed layer, as far as that is possible.
+    Raises: ConfigError for a path without weights.
     """
-    found = Inspection(open_container(path))
-    progress = progress or (lambda n: None)
-    if started:
-        started(work(found.container, promised or {}))
-    steps = (
-        partial(_container, progress=progress),
-        _names,
-        partial(_digests, expected=expected, promised=promised or {}, progress=progress, keep=keep),
-        _values,
-    )
-    for step in steps:
-        step(found)
-        if not found.ok:
-            break
+    found, meter = Inspection(open_container(path)), meter or Silent()
+    promised = promised or {}
+    meter.start(work(found.container, promised))
+    _container(found, meter)
+    if found.ok:
+        _names(found)
+    if found.ok or (go_on and found.names):
+        _tensors(found, meter, keep)
+        _digests(found, expected or found.container.digests, promised, meter)
+    if found.ok or (go_on and found.names):
+        _values(found)
     return found
 
 
@@ -109,13 +122,13 @@ def work(container: Container, promised: Mapping[str, str]) -> int:
     return container.nbytes + sum(f.stat().st_size for f in whole)
 
 
-def _container(found: Inspection, progress: Progress) -> None:
+def _container(found: Inspection, meter: Meter) -> None:
     """L0. A run's W3 and W4 have nothing to look at, nor has W5 in safetensors."""
     torch = any(f.suffix != ".safetensors" for f in found.container.files)
     found.ran += [id for id in LAYERS["L0"] if torch or id not in ("W4", "W5")]
     found.findings += found.container.findings
     if found.ok and torch:
-        found.findings += found.container.check_archives(progress)
+        found.findings += found.container.check_archives(meter.advance)
 
 
 def _names(found: Inspection) -> None:
@@ -133,8 +146,8 @@ def _names(found: Inspection) -> None:
     found.findings += found.names.findings
 
 
-def _digests(found: Inspection, expected, promised: Mapping[str, str], progress: Progress, keep) -> None:
-    """L2 and the numbers of L3, in one pass."""
+def _tensors(found: Inspection, meter: Meter, keep: Keep | None) -> None:
+    """The digest and the summary of every tensor, which L2 and L3 look at, side by side on two cores."""
     ours = {source: name for name, (source, _) in found.names.pairs.items()}
     fresh = dict(tree_flatten(found.model.parameters()))
     with ThreadPoolExecutor(1) as pool:
@@ -149,11 +162,13 @@ def _digests(found: Inspection, expected, promised: Mapping[str, str], progress:
             found.summaries[name] = summary
             if keep:
                 keep(name, info, stored)
-            progress(info.nbytes)
-    _compare(found, expected or found.container.digests, promised, progress)
+            meter.advance(info.nbytes)
 
 
-def _compare(found: Inspection, expected: Mapping[str, str], promised: Mapping[str, str], progress) -> None:
+def _digests(
+    found: Inspection, expected: Mapping[str, str], promised: Mapping[str, str], meter: Meter
+) -> None:
+    """L2, and of L1 the tied head."""
     if found.names.unread:
         found.ran.append("W10")
         found.findings += _tied(found)
@@ -162,7 +177,7 @@ def _compare(found: Inspection, expected: Mapping[str, str], promised: Mapping[s
         found.findings += compare(found.digests, expected)
     for file in (f for f in found.container.files if f.name in promised):
         got = file_digest(file)
-        progress(file.stat().st_size)
+        meter.advance(file.stat().st_size)
         if got != promised[file.name]:
             text = f"{file.name} has sha256 {got[:12]}, the hub promises {promised[file.name][:12]}"
             found.findings.append(Finding("W12", text, "delete it from the cache and download it again"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from kssm_mlx.weights import verified
 from kssm_mlx.weights.findings import LAYERS, require
-from kssm_mlx.weights.inspect import Inspection, inspect
+from kssm_mlx.weights.inspect import Inspection, Meter, inspect
 from kssm_mlx.weights.keymaps import TRANSFORMS
 from kssm_mlx.weights.tensors import FLOATS, TensorInfo
 
@@ -22,7 +22,7 @@ STRUCTURE = (*LAYERS["L0"], "W6", "W7", "W8")  # without these there is no model
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """model: every array in memory. digest: the root of its files. notes: what to record in a run."""
+    """model: every array in memory. notes: what a run that uses them should record."""
 
     model: nn.Module
     config: Any
@@ -31,7 +31,17 @@ class LoadedWeights:
 
     @property
     def digest(self) -> str:
+        """The root digest of the files."""
         return self.inspection.root
+
+
+class Arrays(dict):
+    """Tensors as MLX arrays, kept while `inspect` passes over them: one reading for checks and model."""
+
+    def keep(self, name: str, info: TensorInfo, stored: np.ndarray) -> None:
+        array = mx.array(np.array(stored, order="C"))
+        self[name] = array.view(mx.bfloat16) if info.dtype == "bfloat16" else array
+        mx.eval(self[name])
 
 
 def load_weights(
@@ -41,42 +51,31 @@ def load_weights(
     dtype: mx.Dtype | None = None,
     expected: Mapping[str, str] | None = None,
     promised: Mapping[str, str] | None = None,
-    progress: Callable[[int], None] | None = None,
-    started: Callable[[int], None] | None = None,
+    meter: Meter | None = None,
 ) -> LoadedWeights:
     """The model of a folder or a file, after L0 to L3.
 
     verify: False raises only where no model can be made of the files; what else was found is in the notes.
     dtype: of the weights, by default that of the files; what sets the dynamics is float32 in any case.
-    expected, promised, progress, started: see `inspect`.
+    expected, promised, meter: see `inspect`.
     Raises: WeightMismatch naming the failed checks; ConfigError for a path without weights.
     """
-    arrays: dict[str, mx.array] = {}
-
-    def keep(name: str, info: TensorInfo, stored: np.ndarray) -> None:
-        arrays[name] = as_array(info, stored)
-
-    found = inspect(path, expected=expected, promised=promised, progress=progress, started=started, keep=keep)
+    arrays = Arrays()
+    found = inspect(
+        path, expected=expected, promised=promised, meter=meter, keep=arrays.keep, go_on=not verify
+    )
     require((f for f in found.findings if verify or f.check in STRUCTURE), path)
-    _fill(found, arrays, dtype)
+    fill(found, arrays, dtype)
     if verify:
         verified.remember(found, "L3")
     notes = {"verified": "L3" if verify else None, "findings": [str(f) for f in found.findings]}
     return LoadedWeights(found.model, found.config, found, notes)
 
 
-def as_array(info: TensorInfo, stored: np.ndarray) -> mx.array:
-    """Memory-mapped numbers as an MLX array of their own."""
-    array = mx.array(np.array(stored, order="C"))
-    array = array.view(mx.bfloat16) if info.dtype == "bfloat16" else array
-    mx.eval(array)
-    return array
-
-
-def _fill(found: Inspection, arrays: dict[str, mx.array], dtype: mx.Dtype | None) -> None:
-    """Give the model its numbers, tensor by tensor: a file's is let go once ours is made of it."""
+def fill(found: Inspection, arrays: Arrays, dtype: mx.Dtype | None = None) -> None:
+    """Give the model of an inspection its numbers; each tensor of the files is let go when ours is made."""
+    may_cast = getattr(found.model, "cast_predicate", lambda path: True)
     weights = []
-    may_cast = found.model.cast_predicate
     for ours, (source, transform) in found.names.pairs.items():
         array = TRANSFORMS[transform](arrays.pop(source))
         if found.container.info(source).dtype in FLOATS:

@@ -1,6 +1,6 @@
 """Which weights on this machine were verified, and how far, by root digest, size and time of every file.
 
-    ~/.cache/kssm-mlx/verified.json, or in $KSSM_CACHE: path -> {level, root, files: {name: [size, time, inode]}}
+    ~/.cache/kssm-mlx/verified.json ($KSSM_CACHE): path -> {level, root, files: {name: [size, time, inode]}}
 
 A file that was touched is no longer the one that was verified, whatever its content.
 """
