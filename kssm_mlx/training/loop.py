@@ -188,6 +188,11 @@ class _Run:
     def go(self, stop: StopRequest) -> None:
         """Step until the recipe's last step or a signal."""
         self.progress.begin(self.step)
+        if self.step < self.recipe.train.steps and mx.default_device() == mx.cpu:
+            # Each fused kernel is a run of g++, about a hundred for K-SSM; they are kept in TMPDIR.
+            self.progress.say(
+                "compiling the first step: with an empty cache a minute or two, otherwise seconds"
+            )
         while self.step < self.recipe.train.steps:
             self._advance()
             improved = self._due(self.recipe.eval.every) and self._evaluate()
