@@ -509,7 +509,8 @@ def test_plain_lines_away_from_a_terminal(tmp_path):
     tiny_run(tmp_path / "run", out=out)
     lines = out.getvalue().splitlines()
     assert len([line for line in lines if line.startswith("step 3/12  loss ")]) == 1
-    assert "tokens/s" in lines[0] and "ETA" in lines[0]
+    assert lines[0].startswith("compiling the first step")
+    assert "tokens/s" in lines[1] and "ETA" in lines[1]
     assert any(line.startswith("step 8: validation ") and "bits/byte" in line for line in lines)
 
 
