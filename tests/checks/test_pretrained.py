@@ -177,7 +177,7 @@ def test_a_host_no_better_than_counting_fails(kind):
 def test_counting_is_fair():
     """Counts of the text itself would know what they are asked."""
     ids = np.frombuffer(english().encode(), np.uint8).astype(np.int64)
-    rungs = behaviour.counting(ids, 256)
+    rungs = behaviour.counting(ids, 8193, 256)
     in_sample = Counted(english(), order=2)
     nats = host(in_sample).evaluation["nats_per_token"]
     assert nats < rungs["bigram"] < rungs["unigram"] < np.log(256)
@@ -185,7 +185,7 @@ def test_counting_is_fair():
 
 def test_the_figure_of_another_model_fails():
     kept = behaviour.measure(host())
-    poorer = Counted(english()[: len(english()) // 2])
+    poorer = Counted(english()[len(english()) // 2 :])
     check = behaviour.figure(host(poorer, behaviour=kept))
     assert check.verdict == "fail" and "W11, W16, W21" in check.fix
     assert behaviour.figure(host(behaviour=kept)).verdict == "pass"
