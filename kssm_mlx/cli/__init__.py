@@ -12,8 +12,10 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from kssm_mlx.cli.convert import convert
 from kssm_mlx.cli.doctor import doctor
 from kssm_mlx.cli.evaluate import evaluate
+from kssm_mlx.cli.export import export
 from kssm_mlx.cli.generate import generate
 from kssm_mlx.cli.recipes import recipes
 from kssm_mlx.cli.report import report
@@ -75,7 +77,7 @@ def main(
     """Language models with oscillators in them, on MLX: trained, verified before and after, looked at."""
 
 
-for command in (train, verify, generate, report, simulate, recipes, doctor):
+for command in (train, verify, generate, report, export, convert, simulate, recipes, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("verify-weights")(verify_weights)

@@ -28,6 +28,8 @@ from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError, ConfigError, DataError
+from kssm_mlx.experiments.hosts import open_model
+from kssm_mlx.experiments.start import Start, start, start_of_run, take
 from kssm_mlx.experiments.tracking import tracked
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import Trained
@@ -38,6 +40,7 @@ from kssm_mlx.training.loop import Hooks, Result, refuse_second_run, train_loop
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten, from_arrays, initial_state
 
+BESIDE_RECIPE = ("configuration", "host_digest")  # what recipe.json holds beside the recipe
 PROMPT_TOKENS = 16  # of held-out text, where a recipe gives no prompt and the tokenizer no separator
 
 
@@ -64,7 +67,8 @@ def train(
     with writing("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock.hold(folder):
-        context = _context(recipe, folder, _data(recipe, folder, resume, allow_config_change))
+        data = _data(recipe, folder, resume, allow_config_change)
+        context = _context(recipe, folder, data, _saved_host(folder) if resume else None)
         _describe(folder, recipe, context)
         console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
         _examine(context, "P", "preflight", waivers)
@@ -89,23 +93,26 @@ def train(
     return result
 
 
-def load(path: str | Path) -> Trained:
-    """The trained model of a run folder (its best checkpoint) or of one checkpoint folder, ready to use.
+def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None) -> Trained:
+    """A model ready to use: of a run folder (its best checkpoint) or one checkpoint folder, of any folder or
+    file with weights, or of a repository on the hub.
 
-    Everything is verified against the checkpoint's manifest and evaluated: nothing is read later.
-    Raises: CheckpointError for what is missing or damaged.
+    Everything is verified and evaluated, nothing is read later: a run against its checkpoint's manifest,
+    other weights by L0 to L3 of `kssm verify-weights`. verify and dtype: of other weights, see `open_model`.
+    Raises: CheckpointError, WeightMismatch, ConfigError for what is missing, damaged or not a model.
     """
-    path = Path(path)
-    folder, chosen = _locate(path)
-    saved = _recipe_json(folder)
-    model = models.build(models.config_from_dict(saved["configuration"]))
-    snapshot = checkpoint.load(chosen, stems=["model"])
-    weights = snapshot.tensors["model"]
-    model.load_weights(list(weights.items()), strict=True)
-    mx.eval(model.parameters())
-    digest = root_digest({name: tensor_digest(array) for name, array in weights.items()})
-    tokenizer = TokenData.open(folder / "data").tokenizer
-    return Trained(model, tokenizer, str(chosen), digest, {"step": snapshot.step})
+    located = _locate(Path(path))
+    if located is None:
+        return open_model(path, verify=verify, dtype=dtype)
+    folder, chosen = located
+    recipe, data = _recipe_of(folder), TokenData.open(folder / "data")
+    began = start_of_run(recipe, data, _recipe_json(folder))
+    snapshot = checkpoint.load(chosen, stems=[recipe.model.trained_file])
+    trained = snapshot.tensors[recipe.model.trained_file]
+    take(began.model, trained)
+    digests = {name: tensor_digest(array) for name, array in trained.items()}
+    digest = root_digest({**digests, **({"host": began.host} if began.host else {})})
+    return Trained(began.model, data.tokenizer, str(chosen), digest, {"step": snapshot.step})
 
 
 def verify(target: str | Path, *, only: Iterable[str] | None = None, level: str | None = None) -> list[Check]:
@@ -149,7 +156,7 @@ def _changes(recipe: Recipe, folder: Path) -> list[str]:
     """One phrase per key of the recipe that is not as the run in `folder` has it."""
     if not (folder / "recipe.json").is_file():
         return []
-    then = identity.dotted(_without(_recipe_json(folder), "about", "configuration"))
+    then = identity.dotted(_without(_recipe_json(folder), "about", *BESIDE_RECIPE))
     return identity.differences(then, identity.dotted(_without(recipe.model_dump(), "about")))
 
 
@@ -171,35 +178,29 @@ def _rehearse(recipe: Recipe, folder: Path, kept: TokenData | None) -> None:
     saved = latest.snapshot
     with tempfile.TemporaryDirectory(prefix="kssm-resume-") as elsewhere:
         data = kept or prepare(recipe.data, elsewhere)
-        model = models.build(_configuration(recipe, data))
+        model = start(recipe, data, host=_saved_host(folder)).model
         identity.changes(saved.state["identity"], identity.of(model, recipe, data), allow=True)
-        restored = from_arrays(saved.tensors["model"], saved.tensors["optimizer"])
+        trained = saved.tensors.get(recipe.model.trained_file, {})
+        restored = from_arrays(trained, saved.tensors["optimizer"])
         identity.require_same_parameters(restored, initial_state(model, recipe.train))
 
 
-def _configuration(recipe: Recipe, data: TokenData):
-    return models.configure(
-        recipe.model.family,
-        recipe.model.size,
-        vocab_size=data.vocab_size,
-        context=recipe.train.context,
-        overrides=recipe.model.overrides,
-    )
-
-
-def _context(recipe: Recipe, folder: Path, data: TokenData) -> Context:
-    """Data and a fresh model: what a run starts from."""
+def _context(recipe: Recipe, folder: Path, data: TokenData, host: str | None = None) -> Context:
+    """Data and model before the first step; `host` is the digest that the run's host must have."""
     _refuse_unusable(data, recipe)
-    config = _configuration(recipe, data)
-    model = models.build(config, seed=recipe.train.seed)
+    return _starting(recipe, folder, data, start(recipe, data, host=host))
+
+
+def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Context:
     return Context(
-        model=model,
-        config=config,
+        model=began.model,
+        config=began.model.args,
         recipe=recipe,
         data=data,
         tokenizer=data.tokenizer,
-        initial=dict(flatten(model.parameters())),
+        initial=flatten(began.model.trainable_parameters()),
         run_folder=folder,
+        host=began.host,
     )
 
 
@@ -228,25 +229,25 @@ def _recipe_context(target: str | Path) -> Context:
 
 def _run_context(folder: Path) -> Context:
     """A run's recipe, its initial parameters and, once there is a checkpoint, the trained ones."""
-    saved = _recipe_json(folder)
-    recipe = recipes.parse(_without(saved, "configuration"), where=str(folder / "recipe.json"))
-    data = TokenData.open(folder / "data")
-    config = models.config_from_dict(saved["configuration"])
-    model = models.build(config, seed=recipe.train.seed)
-    context = Context(
-        model=model,
-        config=config,
-        recipe=recipe,
-        data=data,
-        tokenizer=data.tokenizer,
-        initial=dict(flatten(model.parameters())),
-        run_folder=folder,
-    )
+    recipe, data = _recipe_of(folder), TokenData.open(folder / "data")
+    context = _starting(recipe, folder, data, start_of_run(recipe, data, _recipe_json(folder)))
     latest = checkpoint.load_latest(folder / "checkpoints")
     if latest:
-        model.load_weights(list(latest.snapshot.tensors["model"].items()), strict=True)
+        take(context.model, latest.snapshot.tensors[recipe.model.trained_file])
         context.history = _rows(folder)
     return context
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    """The recipe that a run folder began with."""
+    saved = _without(_recipe_json(folder), *BESIDE_RECIPE)
+    return recipes.parse(saved, where=str(folder / "recipe.json"))
+
+
+def _saved_host(folder: Path) -> str | None:
+    """The root digest of the host that the run in `folder` began with; None where it has none."""
+    described = (folder / "recipe.json").is_file()
+    return _recipe_json(folder).get("host_digest") if described else None
 
 
 def _examine(context: Context, level: str, stage: str, waivers: dict[str, str] | None) -> None:
@@ -283,9 +284,12 @@ def _samples(model, key: mx.array, context: Context) -> list[dict[str, Any]]:
 def _describe(folder: Path, recipe: Recipe, context: Context) -> None:
     """recipe.json, the expanded recipe and configuration, and manifest.json, what it was run with."""
     described = {**recipe.model_dump(), "configuration": models.config_to_dict(context.config)}
+    if context.host:
+        described["host_digest"] = context.host
     manifest = {
         "command": " ".join(["kssm", *sys.argv[1:]]) if sys.argv[0].endswith("kssm") else None,
-        "parameters": sum(array.size for array in context.initial.values()),
+        "parameters": sum(array.size for array in flatten(context.model.parameters()).values()),
+        "trained_parameters": sum(array.size for array in context.initial.values()),
         "initial_digest": root_digest({n: tensor_digest(a) for n, a in context.initial.items()}),
         "data": context.data.index,
         "environment": environment.facts(),
@@ -297,26 +301,27 @@ def _describe(folder: Path, recipe: Recipe, context: Context) -> None:
 
 def _summary(context: Context) -> str:
     """One line on what is about to be trained on what."""
-    size = sum(array.size for array in context.initial.values())
+    trained = sum(array.size for array in context.initial.values())
+    size = sum(array.size for array in flatten(context.model.parameters()).values())
+    adapters = f", {trained:,} of them trained" if trained < size else ""
     splits = context.data.index["splits"]
     return (
-        f"{context.config.model_type}, {size:,} parameters; "
+        f"{context.config.model_type}, {size:,} parameters{adapters}; "
         f"{context.data.index['corpus']['name']}, {splits['train']['tokens']:,} tokens to train on, "
         f"{splits['validation']['tokens']:,} held out, vocabulary {context.data.vocab_size}"
     )
 
 
-def _locate(path: Path) -> tuple[Path, Path]:
-    """(run folder, checkpoint folder) of a run or a checkpoint."""
+def _locate(path: Path) -> tuple[Path, Path] | None:
+    """(run folder, checkpoint folder) of a run or of a checkpoint; None for weights from elsewhere."""
     if (path / "recipe.json").is_file():
         steps = checkpoint.steps(path / "checkpoints")
         if not steps:
             raise CheckpointError(f"{path} has no checkpoint yet; train it first: kssm train --resume")
         best = checkpoint.pointer(path / "checkpoints", "BEST")
         return path, best if best and best.is_dir() else list(steps.values())[-1]
-    if (path / "model.safetensors").is_file() and (path.parent.parent / "recipe.json").is_file():
-        return path.parent.parent, path
-    raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: no recipe.json found")
+    run = path.parent.parent
+    return (run, path) if path.name.startswith("step_") and (run / "recipe.json").is_file() else None
 
 
 def _recipe_json(folder: Path) -> dict[str, Any]:

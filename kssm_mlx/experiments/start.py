@@ -14,11 +14,13 @@ import mlx.nn as nn
 from kssm_mlx import models
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
-from kssm_mlx.experiments.pretrained import open_verified
+from kssm_mlx.experiments.hosts import open_model
 from kssm_mlx.models import adapters
 from kssm_mlx.models.base import Trained
 from kssm_mlx.training.recipe import Host, Recipe
 from kssm_mlx.training.state import flatten
+from kssm_mlx.weights import verified
+from kssm_mlx.weights.hub import resolve
 
 
 class Start(NamedTuple):
@@ -71,7 +73,7 @@ def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
 
 
 def _hosted(section: Host, data: TokenData, seed: int, expected: str | None) -> Start:
-    host = open_verified(section.host)
+    host = _open_verified(section.host)
     if expected not in (None, host.digest):
         raise WeightMismatch(
             f"{section.host} has root digest {host.digest[:12]}, the run began with {expected[:12]}; "
@@ -89,6 +91,23 @@ def _hosted(section: Host, data: TokenData, seed: int, expected: str | None) -> 
             'take "lora" or "full"'
         )
     return Start(model, host.digest)
+
+
+def _open_verified(source: str) -> Trained:
+    """The host, if all of `kssm verify-weights` has passed for exactly these weights."""
+    passed = verified.is_verified(resolve(source).path, "L5")
+    advice = f"run kssm verify-weights {source}"
+    if passed is None:
+        raise WeightMismatch(
+            f"{source} has not passed verification, or its files were touched since; {advice}"
+        )
+    host = open_model(source)
+    if host.digest != passed["root"]:
+        raise WeightMismatch(
+            f"{source} has root digest {host.digest[:12]}, what passed verification had "
+            f"{passed['root'][:12]}; {advice}"
+        )
+    return host
 
 
 def _refuse_other_tokens(host: Trained, data: TokenData) -> None:

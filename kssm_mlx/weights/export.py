@@ -57,8 +57,7 @@ def export(
     folder = Path(folder)
     if format not in FORMATS:
         raise ConfigError(f"no export format {format!r}; formats are {', '.join(FORMATS)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is in use; write into a new folder")
+    refuse_used(folder)
     config, weights = _mlx_lm(model) if format == "mlx-lm" else _transformers(model)
     ends = {} if end_of_text is None else {"eos_token_id": [end_of_text]}
     texts = {
@@ -69,6 +68,13 @@ def export(
     }
     _write(folder, texts, weights, {"format": "mlx" if format == "mlx-lm" else "pt"})
     return folder
+
+
+def refuse_used(folder: str | Path) -> None:
+    """Raises: ConfigError for a folder with anything in it, and a file in its place."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is in use; write into a new folder")
 
 
 def _mlx_lm(model: nn.Module) -> tuple[dict[str, Any], Weights]:

@@ -347,7 +347,7 @@ def test_a_damaged_checkpoint_is_not_loaded(copied):
 
 
 def test_what_is_no_run_is_not_loaded(tmp_path, copied):
-    with pytest.raises(CheckpointError, match="neither a run folder nor a checkpoint"):
+    with pytest.raises(ConfigError, match=r"has no weights: .* and it is no run folder"):
         run.load(tmp_path)
     (copied / "recipe.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"recipe\.json is not JSON"):

@@ -1,0 +1,63 @@
+"""`kssm export` and `kssm convert` through the command line: what they print, what they refuse."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from kssm_mlx.cli import app
+from tests.integrations.exported import exported, tiny
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("KSSM_CACHE", str(tmp_path / "cache"))
+    return exported(tiny("mamba"), tmp_path / "model")
+
+
+def kssm(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_export_says_how_to_run_the_folder(folder, tmp_path):
+    done = kssm("export", folder, tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "mlx_lm.generate --model" in done.output and "--trust-remote-code" in done.output
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"config.json", "kssm_model.py", "model.safetensors", "tokenizer.json"} <= names
+
+
+def test_export_for_transformers_has_its_architecture(folder, tmp_path):
+    assert kssm("export", folder, tmp_path / "out", "--format", "hf").exit_code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["MambaForCausalLM"] and "model_file" not in config
+
+
+def test_convert_prints_size_and_loss_before_and_after(folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    done = kssm("convert", folder, tmp_path / "out", "--bits", 8, "--group-size", 32, "--text", text)
+    assert done.exit_code == 0, done.output
+    before, after = map(float, done.output.split("nats/token")[1].split()[:2])
+    assert before != after and abs(before - after) < 0.1
+    assert "quantised modules" in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("export", "MODEL", "OUT", "--format", "gguf"), "no export format 'gguf'; formats are mlx-lm, hf"),
+        (("export", "MODEL", "MODEL"), "is in use; write into a new folder"),
+        (("convert", "MODEL", "OUT", "--bits", "5"), "affine quantisation has no bits 5; it has 4 or 8"),
+        (("convert", "MODEL", "OUT", "--text", "nowhere.txt"), "cannot read nowhere.txt"),
+        (("export", "nowhere", "OUT"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, folder, tmp_path):
+    places = {"MODEL": folder, "OUT": tmp_path / "out"}
+    done = kssm(*(places.get(a, a) for a in arguments))
+    assert done.exit_code == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
