@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ import mlx.core as mx
 from kssm_mlx.checks.arithmetic import judge_vocabulary
 from kssm_mlx.data.rwkv_world import VOCABULARY, WorldTokenizer
 from kssm_mlx.data.tokenizers import FILE, ByteTokenizer, Tokenizer, load_tokenizer
-from kssm_mlx.errors import WeightMismatch
+from kssm_mlx.errors import ConfigError, WeightMismatch
 from kssm_mlx.models.base import Trained
 from kssm_mlx.weights.formats import Container
 from kssm_mlx.weights.hub import Resolved, resolve
@@ -37,7 +38,7 @@ def open_model(
         meter=meter,
     )
     rows, notes = loaded.config.vocab_size, {**loaded.notes, "revision": resolved.revision}
-    tokenizer = tokenizer_of(loaded.inspection.container, rows)
+    tokenizer = tokenizer_of(loaded.inspection.container, rows, known(resolved))
     if tokenizer is None:
         notes["hint"] = f"no tokenizer for {rows:,} embedding rows: put its tokenizer.json beside the weights"
     elif verify:
@@ -50,14 +51,22 @@ def known(resolved: Resolved) -> Manifest:
     return shipped_manifests().get(resolved.repo or "") or Manifest()
 
 
-def tokenizer_of(container: Container, rows: int) -> Tokenizer | None:
-    """The tokenizer beside the weights; without one, bytes where the embedding has 256 rows, else None."""
+def tokenizer_of(container: Container, rows: int, known: Manifest) -> Tokenizer | None:
+    """The tokenizer beside the weights; without one, bytes where the embedding has 256 rows, else the one the
+    manifest names, from its own repository; None where that cannot be had.
+    """
     folder = container.folder / "data" if container.layout == "run" else container.folder
     if (folder / FILE).is_file():
         return load_tokenizer(folder)
     if (folder / VOCABULARY).is_file():
         return WorldTokenizer.from_file(folder)
-    return ByteTokenizer() if rows == 256 else None
+    if rows == 256:
+        return ByteTokenizer()
+    if known.tokenizer is None or known.tokenizer.repo is None:
+        return None
+    with suppress(ConfigError):  # offline: L5 and the hint say that there is none
+        return load_tokenizer(resolve(f"{known.tokenizer.repo}/{FILE}").path.parent)
+    return None
 
 
 def _refuse_other_tokenizer(tokenizer: Tokenizer, rows: int, source: str | Path) -> None:

@@ -63,7 +63,8 @@ def verify_weights(
         fill(found, arrays)
         checks += examine(host(found, known, text))
     if all(c.ok for c in checks):
-        verified.remember(found, "L3" if quick else "L5")
+        # Without a text it could read, the model was not seen to speak: training on it is refused.
+        verified.remember(found, "L5" if _read_the_text(checks) else "L3")
     return Verification(checks, found, resolved)
 
 
@@ -72,7 +73,7 @@ def host(found: Inspection, known: Manifest, text: str | None = None) -> Host:
     return Host(
         model=found.model,
         config=found.config,
-        tokenizer=tokenizer_of(found.container, found.config.vocab_size),
+        tokenizer=tokenizer_of(found.container, found.config.vocab_size, known),
         text=text,
         domain=known.domain,
         facts=known.model,

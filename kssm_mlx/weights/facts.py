@@ -34,10 +34,11 @@ class ModelFacts(Table):
 
 
 class TokenizerFacts(Table):
-    """The tokenizer the model was trained with and how many ids it gives."""
+    """The tokenizer the model was trained with, how many ids it gives, and a repository that has its file."""
 
     name: str
     vocab_size: PositiveInt
+    repo: str | None = None
 
 
 class Published(Table):

@@ -76,6 +76,7 @@ def resolve(source: str | Path, revision: str | None = None) -> Resolved:
 def choose(names: Iterable[str], file: str | None = None) -> list[str]:
     """What of a repository's files makes a model: one set of weights (safetensors first) and its description.
 
+    file: the one that is meant, in a repository of several models or of no model.
     Raises: ConfigError if there are no weights, or several without one that goes by the usual name.
     """
     names = set(names)
@@ -83,7 +84,7 @@ def choose(names: Iterable[str], file: str | None = None) -> list[str]:
     if file is not None:
         if file not in names:
             raise ConfigError(f"the repository has no file {file!r}{nearest(file, names)}")
-        return [*beside, file]
+        return list(dict.fromkeys([*beside, file]))
     for stem, ending in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, shard = f"{stem}.{ending}.index.json", re.compile(rf"{stem}-\d+-of-\d+\.{ending}")
         if index in names:

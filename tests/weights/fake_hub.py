@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import constants
 
 LARGE = (".safetensors", ".bin", ".pth")  # what a repository keeps in Git LFS
 
@@ -49,6 +52,19 @@ class FakeHub:
     def downloads(self, name: str) -> list[str | None]:
         """The ranges asked for of a file, in order."""
         return [r for method, path, r in self.log if method == "GET" and path.endswith("/" + name)]
+
+
+@contextmanager
+def served(repos, tmp_path, monkeypatch):
+    """A hub on loopback with these repositories; huggingface_hub knows no other and has an empty cache."""
+    with FakeHub(repos) as hub:
+        files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is written at a time; else 10 MB
+        monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's own attempts
+        yield hub
 
 
 class _Handler(BaseHTTPRequestHandler):

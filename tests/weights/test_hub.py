@@ -7,7 +7,7 @@ from huggingface_hub import constants
 
 from kssm_mlx.errors import ConfigError, WeightMismatch
 from kssm_mlx.weights.hub import choose, resolve
-from tests.weights.fake_hub import FakeHub
+from tests.weights.fake_hub import served
 
 COMMIT, OLDER = "c" * 40, "a" * 40
 REPO = "someone/tiny-mamba"
@@ -31,15 +31,8 @@ SHARDED = {
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub on loopback, and huggingface_hub with an empty cache that knows no other hub."""
-    with FakeHub({REPO: {COMMIT: FILES, OLDER: {**FILES, "config.json": b"{}"}}}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what is written at a time; else 10 MB
-        monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's own attempts
+    repos = {REPO: {COMMIT: FILES, OLDER: {**FILES, "config.json": b"{}"}}}
+    with served(repos, tmp_path, monkeypatch) as hub:
         yield hub
 
 
@@ -85,6 +78,14 @@ def test_one_file_of_many(hub):
     assert got.path.read_bytes() == b"2" * 99 and not hub.downloads("one.pth")
     with pytest.raises(ConfigError, match=r"no file 'tow\.pth'; did you mean 'two\.pth'"):
         resolve("blink/pile/tow.pth")
+
+
+def test_a_tokenizer_from_a_repository_without_weights(hub):
+    hub.repos["someone/tokens"] = {COMMIT: {"tokenizer.json": b"[1]", "merges.txt": b"x"}}
+    got = resolve("someone/tokens/tokenizer.json").path
+    assert contents(got.parent) == {"tokenizer.json": b"[1]"}
+    hub.stop()
+    assert resolve("someone/tokens/tokenizer.json").path == got
 
 
 def test_safetensors_first_then_bin_then_the_only_one():
