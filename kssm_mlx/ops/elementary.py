@@ -20,6 +20,8 @@ import mlx.core as mx
 
 # Adding and subtracting 1.5 * 2^23 rounds a float32 to an integer and leaves it in the low bits of the sum.
 _ROUND = 12582912.0
+# With 127 on top those low bits are the exponent field of 2^n, to be shifted into place.
+_EXPONENT = _ROUND + 127
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4
 _PI_HIGH, _PI_MID, _PI_LOW = 3.140625, 9.67502593994140625e-4, 1.509957990139636e-7
 _EXPM1_BY_X = [1 / math.factorial(n + 1) for n in range(7)]
@@ -55,26 +57,37 @@ def _either(theirs: Callable) -> Callable:
     return choose
 
 
-def _horner(x: mx.array, coefficients: list[float]) -> mx.array:
-    *rest, y = coefficients
-    for c in reversed(rest):
-        y = y * x + c
-    return y
+def _polynomial(x: mx.array, coefficients: list[float]) -> mx.array:
+    """Estrin's scheme: mx.compile fuses chains of 11 operations at most, and Horner's would be longer."""
+    terms = list(coefficients)
+    while len(terms) > 1:
+        pairs = [low + high * x for low, high in zip(terms[::2], terms[1::2])]
+        terms, x = pairs + terms[2 * len(pairs) :], x * x
+    return terms[0]
 
 
 def _expm1_parts(x: mx.array) -> tuple[mx.array, mx.array]:
     """(2^n, exp(r) - 1) with exp(x) = 2^n exp(r): bits of a rounded sum, and a polynomial."""
     x = mx.clip(x, -87.0, 88.0)
-    shifted = x * _LOG2E + _ROUND
-    n = shifted - _ROUND
+    shifted = x * _LOG2E + _EXPONENT
+    n = shifted - _EXPONENT
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    two_to_n = ((shifted.view(mx.int32) << 23) + (127 << 23)).view(mx.float32)
-    return two_to_n, r * _horner(r, _EXPM1_BY_X)
+    two_to_n = (shifted.view(mx.int32) << 23).view(mx.float32)
+    return two_to_n, r * _polynomial(r, _EXPM1_BY_X)
+
+
+def _sealed(x: mx.array) -> mx.array:
+    """x, where mx.compile must begin a new kernel.
+
+    It fuses from the last operation backwards, 11 deep. A constant that falls just outside becomes an array
+    of stride 0, and with such an input a kernel no longer vectorises: three times slower. A view is never fused.
+    """
+    return x.view(mx.int32).view(mx.float32)
 
 
 def _exp(x: mx.array) -> mx.array:
     power, expm1 = _expm1_parts(x)
-    return power * expm1 + power
+    return _sealed(power * expm1 + power)
 
 
 def _sigmoid(x: mx.array) -> mx.array:
@@ -84,7 +97,7 @@ def _sigmoid(x: mx.array) -> mx.array:
 def _log1p_unit(u: mx.array) -> mx.array:
     """log(1 + u) for u in [0, 1], by 2 atanh(u / (2 + u))."""
     t = u / (2 + u)
-    return t * _horner(t * t, _ATANH)
+    return t * _polynomial(t * t, _ATANH)
 
 
 @_either(mx.exp)
@@ -148,7 +161,7 @@ def sincos(x: mx.array) -> tuple[mx.array, mx.array]:
     n = (x * (0.5 / math.pi) + _ROUND) - _ROUND
     y = ((0.5 * x - n * _PI_HIGH) - n * _PI_MID) - n * _PI_LOW
     square = y * y
-    s, c = y * _horner(square, _SIN_BY_X), _horner(square, _COS)
+    s, c = y * _polynomial(square, _SIN_BY_X), _polynomial(square, _COS)
     return 2 * s * c, (c - s) * (c + s)
 
 
@@ -160,7 +173,7 @@ def _sincos_vjp(x, g, y):
 def _tanh_by_x_anywhere(s: mx.array) -> mx.array:
     small = s < 0.2
     x = mx.sqrt(mx.where(small, 1.0, s))
-    return mx.where(small, _horner(mx.where(small, s, 0.0), _TANH_BY_X), mx.tanh(x) / x)
+    return mx.where(small, _polynomial(mx.where(small, s, 0.0), _TANH_BY_X), mx.tanh(x) / x)
 
 
 @_either(_tanh_by_x_anywhere)
@@ -169,7 +182,7 @@ def tanh_by_x(s: mx.array) -> mx.array:
     """tanh(x) / x as a function of s = x^2 >= 0: smooth through zero, unlike tanh(sqrt(s)) / sqrt(s)."""
     x = mx.sqrt(s + 1e-12)
     power, expm1 = _expm1_parts(-2 * x)
-    loss = power * expm1 + (power - 1)
+    loss = _sealed(power * expm1 + (power - 1))
     return -loss / ((2 + loss) * x)
 
 
@@ -177,4 +190,4 @@ def tanh_by_x(s: mx.array) -> mx.array:
 def _tanh_by_x_vjp(s, g, y):
     small = s < 0.2
     exact = (1 - s * y * y - y) / (2 * mx.where(small, 1.0, s))
-    return g * mx.where(small, _horner(mx.minimum(s, 0.2), _TANH_BY_X_SLOPE), exact)
+    return g * mx.where(small, _polynomial(mx.minimum(s, 0.2), _TANH_BY_X_SLOPE), exact)
