@@ -59,7 +59,7 @@ def plot_validation(runs: list[Run], path: Path) -> Path:
         if same_text and bigram:
             ax.axhline(bigram, color=MUTED, linewidth=0.9, linestyle="--", label=f"bigram {bigram:.3f}")
         ax.set(xlabel="step", ylabel=unit, title="validation")
-        ax.legend(loc="upper right", frameon=True, facecolor="white", edgecolor="none", framealpha=0.9)
+        ax.legend(loc="best", frameon=True, facecolor="white", edgecolor="none", framealpha=0.9)
     return path
 
 
