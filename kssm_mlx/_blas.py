@@ -158,7 +158,7 @@ def _forwarding_library() -> ctypes.CDLL:
     import hashlib
 
     digest = hashlib.sha256(f"{os.uname().machine}\n{SOURCE}".encode()).hexdigest()[:16]
-    path = _private_folder() / f"gemm-{digest}.so"
+    path = private_folder() / f"gemm-{digest}.so"
     if not path.exists():
         _compile(path)
     try:
@@ -167,7 +167,7 @@ def _forwarding_library() -> ctypes.CDLL:
         raise RuntimeError(f"{error}; delete that file") from None
 
 
-def _private_folder() -> Path:
+def private_folder() -> Path:
     """The user's cache folder, refused when somebody else could plant a library in it."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "kssm-mlx"
@@ -182,7 +182,15 @@ def _private_folder() -> Path:
 
 
 def _compile(library: Path) -> None:
-    """Compile `SOURCE` beside `library` and rename it there, so that several processes may do so at once."""
+    compile_library(SOURCE, library, "-O2")
+
+
+def compile_library(code: str, library: Path, *flags: str) -> None:
+    """Compile C++ beside `library` and rename it there, so that several processes may do so at once.
+
+    Raises:
+        RuntimeError: no g++, or it refused the code.
+    """
     import shutil
     import subprocess
     import tempfile
@@ -190,9 +198,9 @@ def _compile(library: Path) -> None:
     if shutil.which("g++") is None:
         raise RuntimeError("g++ is missing; install it (apt install g++): mx.compile needs it too")
     with tempfile.TemporaryDirectory(dir=library.parent) as work:
-        source, result = Path(work, "gemm.cpp"), Path(work, "gemm.so")
-        source.write_text(SOURCE)
-        command = ["g++", "-O2", "-fPIC", "-shared", "-o", str(result), str(source)]
+        source, result = Path(work, "source.cpp"), Path(work, "library.so")
+        source.write_text(code)
+        command = ["g++", *flags, "-fPIC", "-shared", "-o", str(result), str(source)]
         run = subprocess.run(command, capture_output=True, text=True, timeout=60)
         if run.returncode != 0:
             reason = next(iter(run.stderr.strip().splitlines()), f"exit code {run.returncode}")

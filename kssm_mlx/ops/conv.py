@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import dispatch
+
 
 def causal_conv(
     x: mx.array,
@@ -16,6 +18,7 @@ def causal_conv(
     *,
     resets: mx.array | None = None,
     lengths: mx.array | None = None,
+    impl: str = "auto",
 ) -> tuple[mx.array, mx.array]:
     """y_t = bias + sum_w weight[:, w] x_{t-W+1+w}, never reaching past a document's first token.
 
@@ -28,13 +31,16 @@ def causal_conv(
     past = mx.zeros((B, W - 1, D), x.dtype) if state is None else state.astype(x.dtype)
     padded = mx.concatenate([past, x], axis=1)
     document = _document_index(resets, W)
+    last = _last_inputs(padded, document, W, lengths)
+    if W > 1 and (kernel := dispatch.kernel("conv", impl)):
+        return kernel(x, weight, bias, past, resets), last
     y = 0 if bias is None else bias
     for w in range(W):
         tap = padded[:, w : w + T] * weight[:, w]
         if document is not None and w < W - 1:
             tap = mx.where((document[:, w : w + T] == document[:, W - 1 :])[..., None], tap, 0)
         y = y + tap
-    return y.astype(x.dtype), _last_inputs(padded, document, W, lengths)
+    return y.astype(x.dtype), last
 
 
 def _document_index(resets: mx.array | None, W: int) -> mx.array | None:

@@ -24,6 +24,7 @@ from functools import cache
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.disc_forms import AFFINE, DISC, KICK, Arrays, Form, disc_of, parts_of
 from kssm_mlx.ops.elementary import exp, sincos, tanh_by_x
 from kssm_mlx.oscillators.mobius import Disc, compose, derivative
@@ -51,7 +52,9 @@ def mobius_scan_reference(
     return Planar(mx.stack([s.re for s in states], 1), mx.stack([s.im for s in states], 1))
 
 
-def mobius_scan(a: Planar, k: Planar, z0: Planar | None = None, kappa: float | mx.array = 1.0) -> Planar:
+def mobius_scan(
+    a: Planar, k: Planar, z0: Planar | None = None, kappa: float | mx.array = 1.0, *, impl: str = "auto"
+) -> Planar:
     """All states of the kick form, in parallel over time, with closed-form gradients in a, k, z0 and kappa.
 
     Shapes: a, k [B, T, G], |a| < 1 (see `flow`), sqrt(kappa) |k| <= 1 (see `kick`); z0 [B, G] in the disc,
@@ -59,6 +62,8 @@ def mobius_scan(a: Planar, k: Planar, z0: Planar | None = None, kappa: float | m
     Raises: ConfigError for a negative kappa given as a number.
     """
     refuse_negative_curvature(kappa)
+    if kernel := dispatch.kernel("mobius_scan", impl):
+        return kernel(a, k, z0, kappa)
     a, k = a.map(_at_least_fp32), k.map(_at_least_fp32)
     B, _, G = k.shape
     z0 = Planar.zeros((B, G), k.dtype) if z0 is None else z0.map(lambda x: x.astype(k.dtype))

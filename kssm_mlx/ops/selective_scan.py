@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.scan import begins, float32, inside, linear_scan
 
 
@@ -37,12 +38,15 @@ def selective_scan(
     *,
     resets: mx.array | None = None,
     lengths: mx.array | None = None,
+    impl: str = "auto",
 ) -> tuple[mx.array, mx.array]:
     """The scan with everything but the recurrence itself hoisted out of the loop over time.
 
     Shapes: x, dt [B, T, D] with dt > 0; A [D, N] < 0; B, C [B, T, N]; state [B, D, N], zeros when None;
         resets [B, T] bool; lengths [B] int. Returns y [B, T, D] and the state [B, D, N], both fp32.
     """
+    if kernel := dispatch.kernel("selective_scan", impl):
+        return kernel(x, dt, A, B, C, state, resets=resets, lengths=lengths)
     x, dt, A, B, C = float32(x, dt, A, B, C)
     if lengths is not None:
         dt = mx.where(inside(lengths, x.shape[1])[..., None], dt, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.scan import (
     before,
     begins,
@@ -48,6 +49,7 @@ def ssd(
     resets: mx.array | None = None,
     lengths: mx.array | None = None,
     chunk: int = 64,
+    impl: str = "auto",
 ) -> tuple[mx.array, mx.array]:
     """The chunked scan: quadratic inside a chunk, recurrent between chunks.
 
@@ -55,6 +57,8 @@ def ssd(
         state [B, H, P, N], zeros when None; resets [B, T] bool; lengths [B] int.
         Returns y [B, T, H, P] and the state [B, H, P, N], both fp32.
     """
+    if kernel := dispatch.kernel("ssd", impl):
+        return kernel(x, dt, A, B, C, state, resets=resets, lengths=lengths)
     x, dt, A, B, C = float32(x, dt, A, B, C)
     batch, T, H, P = x.shape
     N, L = B.shape[-1], min(chunk, T)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.scan import before, begins, float32, inside, linear_scan, max_plus_scan
 
 EMPTY = -1e38
@@ -65,12 +66,15 @@ def wkv4(
     *,
     resets: mx.array | None = None,
     lengths: mx.array | None = None,
+    impl: str = "auto",
 ) -> tuple[mx.array, WKV4State]:
     """The stabiliser first, by a max-plus scan; then num and den in one linear scan.
 
     Shapes: w, u [C], w < 0; k, v [B, T, C]; state [B, C] each, empty when None; resets [B, T] bool;
         lengths [B] int. Returns y [B, T, C] and the state, fp32.
     """
+    if kernel := dispatch.kernel("wkv4", impl):
+        return kernel(w, u, k, v, state, resets=resets, lengths=lengths)
     w, u, k, v = float32(w, u, k, v)
     B, _, C = k.shape
     state = empty_state(B, C) if state is None else WKV4State(*float32(*state))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.scan import (
     before,
     begins,
@@ -55,6 +56,7 @@ def wkv7(
     resets: mx.array | None = None,
     lengths: mx.array | None = None,
     chunk: int = 16,
+    impl: str = "auto",
 ) -> tuple[mx.array, mx.array]:
     """The chunked form: all chunks side by side, then one matrix recurrence from chunk to chunk.
 
@@ -63,6 +65,8 @@ def wkv7(
     Shapes: r, log_w, k, a, b [B, T, H, K]; v [B, T, H, V]; log_w < 0; state [B, H, V, K], zeros when None;
         resets [B, T] bool; lengths [B] int. Returns y [B, T, H, V] and the state [B, H, V, K], both fp32.
     """
+    if kernel := dispatch.kernel("wkv7", impl):
+        return kernel(r, log_w, k, v, a, b, state, resets=resets, lengths=lengths)
     r, log_w, k, v, a, b = float32(r, log_w, k, v, a, b)
     B, T, H, K = r.shape
     L = min(chunk, T)

@@ -1,0 +1,112 @@
+"""Which form of a recurrence runs: the rule behind `impl`, and the record of kernels that may be trusted.
+
+    "compiled"  pure MLX, everywhere
+    "gpu"       the kernel; refused where the default device has none
+    "auto"      the kernel where the default device has one and it is trusted there, else the compiled form
+
+A kernel is trusted on a device once it has agreed with the compiled form on it. `kssm doctor` measures that
+and writes the verdict to the user's cache folder; where no verdict stands, the kernel proves itself on a
+small case when it is first wanted. What failed stays off until the kernel, MLX or the device changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import mlx.core as mx
+
+from kssm_mlx import _blas, files
+from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.ops import gpu
+
+IMPLS = ("auto", "compiled", "gpu")
+# Their compiled form is matrix products, which a GPU does at another rate than one lane per thread.
+COMPILED_BY_DEFAULT = ("ssd",)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an op's kernel agreed with its compiled form; why not, where it did not.
+
+    error: the largest in fp32, relative to the largest value of each array.
+    """
+
+    op: str
+    ok: bool
+    error: float
+    why: str = ""
+
+
+def kernel(op: str, impl: str) -> Callable | None:
+    """The kernel form of `op` if `impl` asks for it, None for the compiled form.
+
+    Raises: ConfigError for an unknown `impl`, or "gpu" where the default device has no kernels.
+    """
+    if impl not in IMPLS:
+        raise ConfigError(f"impl is one of {', '.join(IMPLS)}, got {impl!r}{nearest(str(impl), IMPLS)}")
+    if impl == "compiled":
+        return None
+    if impl == "auto" and (op in COMPILED_BY_DEFAULT or gpu.dialect() is None or not trusted(op)):
+        return None
+    if gpu.dialect() is None:
+        raise ConfigError(
+            f"{op}: impl='gpu' needs a GPU, the default device is {mx.default_device()}; use 'auto'"
+        )
+    return getattr(import_module(f"kssm_mlx.ops.kernels.{op}"), op)
+
+
+def trusted(op: str) -> bool:
+    """Whether the kernel of `op` has agreed with the compiled form on the default device."""
+    return _verdict(op, identity(op)).ok
+
+
+@cache
+def _verdict(op: str, identity: str) -> Verdict:
+    known = recorded().get(identity)
+    if known is not None:
+        return known
+    from kssm_mlx.ops.kernels import parity
+
+    verdict = parity.prove(op)
+    if not verdict.ok:
+        warnings.warn(f"{op}: the GPU kernel is off ({verdict.why}); see kssm doctor", stacklevel=2)
+    return verdict
+
+
+def identity(op: str) -> str:
+    """What a verdict holds for: these kernel sources on this device with this MLX."""
+    sources = b"".join(path.read_bytes() for path in sorted(gpu.FOLDER.glob(f"{op}*")))
+    where = f"{gpu.dialect()} {mx.device_info().get('device_name', '')} mlx {mx.__version__}"
+    digest = hashlib.sha256(Path(gpu.__file__).read_bytes() + sources).hexdigest()[:12]
+    return f"{op} {digest} {where}"
+
+
+def recorded() -> dict[str, Verdict]:
+    """Verdicts of earlier `kssm doctor` runs by identity; none where the record cannot be read."""
+    try:
+        found = json.loads(_record().read_text())
+        return {name: Verdict(**verdict) for name, verdict in found.items()}
+    except (RuntimeError, OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def record(verdicts: list[Verdict]) -> Path:
+    """Remember what `kssm doctor` found, in place of older verdicts of the same identity.
+
+    Raises: RuntimeError when the user's cache folder cannot be had.
+    """
+    kept = {**recorded(), **{identity(v.op): v for v in verdicts}}
+    files.replace(_record(), json.dumps({name: asdict(v) for name, v in kept.items()}, indent=1))
+    _verdict.cache_clear()
+    return _record()
+
+
+def _record() -> Path:
+    return _blas.private_folder() / "kernels.json"

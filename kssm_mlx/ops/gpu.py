@@ -1,0 +1,234 @@
+"""One kernel body, three dialects: Metal and CUDA to run it, C++ to test it where there is no GPU.
+
+A body (`kernels/*.inc`) is plain C: one lane of the recurrence per thread, time serial, no communication
+between threads. It reads and writes arrays by index only, so that it does not matter whether Metal puts them
+in `device` or `constant` memory, and it says EXP, SIN, COS, MAX, ROUND, UNROLL and FUNCTION where the
+dialects differ. What a dialect adds is `lane`, the sizes, and the signature; MLX writes the signatures for
+Metal and CUDA, `_cpp_source` does it for C++.
+
+Which op uses its kernel when is decided in `dispatch.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from kssm_mlx import _blas
+from kssm_mlx.errors import ConfigError
+
+FOLDER = Path(__file__).parent / "kernels"
+# Threads per group. Lanes are few in a recurrence, so small groups spread over more cores; not yet measured.
+GROUP = 32
+# Tokens between two states kept for the backward pass.
+CHUNK = 16
+# What a token does to the state before it (`marks`): nothing, forget it, or leave it as it is.
+BEGINS, PADDING = 1, 2
+
+HEADERS = {
+    "metal": """
+#define FUNCTION inline
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define EXP(x) metal::precise::exp(x)
+#define SIN(x) metal::precise::sin(x)
+#define COS(x) metal::precise::cos(x)
+#define MAX(x, y) metal::max(x, y)
+#define ROUND(x) metal::rint(x)
+""",
+    "cuda": """
+#define FUNCTION __device__ inline
+#define UNROLL _Pragma("unroll")
+#define EXP(x) expf(x)
+#define SIN(x) sinf(x)
+#define COS(x) cosf(x)
+#define MAX(x, y) fmaxf(x, y)
+#define ROUND(x) rintf(x)
+""",
+    "cpp": """
+#include <stdint.h>
+#define FUNCTION static inline
+#define UNROLL
+#define EXP(x) __builtin_expf(x)
+#define SIN(x) __builtin_sinf(x)
+#define COS(x) __builtin_cosf(x)
+#define MAX(x, y) ((x) > (y) ? (x) : (y))
+#define ROUND(x) __builtin_rintf(x)
+struct bf16 {
+  uint16_t bits;
+  operator float() const {
+    const uint32_t wide = uint32_t(bits) << 16;
+    float x;
+    __builtin_memcpy(&x, &wide, sizeof x);
+    return x;
+  }
+};
+""",
+}
+# MLX may launch more threads than lanes on CUDA, never on Metal.
+LANE = {
+    "metal": "const int lane = int(thread_position_in_grid.x);",
+    "cuda": "const int lane = int(blockIdx.x * blockDim.x + threadIdx.x);\nif (lane >= sizes[0]) return;",
+    "cpp": "",
+}
+CPP_TYPES = {mx.float32: "float", mx.bfloat16: "bf16", mx.int32: "int32_t", mx.uint8: "uint8_t"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A body and the names it uses, each a list of words.
+
+    sizes: integers known when it runs, such as T; constants: those that must be known when it is compiled;
+    inputs: fp32, bf16 or uint8 arrays; outputs: fp32 arrays.
+    """
+
+    name: str
+    sizes: str
+    inputs: str
+    outputs: str
+    constants: str = ""
+
+    def __call__(
+        self,
+        inputs: Sequence[mx.array],
+        outputs: Sequence[tuple[int, ...]],
+        *,
+        lanes: int,
+        **numbers: int,
+    ) -> list[mx.array]:
+        """Run one thread for each of `lanes` in the dialect of the default device.
+
+        Raises: ConfigError when no dialect runs here or an array is too long for 32-bit indices.
+        """
+        constants = {"CHUNK": CHUNK, **{name: numbers[name] for name in self.constants.split()}}
+        sizes = mx.array([lanes, *(numbers[name] for name in self.sizes.split())], mx.int32)
+        for count in (lanes, *(x.size for x in inputs), *map(np.prod, outputs)):
+            if count >= 2**31:
+                raise ConfigError(
+                    f"{self.name}: {count} elements in one array, at most 2^31 - 1; use impl='compiled'"
+                )
+        run = _run_cpp if dialect() == "cpp" else _run_gpu
+        return run(self, constants, [sizes, *inputs], list(outputs), lanes)
+
+    @property
+    def body(self) -> str:
+        return (FOLDER / f"{self.name}.inc").read_text()
+
+    def source(self, dialect: str) -> str:
+        """What stands between the braces of the kernel function."""
+        sizes = "".join(f"const int {name} = sizes[{i}];\n" for i, name in enumerate(self.sizes.split(), 1))
+        return f"{LANE[dialect]}\n{sizes}{self.body}"
+
+    def header(self, dialect: str, constants: dict[str, int]) -> str:
+        """What stands before the kernel function."""
+        defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
+        return HEADERS[dialect] + defines + (FOLDER / "planar.inc").read_text()
+
+    def full_name(self, constants: dict[str, int], inputs: Sequence[mx.array]) -> str:
+        """Unique for the code that results: MLX keeps compiled kernels by name."""
+        types = "".join(CPP_TYPES[x.dtype][0] for x in inputs)
+        return "_".join(["kssm", self.name, *(str(n) for n in constants.values()), types])
+
+
+def dialect() -> str | None:
+    """The dialect that the default device speaks; None on a CPU."""
+    if mx.default_device() != mx.gpu:
+        return None
+    return "metal" if mx.metal.is_available() else "cuda" if mx.cuda.is_available() else None
+
+
+def _run_gpu(kernel: Kernel, constants, inputs, outputs, lanes: int) -> list[mx.array]:
+    names = ("sizes", *kernel.inputs.split())
+    compiled = _gpu_kernel(
+        kernel, dialect(), tuple(constants.items()), kernel.full_name(constants, inputs), names
+    )
+    return compiled(
+        inputs=inputs,
+        grid=(lanes, 1, 1),
+        threadgroup=(min(GROUP, lanes), 1, 1),
+        output_shapes=outputs,
+        output_dtypes=[mx.float32] * len(outputs),
+    )
+
+
+@cache
+def _gpu_kernel(kernel: Kernel, dialect: str | None, constants, name: str, names: tuple[str, ...]):
+    if dialect is None:
+        raise ConfigError(
+            f"{kernel.name} needs a GPU, the default device is {mx.default_device()}; use impl='auto'"
+        )
+    make = mx.fast.metal_kernel if dialect == "metal" else mx.fast.cuda_kernel
+    return make(
+        name=name,
+        input_names=list(names),
+        output_names=kernel.outputs.split(),
+        source=kernel.source(dialect),
+        header=kernel.header(dialect, dict(constants)),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# C++: a thread is an iteration of a loop.
+
+
+def _run_cpp(kernel: Kernel, constants, inputs, outputs, lanes: int) -> list[mx.array]:
+    mx.eval(inputs)
+    name = kernel.full_name(constants, inputs)
+    function = _cpp_function(_cpp_source(kernel, constants, inputs, name), name)
+    # numpy has no bfloat16; the bits are what is passed.
+    taken = [np.ascontiguousarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x) for x in inputs]
+    given = [np.empty(shape, np.float32) for shape in outputs]
+    function(lanes, *(ctypes.c_void_p(x.ctypes.data) for x in (*taken, *given)))
+    return [mx.array(x) for x in given]
+
+
+def _cpp_source(kernel: Kernel, constants: dict[str, int], inputs: Sequence[mx.array], name: str) -> str:
+    arguments = ["const int lanes"]
+    for x, word in zip(inputs, ("sizes", *kernel.inputs.split()), strict=True):
+        arguments.append(f"const {CPP_TYPES[x.dtype]}* __restrict {word}")
+    arguments += [f"float* __restrict {word}" for word in kernel.outputs.split()]
+    head = f'extern "C" void {name}({", ".join(arguments)})'
+    loop = f"for (int lane = 0; lane < lanes; ++lane) {{\n{kernel.source('cpp')}\n}}"
+    return f"{kernel.header('cpp', constants)}\n{head} {{\n{loop}\n}}\n"
+
+
+@cache
+def _cpp_function(source: str, name: str):
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    path = _blas.private_folder() / f"{name}-{digest}.so"
+    if not path.exists():
+        _blas.compile_library(source, path, "-O3", "-march=native")
+    return getattr(ctypes.CDLL(str(path)), name)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What every differentiable kernel does with its arguments.
+
+
+def streams(*arrays: mx.array) -> list[mx.array]:
+    """What is read once per token: bf16 where all of it is, fp32 otherwise."""
+    narrow = all(x.dtype == mx.bfloat16 for x in arrays)
+    return [x if narrow else x.astype(mx.float32) for x in arrays]
+
+
+def marks(resets: mx.array | None, B: int, T: int) -> mx.array:
+    """BEGINS where a document does, else 0. Shapes: resets [B, T] bool -> [B, T] uint8."""
+    return mx.zeros((B, T), mx.uint8) if resets is None else resets.astype(mx.uint8) * BEGINS
+
+
+def chunks(T: int) -> int:
+    return -(-T // CHUNK)
+
+
+def gradients(primals: Sequence[mx.array], found: Sequence[mx.array]) -> tuple[mx.array, ...]:
+    """`found` in the dtypes of `primals`, and of their shapes: MLX accepts others in silence."""
+    for i, (x, g) in enumerate(zip(primals, found, strict=True)):
+        if x.shape != g.shape:
+            raise AssertionError(f"gradient {i} is {g.shape}, its argument {x.shape}")
+    return tuple(g.astype(x.dtype) for x, g in zip(primals, found))

@@ -1,0 +1,52 @@
+"""The Kuramoto bank as GPU kernels: one lane per group, phases kept once a token, unit vectors in scratch."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from kssm_mlx.ops.gpu import Kernel, gradients, streams
+from kssm_mlx.oscillators.planar import Planar
+
+FORWARD = Kernel(
+    "kuramoto_bank_forward",
+    "T N G",
+    "theta0 omega K h_re h_im tau",
+    "theta1 Z_re Z_im saved cosine sine",
+    constants="S H",
+)
+BACKWARD = Kernel(
+    "kuramoto_bank_backward",
+    "T N G",
+    "omega K h_re h_im tau saved c_theta1 c_re c_im",
+    "g_theta0 g_omega g_K g_h_re g_h_im g_tau cosine sine phase_now",
+    constants="S H",
+)
+
+
+def kuramoto_bank(theta, omega, K, h, tau, *, steps=1, harmonics=1) -> tuple[Planar, mx.array]:
+    """Shapes as in `ops.kuramoto_bank`."""
+    K, h_re, h_im, tau = streams(K, h.re, h.im, tau)
+    theta, omega = theta.astype(mx.float32), omega.astype(mx.float32)
+    parts = _bank(steps, harmonics)(theta.swapaxes(1, 2), omega.T, K, h_re, h_im, tau)
+    return Planar(parts[1], parts[2]).map(lambda x: x.swapaxes(2, 3)), parts[0].swapaxes(1, 2)
+
+
+def _bank(S: int, H: int):
+    """The differentiable bank of S steps a token and H harmonics."""
+
+    @mx.custom_function
+    def bank(*primals):
+        (B, N, G), T = primals[0].shape, primals[2].shape[1]
+        shapes = [(B, N, G), (B, T, H, G), (B, T, H, G), (B, T, N, G), (B, N, G), (B, N, G)]
+        return tuple(FORWARD(primals, shapes, lanes=B * G, T=T, N=N, G=G, S=S, H=H)[:4])
+
+    @bank.vjp
+    def _(primals, cotangents, outputs):
+        (B, N, G), T = primals[0].shape, primals[2].shape[1]
+        known = (*primals[1:], outputs[3], *cotangents[:3])
+        scratch = [(B, S + 1, N, G)] * 2 + [(B, N, G)]
+        shapes = [(B, N, G)] * 2 + [(B, T, G)] * 4 + scratch
+        theta, omega, *tokens = BACKWARD(known, shapes, lanes=B * G, T=T, N=N, G=G, S=S, H=H)[:6]
+        return gradients(primals, (theta, omega.sum(0), *tokens))
+
+    return bank

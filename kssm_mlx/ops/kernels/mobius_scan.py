@@ -1,0 +1,43 @@
+"""The kick form of `ops.mobius_scan` as a GPU kernel: every state is an output, so nothing is recomputed."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from kssm_mlx.ops.gpu import Kernel, gradients, streams
+from kssm_mlx.oscillators.planar import Planar
+
+FORWARD = Kernel(
+    "mobius_scan_forward",
+    sizes="T G",
+    inputs="z0_re z0_im a_re a_im k_re k_im kappa",
+    outputs="z_re z_im",
+)
+BACKWARD = Kernel(
+    "mobius_scan_backward",
+    sizes="T G",
+    inputs=f"{FORWARD.inputs} {FORWARD.outputs} c_re c_im",
+    outputs="g_z0_re g_z0_im g_a_re g_a_im g_k_re g_k_im g_kappa",
+)
+
+
+def mobius_scan(a: Planar, k: Planar, z0: Planar | None, kappa: float | mx.array) -> Planar:
+    """Shapes as in `ops.mobius_scan`."""
+    B, _, G = k.shape
+    z0 = Planar.zeros((B, G)) if z0 is None else z0.map(lambda x: x.astype(mx.float32))
+    kappa = mx.array(kappa, mx.float32).reshape(1)
+    return Planar(*_scan(z0.re, z0.im, *streams(a.re, a.im, k.re, k.im), kappa))
+
+
+@mx.custom_function
+def _scan(*primals):
+    B, T, G = primals[2].shape
+    return tuple(FORWARD(primals, [(B, T, G)] * 2, lanes=B * G, T=T, G=G))
+
+
+@_scan.vjp
+def _(primals, cotangents, outputs):
+    B, T, G = primals[2].shape
+    shapes = [(B, G)] * 2 + [(B, T, G)] * 4 + [(B, G)]
+    *found, kappa = BACKWARD((*primals, *outputs, *cotangents), shapes, lanes=B * G, T=T, G=G)
+    return gradients(primals, (*found, kappa.sum().reshape(1)))

@@ -1,0 +1,66 @@
+"""The selective scan as GPU kernels: states kept every CHUNK tokens, gradients chunk by chunk.
+
+Backward is three kernels without any exchange between threads: the adjoint of the state, serial in time and
+kept once per chunk; then, all chunks side by side, the gradients of each channel and of what channels share.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
+from kssm_mlx.ops.scan import begins, inside
+
+ARGUMENTS = "h0 x dt A B C marks"
+FORWARD = Kernel("selective_scan_forward", "T D N G", ARGUMENTS, "y h1 saved")
+ADJOINT = Kernel("selective_scan_adjoint", "T D N G", "dt A C marks c c_h1", "g_h0 entering")
+CHANNELS = Kernel("selective_scan_channels", "T D N G", "x dt A B C marks saved entering c", "g_x g_dt g_A")
+STATES = Kernel("selective_scan_states", "T D N G", "x dt A B C marks saved entering c", "g_B g_C")
+
+
+def selective_scan(x, dt, A, B, C, state=None, *, resets=None, lengths=None):
+    """Shapes as in `ops.selective_scan`."""
+    return grouped_scan(x, dt, A, B[:, :, None], C[:, :, None], state, resets, lengths)
+
+
+def grouped_scan(x, dt, A, B, C, state, resets, lengths) -> tuple[mx.array, mx.array]:
+    """Every B and C serves a group of neighbouring channels.
+
+    Shapes: x, dt [B, T, D]; A [D, N]; B, C [B, T, G, N]; state [B, D, N] or None; resets [B, T];
+        lengths [B]. Returns y [B, T, D] and the state.
+    """
+    rows, T, D = x.shape
+    if lengths is not None:
+        dt = mx.where(inside(lengths, T)[..., None], dt, 0)
+    if resets is not None:
+        resets = begins(resets, lengths)
+    h0 = mx.zeros((rows, B.shape[-1], D)) if state is None else state.astype(mx.float32).swapaxes(1, 2)
+    x, dt, B, C = streams(x, dt, B, C)
+    y, h, _ = _scan(h0, x, dt, A.astype(mx.float32), B, C, marks(resets, rows, T))
+    return y, h.swapaxes(1, 2)
+
+
+def _sizes(x: mx.array, B: mx.array) -> dict[str, int]:
+    return {"T": x.shape[1], "D": x.shape[2], "G": B.shape[2], "N": B.shape[3]}
+
+
+@mx.custom_function
+def _scan(h0, x, dt, A, B, C, marks):
+    rows, T, D = x.shape
+    kept = (rows, chunks(T), *h0.shape[1:])
+    return tuple(
+        FORWARD((h0, x, dt, A, B, C, marks), [x.shape, h0.shape, kept], lanes=rows * D, **_sizes(x, B))
+    )
+
+
+@_scan.vjp
+def _(primals, cotangents, outputs):
+    h0, x, dt, A, B, C, marks = primals
+    c, c_h1, _ = cotangents
+    saved, sizes = outputs[2], _sizes(x, B)
+    rows, parts, N, D = saved.shape
+    g_h0, entering = ADJOINT((dt, A, C, marks, c, c_h1), [h0.shape, saved.shape], lanes=rows * D, **sizes)
+    known = (x, dt, A, B, C, marks, saved, entering, c)
+    g_x, g_dt, g_A = CHANNELS(known, [x.shape, dt.shape, saved.shape], lanes=rows * parts * D, **sizes)
+    g_B, g_C = STATES(known, [B.shape, C.shape], lanes=rows * parts * N * sizes["G"], **sizes)
+    return gradients(primals, (g_h0, g_x, g_dt, g_A.sum((0, 1)).T, g_B, g_C, mx.zeros_like(marks)))

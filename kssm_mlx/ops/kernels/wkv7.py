@@ -1,0 +1,58 @@
+"""RWKV-7's WKV as GPU kernels: a lane holds one row of a head's state, states kept every CHUNK tokens.
+
+The rows meet only in sums over V, which would need an exchange between threads. Instead the adjoint kernel
+keeps what couples the columns (one number per row and token), and a second kernel walks the columns.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
+from kssm_mlx.ops.scan import begins, inside
+
+FORWARD = Kernel("wkv7_forward", "T H V", "S0 r w k v a b marks", "y S1 saved u", constants="K")
+ADJOINT = Kernel("wkv7_adjoint", "T H V", "r w k a b marks c c_S1", "g_S0 entering g_v q", constants="K")
+COLUMNS = Kernel(
+    "wkv7_columns",
+    "T H V",
+    "r w k v a b marks saved entering u q c",
+    "g_r g_w g_k g_a g_b",
+    constants="K",
+)
+
+
+def wkv7(r, log_w, k, v, a, b, state=None, *, resets=None, lengths=None) -> tuple[mx.array, mx.array]:
+    """Shapes as in `ops.wkv7`."""
+    (B, T, H, K), V = r.shape, v.shape[-1]
+    if lengths is not None:
+        valid = inside(lengths, T)[..., None, None]
+        log_w, k, b = (mx.where(valid, x, 0) for x in (log_w, k, b))
+    if resets is not None:
+        resets = begins(resets, lengths)
+    S0 = mx.zeros((B, H, K, V)) if state is None else state.astype(mx.float32).swapaxes(2, 3)
+    r, k, v, a, b = streams(r, k, v, a, b)
+    y, S, _, _ = _scan(S0, r, mx.exp(log_w.astype(mx.float32)), k, v, a, b, marks(resets, B, T))
+    return y, S.swapaxes(2, 3)
+
+
+@mx.custom_function
+def _scan(*primals):
+    S0, v = primals[0], primals[4]
+    (B, T, H, V), K = v.shape, S0.shape[2]
+    shapes = [v.shape, S0.shape, (B, chunks(T), H, K, V), v.shape]
+    return tuple(FORWARD(primals, shapes, lanes=B * H * V, T=T, H=H, V=V, K=K))
+
+
+@_scan.vjp
+def _(primals, cotangents, outputs):
+    S0, r, w, k, v, a, b, marks = primals
+    (B, T, H, V), K = v.shape, S0.shape[2]
+    c, c_S1, _, _ = cotangents
+    _, _, saved, u = outputs
+    numbers = {"T": T, "H": H, "V": V, "K": K}
+    shapes = [S0.shape, saved.shape, v.shape, v.shape]
+    g_S0, entering, g_v, q = ADJOINT((r, w, k, a, b, marks, c, c_S1), shapes, lanes=B * H * V, **numbers)
+    known = (r, w, k, v, a, b, marks, saved, entering, u, q, c)
+    g_r, g_w, g_k, g_a, g_b = COLUMNS(known, [r.shape] * 5, lanes=B * chunks(T) * H * K, **numbers)
+    return gradients(primals, (g_S0, g_r, g_w, g_k, g_v, g_a, g_b, mx.zeros_like(marks)))

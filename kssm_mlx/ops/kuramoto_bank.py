@@ -1,0 +1,176 @@
+"""Groups of N coupled oscillators that are driven, token by token, and carry their phases.
+
+    theta_i' = omega_i + 2 Im(f exp(-i theta_i)),    f = K Z / 2 + h,    Z = mean exp(i theta)
+
+over a time tau per token in S Euler steps; what is read is Z_n = mean exp(i n theta), n = 1 ... H. The mean
+field costs O(N), and the harmonics come from one sine and cosine by z^{n+1} = z^n z.
+
+Unlike the Möbius maps of `mobius_scan`, which are this model for N -> infinity and Lorentzian omega, N phases
+do not compose: time is serial in every form. The adjoint is written out and recomputes inside a token, so a
+sequence keeps its phases once per token.
+
+Source: Kuramoto 1975; Daido 1996 for the harmonics. Convention of the field: oscillators/kuramoto.py.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import mlx.core as mx
+
+from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops.elementary import sincos
+from kssm_mlx.ops.scan import float32
+from kssm_mlx.oscillators.planar import Planar
+
+TWO_PI = 2 * math.pi
+
+
+def kuramoto_bank_reference(theta, omega, K, h, tau, *, steps=1, harmonics=1):
+    """The equations as on paper, differentiable by MLX itself. Shapes as in `kuramoto_bank`."""
+    read = []
+    for t in range(K.shape[1]):
+        K_t, tau_t, h_t = (
+            K[:, t, :, None],
+            tau[:, t, :, None],
+            Planar(h.re[:, t, :, None], h.im[:, t, :, None]),
+        )
+        for _ in range(steps):
+            unit = Planar.polar(mx.ones_like(theta), theta)
+            f = unit.map(lambda x: x.mean(-1, keepdims=True)) * (K_t / 2) + h_t
+            theta = theta + tau_t / steps * (omega + 2 * (f * unit.conj).im)
+        powers = [Planar.polar(mx.ones_like(theta), n * theta) for n in range(1, harmonics + 1)]
+        read.append([z.map(lambda x: x.mean(-1)) for z in powers])
+    return Planar(*(_stacked(read, part) for part in ("re", "im"))), _wrapped(theta)
+
+
+def _stacked(read: list[list[Planar]], part: str) -> mx.array:
+    return mx.stack([mx.stack([getattr(z, part) for z in token], -1) for token in read], 1)
+
+
+def _wrapped(theta: mx.array) -> mx.array:
+    """The same phases within [-pi, pi], so that long sequences lose no digits."""
+    return theta - TWO_PI * mx.stop_gradient(mx.round(theta / TWO_PI))
+
+
+def kuramoto_bank(
+    theta: mx.array,
+    omega: mx.array,
+    K: mx.array,
+    h: Planar,
+    tau: mx.array,
+    *,
+    steps: int = 1,
+    harmonics: int = 1,
+    impl: str = "auto",
+) -> tuple[Planar, mx.array]:
+    """Order parameters after every token, and the phases after the last.
+
+    Shapes: theta [B, G, N]; omega [G, N]; K, tau [B, T, G]; h Planar [B, T, G].
+        Returns Z [B, T, G, harmonics] and theta [B, G, N] within [-pi, pi], fp32.
+    Units: theta in radians; omega, K and h per unit time; tau > 0 the time one token lasts.
+    Raises: ConfigError for an `impl` that is not "auto", "compiled" or "gpu".
+    """
+    if kernel := dispatch.kernel("kuramoto_bank", impl):
+        return kernel(theta, omega, K, h, tau, steps=steps, harmonics=harmonics)
+    arguments = float32(theta, omega, K, h.re, h.im, tau)
+    theta, re, im, _ = _bank(steps, harmonics)(*arguments)
+    return Planar(re, im), theta
+
+
+@cache
+def _bank(S: int, H: int):
+    """(theta, omega, K, h_re, h_im, tau) -> (theta, Z_re, Z_im, phases before each token)."""
+    token, adjoint = mx.compile(_token(S, H)), mx.compile(_token_adjoint(S, H))
+
+    @mx.custom_function
+    def bank(theta, omega, *drive):
+        before, read = [], []
+        for t in range(drive[0].shape[1]):
+            before.append(theta)
+            theta, *z = token(theta, omega, *(x[:, t] for x in drive))
+            read.append(z)
+        return theta, *(mx.stack(part, 1) for part in zip(*read)), mx.stack(before, 1)
+
+    @bank.vjp
+    def _(primals, cotangents, outputs):
+        _, omega, *drive = primals
+        g, c_re, c_im, _ = cotangents
+        found, g_omega = [], mx.zeros_like(omega)
+        for t in reversed(range(drive[0].shape[1])):
+            here = (outputs[3][:, t], omega, *(x[:, t] for x in drive))
+            g, more, *tokens = adjoint(*here, g, c_re[:, t], c_im[:, t])
+            g_omega = g_omega + more
+            found.append(tokens)
+        drives = [mx.stack(part[::-1], 1) for part in zip(*found)]
+        return gpu.gradients(primals, (g, g_omega, *drives))
+
+    return bank
+
+
+def _unit(theta: mx.array) -> Planar:
+    sin, cos = sincos(theta)
+    return Planar(cos, sin)
+
+
+def _fields(unit: Planar, K: mx.array, h: Planar) -> tuple[Planar, Planar]:
+    """(Z, f) of a step. Shapes: unit [B, G, N]; K, h and both results [B, G, 1]."""
+    z = unit.map(lambda x: x.mean(-1, keepdims=True))
+    return z, z * (K / 2) + h
+
+
+def _advance(theta, omega, K, h, step, S: int):
+    """The phases after S Euler steps, and (unit vectors, Z, f, speed) of each."""
+    path = []
+    for _ in range(S):
+        unit = _unit(theta)
+        z, f = _fields(unit, K, h)
+        speed = omega + 2 * (f * unit.conj).im
+        path.append((unit, z, f, speed))
+        theta = theta + step * speed
+    return theta, path
+
+
+def _token(S: int, H: int):
+    def token(theta, omega, *drive):
+        K, h_re, h_im, tau = (x[..., None] for x in drive)
+        theta, _ = _advance(theta, omega, K, Planar(h_re, h_im), tau / S, S)
+        one = power = _unit(theta)
+        read = []
+        for _ in range(H):
+            read.append(power.map(lambda x: x.mean(-1)))
+            power = power * one
+        return _wrapped(theta), mx.stack([z.re for z in read], -1), mx.stack([z.im for z in read], -1)
+
+    return token
+
+
+def _token_adjoint(S: int, H: int):
+    """Gradients in (theta, omega, K, h_re, h_im, tau) of one token, given those of its results."""
+
+    def adjoint(theta, omega, K, h_re, h_im, tau, g, c_re, c_im):
+        K, h_re, h_im, tau = (x[..., None] for x in (K, h_re, h_im, tau))
+        N, step = theta.shape[-1], tau / S
+        theta, path = _advance(theta, omega, K, Planar(h_re, h_im), step, S)
+        g = g + _harmonics_adjoint(_unit(theta), Planar(c_re, c_im), H) / N
+        g_omega, g_K, g_h, g_tau = mx.zeros_like(g), 0, Planar(0, 0), 0
+        for unit, z, f, speed in reversed(path):
+            push = step * g
+            g_f = (unit * Planar(mx.zeros_like(push), 2 * push)).map(lambda x: x.sum(-1, keepdims=True))
+            g_omega, g_tau = g_omega + push, g_tau + (g * speed).sum(-1) / S
+            g_K, g_h = g_K + (g_f.re * z.re + g_f.im * z.im) / 2, g_h + g_f
+            g = g - 2 * push * (f * unit.conj).re + (g_f * unit.conj).im * (K / 2 / N)
+        return g, g_omega.sum(0), g_K[..., 0], g_h.re[..., 0], g_h.im[..., 0], g_tau
+
+    return adjoint
+
+
+def _harmonics_adjoint(one: Planar, c: Planar, H: int) -> mx.array:
+    """What a change of theta does to the harmonics' sums, sum over n of n Im(conj(z^n) c_n)."""
+    g, power = 0, one
+    for n in range(H):
+        here = c.map(lambda x, n=n: x[..., n, None])
+        g = g + (n + 1) * (here.im * power.re - here.re * power.im)
+        power = power * one
+    return g

@@ -1,0 +1,96 @@
+"""The rule behind `impl`: who decides, what is remembered, and that a wrong kernel is switched off."""
+
+from __future__ import annotations
+
+import warnings
+
+import mlx.core as mx
+import pytest
+
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops.dispatch import Verdict
+from kssm_mlx.ops.kernels import parity
+from kssm_mlx.ops.kernels.conv import conv
+from kssm_mlx.ops.selective_scan import selective_scan
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch, library_folder):
+    """An empty record of verdicts; the C++ dialect plays the GPU."""
+    monkeypatch.setattr(gpu, "dialect", lambda: "cpp")
+    monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
+    dispatch._verdict.cache_clear()
+    yield tmp_path / "kernels.json"
+    dispatch._verdict.cache_clear()
+
+
+def test_auto_is_compiled_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(gpu, "dialect", lambda: None)
+    assert dispatch.kernel("conv", "auto") is None
+    assert dispatch.kernel("conv", "compiled") is None
+
+
+def test_gpu_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(gpu, "dialect", lambda: None)
+    args = parity.CASES["selective_scan"].arguments(1, 2, 3)
+    with pytest.raises(ConfigError, match=r"selective_scan: impl='gpu' needs a GPU, .* use 'auto'"):
+        selective_scan(args[0], args[1], args[4], args[2], args[3], impl="gpu")
+
+
+def test_an_unknown_impl_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match="got 'compile'; did you mean 'compiled'"):
+        dispatch.kernel("conv", "compile")
+
+
+def test_a_cpu_speaks_no_dialect():
+    assert (gpu.dialect() is None) == (mx.default_device() == mx.cpu)
+
+
+def test_auto_uses_a_kernel_that_proves_itself(record):
+    assert dispatch.kernel("conv", "auto") is conv
+    assert not record.exists()  # only kssm doctor writes
+
+
+def test_auto_inside_a_compiled_function(record):
+    """The proof runs while MLX is tracing; it may not disturb that."""
+    asked = mx.compile(lambda x: x * (2 if dispatch.kernel("conv", "auto") else 3))
+    assert asked(mx.array(1.0)).item() == 2
+
+
+def test_matmuls_stay_compiled_until_asked(record):
+    assert dispatch.kernel("ssd", "auto") is None
+    assert dispatch.kernel("ssd", "gpu") is not None
+
+
+@pytest.mark.parametrize("value, why", [("7", "differs"), ("undefined", "failed")])
+def test_a_wrong_kernel_is_switched_off(record, monkeypatch, value, why):
+    """Wrong numbers and code that does not compile: the compiled form runs, and a warning says why."""
+    body = property(lambda kernel: f"{kernel.outputs.split()[0]}[lane] = {value};")
+    monkeypatch.setattr(gpu.Kernel, "body", body)
+    with pytest.warns(UserWarning, match=rf"conv: the GPU kernel is off .*{why}"):
+        assert dispatch.kernel("conv", "auto") is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dispatch.kernel("conv", "auto") is None  # said once
+
+
+def test_a_recorded_verdict_stands(record, monkeypatch):
+    monkeypatch.setattr(parity, "prove", lambda op: pytest.fail("there is a verdict already"))
+    dispatch.record([Verdict("conv", False, 0.5, "wrong on this device"), Verdict("wkv4", True, 1e-7)])
+    assert not dispatch.trusted("conv")
+    assert dispatch.trusted("wkv4")
+
+
+def test_a_verdict_does_not_outlive_the_device(record, monkeypatch):
+    dispatch.record([Verdict("conv", False, 0.5, "wrong")])
+    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "another one"})
+    assert dispatch.trusted("conv")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"x": 3}', '{"x": {"op": "conv"}}'])
+def test_a_broken_record_is_as_good_as_none(record, text):
+    record.write_text(text)
+    assert dispatch.recorded() == {}
+    dispatch.record([Verdict("conv", True, 0.0)])
+    assert list(dispatch.recorded().values()) == [Verdict("conv", True, 0.0)]

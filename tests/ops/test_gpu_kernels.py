@@ -1,0 +1,143 @@
+"""Every kernel, forward and backward, against the recurrence on paper: shapes, dtypes, masks, extremes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.ops import gpu
+from kssm_mlx.ops.kernels import parity
+from kssm_mlx.ops.kernels.conv import FORWARD
+from kssm_mlx.ops.mobius_scan import flow, kick
+from kssm_mlx.oscillators.planar import Planar
+
+OPS = sorted(parity.CASES)
+MASKED = [op for op in OPS if parity.CASES[op].masked]
+# Values and gradients of the reference carry fp32 rounding too, most of all where phases feed back.
+TOLERANCES = {mx.float32: 2e-5, mx.bfloat16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("T", [1, 16, 37])
+@pytest.mark.parametrize("op", OPS)
+def test_is_the_recurrence_on_paper(op, T, dtype, dialect):
+    error = parity.compare(op, 3, T, 6, dtype=dtype, masked=False, against="reference")
+    assert error <= TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("op", MASKED)
+def test_documents_and_padding(op, dialect):
+    assert parity.compare(op, 3, 37, 6, masked=True, against="reference") <= TOLERANCES[mx.float32]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_lane_of_everything(op, dialect):
+    width = 2 if op == "kuramoto_bank" else 1  # one phase does not feel its own mean field: a gradient of 0
+    assert parity.compare(op, 1, 17, width, masked=False, against="reference") <= TOLERANCES[mx.float32]
+
+
+@pytest.mark.parametrize("op", sorted(set(OPS) - {"kuramoto_bank"}))
+def test_long_sequences(op, dialect):
+    """Not phases, which amplify the last digit. The gradient of kappa sums 6000 terms of either sign."""
+    assert parity.compare(op, 2, 1025, 3) <= 3e-4
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_are_the_same_bits_every_time(op, dialect):
+    case = parity.CASES[op]
+    arrays, masks = case.arguments(3, 37, 6), parity.documents(3, 37)
+    first, second = (parity.outcome(case, "gpu", arrays, masks) for _ in range(2))
+    assert all(mx.array_equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_have_the_dtypes_of_their_arguments(op, dialect):
+    case = parity.CASES[op]
+    arrays = case.arguments(2, 5, 3)
+    arrays = [x.astype(mx.bfloat16) if i < case.moving else x for i, x in enumerate(arrays)]
+    gradients = parity.outcome(case, "gpu", arrays, {})[-len(arrays) :]
+    assert [(g.dtype, g.shape) for g in gradients] == [(x.dtype, x.shape) for x in arrays]
+
+
+# --- extremes -------------------------------------------------------------------------------------------
+
+
+def close(op, arrays, masks=None, tolerance=2e-5):
+    """Kernel and reference agree on `arrays`, relative to the largest value, and nothing is NaN."""
+    forms = [parity.outcome(parity.CASES[op], form, arrays, masks or {}) for form in ("gpu", "reference")]
+    for ours, theirs in zip(*forms, strict=True):
+        ours, theirs = np.array(ours), np.array(theirs)
+        assert np.isfinite(ours).all()
+        np.testing.assert_allclose(ours, theirs, atol=tolerance * max(np.abs(theirs).max(), 0.1))
+
+
+@pytest.mark.parametrize("size", [1e-6, 30.0, 1e4])
+def test_selective_scan_decays_near_one_and_zero(size, dialect):
+    x, dt, B, C, A, h = parity.CASES["selective_scan"].arguments(2, 35, 4)
+    close("selective_scan", [x, dt * size, B, C, A, h * 1e3])
+
+
+@pytest.mark.parametrize("size", [0.0, 30.0, 1e4])
+def test_wkv4_keys_that_would_overflow(size, dialect, monkeypatch):
+    """Of the outputs only: what the state stands for, num e^max, does overflow."""
+    case = parity.CASES["wkv4"]
+    outputs = dataclasses.replace(case, call=lambda *given: case.call(*given)[:1])
+    monkeypatch.setitem(parity.CASES, "wkv4", outputs)
+    k, *rest = case.arguments(2, 35, 4)
+    close("wkv4", [size * k, *rest], parity.documents(2, 35), tolerance=2e-4)
+
+
+@pytest.mark.parametrize("rate", [-1e-7, -0.6, -20.0])
+def test_wkv7_decays_near_one_and_zero(rate, dialect):
+    r, k, a, b, v, log_w, S = parity.CASES["wkv7"].arguments(2, 35, 3)
+    close("wkv7", [r, k, a, b, v, mx.full(log_w.shape, rate), S])
+
+
+@pytest.mark.parametrize("gamma", [1e-8, 1e10])
+@pytest.mark.parametrize("field", [0.0, 7.0, 1e10])
+def test_mobius_scan_is_finite_for_any_field_and_decay(field, gamma, dialect):
+    shape = (2, 300, 4)
+    h = Planar(*(field * mx.random.normal(shape, key=mx.random.key(i)) for i in range(2)))
+    a, k = flow(mx.full(shape, gamma), mx.full(shape, 0.3)), kick(h)
+    arrays = [a.re, a.im, k.re, k.im, *(mx.zeros((2, 4)),) * 2, mx.array(1.0)]
+    *found, kappa = parity.outcome(parity.CASES["mobius_scan"], "gpu", arrays, {})
+    assert all(mx.isfinite(x).all() for x in found)
+    assert math.isfinite(kappa.item())
+    assert (found[0] ** 2 + found[1] ** 2).max() <= 1 + 1e-4
+
+
+# --- guards ---------------------------------------------------------------------------------------------
+
+
+def test_wrong_gradient_shapes_are_refused():
+    x = mx.zeros((2, 3))
+    with pytest.raises(AssertionError, match=r"gradient 1 is \(3, 2\), its argument \(2, 3\)"):
+        gpu.gradients((x, x), (x, x.T))
+
+
+def test_arrays_too_long_for_the_index_are_refused(cpp):
+    with pytest.raises(ConfigError, match=r"2147483648 elements .* use impl='compiled'"):
+        FORWARD([], [(2**16, 2**15)], lanes=1, T=1, D=1, W=2)
+
+
+@pytest.mark.parametrize(
+    "op, right, wrong",
+    [
+        ("mobius_scan", "g_curvature -=", "g_curvature +="),
+        ("selective_scan", "g_exponent * rate", "g_exponent"),
+        ("wkv4", "g_den -=", "g_den +="),
+        ("wkv7", "sum_a[t] += q[m]", "sum_a[t] += u[m]"),
+        ("conv", "ahead > 0 && marks", "marks"),
+        ("kuramoto_bank", "/ N * (g_f.im", "* (g_f.im"),
+    ],
+)
+def test_one_wrong_term_is_seen(op, right, wrong, cpp, monkeypatch):
+    body = gpu.Kernel.body.fget
+    assert sum(right in text.read_text() for text in gpu.FOLDER.glob(f"{op}*.inc")) == 1
+    monkeypatch.setattr(gpu.Kernel, "body", property(lambda kernel: body(kernel).replace(right, wrong)))
+    assert parity.compare(op, 3, 37, 6) > 1e-3

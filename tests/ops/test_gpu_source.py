@@ -1,0 +1,146 @@
+"""The Metal and CUDA sources, read and compiled as C++ with a stand-in for what the device brings.
+
+What this cannot see: the address spaces of Metal (bodies only index arrays, which is checked), its compiler's
+own errors, and speed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import mlx.core as mx
+import pytest
+
+from kssm_mlx.ops import gpu
+from kssm_mlx.ops.kernels import conv, kuramoto_bank, mobius_scan, selective_scan, wkv4, wkv7
+
+MODULES = (conv, kuramoto_bank, mobius_scan, selective_scan, wkv4, wkv7)
+KERNELS = {x.name: x for m in MODULES for x in vars(m).values() if isinstance(x, gpu.Kernel)}
+PLANES = {
+    "metal": """
+#include <cmath>
+#include <stdint.h>
+#define device
+#define constant
+struct bfloat16_t { uint16_t bits; operator float() const; };
+struct uint3 { unsigned x, y, z; };
+namespace metal {
+namespace precise { float exp(float); float sin(float); float cos(float); }
+float max(float, float);
+float rint(float);
+}
+using namespace metal;
+""",
+    "cuda": """
+#include <stdint.h>
+#define __device__
+struct __nv_bfloat16 { uint16_t bits; operator float() const; };
+struct uint3 { unsigned x, y, z; };
+extern const uint3 blockIdx, blockDim, threadIdx;
+float expf(float); float sinf(float); float cosf(float); float fmaxf(float, float); float rintf(float);
+""",
+}
+BF16 = {"metal": "bfloat16_t", "cuda": "__nv_bfloat16"}
+NUMBERS = {"marks": "uint8_t", "sizes": "int"}
+
+
+def code(kernel: gpu.Kernel) -> str:
+    return re.sub(r"//.*", "", kernel.body)
+
+
+def function(kernel: gpu.Kernel, dialect: str, name: str) -> str:
+    """The kernel as MLX writes it, or nearly."""
+    place = "const device " if dialect == "metal" else "const "
+    types = {**dict.fromkeys(kernel.inputs.split(), BF16[dialect]), **NUMBERS}
+    arguments = [f"{place}{types[word]}* {word}" for word in ("sizes", *kernel.inputs.split())]
+    arguments += [f"float* {word}" for word in kernel.outputs.split()]
+    if dialect == "metal":
+        arguments.append("uint3 thread_position_in_grid")
+    return f"void {name}({', '.join(arguments)}) {{\n{kernel.source(dialect)}\n}}"
+
+
+@pytest.mark.parametrize("dialect", PLANES)
+def test_compiles_without_double(dialect, tmp_path):
+    """All names are defined, all types agree, nothing is promoted to double, which Metal does not have."""
+    constants = {word: 3 for k in KERNELS.values() for word in k.constants.split()}
+    parts = [PLANES[dialect], gpu.HEADERS[dialect], "#pragma GCC poison double\n"]
+    for name, kernel in KERNELS.items():
+        mine = {word: constants[word] for word in kernel.constants.split()}
+        # Each kernel is a file of its own for MLX; here the shared parts are once in a namespace.
+        defines = "".join(f"#define {w} {n}\n" for w, n in {"CHUNK": 16, **mine}.items())
+        undefines = "".join(f"#undef {w}\n" for w in ("CHUNK", *mine))
+        planar = (gpu.FOLDER / "planar.inc").read_text()
+        parts.append(
+            f"{defines}namespace n_{name} {{\n{planar}{function(kernel, dialect, name)}\n}}\n{undefines}"
+        )
+    (tmp_path / "all.cpp").write_text("".join(parts))
+    flags = ["-std=c++14", "-fsyntax-only", "-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
+    # A kernel does not use every helper, and UNROLL is for other compilers.
+    flags += ["-Wno-unused-function", "-Wno-unknown-pragmas", "-Wno-unused-variable"]
+    run = subprocess.run(["g++", *flags, str(tmp_path / "all.cpp")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_arrays_are_only_indexed(name):
+    """A pointer would need the address space, which depends on the array's size."""
+    kernel = KERNELS[name]
+    for word in f"{kernel.inputs} {kernel.outputs}".split():
+        uses = re.findall(rf"(?<![\w.]){word}\b(.?)", code(kernel))
+        assert uses, f"{word} is not used"
+        assert set(uses) == {"["}, f"{word} is used without an index"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_common_subset(name):
+    kernel, text = KERNELS[name], code(KERNELS[name])
+    assert text.count("{") == text.count("}")
+    assert text.count("(") == text.count(")")
+    assert not re.search(r"\b(double|return|static|std|template|auto|threadgroup|atomic\w*)\b|\*\s*\)", text)
+    assert not re.findall(r"\d\.\d+(?![\df])|\de-?\d+(?!\d*f)", text), "a literal without f is a double"
+    # MLX adds arguments for these words, and for names of thread attributes, wherever they stand.
+    assert not re.search(r"_(shape|strides|ndim)\b|thread_|simd|grid", kernel.body)
+    words = [
+        w for part in (kernel.sizes, kernel.inputs, kernel.outputs, kernel.constants) for w in part.split()
+    ]
+    assert len(words) == len(set(words))
+    assert len(words) <= 31, "Metal binds at most 31 buffers"
+
+
+def test_names_tell_code_apart():
+    """MLX keeps compiled kernels by name, so everything the code depends on is in it."""
+    kernel, x = KERNELS["conv_forward"], mx.zeros(1)
+    names = {
+        kernel.full_name(constants, inputs)
+        for constants in ({"W": 3}, {"W": 4})
+        for inputs in ([x, x], [x, x.astype(mx.bfloat16)])
+    }
+    assert len(names) == 4
+
+
+def test_bodies_are_shipped_and_all_used():
+    bodies = {path.stem for path in gpu.FOLDER.glob("*.inc")}
+    assert bodies == {*KERNELS, "planar"}
+
+
+@pytest.mark.parametrize("dialect", ["metal", "cuda"])
+def test_mlx_accepts_what_it_is_given(dialect, monkeypatch):
+    """The call reaches mx.fast with unique names, one thread per lane, and outputs of the promised shapes."""
+    told = {}
+
+    def make(**made):
+        told.update(made)
+        return lambda **call: told.update(call) or [mx.zeros(s) for s in call["output_shapes"]]
+
+    monkeypatch.setattr(gpu, "dialect", lambda: dialect)
+    monkeypatch.setattr(mx.fast, f"{dialect}_kernel", make)
+    gpu._gpu_kernel.cache_clear()
+    x = mx.zeros((2, 5, 3))
+    mobius_scan._scan(mx.zeros((2, 3)), mx.zeros((2, 3)), x, x, x, x, mx.ones(1))
+    gpu._gpu_kernel.cache_clear()
+    assert told["input_names"] == ["sizes", *mobius_scan.FORWARD.inputs.split()]
+    assert told["inputs"][0].tolist() == [6, 5, 3]
+    assert len(told["inputs"]) == len(told["input_names"])
+    assert told["grid"] == (6, 1, 1) and told["threadgroup"] == (6, 1, 1)
+    assert gpu.LANE[dialect] in told["source"] and "const int G = sizes[2];" in told["source"]
