@@ -198,10 +198,15 @@ def _cpp_source(kernel: Kernel, constants: dict[str, int], inputs: Sequence[mx.a
     return f"{kernel.header('cpp', constants)}\n{head} {{\n{loop}\n}}\n"
 
 
+def library_folder() -> Path:
+    """Where the compiled C++ dialect is kept between sessions."""
+    return _blas.private_folder()
+
+
 @cache
 def _cpp_function(source: str, name: str):
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = _blas.private_folder() / f"{name}-{digest}.so"
+    path = library_folder() / f"{name}-{digest}.so"
     if not path.exists():
         _blas.compile_library(source, path, "-O3", "-march=native")
     return getattr(ctypes.CDLL(str(path)), name)

@@ -13,7 +13,7 @@ def library_folder(tmp_path_factory):
     """Where the C++ dialect keeps its libraries in this session; every kernel is compiled once."""
     folder = tmp_path_factory.mktemp("kernels")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu._blas, "private_folder", lambda: folder)
+        patch.setattr(gpu, "library_folder", lambda: folder)
         yield
 
 
