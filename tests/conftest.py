@@ -28,6 +28,8 @@ SHARED_TEXT = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.t
 
 
 def pytest_configure(config):
+    # Verdicts on weights are remembered in the home of whoever uses them, not of whoever tests them.
+    os.environ["KSSM_CACHE"] = config.kssm_cache = tempfile.mkdtemp(prefix="kssm-mlx-cache-")
     if sys.platform == "linux" and shutil.which("g++") is None:
         raise pytest.UsageError("g++ is missing: without it mx.compile runs uncompiled and hides its bugs")
     if hasattr(config, "workerinput"):
@@ -37,6 +39,7 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
+    shutil.rmtree(config.kssm_cache, ignore_errors=True)
     if hasattr(config, "worker_tmp"):
         shutil.rmtree(config.worker_tmp, ignore_errors=True)
 

@@ -92,7 +92,7 @@ def map_names(container: Container, config: Any, model: nn.Module) -> NameMap:
             findings.append(Finding("W7", f"{source} and {pairs[ours][0]} are both {ours}"))
         elif source in always:
             unread[source] = None
-        elif ours in ("lm_head.weight", "head.weight"):
+        elif (ours or source) in ("lm_head.weight", "head.weight"):
             unread[source] = next(name for name in expected if "embedding" in name)
         else:
             unused.append(source)
