@@ -99,6 +99,15 @@ def test_adapters_train_beside_an_untouched_host(host, tmp_path):
     assert all(mx.array_equal(base[name], before[name]) for name in before)
 
 
+def test_checks_look_at_what_is_trained(host, tmp_path):
+    train(host, tmp_path / "run")
+    stages = json.loads((tmp_path / "run" / "checks.json").read_text())
+    found = {c["id"]: c for stage in stages.values() for c in stage}
+    assert found["C16"]["verdict"] == "not measurable" and "it is a host" in found["C16"]["got"]
+    assert found["C7"]["verdict"] == found["C8"]["verdict"] == "pass"
+    assert "lora_" in found["C8"]["got"]
+
+
 def test_export_fuses_what_was_trained(host, tmp_path):
     train(host, tmp_path / "run")
     adapted = run.load(tmp_path / "run").model(TOKENS)
