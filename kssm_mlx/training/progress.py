@@ -44,13 +44,15 @@ class Progress:
         self._bar.stop()
 
     def begin(self, start: int) -> None:
-        """Count time from here, with `start` steps done before (by the run that is resumed)."""
-        self._start, self._began = start, self._clock()
+        """Begin with `start` steps done before (by the run that is resumed)."""
+        self._start = None
         self._bar.reset(self._task, completed=start)
 
     def step(self, row: dict[str, Any]) -> None:
         """Show the numbers of one step."""
         step = row["step"]
+        if self._start is None:  # time counts from the end of the first step, which compiles
+            self._start, self._began = step, self._clock()
         self._bar.update(self._task, completed=step, numbers=numbers(row))
         if not self.console.is_terminal and (step % max(1, self.steps // LINES) == 0 or step == self.steps):
             self.say(f"step {step}/{self.steps}  {numbers(row)}  ETA {self._remaining(step)}")
@@ -70,7 +72,9 @@ class Progress:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def _remaining(self, step: int) -> str:
-        seconds = (self._clock() - self._began) / max(1, step - self._start) * (self.steps - step)
+        if step == self._start:
+            return "unknown yet"
+        seconds = (self._clock() - self._began) / (step - self._start) * (self.steps - step)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
