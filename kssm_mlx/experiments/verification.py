@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,11 @@ class Verification:
     def ok(self) -> bool:
         return all(c.ok for c in self.checks)
 
+    @property
+    def speaks(self) -> bool:
+        """Whether the model was seen to read its text better than counting does."""
+        return any(c.id == "W24" and c.verdict == "pass" for c in self.checks)
+
 
 def verify_weights(
     source: str | Path,
@@ -62,10 +66,11 @@ def verify_weights(
     if found.ok and not quick:
         fill(found, arrays)
         checks += examine(host(found, known, text))
-    if all(c.ok for c in checks):
+    done = Verification(checks, found, resolved)
+    if done.ok:
         # Without a text it could read, the model was not seen to speak: training on it is refused.
-        verified.remember(found, "L5" if _read_the_text(checks) else "L3")
-    return Verification(checks, found, resolved)
+        verified.remember(found, "L5" if done.speaks else "L3")
+    return done
 
 
 def host(found: Inspection, known: Manifest, text: str | None = None) -> Host:
@@ -97,12 +102,8 @@ def record(verification: Verification, path: str | Path, *, text: str | None = N
     values |= {name: getattr(known, name) for name in ("model", "tokenizer", "published", "domain")}
     if any(c.level == "L4" for c in verification.checks):
         values["fingerprint"] = fingerprint_of(found.model)
-        if _read_the_text(verification.checks):
+        if verification.speaks:
             values["behaviour"] = measure(host(found, known, text))
     made = found.manifest().model_copy(update=values)
     write_manifest(path, made)
     return made
-
-
-def _read_the_text(checks: Sequence[Check]) -> bool:
-    return any(c.id == "W24" and c.verdict in ("pass", "warn") for c in checks)

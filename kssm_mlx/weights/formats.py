@@ -55,7 +55,7 @@ class Container:
 
     def read(self, name: str):
         """One tensor as an MLX array in memory."""
-        return self.tensors[name].read()
+        return self.info(name).array(self.info(name).map())
 
     def check_archives(self, progress: Callable[[int], None] = lambda n: None) -> list[Finding]:
         """W5, which reads every byte of torch files; safetensors have no checksums of their own."""

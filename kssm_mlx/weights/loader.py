@@ -39,9 +39,7 @@ class Arrays(dict):
     """Tensors as MLX arrays, kept while `inspect` passes over them: one reading for checks and model."""
 
     def keep(self, name: str, info: TensorInfo, stored: np.ndarray) -> None:
-        array = mx.array(np.array(stored, order="C"))
-        self[name] = array.view(mx.bfloat16) if info.dtype == "bfloat16" else array
-        mx.eval(self[name])
+        self[name] = info.array(stored)
 
 
 def load_weights(

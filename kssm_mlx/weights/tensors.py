@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 
 # Our names (MLX's) of what is stored, as numpy sees the bytes; numpy has no bfloat16.
@@ -48,17 +49,16 @@ class TensorInfo:
         kind = STORED[self.dtype]
         if not self.size:
             return np.empty(self.shape, kind)
-        flat = np.memmap(self.file, np.uint8, "r", self.offset, (self.nbytes,)).view(kind)
+        # A plain view: memmap's own class costs time at every slice.
+        flat = np.memmap(self.file, np.uint8, "r", self.offset, (self.nbytes,)).view(np.ndarray).view(kind)
         if self.strides is None:
             return flat.reshape(self.shape)
         steps = [s * kind.itemsize for s in self.strides]
         return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
 
-    def read(self):
-        """The tensor as an MLX array in memory."""
-        import mlx.core as mx
-
-        array = mx.array(np.array(self.map(), order="C"))
+    def array(self, stored: np.ndarray) -> mx.array:
+        """What `map` gave, as an MLX array of its own, in memory."""
+        array = mx.array(np.array(stored, order="C"))
         array = array.view(mx.bfloat16) if self.dtype == "bfloat16" else array
         mx.eval(array)
         return array

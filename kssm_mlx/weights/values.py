@@ -60,7 +60,9 @@ def summarise(info: TensorInfo, stored: np.ndarray, *, embedding: bool = False) 
     low, high, squares, rows = math.inf, -math.inf, 0.0, []
     for block in blocks(info, stored):
         finite = block
-        if not math.isfinite(float(np.dot(block.reshape(-1), block.reshape(-1)))):
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = float(np.vdot(block, block))
+        if not math.isfinite(square):
             nans += int(np.isnan(block).sum())
             infinities += int(np.isinf(block).sum())
             finite = block[np.isfinite(block)].astype(np.float64)

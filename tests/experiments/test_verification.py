@@ -1,86 +1,122 @@
-"""From a hub to a verdict: downloaded, read, run, and remembered as far as it was seen to work."""
+"""`kssm verify-weights` from end to end: layers, manifests, what is remembered, what is refused."""
 
 import json
 
-import mlx.core as mx
+import numpy as np
 import pytest
-from mlx.utils import tree_flatten
-from safetensors.mlx import save
+from typer.testing import CliRunner
 
-from kssm_mlx import models
-from kssm_mlx.checks.pretrained import english
-from kssm_mlx.experiments import hosts, verification
-from kssm_mlx.weights import configs, shipped, verified
-from kssm_mlx.weights.hub import resolve
-from kssm_mlx.weights.manifest import Manifest
-from tests.weights.fake_hub import served
-
-COMMIT, REPO = "c" * 40, "someone/tiny-rwkv"
-
-
-def tiny(vocab_size):
-    """A small RWKV-4 as a repository: config.json, and safetensors that have moved but learned nothing."""
-    config = models.configure("rwkv", "xs", vocab_size=vocab_size, overrides={"hidden_size": 32})
-    fresh = tree_flatten(models.build(config, seed=1).parameters())
-    keys = mx.random.split(mx.random.key(2), len(fresh))
-    weights = {n: a + 0.02 * mx.random.normal(a.shape, key=k) for (n, a), k in zip(fresh, keys)}
-    stored = json.dumps(configs.to_file(config)).encode()
-    return {"config.json": stored, "model.safetensors": save(weights, {"format": "mlx"})}
-
-
-def words():
-    """A tokenizer.json of 300 tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([english()[:5000]], trainer)
-    return tokenizer.to_str().encode()
+from kssm_mlx.cli import app
+from kssm_mlx.data.tokenizers import ByteTokenizer
+from kssm_mlx.errors import CheckFailed, ConfigError, WeightMismatch
+from kssm_mlx.experiments import run, verification
+from kssm_mlx.experiments.hosts import open_model
+from kssm_mlx.weights import verified
+from kssm_mlx.weights.manifest import read_manifest
+from tests.weights import checkpoints
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    monkeypatch.setenv("KSSM_CACHE", str(tmp_path / "verified"))
-    with served({REPO: {COMMIT: tiny(300)}}, tmp_path, monkeypatch) as hub:
-        yield hub
+def folder(tmp_path):
+    return checkpoints.folder(tmp_path / "m", "mamba")
 
 
-def known(monkeypatch, tokenizer):
-    """Ship a manifest of the repository that names where its tokenizer is."""
-    manifest = Manifest.model_validate({"repo": REPO, "tokenizer": tokenizer})
-    monkeypatch.setattr(hosts, "shipped_manifests", lambda: {REPO: manifest})
-    assert shipped.shipped_manifests is not hosts.shipped_manifests
+@pytest.fixture
+def bytes_folder(tmp_path):
+    return checkpoints.folder(tmp_path / "b", "mamba", vocab_size=256)
 
 
-def test_a_repository_without_tokenizer_borrows_the_one_its_manifest_names(hub, monkeypatch):
-    assert hosts.open_model(REPO, verify=False).tokenizer is None
-    hub.repos["someone/tokens"] = {COMMIT: {"tokenizer.json": words()}}
-    known(monkeypatch, {"name": "words", "vocab_size": 300, "repo": "someone/tokens"})
-    tokenizer = hosts.open_model(REPO, verify=False).tokenizer
-    assert tokenizer.vocab_size == 300 and tokenizer.decode(tokenizer.encode("a bridge")) == "a bridge"
+def damaged(folder):
+    tensors = checkpoints.read(folder)
+    name = next(n for n in tensors if n.endswith("in_proj.weight"))
+    values = tensors[name].values.copy()
+    values[0, 0] = np.nan
+    checkpoints.write(folder / "model.safetensors", tensors | {name: checkpoints.stored(values)})
+    return folder
 
 
-def test_a_tokenizer_that_cannot_be_had_is_none_with_a_hint(hub, monkeypatch):
-    known(monkeypatch, {"name": "words", "vocab_size": 300, "repo": "someone/absent"})
-    opened = hosts.open_model(REPO, verify=False)
-    assert opened.tokenizer is None and "no tokenizer for 300 embedding rows" in opened.notes["hint"]
+def kssm(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def test_random_weights_from_the_hub_fail_at_behaviour(hub, monkeypatch):
-    hub.repos[REPO][COMMIT]["tokenizer.json"] = words()
-    done = verification.verify_weights(REPO)
-    verdicts = {c.id: c for c in done.checks}
-    assert verdicts["W12"].verdict == "pass"  # the hub's own digest of what it served
-    assert [c.id for c in done.checks if not c.ok] == ["W24", "W26"]  # the files alone show nothing
-    assert verified.is_verified(resolve(REPO).path) is None
+def test_quick_reads_files_only(folder):
+    done = verification.verify_weights(folder, quick=True)
+    assert done.ok and {c.level for c in done.checks} == {"L0", "L1", "L2", "L3"}
+    assert verified.is_verified(folder)["level"] == "L3"
 
 
-def test_a_model_that_was_never_seen_to_speak_is_not_verified_to_the_end(hub, monkeypatch):
-    done = verification.verify_weights(REPO)
-    silent = {c.id: c.verdict for c in done.checks if c.level == "L5"}
-    assert done.ok and set(silent.values()) == {"not measurable"}
-    path = resolve(REPO).path
-    assert verified.is_verified(path, "L3") and verified.is_verified(path, "L5") is None
+def test_the_whole_of_it_runs_the_model(folder):
+    done = verification.verify_weights(folder)
+    by_id = {c.id: c for c in done.checks}
+    assert by_id["W22"].verdict == by_id["W23"].verdict == "pass"
+    assert by_id["W24"].verdict == "not measurable"  # no tokenizer
+    assert not verified.is_verified(folder, "L5")  # nobody saw it speak
+
+
+def test_random_weights_do_not_speak(bytes_folder):
+    """L0 to L3 cannot tell; L5 does: bytes of English above the unigram."""
+    assert verification.verify_weights(bytes_folder, quick=True).ok
+    done = verification.verify_weights(bytes_folder)
+    assert {c.id for c in done.checks if c.verdict == "fail"} >= {"W24"}
+    assert not verified.is_verified(bytes_folder, "L5")
+
+
+def test_a_manifest_holds_what_was_measured_and_refuses_other_weights(folder, tmp_path):
+    done = verification.verify_weights(folder)
+    file = tmp_path / "m.toml"
+    made = verification.record(done, file)
+    assert read_manifest(file) == made and made.fingerprint and made.root == done.inspection.root
+    again = {c.id: c.verdict for c in verification.verify_weights(folder, manifest=file).checks}
+    assert again["W11"] == again["W21"] == "pass"
+    tensors = checkpoints.read(folder)
+    name = next(n for n in tensors if n.endswith("in_proj.weight"))
+    other = tensors | {name: checkpoints.stored(1.01 * tensors[name].values)}
+    checkpoints.write(folder / "model.safetensors", other)
+    failed = [c for c in verification.verify_weights(folder, manifest=file).checks if not c.ok]
+    assert [c.id for c in failed] == ["W11"] and name in failed[0].got
+
+
+def test_no_manifest_of_weights_that_failed(folder, tmp_path):
+    done = verification.verify_weights(damaged(folder), quick=True)
+    with pytest.raises(CheckFailed, match="failed W13"):
+        verification.record(done, tmp_path / "m.toml")
+    assert not (tmp_path / "m.toml").exists()
+
+
+def test_models_open_with_their_tokenizer_or_a_hint(folder, bytes_folder):
+    opened = run.load(folder)
+    assert opened.tokenizer is None and "no tokenizer for 40 embedding rows" in opened.notes["hint"]
+    assert isinstance(run.load(bytes_folder).tokenizer, ByteTokenizer)
+    assert opened.digest == verification.verify_weights(folder, quick=True).inspection.root
+
+
+def test_damaged_models_open_only_when_asked_to(folder):
+    with pytest.raises(WeightMismatch, match="W13 finite values"):
+        open_model(damaged(folder))
+    assert "W13" in open_model(folder, verify=False).notes["findings"][0]
+
+
+def test_command_line(folder, tmp_path):
+    good = kssm("verify-weights", folder, "--quick", "--write-manifest", tmp_path / "m.toml")
+    assert good.exit_code == 0 and "W1 container header" in good.stdout and "root " in good.stdout
+    found = json.loads(kssm("verify-weights", folder, "--quick", "--json", "--only", "L1,W13").stdout)
+    assert [c["id"] for c in found["checks"]] == ["W6", "W7", "W8", "W9", "W10", "W13"]
+    bad = kssm("verify-weights", damaged(folder), "--quick", "--manifest", tmp_path / "m.toml")
+    assert bad.exit_code == 1 and "fail" in bad.stdout and "W11: get the file again" in bad.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["--only", "W99"], "--only W99: no such layer or check"),
+        (["--manifest", "no.toml"], "cannot read the manifest no.toml"),
+    ],
+)
+def test_command_line_refuses_in_one_line(folder, arguments, complaint):
+    result = kssm("verify-weights", folder, "--quick", *arguments)
+    assert result.exit_code == 2 and complaint in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_path_that_is_not_there_is_unusable(tmp_path):
+    with pytest.raises(ConfigError, match="no file or folder"):
+        verification.verify_weights(tmp_path / "no" / "such" / "thing")
