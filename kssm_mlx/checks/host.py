@@ -40,12 +40,12 @@ def measure() -> dict[str, float]:
     a = mx.random.normal((n, n), key=mx.random.key(0))
     x = mx.zeros(size)
     return {
-        "gemm_gflops": 2 * n**3 / _seconds(lambda: a @ a) / 1e9,
-        "copy_gbytes_per_second": 2 * 4 * size / _seconds(lambda: x + 1) / 1e9,
+        "gemm_gflops": 2 * n**3 / seconds(lambda: a @ a) / 1e9,
+        "copy_gbytes_per_second": 2 * 4 * size / seconds(lambda: x + 1) / 1e9,
     }
 
 
-def _seconds(run: Callable[[], mx.array], repeats: int = 3) -> float:
+def seconds(run: Callable[[], mx.array | list[mx.array]], repeats: int = 3) -> float:
     """The shortest of a few runs, after one to warm up."""
     times = []
     for _ in range(repeats + 1):

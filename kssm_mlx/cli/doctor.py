@@ -10,15 +10,15 @@ import typer
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Look at this machine: versions, device, BLAS, compiler, limits, and a measured speed.
+    """Look at this machine: versions, device, BLAS, compiler, limits, GPU kernels, and measured speeds.
 
     Exit code 0 if numbers are right here (even if slow), 1 if something is broken.
     """
     from kssm_mlx import environment
-    from kssm_mlx.checks import host
+    from kssm_mlx.checks import host, kernels
 
     facts, speed = environment.facts(), host.measure()
-    checks = host.examine(facts)
+    checks = [*host.examine(facts), *kernels.examine()]
     if as_json:
         import json
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -138,9 +139,24 @@ class Kernel:
 
 def dialect() -> str | None:
     """The dialect that the default device speaks; None on a CPU."""
+    if _spoken:
+        return _spoken[-1]
     if mx.default_device() != mx.gpu:
         return None
     return "metal" if mx.metal.is_available() else "cuda" if mx.cuda.is_available() else None
+
+
+_spoken: list[str] = []
+
+
+@contextmanager
+def speaking(dialect: str) -> Iterator[None]:
+    """Run kernels in this dialect, whatever the default device speaks."""
+    _spoken.append(dialect)
+    try:
+        yield
+    finally:
+        _spoken.pop()
 
 
 def _run_gpu(kernel: Kernel, constants, inputs, outputs, lanes: int) -> list[mx.array]:

@@ -87,26 +87,57 @@ def _bank(S: int, H: int):
     @mx.custom_function
     def bank(theta, omega, *drive):
         before, read = [], []
+        omega = _spread(omega, theta)
         for t in range(drive[0].shape[1]):
             before.append(theta)
-            theta, *z = token(theta, omega, *(x[:, t] for x in drive))
+            theta, *z = token(theta, omega, *_at(t, drive, theta))
             read.append(z)
         return theta, *(mx.stack(part, 1) for part in zip(*read)), mx.stack(before, 1)
 
     @bank.vjp
     def _(primals, cotangents, outputs):
-        _, omega, *drive = primals
+        theta, omega, *drive = primals
         g, c_re, c_im, _ = cotangents
-        found, g_omega = [], mx.zeros_like(omega)
+        found, g_omega = [], mx.zeros_like(theta)
+        omega = _spread(omega, theta)
         for t in reversed(range(drive[0].shape[1])):
-            here = (outputs[3][:, t], omega, *(x[:, t] for x in drive))
-            g, more, *tokens = adjoint(*here, g, c_re[:, t], c_im[:, t])
-            g_omega = g_omega + more
+            here = (mx.contiguous(outputs[3][:, t]), omega, *_at(t, drive, theta))
+            harmonics = [_spread(x[:, t, :, n, None], theta) for n in range(H) for x in (c_re, c_im)]
+            g, g_omega, *tokens = adjoint(*here, g, g_omega, *harmonics)
             found.append(tokens)
         drives = [mx.stack(part[::-1], 1) for part in zip(*found)]
-        return gpu.gradients(primals, (g, g_omega, *drives))
+        return gpu.gradients(primals, (g, g_omega.sum(0), *drives))
 
     return bank
+
+
+# A fused kernel that meets one broadcast input is not vectorised: ten times slower on a CPU. So everything is
+# spread over the oscillators before it enters one.
+
+
+def _spread(x: mx.array, like: mx.array) -> mx.array:
+    return mx.contiguous(mx.broadcast_to(x, like.shape))
+
+
+def _at(t: int, drive: list[mx.array], like: mx.array) -> list[mx.array]:
+    return [_spread(x[:, t, :, None], like) for x in drive]
+
+
+def _mean(x: mx.array) -> mx.array:
+    return _spread(x.mean(-1, keepdims=True), x)
+
+
+def _advance(theta, omega, K, h: Planar, step, S: int):
+    """The phases after S Euler steps, and (unit vectors, Z, f, speed) of each. Shapes: all [B, G, N]."""
+    path = []
+    for _ in range(S):
+        unit = _unit(theta)
+        z = unit.map(_mean)
+        f = z * (K / 2) + h
+        speed = omega + 2 * (f * unit.conj).im
+        path.append((unit, z, f, speed))
+        theta = theta + step * speed
+    return theta, path
 
 
 def _unit(theta: mx.array) -> Planar:
@@ -114,63 +145,39 @@ def _unit(theta: mx.array) -> Planar:
     return Planar(cos, sin)
 
 
-def _fields(unit: Planar, K: mx.array, h: Planar) -> tuple[Planar, Planar]:
-    """(Z, f) of a step. Shapes: unit [B, G, N]; K, h and both results [B, G, 1]."""
-    z = unit.map(lambda x: x.mean(-1, keepdims=True))
-    return z, z * (K / 2) + h
-
-
-def _advance(theta, omega, K, h, step, S: int):
-    """The phases after S Euler steps, and (unit vectors, Z, f, speed) of each."""
-    path = []
-    for _ in range(S):
-        unit = _unit(theta)
-        z, f = _fields(unit, K, h)
-        speed = omega + 2 * (f * unit.conj).im
-        path.append((unit, z, f, speed))
-        theta = theta + step * speed
-    return theta, path
+def _powers(one: Planar, H: int) -> list[Planar]:
+    powers = [one]
+    for _ in range(H - 1):
+        powers.append(powers[-1] * one)
+    return powers
 
 
 def _token(S: int, H: int):
-    def token(theta, omega, *drive):
-        K, h_re, h_im, tau = (x[..., None] for x in drive)
+    def token(theta, omega, K, h_re, h_im, tau):
         theta, _ = _advance(theta, omega, K, Planar(h_re, h_im), tau / S, S)
-        one = power = _unit(theta)
-        read = []
-        for _ in range(H):
-            read.append(power.map(lambda x: x.mean(-1)))
-            power = power * one
-        return _wrapped(theta), mx.stack([z.re for z in read], -1), mx.stack([z.im for z in read], -1)
+        read = [power.map(lambda x: x.mean(-1)) for power in _powers(_unit(theta), H)]
+        return _wrapped(theta), *(_stacked([read], part)[:, 0] for part in ("re", "im"))
 
     return token
 
 
 def _token_adjoint(S: int, H: int):
-    """Gradients in (theta, omega, K, h_re, h_im, tau) of one token, given those of its results."""
+    """Gradients in (theta, omega, K, h_re, h_im, tau) of one token, given those of what follows."""
 
-    def adjoint(theta, omega, K, h_re, h_im, tau, g, c_re, c_im):
-        K, h_re, h_im, tau = (x[..., None] for x in (K, h_re, h_im, tau))
+    def adjoint(theta, omega, K, h_re, h_im, tau, g, g_omega, *harmonics):
         N, step = theta.shape[-1], tau / S
         theta, path = _advance(theta, omega, K, Planar(h_re, h_im), step, S)
-        g = g + _harmonics_adjoint(_unit(theta), Planar(c_re, c_im), H) / N
-        g_omega, g_K, g_h, g_tau = mx.zeros_like(g), 0, Planar(0, 0), 0
+        for n, power in enumerate(_powers(_unit(theta), H)):
+            c_re, c_im = harmonics[2 * n : 2 * n + 2]
+            g = g + (n + 1) / N * (c_im * power.re - c_re * power.im)
+        g_K, g_h, g_tau = 0, Planar(0, 0), 0
         for unit, z, f, speed in reversed(path):
             push = step * g
-            g_f = (unit * Planar(mx.zeros_like(push), 2 * push)).map(lambda x: x.sum(-1, keepdims=True))
-            g_omega, g_tau = g_omega + push, g_tau + (g * speed).sum(-1) / S
-            g_K, g_h = g_K + (g_f.re * z.re + g_f.im * z.im) / 2, g_h + g_f
-            g = g - 2 * push * (f * unit.conj).re + (g_f * unit.conj).im * (K / 2 / N)
-        return g, g_omega.sum(0), g_K[..., 0], g_h.re[..., 0], g_h.im[..., 0], g_tau
+            g_f = Planar(-2 * push * unit.im, 2 * push * unit.re).map(_mean)  # of one oscillator's share of f
+            g_omega, g_tau = g_omega + push, g_tau + g * speed
+            g_K, g_h = g_K + (g_f.re * z.re + g_f.im * z.im), g_h + g_f
+            g = g - 2 * push * (f * unit.conj).re + (g_f * unit.conj).im * (K / 2)
+        one = (slice(None), slice(None), 0)
+        return g, g_omega, g_K[one] * (N / 2), g_h.re[one] * N, g_h.im[one] * N, g_tau.sum(-1) / S
 
     return adjoint
-
-
-def _harmonics_adjoint(one: Planar, c: Planar, H: int) -> mx.array:
-    """What a change of theta does to the harmonics' sums, sum over n of n Im(conj(z^n) c_n)."""
-    g, power = 0, one
-    for n in range(H):
-        here = c.map(lambda x, n=n: x[..., n, None])
-        g = g + (n + 1) * (here.im * power.re - here.re * power.im)
-        power = power * one
-    return g

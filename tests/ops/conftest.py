@@ -18,11 +18,11 @@ def library_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def cpp(monkeypatch, library_folder):
+def cpp(library_folder):
     """`impl="gpu"` runs the C++ dialect, and forms of MLX run uncompiled, which saves g++ seconds."""
-    monkeypatch.setattr(gpu, "dialect", lambda: "cpp")
     mx.disable_compile()
-    yield
+    with gpu.speaking("cpp"):
+        yield
     mx.enable_compile()
 
 

@@ -18,10 +18,10 @@ from kssm_mlx.ops.selective_scan import selective_scan
 @pytest.fixture
 def record(tmp_path, monkeypatch, library_folder):
     """An empty record of verdicts; the C++ dialect plays the GPU."""
-    monkeypatch.setattr(gpu, "dialect", lambda: "cpp")
     monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
     dispatch._verdict.cache_clear()
-    yield tmp_path / "kernels.json"
+    with gpu.speaking("cpp"):
+        yield tmp_path / "kernels.json"
     dispatch._verdict.cache_clear()
 
 
