@@ -72,6 +72,8 @@ def open_container(path: str | Path) -> Container:
     if not path.exists():
         raise ConfigError(f"no file or folder {path}")
     if path.is_file():
+        if path.suffix not in (*TORCH, ".safetensors"):
+            raise ConfigError(f"{path} is no weight file; {', '.join((*TORCH, '.safetensors'))} are read")
         return _assemble(path, path.parent, [path], [])
     if found := _run(path):
         return found
@@ -177,7 +179,7 @@ def _run(folder: Path) -> Container | None:
         return None
     weights = checkpoint / "model.safetensors"
     if not weights.is_file():
-        raise ConfigError(f"checkpoint {checkpoint} has no model.safetensors; give another one")
+        raise ConfigError(f"checkpoint {checkpoint} has no model.safetensors: a run of adapters?")
     tensors, findings = read_files([weights])
     config = _json(run / "recipe.json").get("configuration")
     digests = _json(checkpoint / "manifest.json").get("tensors", {}).get("model", {})

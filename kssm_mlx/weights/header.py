@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx.weights.findings import Finding, some
-from kssm_mlx.weights.tensors import TensorInfo, itemsize
+from kssm_mlx.weights.tensors import MOST_DIMENSIONS, TensorInfo, itemsize
 
 DTYPES = {
     **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool_"},
@@ -79,6 +79,8 @@ def _wrong(entry: Any) -> str:
         return f"dtype {dtype!r} is unknown; known: {', '.join(DTYPES)}"
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         return "shape or data_offsets are not natural numbers"
+    if len(shape) > MOST_DIMENSIONS:
+        return f"it has {len(shape)} dimensions"
     needed, given = math.prod(shape) * itemsize(DTYPES[dtype]), offsets[1] - offsets[0]
     if needed != given:
         return f"{dtype} {shape} needs {needed:,} bytes, its offsets span {given:,}"

@@ -20,6 +20,7 @@ STORED = {
     "bfloat16": np.dtype("<u2"),
     "bool_": np.dtype("?"),
 }
+MOST_DIMENSIONS = 8  # of any tensor of any architecture here, with room to spare
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 

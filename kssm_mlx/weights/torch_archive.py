@@ -17,7 +17,7 @@ from typing import Any
 
 from kssm_mlx.weights.findings import Finding
 from kssm_mlx.weights.header import Read
-from kssm_mlx.weights.tensors import TensorInfo, itemsize, row_strides
+from kssm_mlx.weights.tensors import MOST_DIMENSIONS, TensorInfo, itemsize, row_strides
 from kssm_mlx.weights.torch_pickle import Damaged, Refused, Tensor, run
 
 LARGEST = 256_000_000  # bytes of data.pkl; a state dict of a hundred thousand tensors has less than 30 MB
@@ -62,6 +62,7 @@ def check_archive(path: Path, progress: Callable[[int], None]) -> list[Finding]:
 
 def _read(path: Path, archive: zipfile.ZipFile) -> Read:
     entries = {entry.filename: entry for entry in archive.infolist()}
+    starts = {entry.filename: _data_offset(path, entry) for entry in archive.infolist()}
     prefix = _prefix(archive, entries)
     tensors, findings = {}, []
     for name, value in _state_dict(run(archive.read(f"{prefix}data.pkl"))).items():
@@ -69,7 +70,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Read:
         if wrong := _wrong(value, entry):
             findings.append(Finding("W2", f"{name} in {path.name}: {wrong}"))
         else:
-            tensors[name] = _info(value, path, _data_offset(path, entry))
+            tensors[name] = _info(value, path, starts[entry.filename])
     return tensors, findings
 
 
@@ -110,7 +111,7 @@ def _wrong(tensor: Tensor, entry: zipfile.ZipInfo | None) -> str:
         return f"the archive has no storage {storage.key}"
     if entry.file_size != storage.elements * itemsize(storage.dtype):
         return f"its storage has {entry.file_size:,} bytes for {storage.elements:,} {storage.dtype}"
-    if len(tensor.shape) != len(tensor.strides):
+    if len(tensor.shape) != len(tensor.strides) or len(tensor.shape) > MOST_DIMENSIONS:
         return f"it has {len(tensor.shape)} dimensions and {len(tensor.strides)} strides"
     if math.prod(tensor.shape) and _last(tensor) >= storage.elements:
         return f"it reaches element {_last(tensor):,} of a storage of {storage.elements:,}"
@@ -134,9 +135,12 @@ def _last(tensor: Tensor) -> int:
 def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
     """Where an entry's bytes begin: behind its own header, whose padding only it knows."""
     with open(path, "rb") as f:
-        f.seek(entry.header_offset)
+        f.seek(max(0, entry.header_offset))
         header = f.read(30)
-    signature, name, extra = struct.unpack("<4s22xHH", header)
-    if signature != b"PK\x03\x04":
-        raise Damaged(f"{entry.filename} does not begin where the archive says")
-    return entry.header_offset + 30 + name + extra
+    if entry.header_offset < 0 or len(header) < 30 or not header.startswith(b"PK\x03\x04"):
+        raise zipfile.BadZipFile(f"{entry.filename} does not begin where the archive says")
+    name, extra = struct.unpack_from("<HH", header, 26)
+    start = entry.header_offset + 30 + name + extra
+    if start + entry.file_size > path.stat().st_size:
+        raise zipfile.BadZipFile(f"{entry.filename} reaches beyond the end of the file")
+    return start
