@@ -59,7 +59,7 @@ def judge(weights: Weights) -> list[Finding]:
 
 def finite(weights: Weights) -> list[Finding]:
     bad = [f"{n} ({s.nans:,} NaN, {s.infinities:,} Inf)" for n, _, s in weights if s.nans or s.infinities]
-    return [Finding("W13", f"{len(bad)} tensors with {some(bad)}")] if bad else []
+    return [Finding("W13", some(bad))] if bad else []
 
 
 def constant(weights: Weights) -> list[Finding]:
@@ -116,7 +116,7 @@ def scale(weights: Weights) -> list[Finding]:
         usual = median_low(sizes), median_high(sizes)
         for name, s in group.items():
             wrong += _scale(name, s, *usual)
-    return [Finding("W16", f"{len(wrong)} tensors: {some(wrong, 2)}", PUBLIC_BUG)] if wrong else []
+    return [Finding("W16", some(wrong, 2), PUBLIC_BUG)] if wrong else []
 
 
 def _scale(name: str, s: Summary, low: float, high: float) -> list[str]:

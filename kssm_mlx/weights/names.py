@@ -130,13 +130,11 @@ def _totality(missing: list[str], unused: list[str], rules: Table) -> list[Findi
     if missing:
         hint = nearest(missing[0], unused)
         fix = "the files are incomplete or of another configuration; compare config.json with its source"
-        findings.append(
-            Finding("W7", f"{len(missing)} parameters without a tensor: {some(missing)}{hint}", fix)
-        )
+        findings.append(Finding("W7", f"{len(missing)} without a tensor: {some(missing)}{hint}", fix))
     if unused:
         hint = nearest(unused[0], [*missing, *rules])
         fix = "the files are of another model or configuration; compare config.json with its source"
-        findings.append(Finding("W7", f"{len(unused)} tensors that nothing takes: {some(unused)}{hint}", fix))
+        findings.append(Finding("W7", f"{len(unused)} that nothing takes: {some(unused)}{hint}", fix))
     return findings
 
 
