@@ -28,6 +28,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.layers import inverse_softplus, linear
 from kssm_mlx.models.recurrent import RecurrentModel, field, given, refuse_unless
 from kssm_mlx.ops.conv import causal_conv
+from kssm_mlx.ops.elementary import silu, softplus
 from kssm_mlx.ops.selective_scan import selective_scan
 
 
@@ -163,14 +164,14 @@ class Mixer(nn.Module):
         u, z = mx.split(self.in_proj(x), 2, axis=-1)
         kernel, bias = self.conv1d.weight[..., 0], self.conv1d.get("bias")
         u, conv_state = causal_conv(u, kernel, bias, conv_state, resets=resets, lengths=lengths)
-        u = nn.silu(u)
+        u = silu(u)
         dt, B, C = mx.split(self.x_proj(u), self._split, axis=-1)
         if self._norm_eps is not None:
             dt, B, C = (mx.fast.rms_norm(v, None, self._norm_eps) for v in (dt, B, C))
-        dt = nn.softplus(self.dt_proj(dt).astype(mx.float32))
+        dt = softplus(self.dt_proj(dt).astype(mx.float32))
         A = -mx.exp(self.A_log.astype(mx.float32))
         y, state = selective_scan(u, dt, A, B, C, state, resets=resets, lengths=lengths)
-        y = (y + self.D * u) * nn.silu(z)
+        y = (y + self.D * u) * silu(z)
         trace = {"dt": dt, "decay": mx.exp(dt * A.max(axis=-1)), "state": state}
         return self.out_proj(y.astype(x.dtype)), [conv_state, state], trace
 

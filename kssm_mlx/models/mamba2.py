@@ -31,6 +31,7 @@ from kssm_mlx.models.mamba import (
 )
 from kssm_mlx.models.recurrent import field, given, refuse_unless
 from kssm_mlx.ops.conv import causal_conv
+from kssm_mlx.ops.elementary import silu, softplus
 from kssm_mlx.ops.ssd import ssd
 
 
@@ -131,7 +132,7 @@ class GatedNorm(nn.Module):
         self._groups, self._eps, self._before_gate = groups, eps, before_gate
 
     def __call__(self, y: mx.array, z: mx.array) -> mx.array:
-        gate = nn.silu(z.astype(mx.float32))
+        gate = silu(z.astype(mx.float32))
         return self._norm(y) * gate if self._before_gate else self._norm(y * gate)
 
     def _norm(self, y: mx.array) -> mx.array:
@@ -165,10 +166,10 @@ class Mixer(nn.Module):
         z, u, dt = mx.split(self.in_proj(x), self._parts, axis=-1)
         kernel, bias = self.conv1d.weight[..., 0], self.conv1d.get("bias")
         u, conv_state = causal_conv(u, kernel, bias, conv_state, resets=resets, lengths=lengths)
-        u, B, C = mx.split(nn.silu(u), self._conv_parts, axis=-1)
+        u, B, C = mx.split(silu(u), self._conv_parts, axis=-1)
         u = mx.unflatten(u, -1, (self.dt_bias.size, -1)).astype(mx.float32)
         B, C = (mx.unflatten(v, -1, (self._groups, -1)) for v in (B, C))
-        dt = mx.clip(nn.softplus(dt.astype(mx.float32) + self.dt_bias), *self._limit)
+        dt = mx.clip(softplus(dt.astype(mx.float32) + self.dt_bias), *self._limit)
         A = -mx.exp(self.A_log.astype(mx.float32))
         y, state = ssd(u, dt, A, B, C, state, resets=resets, lengths=lengths)
         y = self.norm((y + self.D[:, None] * u).flatten(-2), z)

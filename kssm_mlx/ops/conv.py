@@ -34,13 +34,44 @@ def causal_conv(
     last = _last_inputs(padded, document, W, lengths)
     if W > 1 and (kernel := dispatch.kernel("conv", impl)):
         return kernel(x, weight, bias, past, resets), last
-    y = 0 if bias is None else bias
-    for w in range(W):
-        tap = padded[:, w : w + T] * weight[:, w]
-        if document is not None and w < W - 1:
-            tap = mx.where((document[:, w : w + T] == document[:, W - 1 :])[..., None], tap, 0)
-        y = y + tap
-    return y.astype(x.dtype), last
+    same = None if document is None else [document[:, w : w + T] == document[:, W - 1 :] for w in range(W)]
+    y = _taps(same)(padded, weight)
+    return (y if bias is None else y + bias).astype(x.dtype), last
+
+
+def _taps(same: list[mx.array] | None):
+    """(padded [B, W-1+T, D], weight [D, W]) -> y [B, T, D], with a gradient that is four taps the other way.
+
+    Differentiating through the slices instead would zero-fill an array for each.
+    same: for each tap, [B, T] bool, True where source and target are of one document.
+    """
+
+    def of(x: mx.array, w: int) -> mx.array:
+        return x if same is None else mx.where(same[w][..., None], x, 0)
+
+    @mx.custom_function
+    def convolve(padded: mx.array, weight: mx.array) -> mx.array:
+        # Rows of [W, D] are contiguous, columns of [D, W] are not: half the time.
+        rows, T = mx.contiguous(weight.T), padded.shape[1] - weight.shape[1] + 1
+        return sum(of(padded[:, w : w + T] * row, w) for w, row in enumerate(rows))
+
+    @convolve.vjp
+    def _(primals, dy, _):
+        padded, weight = primals
+        W, T = weight.shape[1], dy.shape[1]
+        taps = [of(dy, w) for w in range(W)]
+        by_tap = [(taps[w] * padded[:, w : w + T]).sum(axis=(0, 1)) for w in range(W)]
+        back = _spread(taps, mx.contiguous(weight.T))
+        return back.astype(padded.dtype), mx.stack(by_tap, axis=1).astype(weight.dtype)
+
+    return convolve
+
+
+def _spread(taps: list[mx.array], rows: mx.array) -> mx.array:
+    """What each of the W-1+T inputs gave to all outputs. Shapes: taps W of [B, T, D], rows [W, D]."""
+    W, T = len(taps), taps[0].shape[1]
+    wide = [mx.pad(tap, [(0, 0), (W - 1, W - 1), (0, 0)]) for tap in taps]
+    return sum(x[:, W - 1 - w : 2 * W - 2 - w + T] * row for w, (x, row) in enumerate(zip(wide, rows)))
 
 
 def _document_index(resets: mx.array | None, W: int) -> mx.array | None:

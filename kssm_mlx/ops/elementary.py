@@ -68,7 +68,8 @@ def _polynomial(x: mx.array, coefficients: list[float]) -> mx.array:
 
 def _expm1_parts(x: mx.array) -> tuple[mx.array, mx.array]:
     """(2^n, exp(r) - 1) with exp(x) = 2^n exp(r): bits of a rounded sum, and a polynomial."""
-    x = mx.clip(x, -87.0, 88.0)
+    # Below -87.7 the exponent field is 0, and so is 2^n.
+    x = mx.clip(x, -88.2, 88.0)
     shifted = x * _LOG2E + _EXPONENT
     n = shifted - _EXPONENT
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
@@ -76,18 +77,18 @@ def _expm1_parts(x: mx.array) -> tuple[mx.array, mx.array]:
     return two_to_n, r * _polynomial(r, _EXPM1_BY_X)
 
 
-def _sealed(x: mx.array) -> mx.array:
+def sealed(x: mx.array) -> mx.array:
     """x, where mx.compile must begin a new kernel.
 
     It fuses from the last operation backwards, 11 deep. A constant that falls just outside becomes an array
-    of stride 0, and with such an input a kernel no longer vectorises: three times slower. A view is never fused.
+    of stride 0, and a kernel with such an input does not vectorise: three times slower. Views are not fused.
     """
     return x.view(mx.int32).view(mx.float32)
 
 
 def _exp(x: mx.array) -> mx.array:
     power, expm1 = _expm1_parts(x)
-    return _sealed(power * expm1 + power)
+    return sealed(power * expm1 + power)
 
 
 def _sigmoid(x: mx.array) -> mx.array:
@@ -182,7 +183,7 @@ def tanh_by_x(s: mx.array) -> mx.array:
     """tanh(x) / x as a function of s = x^2 >= 0: smooth through zero, unlike tanh(sqrt(s)) / sqrt(s)."""
     x = mx.sqrt(s + 1e-12)
     power, expm1 = _expm1_parts(-2 * x)
-    loss = _sealed(power * expm1 + (power - 1))
+    loss = sealed(power * expm1 + (power - 1))
     return -loss / ((2 + loss) * x)
 
 

@@ -71,6 +71,23 @@ def max_plus_scan(w: mx.array, k: mx.array, m0: mx.array) -> mx.array:
     return mx.stack(states)
 
 
+def tree_split(x: mx.array) -> list[mx.array]:
+    """x[0:1], x[1:2], ... by splits into eight: `mx.split` into more than ten becomes as many slices."""
+    n = x.shape[0]
+    if n <= 8:
+        return mx.split(x, n) if n > 1 else [x]
+    cuts = [8 ** _digits(n) * i for i in range(1, -(-n // 8 ** _digits(n)))]
+    return [piece for part in mx.split(x, cuts) for piece in tree_split(part)]
+
+
+def _digits(n: int) -> int:
+    """The largest d with 8^d < n."""
+    d = 0
+    while 8 ** (d + 1) < n:
+        d += 1
+    return d
+
+
 def before(h: mx.array, h0: mx.array) -> mx.array:
     """The state that each step starts from: h0, h_1, ..., h_{T-1}. Shapes: h [T, ...]; h0 [...]."""
     return mx.concatenate([h0[None], h[:-1]])

@@ -10,7 +10,11 @@ from __future__ import annotations
 import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
-from kssm_mlx.ops.scan import begins, float32, inside, linear_scan
+from kssm_mlx.ops.elementary import exp, sealed
+from kssm_mlx.ops.scan import before, begins, float32, inside, tree_split
+
+# Tokens between two states that the backward pass starts again from; their states fit a core's cache.
+CHUNK = 16
 
 
 def selective_scan_reference(x, dt, A, B, C, state=None, *, resets=None, lengths=None):
@@ -48,15 +52,109 @@ def selective_scan(
     if kernel := dispatch.kernel("selective_scan", impl):
         return kernel(x, dt, A, B, C, state, resets=resets, lengths=lengths)
     x, dt, A, B, C = float32(x, dt, A, B, C)
+    T, batch = x.shape[1], x.shape[0]
     if lengths is not None:
-        dt = mx.where(inside(lengths, x.shape[1])[..., None], dt, 0)
-    # Time first, channels last: the loop then runs over long contiguous rows.
-    x, dt, B, C = (v.swapaxes(0, 1) for v in (x, dt, B, C))
-    a = mx.exp(dt[:, :, None, :] * A.T)
-    b = B[..., None] * (dt * x)[:, :, None, :]
+        dt = mx.where(inside(lengths, T)[..., None], dt, 0)
+    dtx = dt * x
     if resets is not None:
-        a = mx.where(begins(resets, lengths).T[:, :, None, None], 0, a)
-    h0 = mx.zeros(b.shape[1:]) if state is None else state.swapaxes(1, 2)
-    h = linear_scan(a, b, h0)
-    y = (C[:, :, None, :] @ h).squeeze(2)
-    return y.swapaxes(0, 1), h[-1].swapaxes(1, 2)
+        # Δ so long that nothing is left: exp(ΔA) is exactly 0.
+        dt = mx.where(begins(resets, lengths)[..., None], 1e30, dt)
+    h0 = mx.zeros((batch, *A.shape)) if state is None else state.astype(mx.float32)
+    moving = [_time_first(v, min(CHUNK, T)) for v in (dt, dtx, B, C)]
+    y, h, _ = _scan(h0.swapaxes(1, 2), A.T, *moving)
+    return y[:T].swapaxes(0, 1), h.swapaxes(1, 2)
+
+
+def _time_first(v: mx.array, L: int) -> mx.array:
+    """[B, T, ...] -> [T', B, ...], T' the next multiple of L: Δ = 0 leaves the state alone."""
+    T = v.shape[1]
+    return mx.pad(mx.contiguous(v.swapaxes(0, 1)), [(0, -T % L), (0, 0), (0, 0)])
+
+
+@mx.custom_function
+def _scan(h0, A, dt, dtx, B, C):
+    """All chunks, one after the other.
+
+    Shapes: h0 [B, N, D]; A [N, D]; dt, dtx [T, B, D]; B, C [T, B, N]. Returns y [T, B, D], the last state and
+        the states that enter the chunks, [T / CHUNK, B, N, D], from which the backward pass starts again.
+    """
+    h, y, entering = h0, [], []
+    for span in _spans(dt.shape[0]):
+        entering.append(h)
+        _, states = _states(h, A, *_after(h, dt[span], dtx[span]), B[span])
+        y.append((C[span][:, :, None] @ states).squeeze(2))
+        (h,) = _after(y[-1], states[-1])
+    return mx.concatenate(y), h, mx.stack(entering)
+
+
+@_scan.vjp
+def _scan_vjp(primals, cotangents, outputs):
+    _, A, dt, dtx, B, C = primals
+    dy, carry, _ = cotangents
+    entering, dA, pieces = outputs[2], mx.zeros_like(A), []
+    for c, span in reversed([*enumerate(_spans(dt.shape[0]))]):
+        moving = _after(carry, entering[c], dt[span], dtx[span], dy[span])
+        carry, own, *parts = _chunk_gradients(carry, A, B[span], C[span], *moving)
+        dA = dA + own
+        pieces.append(parts)
+        (carry,) = _after([dA, *parts], carry)
+    return carry, dA, *(mx.concatenate(parts[::-1]) for parts in zip(*pieces))
+
+
+@mx.compile
+def _chunk_gradients(carry, A, B, C, h, dt, dtx, dy):
+    """The chunk's states again, then the adjoint g_t = C_t dy_t + a_{t+1} g_{t+1} back through it."""
+    a, states = _states(h, A, dt, dtx, B)
+    g = []
+    for a_t, injected in zip(tree_split(a)[::-1], tree_split(_product(C[..., None], dy[:, :, None]))[::-1]):
+        g.append(injected + carry)
+        carry = a_t * g[-1]
+    g, past = mx.concatenate(g[::-1]), before(states, h)
+    slope = g * a * past  # dL / d(Δ_t A)
+    return (
+        carry[0],
+        _product(slope, dt[:, :, None]).sum(axis=(0, 1)),
+        _product(slope, A[None, None]).sum(axis=2),
+        (B[:, :, None] @ g).squeeze(2),
+        (g @ dtx[..., None]).squeeze(3),
+        (states @ dy[..., None]).squeeze(3),
+    )
+
+
+@mx.compile
+def _states(h, A, dt, dtx, B):
+    """Decays and states of one chunk, token by token. Shapes: [T, B, N, D]."""
+    a = exp(_product(dt[:, :, None], A[None, None]))
+    h, states = h[None], []
+    for a_t, b_t in zip(tree_split(a), tree_split(_product(B[..., None], dtx[:, :, None]))):
+        h = a_t * h + b_t
+        states.append(h)
+    return a, mx.concatenate(states)
+
+
+def _product(x: mx.array, y: mx.array) -> mx.array:
+    """x y, broadcast, kept out of the kernels around it, which with a broadcast inside would not vectorise.
+
+    A product alone is not fused, and neither are views with stride 0. Shapes: four axes each.
+    """
+    shape = [max(pair) for pair in zip(x.shape, y.shape)]
+    return sealed(_view(x, shape) * _view(y, shape))
+
+
+def _view(x: mx.array, shape: list[int]) -> mx.array:
+    """x broadcast to `shape`."""
+    strides, step = [], 1
+    for n in x.shape[::-1]:
+        strides.append(0 if n == 1 else step)
+        step *= n
+    return x if list(x.shape) == shape else mx.as_strided(mx.contiguous(x), shape, strides[::-1])
+
+
+def _after(done, *arrays: mx.array) -> list[mx.array]:
+    """`arrays`, not before `done`: MLX would start on all chunks together, and hold every one in memory."""
+    return mx.depends(list(arrays), done if isinstance(done, list) else [done])
+
+
+def _spans(T: int) -> list[slice]:
+    L = min(CHUNK, T)
+    return [slice(t, t + L) for t in range(0, T, L)]
