@@ -82,10 +82,16 @@ def _verdict(op: str, identity: str) -> Verdict:
 
 def identity(op: str) -> str:
     """What a verdict holds for: these kernel sources on this device with this MLX."""
-    sources = b"".join(path.read_bytes() for path in sorted(gpu.FOLDER.glob(f"{op}*")))
-    where = f"{gpu.dialect()} {mx.device_info().get('device_name', '')} mlx {mx.__version__}"
-    digest = hashlib.sha256(Path(gpu.__file__).read_bytes() + sources).hexdigest()[:12]
-    return f"{op} {digest} {where}"
+    device = mx.device_info().get("device_name", "")
+    return f"{op} {_digest(op)} {gpu.dialect()} {device} mlx {mx.__version__}"
+
+
+@cache
+def _digest(op: str) -> str:
+    """Of everything the kernels of `op` are made of; ssd is made of the selective scan's."""
+    paths = [gpu.FOLDER / "planar.inc", *gpu.FOLDER.glob(f"{'selective_scan' if op == 'ssd' else op}*")]
+    sources = b"".join(path.read_bytes() for path in [Path(gpu.__file__), *sorted(paths)])
+    return hashlib.sha256(sources).hexdigest()[:12]
 
 
 def recorded() -> dict[str, Verdict]:

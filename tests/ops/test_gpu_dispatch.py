@@ -52,10 +52,25 @@ def test_auto_uses_a_kernel_that_proves_itself(record):
     assert not record.exists()  # only kssm doctor writes
 
 
-def test_auto_inside_a_compiled_function(record):
+@pytest.mark.parametrize("op", ["conv", "mobius_scan"])
+def test_auto_inside_a_compiled_gradient(op, record):
     """The proof runs while MLX is tracing; it may not disturb that."""
-    asked = mx.compile(lambda x: x * (2 if dispatch.kernel("conv", "auto") else 3))
+    asked = mx.compile(mx.grad(lambda x: x * (2 if dispatch.kernel(op, "auto") else 3)))
     assert asked(mx.array(1.0)).item() == 2
+
+
+@pytest.mark.parametrize("op", parity.CASES)
+def test_kernels_are_lazy(op, monkeypatch):
+    """On a GPU a compiled training step holds them: nothing may be evaluated while it is traced."""
+    made = lambda **_: lambda **call: [mx.zeros(shape) for shape in call["output_shapes"]]  # noqa: E731
+    monkeypatch.setattr(mx.fast, "metal_kernel", made)
+    case, masks = parity.CASES[op], parity.documents(3, 37)
+    arrays = case.arguments(3, 37, 6)
+    gpu._gpu_kernel.cache_clear()
+    with gpu.speaking("metal"):
+        gradients = mx.compile(lambda *x: parity.outcome(case, "gpu", list(x), masks)[-len(x) :])(*arrays)
+    gpu._gpu_kernel.cache_clear()
+    assert [g.shape for g in gradients] == [x.shape for x in arrays]
 
 
 def test_matmuls_stay_compiled_until_asked(record):

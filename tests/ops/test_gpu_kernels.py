@@ -41,6 +41,11 @@ def test_one_lane_of_everything(op, dialect):
     assert parity.compare(op, 1, 17, width, masked=False, against="reference") <= TOLERANCES[mx.float32]
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_more_lanes_than_a_group(op, dialect):
+    assert parity.compare(op, 12, 3, 11, masked=False, against="reference") <= TOLERANCES[mx.float32]
+
+
 @pytest.mark.parametrize("op", sorted(set(OPS) - {"kuramoto_bank"}))
 def test_long_sequences(op, dialect):
     """Not phases, which amplify the last digit. The gradient of kappa sums 6000 terms of either sign."""
