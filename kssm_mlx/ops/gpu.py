@@ -72,6 +72,12 @@ struct bf16 {
 };
 """,
 }
+# The tokens of a chunk of `count`, forward and backward in time. The number of turns is constant, so that the
+# loops can be unrolled and the small arrays they index stay in registers.
+LOOPS = """
+#define FORTH(t) UNROLL for (int t = 0; t < CHUNK; ++t) if (t < count)
+#define BACK(t) UNROLL for (int t = CHUNK - 1; t >= 0; --t) if (t < count)
+"""
 # MLX may launch more threads than lanes on CUDA, never on Metal.
 LANE = {
     "metal": "const int lane = int(thread_position_in_grid.x);",
@@ -86,7 +92,7 @@ class Kernel:
     """A body and the names it uses, each a list of words.
 
     sizes: integers known when it runs, such as T; constants: those that must be known when it is compiled;
-    inputs: fp32, bf16 or uint8 arrays; outputs: fp32 arrays.
+    inputs: fp32, bf16 or uint8 arrays; outputs: fp32 arrays; chunk: tokens that a thread handles together.
     """
 
     name: str
@@ -94,6 +100,7 @@ class Kernel:
     inputs: str
     outputs: str
     constants: str = ""
+    chunk: int = CHUNK
 
     def __call__(
         self,
@@ -107,7 +114,7 @@ class Kernel:
 
         Raises: ConfigError when no dialect runs here or an array is too long for 32-bit indices.
         """
-        constants = {"CHUNK": CHUNK, **{name: numbers[name] for name in self.constants.split()}}
+        constants = {"CHUNK": self.chunk, **{name: numbers[name] for name in self.constants.split()}}
         sizes = mx.array([lanes, *(numbers[name] for name in self.sizes.split())], mx.int32)
         for count in (lanes, *(x.size for x in inputs), *map(np.prod, outputs)):
             if count >= 2**31:
@@ -129,7 +136,7 @@ class Kernel:
     def header(self, dialect: str, constants: dict[str, int]) -> str:
         """What stands before the kernel function."""
         defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-        return HEADERS[dialect] + defines + (FOLDER / "planar.inc").read_text()
+        return HEADERS[dialect] + defines + LOOPS + (FOLDER / "planar.inc").read_text()
 
     def full_name(self, constants: dict[str, int], inputs: Sequence[mx.array]) -> str:
         """Unique for the code that results: MLX keeps compiled kernels by name."""

@@ -68,8 +68,8 @@ def test_compiles_without_double(dialect, tmp_path):
     for name, kernel in KERNELS.items():
         mine = {word: constants[word] for word in kernel.constants.split()}
         # Each kernel is a file of its own for MLX; here the shared parts are once in a namespace.
-        defines = "".join(f"#define {w} {n}\n" for w, n in {"CHUNK": 16, **mine}.items())
-        undefines = "".join(f"#undef {w}\n" for w in ("CHUNK", *mine))
+        defines = gpu.LOOPS + "".join(f"#define {w} {n}\n" for w, n in {"CHUNK": 16, **mine}.items())
+        undefines = "".join(f"#undef {w}\n" for w in ("CHUNK", "FORTH", "BACK", *mine))
         planar = (gpu.FOLDER / "planar.inc").read_text()
         parts.append(
             f"{defines}namespace n_{name} {{\n{planar}{function(kernel, dialect, name)}\n}}\n{undefines}"

@@ -7,17 +7,22 @@ import mlx.core as mx
 from kssm_mlx.ops.gpu import Kernel, gradients, streams
 from kssm_mlx.oscillators.planar import Planar
 
+# Complex numbers and four arrays of them: a longer chunk would not fit in registers.
+CHUNK = 8
+
 FORWARD = Kernel(
     "mobius_scan_forward",
     sizes="T G",
     inputs="z0_re z0_im a_re a_im k_re k_im kappa",
     outputs="z_re z_im",
+    chunk=CHUNK,
 )
 BACKWARD = Kernel(
     "mobius_scan_backward",
     sizes="T G",
     inputs=f"{FORWARD.inputs} {FORWARD.outputs} c_re c_im",
     outputs="g_z0_re g_z0_im g_a_re g_a_im g_k_re g_k_im g_kappa",
+    chunk=CHUNK,
 )
 
 
