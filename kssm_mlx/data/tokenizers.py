@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,14 +40,15 @@ class Tokenizer(Protocol):
     def save(self, folder: str | Path) -> None: ...
 
 
-class _Described:
+class _Described(ABC):
     """Digest and file of a tokenizer, both from its canonical description."""
 
     name: str
     vocab_size: int
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What the ids depend on, as plain values."""
 
     @property
     def digest(self) -> str:

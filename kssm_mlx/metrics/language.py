@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import total_ordering
 from typing import Literal
@@ -14,14 +15,15 @@ from kssm_mlx.errors import ConfigError
 
 @total_ordering
 @dataclass(frozen=True)
-class _Loss:
+class _Loss(ABC):
     """A number with a unit; order and difference exist within one unit only."""
 
     value: float
 
     @property
+    @abstractmethod
     def unit(self) -> str:
-        raise NotImplementedError
+        """What the value counts, such as "nats/token"."""
 
     def __lt__(self, other: _Loss) -> bool:
         self._same_unit(other)
