@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -79,6 +80,24 @@ def kuramoto_bank(
     return Planar(re, im), theta
 
 
+class _Bank(NamedTuple):
+    """Phases with what every step needs of them. Shapes: theta, unit [B, G, N]; z [B, G, 1]."""
+
+    theta: mx.array
+    unit: Planar
+    z: Planar
+
+    @classmethod
+    def of(cls, theta: mx.array) -> _Bank:
+        sin, cos = sincos(theta)
+        unit = Planar(cos, sin)
+        return cls(theta, unit, unit.map(_mean))
+
+
+def _mean(x: mx.array) -> mx.array:
+    return x.mean(-1, keepdims=True)
+
+
 @cache
 def _bank(S: int, H: int):
     """(theta, omega, K, h_re, h_im, tau) -> (theta, Z_re, Z_im, phases before each token)."""
@@ -87,23 +106,22 @@ def _bank(S: int, H: int):
     @mx.custom_function
     def bank(theta, omega, *drive):
         before, read = [], []
-        omega = _spread(omega, theta)
+        _, unit, z = _Bank.of(theta)
+        carried = (theta, unit.re, unit.im, z.re, z.im)
         for t in range(drive[0].shape[1]):
-            before.append(theta)
-            theta, *z = token(theta, omega, *_at(t, drive, theta))
-            read.append(z)
-        return theta, *(mx.stack(part, 1) for part in zip(*read)), mx.stack(before, 1)
+            before.append(carried[0])
+            *carried, re, im = token(*carried, omega, *(x[:, t, :, None] for x in drive))
+            read.append((re, im))
+        return carried[0], *(mx.stack(part, 1) for part in zip(*read)), mx.stack(before, 1)
 
     @bank.vjp
     def _(primals, cotangents, outputs):
         theta, omega, *drive = primals
         g, c_re, c_im, _ = cotangents
         found, g_omega = [], mx.zeros_like(theta)
-        omega = _spread(omega, theta)
         for t in reversed(range(drive[0].shape[1])):
-            here = (mx.contiguous(outputs[3][:, t]), omega, *_at(t, drive, theta))
-            harmonics = [_spread(x[:, t, :, n, None], theta) for n in range(H) for x in (c_re, c_im)]
-            g, g_omega, *tokens = adjoint(*here, g, g_omega, *harmonics)
+            here = (outputs[3][:, t], omega, *(x[:, t, :, None] for x in drive))
+            g, g_omega, *tokens = adjoint(*here, g, g_omega, c_re[:, t, :, :, None], c_im[:, t, :, :, None])
             found.append(tokens)
         drives = [mx.stack(part[::-1], 1) for part in zip(*found)]
         return gpu.gradients(primals, (g, g_omega.sum(0), *drives))
@@ -111,38 +129,15 @@ def _bank(S: int, H: int):
     return bank
 
 
-# A fused kernel that meets one broadcast input is not vectorised: ten times slower on a CPU. So everything is
-# spread over the oscillators before it enters one.
-
-
-def _spread(x: mx.array, like: mx.array) -> mx.array:
-    return mx.contiguous(mx.broadcast_to(x, like.shape))
-
-
-def _at(t: int, drive: list[mx.array], like: mx.array) -> list[mx.array]:
-    return [_spread(x[:, t, :, None], like) for x in drive]
-
-
-def _mean(x: mx.array) -> mx.array:
-    return _spread(x.mean(-1, keepdims=True), x)
-
-
-def _advance(theta, omega, K, h: Planar, step, S: int):
-    """The phases after S Euler steps, and (unit vectors, Z, f, speed) of each. Shapes: all [B, G, N]."""
+def _advance(bank: _Bank, omega, K, h: Planar, step, S: int) -> tuple[_Bank, list]:
+    """The bank after S Euler steps, and (bank, field, speed) of each. Shapes: K, h, step [B, G, 1]."""
     path = []
     for _ in range(S):
-        unit = _unit(theta)
-        z = unit.map(_mean)
-        f = z * (K / 2) + h
-        speed = omega + 2 * (f * unit.conj).im
-        path.append((unit, z, f, speed))
-        theta = theta + step * speed
-    return theta, path
-
-
-def _unit(theta: mx.array) -> Planar:
-    sin, cos = sincos(theta)
-    return Planar(cos, sin)
+        f = bank.z * (K / 2) + h
+        speed = omega + 2 * (f * bank.unit.conj).im
+        path.append((bank, f, speed))
+        bank = _Bank.of(bank.theta + step * speed)
+    return bank, path
 
 
 def _powers(one: Planar, H: int) -> list[Planar]:
@@ -153,10 +148,12 @@ def _powers(one: Planar, H: int) -> list[Planar]:
 
 
 def _token(S: int, H: int):
-    def token(theta, omega, K, h_re, h_im, tau):
-        theta, _ = _advance(theta, omega, K, Planar(h_re, h_im), tau / S, S)
-        read = [power.map(lambda x: x.mean(-1)) for power in _powers(_unit(theta), H)]
-        return _wrapped(theta), *(_stacked([read], part)[:, 0] for part in ("re", "im"))
+    def token(theta, cos, sin, z_re, z_im, omega, K, h_re, h_im, tau):
+        start = _Bank(theta, Planar(cos, sin), Planar(z_re, z_im))
+        (theta, unit, z), _ = _advance(start, omega, K, Planar(h_re, h_im), tau / S, S)
+        read = [z, *(power.map(_mean) for power in _powers(unit, H)[1:])]
+        harmonics = (mx.concatenate([getattr(x, part) for x in read], -1) for part in ("re", "im"))
+        return _wrapped(theta), unit.re, unit.im, z.re, z.im, *harmonics
 
     return token
 
@@ -164,20 +161,18 @@ def _token(S: int, H: int):
 def _token_adjoint(S: int, H: int):
     """Gradients in (theta, omega, K, h_re, h_im, tau) of one token, given those of what follows."""
 
-    def adjoint(theta, omega, K, h_re, h_im, tau, g, g_omega, *harmonics):
+    def adjoint(theta, omega, K, h_re, h_im, tau, g, g_omega, c_re, c_im):
         N, step = theta.shape[-1], tau / S
-        theta, path = _advance(theta, omega, K, Planar(h_re, h_im), step, S)
-        for n, power in enumerate(_powers(_unit(theta), H)):
-            c_re, c_im = harmonics[2 * n : 2 * n + 2]
-            g = g + (n + 1) / N * (c_im * power.re - c_re * power.im)
+        end, path = _advance(_Bank.of(theta), omega, K, Planar(h_re, h_im), step, S)
+        for n, power in enumerate(_powers(end.unit, H)):
+            g = g + (n + 1) / N * (c_im[:, :, n] * power.re - c_re[:, :, n] * power.im)
         g_K, g_h, g_tau = 0, Planar(0, 0), 0
-        for unit, z, f, speed in reversed(path):
+        for (_, unit, z), f, speed in reversed(path):
             push = step * g
-            g_f = Planar(-2 * push * unit.im, 2 * push * unit.re).map(_mean)  # of one oscillator's share of f
-            g_omega, g_tau = g_omega + push, g_tau + g * speed
+            g_f = Planar(-2 * push * unit.im, 2 * push * unit.re).map(lambda x: x.sum(-1, keepdims=True))
+            g_omega, g_tau = g_omega + push, g_tau + (g * speed).sum(-1)
             g_K, g_h = g_K + (g_f.re * z.re + g_f.im * z.im), g_h + g_f
-            g = g - 2 * push * (f * unit.conj).re + (g_f * unit.conj).im * (K / 2)
-        one = (slice(None), slice(None), 0)
-        return g, g_omega, g_K[one] * (N / 2), g_h.re[one] * N, g_h.im[one] * N, g_tau.sum(-1) / S
+            g = g - 2 * push * (f * unit.conj).re + (g_f * unit.conj).im * (K / 2 / N)
+        return g, g_omega, g_K[..., 0] / 2, g_h.re[..., 0], g_h.im[..., 0], g_tau / S
 
     return adjoint
