@@ -25,6 +25,7 @@ def causal_conv(
     Shapes: x [B, T, D]; weight [D, W], the last column meets the current token; bias [D]; state [B, W-1, D],
         zeros when None; resets [B, T] bool, True where a document begins; lengths [B] int, valid tokens of
         right-padded rows. Returns y [B, T, D] and the state after each row's last valid token.
+    Raises: ConfigError for an `impl` that cannot run here (see `dispatch`).
     """
     B, T, D = x.shape
     W = weight.shape[1]

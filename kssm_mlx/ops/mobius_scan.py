@@ -59,7 +59,7 @@ def mobius_scan(
 
     Shapes: a, k [B, T, G], |a| < 1 (see `flow`), sqrt(kappa) |k| <= 1 (see `kick`); z0 [B, G] in the disc,
         zeros when None; kappa a number or an array []. Returns z [B, T, G]; the carried state is z[:, -1].
-    Raises: ConfigError for a negative kappa given as a number.
+    Raises: ConfigError for a negative kappa given as a number, or an `impl` that cannot run here.
     """
     refuse_negative_curvature(kappa)
     if kernel := dispatch.kernel("mobius_scan", impl):

@@ -56,9 +56,12 @@ def ssd(
     Shapes: x [B, T, H, P]; dt [B, T, H] > 0; A [H] < 0; B, C [B, T, G, N], H a multiple of G;
         state [B, H, P, N], zeros when None; resets [B, T] bool; lengths [B] int.
         Returns y [B, T, H, P] and the state [B, H, P, N], both fp32.
+    Raises: ConfigError for an `impl` that cannot run here (see `dispatch`).
     """
     if kernel := dispatch.kernel("ssd", impl):
         return kernel(x, dt, A, B, C, state, resets=resets, lengths=lengths)
+    if x.shape[1] == 1:
+        return ssd_reference(x, dt, A, B, C, state, resets=resets, lengths=lengths)
     x, dt, A, B, C = float32(x, dt, A, B, C)
     batch, T, H, P = x.shape
     N, L = B.shape[-1], min(chunk, T)

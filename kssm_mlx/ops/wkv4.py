@@ -72,9 +72,12 @@ def wkv4(
 
     Shapes: w, u [C], w < 0; k, v [B, T, C]; state [B, C] each, empty when None; resets [B, T] bool;
         lengths [B] int. Returns y [B, T, C] and the state, fp32.
+    Raises: ConfigError for an `impl` that cannot run here (see `dispatch`).
     """
     if kernel := dispatch.kernel("wkv4", impl):
         return kernel(w, u, k, v, state, resets=resets, lengths=lengths)
+    if k.shape[1] == 1:
+        return wkv4_reference(w, u, k, v, state, resets=resets, lengths=lengths)
     w, u, k, v = float32(w, u, k, v)
     B, _, C = k.shape
     state = empty_state(B, C) if state is None else WKV4State(*float32(*state))

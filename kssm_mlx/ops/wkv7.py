@@ -64,9 +64,12 @@ def wkv7(
 
     Shapes: r, log_w, k, a, b [B, T, H, K]; v [B, T, H, V]; log_w < 0; state [B, H, V, K], zeros when None;
         resets [B, T] bool; lengths [B] int. Returns y [B, T, H, V] and the state [B, H, V, K], both fp32.
+    Raises: ConfigError for an `impl` that cannot run here (see `dispatch`).
     """
     if kernel := dispatch.kernel("wkv7", impl):
         return kernel(r, log_w, k, v, a, b, state, resets=resets, lengths=lengths)
+    if r.shape[1] == 1:
+        return wkv7_reference(r, log_w, k, v, a, b, state, resets=resets, lengths=lengths)
     r, log_w, k, v, a, b = float32(r, log_w, k, v, a, b)
     B, T, H, K = r.shape
     L = min(chunk, T)
