@@ -32,14 +32,7 @@ SAME_LOGITS = 1e-2, 5e-2  # float32 weights, weights with a matrix in half preci
 
 
 def judge_vocabulary(tokenizer, embedding_rows: int) -> Check:
-    """The number of ids of the tokenizer against the rows of the embedding, and a text there and back.
-
-    Threshold: as many rows as ids, or that many rounded up to a multiple of a power of two up to 512, which
-    is how embeddings are padded. More ids than rows always fail: MLX gathers without a bounds check. Fewer
-    fail where the rows are those of another known tokenizer, else they warn.
-    Caught: GPT-2's and cl100k's ids in Mamba and RWKV, "compatible because the largest id is below 50,277".
-    Sabotage: every pair of known tokenizers.
-    """
+    """W20 of a tokenizer and an embedding, see `vocabulary_fits`."""
     ids = tokenizer.vocab_size
     fits = [name for size, name in KNOWN.items() if embedding_rows in _padded(size) and size != ids]
     text = english()[:2000]
@@ -79,7 +72,14 @@ def _padded(size: int) -> set[int]:
 
 
 def vocabulary_fits(host: Host) -> Check:
-    """W20: `judge_vocabulary` on the host's own tokenizer."""
+    """W20: the number of ids of the tokenizer against the rows of the embedding, and a text there and back.
+
+    Threshold: as many rows as ids, or that many rounded up to a multiple of a power of two up to 512, which
+    is how embeddings are padded. More ids than rows always fail: MLX gathers without a bounds check. Fewer
+    fail where the rows are those of another known tokenizer, else they warn.
+    Caught: GPT-2's and cl100k's ids in Mamba and RWKV, "compatible because the largest id is below 50,277".
+    Sabotage: every pair of known tokenizers.
+    """
     host.need("model", "tokenizer")
     return judge_vocabulary(host.tokenizer, host.model.args.vocab_size)
 
@@ -126,7 +126,13 @@ def fingerprint(host: Host) -> Check:
 
 
 def parallel_is_recurrent(host: Host) -> Check:
-    """W22: C5 on the host: one call, one token at a time, and pieces with the state handed over."""
+    """W22: C5 on the host: logits of one call, of one token at a time, and of pieces with the state
+    handed over, as max |Δ| / std(logits).
+
+    Threshold: <= 1e-4 in float32, 2e-2 below.
+    Caught: measure.py and test_baseline, which fed one token at a time without state.
+    Sabotage: a host that ignores its state.
+    """
     return replace(step_by_step(host), id="W22", title=TITLES["W22"], level="L4")
 
 

@@ -60,7 +60,8 @@ class Context:
     model: any LanguageModel; config: its configuration; recipe: the Recipe; data: the TokenData; tokenizer:
     the tokenizer the model is used with; initial: the trainable parameters before step 1 (flat dict);
     history: rows of metrics.jsonl; run_folder: where the run lives; host: the root digest of the verified
-    weights that the model started from, None for a fresh one; seed: of every random draw a check makes.
+    weights that the model started from, None for a fresh one; host_notes: how far these were verified and
+    what was found; seed: of every random draw a check makes.
     """
 
     model: Any = None
@@ -72,6 +73,7 @@ class Context:
     history: list[dict[str, Any]] | None = None
     run_folder: Any = None
     host: str | None = None
+    host_notes: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     def need(self, *names: str) -> None:
@@ -84,6 +86,13 @@ class Context:
     def step(self) -> int:
         """Updates the model has had, as far as the history tells."""
         return max((row.get("step", 0) for row in self.history or ()), default=0)
+
+
+def explain(text: str) -> dict[str, str]:
+    """The parts of a check's docstring: "definition", "threshold", "caught", "sabotage", each on one line."""
+    first, *rest = re.split(r"\b(Threshold|Caught|Sabotage): ", " ".join(text.split()))
+    parts = dict(zip(map(str.lower, rest[::2]), map(str.strip, rest[1::2]), strict=True))
+    return {"definition": first.strip(), **parts}
 
 
 @dataclass(frozen=True)
@@ -100,11 +109,8 @@ class Definition:
 
     @property
     def explanation(self) -> dict[str, str]:
-        """The docstring's parts: "definition", "threshold", "caught", "sabotage", each on one line."""
-        text = " ".join((self.run.__doc__ or "").split())
-        first, *rest = re.split(r"\b(Threshold|Caught|Sabotage): ", text)
-        parts = dict(zip(map(str.lower, rest[::2]), map(str.strip, rest[1::2]), strict=True))
-        return {"definition": first.strip(), **parts}
+        """The docstring's parts, see `explain`."""
+        return explain(self.run.__doc__ or "")
 
 
 REGISTRY: dict[str, Definition] = {}

@@ -126,7 +126,12 @@ def context_is_used(host: Host) -> Check:
 
 
 def speaks(host: Host) -> Check:
-    """W27: C19 with prompts from the text: repetition, loops, monotony of what the host writes."""
+    """W27: C19 with prompts from the text: repetition, loops, monotony of what the host writes.
+
+    Threshold: that of C19: distinct-2, longest run, top share and line breaks, loosened to what the text has.
+    Caught: "is is is" of Phase-Mamba Attempt 2.
+    Sabotage: a host that repeats one token.
+    """
     _refuse_other_domain(host)
     context = replace(host, data=host.reading)
     return replace(degenerate_generation(context), id="W27", title=TITLES["W27"], level="L5")

@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from kssm_mlx import files
-from kssm_mlx.checks.suites import REGISTRY
+from kssm_mlx.checks.definitions import Entry, definitions
 
 INTRODUCTION = """# Checks
 
-Made by `python -m kssm_mlx.checks.document` from the docstrings in `kssm_mlx/checks/`; edit those.
+Made by `python -m kssm_mlx.checks.document` from the texts in `kssm_mlx/checks/`; edit those.
 
 Level P runs before step 1 (`kssm train`, `kssm verify RECIPE`), level S at the end of a run. A failure stops
 the run, unless `--waive ID="reason"` records why it need not. A check that lacks what it needs says so ("not
 measurable"). Sources are the project's reference notes; `Cn` and `Gn` are their numbers.
+
+Levels L0 to L5 are the layers of `kssm verify-weights`: container, names, digests, values, arithmetic, 
+behaviour; `--quick` and every loading of a model stop after L3. Their sabotage is done to every architecture
+in `tests/faults`.
 
 """
 PARTS = ("definition", "threshold", "caught", "sabotage")
@@ -31,12 +35,11 @@ COLUMNS = (
 
 def render() -> str:
     """The Markdown of docs/checks.md, rows in the order of the numbers."""
-    ids = sorted(REGISTRY, key=lambda id: (id[0], int(id[1:])))
-    return INTRODUCTION + "".join(map(_line, [COLUMNS, ["---"] * len(COLUMNS), *map(_row, ids)]))
+    rows = map(_row, definitions().values())
+    return INTRODUCTION + "".join(map(_line, [COLUMNS, ["---"] * len(COLUMNS), *rows]))
 
 
-def _row(id: str) -> list[str]:
-    d = REGISTRY[id]
+def _row(d: Entry) -> list[str]:
     return [d.id, d.level, d.title, *(d.explanation[part] for part in PARTS), d.source]
 
 

@@ -7,10 +7,13 @@ line with what was got, what was expected and what to do. L4 and L5 are in pretr
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from kssm_mlx.checks.base import Check
 from kssm_mlx.weights.findings import CHECKS, LAYERS, Finding
 from kssm_mlx.weights.inspect import Inspection
+
+HOST_CHECK = "verified host"
 
 # Why a check had nothing to look at, where the reason is not that an earlier layer failed.
 ABSENT = {
@@ -20,6 +23,22 @@ ABSENT = {
     "W11": "no manifest; --manifest FILE compares with one, --write-manifest FILE makes one",
     "W12": "not from the hub's cache",
 }
+
+
+def host_verdict(digest: str, notes: dict[str, Any]) -> Check:
+    """W0: whether the weights that a run starts from passed `kssm verify-weights`, for its checks.json.
+
+    Threshold: W1 to W28 passed for exactly this root digest, and no file was touched since.
+    Caught: Phase-Mamba Attempt 2, trained for 72 minutes on random weights because its loader was a stub.
+    Sabotage: a host that was never verified; one exchanged after its verification.
+    """
+    findings = notes.get("findings", ())
+    ok = notes.get("verified") == "L5"
+    got = f"passed {notes.get('verified')}" if ok else "not verified" + "".join(f"; {f}" for f in findings)
+    waived = {} if ok else {"waived_because": "--no-verify"}
+    numbers = {"root": digest, "revision": notes.get("revision"), **waived}
+    word = "pass" if ok else "waived"
+    return Check("W0", HOST_CHECK, "P", word, got, "L5 passed, by this root digest", "", numbers)
 
 
 def verdicts(found: Inspection) -> list[Check]:

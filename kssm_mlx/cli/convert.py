@@ -29,7 +29,7 @@ def convert(
     Wide projections and embeddings are quantised; decays, norms, convolutions and the small projections that
     set the dynamics stay as they are. The loss before and after is printed.
     """
-    from kssm_mlx.cli.tables import console, table
+    from kssm_mlx.cli.tables import console, table, warn_unverified
     from kssm_mlx.experiments.conversion import convert as run
 
     done = run(
@@ -41,6 +41,7 @@ def convert(
         text=_read(text) if text else None,
         tokenizer=tokenizer,
         verify=verify,
+        on_open=warn_unverified,
     )
     console().print(table(("", "before", "after"), _rows(done), str(folder)))
 

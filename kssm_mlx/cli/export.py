@@ -20,9 +20,10 @@ def export(
     mlx-lm runs the folder with --trust-remote-code where kssm-mlx is installed. transformers loads Mamba,
     FalconMamba, Mamba-2 and RWKV-4. Adapters are fused into their host.
     """
+    from kssm_mlx.cli.tables import warn_unverified
     from kssm_mlx.experiments.conversion import export as write
 
-    write(source, folder, format=format, tokenizer=tokenizer, verify=verify)
+    write(source, folder, format=format, tokenizer=tokenizer, verify=verify, on_open=warn_unverified)
     run = {
         "mlx-lm": f"mlx_lm.generate --model {folder} --trust-remote-code --prompt ...",
         "hf": f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})",

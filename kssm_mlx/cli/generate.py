@@ -30,6 +30,7 @@ def generate(
     stream: Annotated[bool, typer.Option(help="Show one text as it comes.")] = True,
     state_out: Annotated[Path | None, typer.Option(help="Save where the texts stand to this file.")] = None,
     state_in: Annotated[Path | None, typer.Option(help="Go on from this file.")] = None,
+    verify: Annotated[bool, typer.Option(help="Refuse weights that fail their checks.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print ids, log-probabilities and text.")] = False,
 ) -> None:
     """Continue one or several texts.
@@ -37,11 +38,13 @@ def generate(
     Several prompts run as one batch, in which each gives what it would give alone. A state file holds where a
     text stands and continues it exactly, with the weights that wrote it.
     """
+    from kssm_mlx.cli.tables import warn_unverified
     from kssm_mlx.experiments.run import load
     from kssm_mlx.generation import follow, load_state, save_state, stack
     from kssm_mlx.generation import stream as run
 
-    trained = load(model)
+    trained = load(model, verify=verify)
+    warn_unverified(trained)
     state = load_state(state_in, trained.digest) if state_in else None
     prompts = prompts or [""] * (len(state) if state else 1)
     live = stream and len(prompts) == 1 and not as_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,14 @@ def show_fixes(console: Console, checks: Iterable[Mapping[str, Any]]) -> None:
     for c in checks:
         if c["fix"] and c["verdict"] in ("fail", "warn"):
             console.print(f"{c['id']}: {c['fix']}", markup=False, soft_wrap=True, highlight=False)
+
+
+def warn_unverified(trained: Any) -> None:
+    """One line per finding on stderr about weights that were opened with --no-verify."""
+    if trained.notes.get("verified", "") is None:
+        found = trained.notes["findings"] or ["L0 to L3 found nothing, L4 and L5 were not asked"]
+        for line in found:
+            print(f"kssm: --no-verify: {line}", file=sys.stderr)
 
 
 def _verdict(word: str) -> Text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ def train(
     waive: Annotated[
         list[str] | None, typer.Option(metavar='ID="REASON"', help="Go on although this check fails.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Refuse a host that has not passed kssm verify-weights.")
+    ] = True,
     track: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Also send every row to trackio.")
     ] = None,
@@ -35,6 +38,8 @@ def train(
     from kssm_mlx.training.recipe import load, parse_override
 
     loaded = load(recipe, dict(parse_override(text) for text in set_ or []))
+    if not verify:
+        loaded = without_verification(loaded)
     waivers = parse_waivers(waive or [])
     folder = out or Path("runs") / Path(recipe).stem
 
@@ -49,9 +54,17 @@ def train(
         resume=resume,
         allow_config_change=allow_config_change,
         waivers=waivers,
+        track=track,
         console=out_to,
     )
     _show(out_to, folder, report(folder))
+
+
+def without_verification(recipe: Any) -> Any:
+    """The recipe with verify = false for its host. Raises: ConfigError where it has none."""
+    if not hasattr(recipe.model, "host"):
+        raise ConfigError("--no-verify is about a host; this recipe starts from a fresh model")
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"verify": False})})
 
 
 def parse_waivers(texts: list[str]) -> dict[str, str]:

@@ -49,9 +49,9 @@ def _show(checks: list[dict], target: str, as_json: bool) -> None:
 
 
 def _explain(check: str) -> None:
-    from kssm_mlx.checks.suites import REGISTRY, select
+    from kssm_mlx.checks.definitions import definition
 
-    definition = REGISTRY[select([check])[0]]
-    typer.echo(f"{definition.id} {definition.title} (level {definition.level}; {definition.source})")
-    for part, text in definition.explanation.items():
+    entry = definition(check)
+    typer.echo(f"{entry.id} {entry.title} (level {entry.level}; {entry.source})")
+    for part, text in entry.explanation.items():
         typer.echo(f"{part}: {text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,13 +41,15 @@ def export(
     format: str = "mlx-lm",
     tokenizer: bool = True,
     verify: bool = True,
+    on_open: Callable[[Trained], None] | None = None,
 ) -> Path:
     """Write a run or a model as a folder for mlx-lm or transformers, adapters fused into their host.
 
+    verify: see `load`. on_open: is shown what was opened, before it is changed.
     Raises: ConfigError, DataError for what the format or its tokenizer files cannot hold; WeightMismatch,
         CheckpointError for weights that are not good.
     """
-    trained = load(source, verify=verify)
+    trained = _open(source, verify, on_open)
     fuse(trained.model)
     return _write(trained, folder, format, tokenizer)
 
@@ -61,20 +64,29 @@ def convert(
     text: str | None = None,
     tokenizer: bool = True,
     verify: bool = True,
+    on_open: Callable[[Trained], None] | None = None,
 ) -> Conversion:
     """Write a run or a model in fewer bits, as a folder that we and mlx-lm read, scored before and after.
 
-    text: what it is scored on, by default the English that comes with the package.
+    text: what it is scored on, by default the English that comes with the package. verify, on_open: as in
+    `export`.
     Raises: as `export`; ConfigError for settings that do not exist.
     """
     folders.refuse_used(folder)
-    trained = load(source, verify=verify)
+    trained = _open(source, verify, on_open)
     model = fuse(trained.model)
     bytes_before, loss_before = _bytes(model), _loss(trained, text)
     modules = quantize(model, bits, mode, group_size)
     loss_after = _loss(trained, text)
     _write(trained, folder, "mlx-lm", tokenizer)
     return Conversion(modules, (bytes_before, _bytes(model)), (loss_before, loss_after))
+
+
+def _open(source: str | Path, verify: bool, on_open: Callable[[Trained], None] | None) -> Trained:
+    trained = load(source, verify=verify)
+    if on_open:
+        on_open(trained)
+    return trained
 
 
 def _write(trained: Trained, folder: str | Path, format: str, tokenizer: bool) -> Path:

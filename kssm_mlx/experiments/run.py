@@ -24,6 +24,7 @@ from rich.console import Console
 from kssm_mlx import environment, files, models
 from kssm_mlx.checks.base import Check, Context, apply_waivers, require
 from kssm_mlx.checks.suites import run_suite, write_checks
+from kssm_mlx.checks.weights import host_verdict
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import root_digest, tensor_digest
@@ -98,7 +99,8 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     file with weights, or of a repository on the hub.
 
     Everything is verified and evaluated, nothing is read later: a run against its checkpoint's manifest,
-    other weights by L0 to L3 of `kssm verify-weights`. verify and dtype: of other weights, see `open_model`.
+    its host by the verdict of `kssm verify-weights`, other weights by L0 to L3. verify: False takes a host or
+    other weights as they are, and says so in the notes. dtype: of other weights, see `open_model`.
     Raises: CheckpointError, WeightMismatch, ConfigError for what is missing, damaged or not a model.
     """
     located = _locate(Path(path))
@@ -106,13 +108,14 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
         return open_model(path, verify=verify, dtype=dtype)
     folder, chosen = located
     recipe, data = _recipe_of(folder), TokenData.open(folder / "data")
-    began = start_of_run(recipe, data, _recipe_json(folder))
+    began = start_of_run(recipe, data, _recipe_json(folder), verify=verify)
     snapshot = checkpoint.load(chosen, stems=[recipe.model.trained_file])
     trained = snapshot.tensors[recipe.model.trained_file]
     take(began.model, trained)
     digests = {name: tensor_digest(array) for name, array in trained.items()}
     digest = root_digest({**digests, **({"host": began.host} if began.host else {})})
-    return Trained(began.model, data.tokenizer, str(chosen), digest, {"step": snapshot.step})
+    notes = {**began.host_notes, "step": snapshot.step}
+    return Trained(began.model, data.tokenizer, str(chosen), digest, notes)
 
 
 def verify(target: str | Path, *, only: Iterable[str] | None = None, level: str | None = None) -> list[Check]:
@@ -201,6 +204,7 @@ def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Co
         initial=flatten(began.model.trainable_parameters()),
         run_folder=folder,
         host=began.host,
+        host_notes=began.host_notes,
     )
 
 
@@ -286,12 +290,14 @@ def _describe(folder: Path, recipe: Recipe, context: Context) -> None:
     described = {**recipe.model_dump(), "configuration": models.config_to_dict(context.config)}
     if context.host:
         described["host_digest"] = context.host
+        write_checks(folder, "host", [host_verdict(context.host, context.host_notes)])
     manifest = {
         "command": " ".join(["kssm", *sys.argv[1:]]) if sys.argv[0].endswith("kssm") else None,
         "parameters": sum(array.size for array in flatten(context.model.parameters()).values()),
         "trained_parameters": sum(array.size for array in context.initial.values()),
         "initial_digest": root_digest({n: tensor_digest(a) for n, a in context.initial.items()}),
         "data": context.data.index,
+        "host": {"root": context.host, **context.host_notes} if context.host else None,
         "environment": environment.facts(),
     }
     with writing("the run", folder):

@@ -6,7 +6,8 @@ adapters beside a frozen host.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,23 +24,28 @@ from kssm_mlx.weights import verified
 from kssm_mlx.weights.hub import resolve
 
 
-class Start(NamedTuple):
-    """model: with what the recipe trains made trainable; host: the root digest of its weights, or None."""
+@dataclass(frozen=True)
+class Start:
+    """model: with what the recipe trains made trainable; host: the root digest of its weights, or None;
+    host_notes: how far these were verified ("verified") and what was found ("findings").
+    """
 
     model: nn.Module
-    host: str | None
+    host: str | None = None
+    host_notes: dict[str, Any] = field(default_factory=dict)
 
 
-def start(recipe: Recipe, data: TokenData, *, host: str | None = None) -> Start:
+def start(recipe: Recipe, data: TokenData, *, host: str | None = None, verify: bool = True) -> Start:
     """The model before the first step.
 
-    host: the root digest that the host had when the run began.
+    host: the root digest that the host had when the run began. verify: False, or verify = false in the
+    recipe, takes a host that has not passed verification.
     Raises: ConfigError for a configuration or a host that cannot be trained on this data; WeightMismatch for
         a host that has not passed `kssm verify-weights`, or that has changed since the run began.
     """
     section, seed = recipe.model, recipe.train.seed
     if isinstance(section, Host):
-        return _hosted(section, data, seed, host)
+        return _hosted(section, data, seed, host, verify)
     config = models.configure(
         section.family,
         section.size,
@@ -47,15 +53,15 @@ def start(recipe: Recipe, data: TokenData, *, host: str | None = None) -> Start:
         context=recipe.train.context,
         overrides=section.overrides,
     )
-    return Start(models.build(config, seed=seed), None)
+    return Start(models.build(config, seed=seed))
 
 
-def start_of_run(recipe: Recipe, data: TokenData, saved: dict[str, Any]) -> Start:
-    """The model that a run began with; `saved` is its recipe.json. Raises: as `start`."""
+def start_of_run(recipe: Recipe, data: TokenData, saved: dict[str, Any], *, verify: bool = True) -> Start:
+    """The model that a run began with; `saved` is its recipe.json. verify, Raises: as `start`."""
     if isinstance(recipe.model, Host):
-        return start(recipe, data, host=saved.get("host_digest"))
+        return start(recipe, data, host=saved.get("host_digest"), verify=verify)
     config = models.config_from_dict(saved["configuration"])
-    return Start(models.build(config, seed=recipe.train.seed), None)
+    return Start(models.build(config, seed=recipe.train.seed))
 
 
 def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
@@ -72,8 +78,9 @@ def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
     mx.eval(model.parameters())
 
 
-def _hosted(section: Host, data: TokenData, seed: int, expected: str | None) -> Start:
-    host = _open_verified(section.host)
+def _hosted(section: Host, data: TokenData, seed: int, expected: str | None, verify: bool) -> Start:
+    verify = verify and section.verify
+    host = _open_verified(section.host) if verify else open_model(section.host, verify=False)
     if expected not in (None, host.digest):
         raise WeightMismatch(
             f"{section.host} has root digest {host.digest[:12]}, the run began with {expected[:12]}; "
@@ -90,7 +97,7 @@ def _hosted(section: Host, data: TokenData, seed: int, expected: str | None) -> 
             'model.train = "frozen" leaves nothing to train in a host without additions; '
             'take "lora" or "full"'
         )
-    return Start(model, host.digest)
+    return Start(model, host.digest, host.notes)
 
 
 def _open_verified(source: str) -> Trained:
@@ -107,7 +114,7 @@ def _open_verified(source: str) -> Trained:
             f"{source} has root digest {host.digest[:12]}, what passed verification had "
             f"{passed['root'][:12]}; {advice}"
         )
-    return host
+    return replace(host, notes={**host.notes, "verified": passed["level"]})
 
 
 def _refuse_other_tokens(host: Trained, data: TokenData) -> None:

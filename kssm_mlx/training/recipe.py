@@ -85,13 +85,15 @@ class Host(_Section):
     """host: a folder, a weight file or a repository, verified beforehand.
 
     train: "lora" trains adapters of this `rank` beside the host's wide projections, scaled by alpha / rank;
-    "full" trains every parameter; "frozen" trains none of the host's own.
+    "full" trains every parameter; "frozen" trains none of the host's own. verify = false takes a host that
+    has not passed `kssm verify-weights`; the run records it.
     """
 
     host: str = Field(min_length=1)
     train: Literal["lora", "full", "frozen"] = "lora"
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
+    verify: bool = True
 
     @property
     def trained_file(self) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from kssm_mlx.checks import document, suites
 from kssm_mlx.checks.base import REGISTRY, Context, Definition, require, verdict
+from kssm_mlx.checks.definitions import definition, definitions
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError
 from tests.fakes import Memoryless, TinyRecurrent
 
@@ -19,9 +20,9 @@ def context(kind=TinyRecurrent):
 
 def test_every_check_of_the_suites_is_registered_and_explained():
     assert set(suites.PREFLIGHT) | set(suites.FINAL) == set(REGISTRY)
-    for definition in REGISTRY.values():
-        assert set(definition.explanation) == {"definition", "threshold", "caught", "sabotage"}
-        assert all(definition.explanation.values())
+    for d in REGISTRY.values():
+        assert set(d.explanation) == {"definition", "threshold", "caught", "sabotage"}
+        assert all(d.explanation.values())
 
 
 def test_the_preflight_level_runs_in_a_stable_order_with_times(prepared):
@@ -116,3 +117,18 @@ def test_the_table_in_docs_is_up_to_date():
     written = Path(__file__).parents[2] / "docs" / "checks.md"
     assert written.read_text() == document.render(), "run python -m kssm_mlx.checks.document"
     assert written.read_text().count("\n| C") == len(REGISTRY)
+    assert written.read_text().count("\n| W") == 29
+
+
+def test_every_check_of_weights_is_explained():
+    entries = [e for e in definitions().values() if e.id.startswith("W")]
+    assert [e.id for e in entries] == [f"W{n}" for n in range(29)]
+    for entry in entries:
+        assert set(entry.explanation) == {"definition", "threshold", "caught", "sabotage"}, entry.id
+        assert all(entry.explanation.values()) and entry.title and entry.source
+        assert not entry.explanation["definition"].startswith(entry.id)
+
+
+def test_an_unknown_check_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="no check 'W77'; did you mean"):
+        definition("W77")

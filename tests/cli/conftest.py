@@ -21,7 +21,7 @@ def runs(monkeypatch):
         return lambda *args, **kwargs: (asked.append((name, args, kwargs)), answer)[1]
 
     fake = SimpleNamespace(
-        load=lambda path: trained,
+        load=lambda path, **_: trained,
         train=note("train", None),
         verify=note("verify", checks),
         asked=asked,

@@ -26,14 +26,19 @@ def test_train_passes_everything_on_and_shows_the_run(runs, recipe, tmp_path):
     folder = write_run(tmp_path / "run")
     result = kssm(
         *("train", recipe, "--out", folder, "--set", "train.steps=7", "--set", "model.kappa=0", "--resume"),
-        *("--allow-config-change", "--waive", "C15=one document"),
+        *("--allow-config-change", "--waive", "C15=one document", "--track", "lab"),
     )
     assert result.exit_code == 0, result.output
     ((name, (loaded, out), options),) = runs.asked
     assert (name, out) == ("train", folder)
     assert (loaded.train.steps, loaded.model.overrides) == (7, {"kappa": 0})
     assert options.pop("console") is not None
-    assert options == {"resume": True, "allow_config_change": True, "waivers": {"C15": "one document"}}
+    assert options == {
+        "resume": True,
+        "allow_config_change": True,
+        "waivers": {"C15": "one document"},
+        "track": "lab",
+    }
     assert "validation loss, nats/token" in result.stdout and "card.md" in result.stdout
     assert "no token sees its future" in result.stdout and "The quick sample" in result.stdout
 
@@ -108,7 +113,9 @@ def test_generate_refuses_a_state_of_other_weights_and_odd_options(runs, tmp_pat
     )
     assert "no state file" in refused(kssm("generate", "m", "--state-in", tmp_path / "absent"))
     other = runs.load("m")
-    monkeypatch.setattr(runs, "load", lambda _: type(other)(other.model, other.tokenizer, "m", "e" * 64))
+    monkeypatch.setattr(
+        runs, "load", lambda *_, **__: type(other)(other.model, other.tokenizer, "m", "e" * 64)
+    )
     assert "is a state of weights dddddddddddd" in refused(
         kssm("generate", "m", "--state-in", tmp_path / "s"), 1
     )
@@ -157,3 +164,12 @@ def test_the_real_process_exits_with_the_code(arguments, code):
     call = f"import sys; sys.argv = ['kssm', *{arguments}]; from kssm_mlx.cli import app; app()"
     process = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == code and "Traceback" not in process.stderr
+
+
+def test_no_verify_is_for_hosts(runs, tmp_path):
+    assert "--no-verify is about a host" in refused(kssm("train", "default", "--no-verify"))
+    recipe = tmp_path / "host.toml"
+    recipe.write_text('[data]\nsource = "pydoc"\n[model]\nhost = "somewhere"\n')
+    kssm("train", recipe, "--no-verify")
+    ((_, (loaded, _), _),) = runs.asked
+    assert loaded.model.verify is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import mlx.core as mx
 import pytest
 from typer.testing import CliRunner
 
@@ -43,6 +44,30 @@ def test_convert_prints_size_and_loss_before_and_after(folder, tmp_path):
     before, after = map(float, done.output.split("nats/token")[1].split()[:2])
     assert before != after and abs(before - after) < 0.1
     assert "quantised modules" in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [("export", "MODEL", "OUT"), ("convert", "MODEL", "OUT"), ("generate", "MODEL", "a")]
+)
+def test_weights_that_fail_are_opened_on_request_only_and_it_is_said(arguments, folder, tmp_path):
+    spoil(folder)
+    places = {"MODEL": folder, "OUT": tmp_path / "out"}
+    given = [places.get(a, a) for a in arguments]
+    refused = kssm(*given)
+    assert refused.exit_code == 1 and "W16 dead or scaled layers" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    done = kssm(*given, "--no-verify")
+    assert done.exit_code == 0, done.output
+    assert "kssm: --no-verify: W16 dead or scaled layers" in done.stderr
+
+
+def spoil(folder):
+    """One projection at 1e-7 of its size, as a public model had them all."""
+    weights = mx.load(str(folder / "model.safetensors"))
+    name = "backbone.layers.0.mixer.in_proj.weight"
+    spoiled = weights | {name: weights[name] * 1e-7}
+    mx.eval(spoiled)
+    mx.save_safetensors(str(folder / "model.safetensors"), spoiled, {"format": "mlx"})
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,29 @@ def test_a_host_that_was_not_verified_is_refused(tmp_path):
         train(host, tmp_path / "run")
 
 
+def test_a_run_on_a_host_that_was_not_verified_says_so(host, tmp_path):
+    verified.store().unlink()
+    train(host, tmp_path / "run", verify=False)
+    stages = json.loads((tmp_path / "run" / "checks.json").read_text())
+    (check,) = stages["host"]
+    assert (check["verdict"], check["numbers"]["waived_because"]) == ("waived", "--no-verify")
+    recorded = json.loads((tmp_path / "run" / "manifest.json").read_text())["host"]
+    assert recorded["verified"] is None and recorded["root"] == inspect(host).root
+    assert run.load(tmp_path / "run").notes["verified"] is None
+    with pytest.raises(ConfigError, match=r"model\.verify was False, is now True"):
+        train(host, tmp_path / "run", resume=True)
+
+
+def test_a_run_on_a_verified_host_says_how_far(host, tmp_path):
+    train(host, tmp_path / "run", steps=1)
+    (check,) = json.loads((tmp_path / "run" / "checks.json").read_text())["host"]
+    assert (check["id"], check["verdict"], check["got"]) == ("W0", "pass", "passed L5")
+    verified.store().unlink()
+    with pytest.raises(WeightMismatch, match="has not passed verification"):
+        run.load(tmp_path / "run")
+    assert run.load(tmp_path / "run", verify=False).notes["verified"] is None
+
+
 def test_a_host_changed_since_its_verification_is_refused(host, tmp_path):
     write_folder(tiny("mamba", state_size=6), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", host)

@@ -1,0 +1,68 @@
+"""What every check measures and why, by id: those of runs (C) and those of weights (W)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kssm_mlx.checks import arithmetic, behaviour
+from kssm_mlx.checks.base import explain
+from kssm_mlx.checks.pretrained import LAYERS, TITLES
+from kssm_mlx.checks.reasons import REASONS
+from kssm_mlx.checks.suites import REGISTRY
+from kssm_mlx.checks.weights import HOST_CHECK, host_verdict
+from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.weights import findings
+
+SOURCES = {"W7": "liminal.md C10", "W19": "liminal.md C10", "W20": "liminal.md C13", "W25": "liminal.md C11"}
+SOURCES |= {"W0": "issue 3", "W22": "liminal.md C5", "W24": "liminal.md C11", "W26": "liminal.md C18"}
+SOURCES |= {"W27": "liminal.md C19"}
+
+
+class Entry(NamedTuple):
+    """A check as readers see it; explanation: "definition", "threshold", "caught", "sabotage"."""
+
+    id: str
+    level: str
+    title: str
+    source: str
+    explanation: dict[str, str]
+
+
+def definitions() -> dict[str, Entry]:
+    """Every check, C before W, each in the order of the numbers."""
+    runs = [Entry(d.id, d.level, d.title, d.source, d.explanation) for d in REGISTRY.values()]
+    entries = [*runs, *_files(), *_models(), _entry("W0", "P", HOST_CHECK, host_verdict)]
+    return {e.id: e for e in sorted(entries, key=lambda e: (e.id[0], int(e.id[1:])))}
+
+
+def definition(id: str) -> Entry:
+    """The check of an id. Raises: ConfigError with the nearest one."""
+    known = definitions()
+    if id not in known:
+        raise ConfigError(f"no check {id!r}{nearest(id, known)}; docs/checks.md has all of them")
+    return known[id]
+
+
+def _files() -> list[Entry]:
+    """W1 to W19, which read files."""
+    return [
+        Entry(id, layer, findings.CHECKS[id].title, _source(id), explain(REASONS[id]))
+        for layer, ids in findings.LAYERS.items()
+        for id in ids
+    ]
+
+
+def _models() -> list[Entry]:
+    """W20 to W28, which run the model."""
+    functions = {**arithmetic.CHECKS, **behaviour.CHECKS}
+    return [_entry(id, layer, TITLES[id], functions[id]) for layer, ids in LAYERS.items() for id in ids]
+
+
+def _entry(id: str, level: str, title: str, function: Callable) -> Entry:
+    text = (function.__doc__ or "").removeprefix(f"{id}: ")
+    return Entry(id, level, title, _source(id), explain(text))
+
+
+def _source(id: str) -> str:
+    return SOURCES.get(id, "issue 3, section 2")
