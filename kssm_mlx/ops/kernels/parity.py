@@ -16,8 +16,9 @@ from kssm_mlx.ops import conv, kuramoto_bank, mobius_scan, selective_scan, ssd, 
 from kssm_mlx.ops.dispatch import Verdict
 from kssm_mlx.oscillators.planar import Planar
 
-# fp32 forms differ by the order of sums; gradients of bf16 arguments are bf16, of 8 bits.
-TOLERANCES = {mx.float32: 1e-4, mx.bfloat16: 1e-2}
+# fp32 forms differ by the order of sums and the last digit of a sine, which coupled phases amplify a hundred
+# times; gradients of bf16 arguments are bf16, of 8 bits. One wrong term shows as 1e-2 or more.
+TOLERANCES = {mx.float32: 5e-4, mx.bfloat16: 1e-2}
 
 # Rows, tokens and width of the proof: more lanes than a group has threads, a length that no chunk divides.
 PROOF = (12, 37, 6)
