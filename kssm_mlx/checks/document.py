@@ -15,7 +15,7 @@ Level P runs before step 1 (`kssm train`, `kssm verify RECIPE`), level S at the 
 the run, unless `--waive ID="reason"` records why it need not. A check that lacks what it needs says so ("not
 measurable"). Sources are the project's reference notes; `Cn` and `Gn` are their numbers.
 
-Levels L0 to L5 are the layers of `kssm verify-weights`: container, names, digests, values, arithmetic, 
+Levels L0 to L5 are the layers of `kssm verify-weights`: container, names, digests, values, arithmetic,
 behaviour; `--quick` and every loading of a model stop after L3. Their sabotage is done to every architecture
 in `tests/faults`.
 

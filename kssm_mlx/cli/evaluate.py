@@ -1,4 +1,4 @@
-"""`kssm eval`: how well a run predicts held-out text."""
+"""`kssm eval`: how well a run or a model predicts a text."""
 
 from __future__ import annotations
 
@@ -8,31 +8,35 @@ import typer
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A run folder.")],
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, a folder or a repository.")],
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Another text.  [default: the run's validation]")
+        str | None,
+        typer.Option(metavar="SOURCE", help="Another text.  [default: the run's validation, or English]"),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=256, help="How many to score.  [default: the recipe's eval.tokens]")
+        int | None,
+        typer.Option(min=256, help="How many to score.  [default: the recipe's eval.tokens, or 8192]"),
     ] = None,
+    verify: Annotated[bool, typer.Option(help="Refuse weights that fail their checks.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of a table.")
     ] = False,
 ) -> None:
-    """Score a run on held-out text.
+    """Score a run or a model on held-out text.
 
     In nats/token, perplexity and bits/byte, with what context is worth and what counting reaches.
     """
+    from kssm_mlx.cli.tables import console, evaluation_rows, table, warn_unverified
     from kssm_mlx.experiments.evaluation import evaluate as score
     from kssm_mlx.experiments.run import load
 
-    numbers = score(load(run), run, source=data, tokens=tokens)
+    trained = load(model, verify=verify)
+    warn_unverified(trained)
+    numbers = score(trained, model, source=data, tokens=tokens)
     if as_json:
         import json
 
         from kssm_mlx.training.rows import plain
 
         return typer.echo(json.dumps({name: plain(value) for name, value in numbers.items()}, indent=2))
-    from kssm_mlx.cli.tables import console, evaluation_rows, table
-
     console().print(table(("measure", "value"), evaluation_rows(numbers), numbers["data"]))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kssm_mlx.data.batches import evaluation_windows
+from kssm_mlx.checks.base import NotMeasurable
+from kssm_mlx.checks.behaviour import counting
+from kssm_mlx.checks.pretrained import TOKENS, Host
+from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.corpora import open_corpus
 from kssm_mlx.data.tokenizers import Tokenizer
 from kssm_mlx.data.tokens import TokenData, TokenSplit, encode_documents
-from kssm_mlx.errors import CheckpointError
+from kssm_mlx.errors import DataError
 from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.models.base import Trained
 from kssm_mlx.training import evaluation
@@ -18,33 +22,81 @@ from kssm_mlx.training import evaluation
 GAIN_TOKENS = 16384  # each costs a forward pass of one token; standard error below 0.02 nats
 
 
+class Reading(NamedTuple):
+    """What a model is scored on. windows: of a number of tokens; tokens: how many by default; ladder:
+    nats/token of counting, given how many tokens were scored.
+    """
+
+    name: str
+    windows: Callable[[int], Iterator[Batch]]
+    tokens: int
+    bytes_per_token: float
+    ladder: Callable[[int], dict[str, float]]
+
+
 def evaluate(
-    trained: Trained, folder: str | Path, *, source: str | None = None, tokens: int | None = None
+    trained: Trained, path: str | Path, *, source: str | None = None, tokens: int | None = None
 ) -> dict[str, Any]:
-    """Score the model of a run on its validation text or, read by its tokenizer, on another `source`.
+    """Score a model on a text: a run on its own validation text, any other model on the English of the
+    package, or either on another `source`, read by its tokenizer.
 
     Returns "data", the numbers of `training.evaluation.language_metrics`, "context_gain" and its standard
-    error, and the "ladder" of n-gram models counted on the run's training text, all losses in nats/token.
+    error, and the "ladder" of n-gram models, all losses in nats/token. The n-grams are counted on a run's
+    training text; for other models on the scored text itself, each eighth of it by the rest.
 
     Raises: CheckpointError, DataError for a run or a text that cannot be used.
     """
-    recipe = _recipe(Path(folder))
-    data = TokenData.open(Path(folder) / "data")
-    split, bytes_per_token = _held_out(data) if source is None else _foreign(source, trained.tokenizer)
-    tokens = tokens or recipe["eval"]["tokens"]
-
-    def windows(count: int):
-        return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])
-
-    numbers = evaluation.evaluate(trained.model, windows(tokens), bytes_per_token)
-    gain = evaluation.context_gain(trained.model, windows(min(tokens, GAIN_TOKENS)))
-    ladder = ngram_ladder(data.train.ids, split.ids[: numbers["tokens"] + 1], data.vocab_size)
+    folder = run_folder(Path(path))
+    reading = _of_run(trained, folder, source) if folder else _of_model(trained, source)
+    tokens = tokens or reading.tokens
+    numbers = evaluation.evaluate(trained.model, reading.windows(tokens), reading.bytes_per_token)
+    gain = evaluation.context_gain(trained.model, reading.windows(min(tokens, GAIN_TOKENS)))
     return {
-        "data": source or f"validation of {folder}",
+        "data": reading.name,
         **numbers,
         **{name: gain[name] for name in ("context_gain", "context_gain_se")},
-        "ladder": {rung: ladder[rung] for rung in ("uniform", "unigram", "bigram", "trigram")},
+        "ladder": reading.ladder(numbers["tokens"] + 1),
     }
+
+
+def run_folder(path: Path) -> Path | None:
+    """The run that `path` is, or is a checkpoint of; None for a model from elsewhere."""
+    return next((p for p in (path, path.parent.parent) if (p / "recipe.json").is_file()), None)
+
+
+def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
+    recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
+    data = TokenData.open(folder / "data")
+    split, bytes_per_token = _held_out(data) if source is None else _foreign(source, trained.tokenizer)
+
+    def windows(count: int) -> Iterator[Batch]:
+        return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])
+
+    def ladder(scored: int) -> dict[str, float]:
+        rungs = ngram_ladder(data.train.ids, split.ids[:scored], data.vocab_size)
+        return {rung: rungs[rung] for rung in ("uniform", "unigram", "bigram", "trigram")}
+
+    name = source or f"validation of {folder}"
+    return Reading(name, windows, recipe["eval"]["tokens"], bytes_per_token, ladder)
+
+
+def _of_model(trained: Trained, source: str | None) -> Reading:
+    """The text as L5 of `kssm verify-weights` reads it. Raises: DataError without a tokenizer for it."""
+    text = None if source is None else "\n".join(open_corpus(source).documents)
+    host = Host(model=trained.model, tokenizer=trained.tokenizer, text=text)
+    try:
+        text_read = host.reading
+    except NotMeasurable as e:
+        raise DataError(f"{trained.source}: {trained.notes.get('hint') or e}") from None
+    ids, V = text_read.validation.ids, trained.model.args.vocab_size
+    name = source or "the English of the package"
+    return Reading(
+        name,
+        host.windows,
+        TOKENS,
+        reading.bytes_per_token_validation,
+        lambda scored: counting(ids, scored, V),
+    )
 
 
 def _held_out(data: TokenData) -> tuple[TokenSplit, float]:
@@ -56,10 +108,3 @@ def _foreign(source: str, tokenizer: Tokenizer) -> tuple[TokenSplit, float]:
     documents = open_corpus(source).documents
     split = encode_documents(source, documents, tokenizer)
     return split, sum(len(text.encode()) for text in documents) / max(split.ids.size, 1)
-
-
-def _recipe(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "recipe.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a run folder: it has no recipe.json") from None

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from kssm_mlx.data.tokenizers import ByteTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
-from kssm_mlx.errors import CheckpointError, DataError
+from kssm_mlx.errors import DataError
 from kssm_mlx.experiments.evaluation import evaluate
 from kssm_mlx.models.base import Trained
 from kssm_mlx.training.recipe import Recipe, parse
@@ -56,10 +57,32 @@ def test_another_text(run, tmp_path):
 
 def test_what_cannot_be_used_is_refused(run, tmp_path):
     folder, trained = run
-    with pytest.raises(CheckpointError, match="not a run folder"):
-        evaluate(trained, tmp_path)
     (tmp_path / "short.txt").write_text("short")
     with pytest.raises(DataError, match="short"):
         evaluate(trained, folder, source=f"file:{tmp_path / 'short.txt'}")
     with pytest.raises(DataError):
         evaluate(trained, folder, source="file:absent.txt")
+
+
+def test_a_model_from_elsewhere_is_scored_on_english_or_a_text(tmp_path):
+    trained = Trained(TinyRecurrent(256), ByteTokenizer(), "somewhere", "d" * 64)
+    numbers = evaluate(trained, tmp_path, tokens=1024)
+    assert numbers["data"] == "the English of the package" and numbers["tokens"] == 1024
+    assert numbers["nats_per_token"] > numbers["ladder"]["unigram"] > 0  # it is not trained
+    (tmp_path / "text.txt").write_text("Quite another text. " * 100)
+    other = evaluate(trained, tmp_path, source=f"file:{tmp_path / 'text.txt'}")
+    assert other["tokens"] == 1536 and other["ladder"]["bigram"] < numbers["ladder"]["bigram"]
+
+
+def test_a_model_without_tokenizer_says_what_is_missing(tmp_path):
+    without = Trained(TinyRecurrent(40), None, "m", "d", {"hint": "no tokenizer for 40 embedding rows"})
+    with pytest.raises(DataError, match="m: no tokenizer for 40 embedding rows"):
+        evaluate(without, tmp_path)
+
+
+def test_a_checkpoint_is_scored_as_its_run(run):
+    folder, trained = run
+    step = folder / "checkpoints" / "step_00000001"
+    assert evaluate(trained, step, tokens=640)["nats_per_token"] == pytest.approx(
+        evaluate(trained, folder, tokens=640)["nats_per_token"]
+    )
