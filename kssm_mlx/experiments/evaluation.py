@@ -94,7 +94,7 @@ def _of_model(trained: Trained, source: str | None) -> Reading:
         name,
         host.windows,
         TOKENS,
-        reading.bytes_per_token_validation,
+        text_read.bytes_per_token_validation,
         lambda scored: counting(ids, scored, V),
     )
 
