@@ -117,7 +117,7 @@ class Mixer(nn.Module):
             "psi": mx.arctan2(z.im, z.re),
             "h": mx.sqrt(h.abs2),
             "dt": dt,
-            "lyapunov": self.populations.lyapunov(free, z0, h, dt),
+            "lyapunov": self.populations.lyapunov(free, z0, h, dt, resets),
             "state": carried,
         }
         return self.out_proj(y * silu(gate)), [conv_state, carried], z, trace

@@ -63,7 +63,7 @@ class Populations(nn.Module):
         step = self._steps(h, dt, resets, valid)
         if not clamps:
             return step(0, h.shape[1], z0)
-        return _clamped_states(step, clamps, z0, h)
+        return _clamped_states(step, clamps, z0, h, valid)
 
     def _steps(self, h: Planar, dt: mx.array, resets: mx.array | None, valid: mx.array | None):
         """(start, stop, z0) -> states of those tokens."""
@@ -81,14 +81,19 @@ class Populations(nn.Module):
         lam = Planar(-mx.exp(self.log_gamma), self.omega).complex
         return Disc(*map(Planar.of, hold_leaf(lam, h.complex, dt, self._kappa)))
 
-    def lyapunov(self, z: Planar, z0: Planar | None, h: Planar, dt: mx.array) -> mx.array:
-        """ln |dz_t / dz_{t-1}| per token and population. Shapes: z, h [B, T, G]; z0 [B, G]; dt [B, T, G].
+    def lyapunov(
+        self, z: Planar, z0: Planar | None, h: Planar, dt: mx.array, resets: mx.array | None = None
+    ) -> mx.array:
+        """ln |dz_t / dz_{t-1}| per token and population.
 
+        Shapes: z, h, dt [B, T, G]; z0 [B, G]; resets [B, T] bool.
         Of a kick it follows from R alone. Rounding can put R at 1, where ln would be infinite: 6e-8 is the
-        least distance fp32 can tell.
+        least distance fp32 can tell. A document begins at z = 0, whatever the state of the one before it.
         """
         first = Planar.zeros((z.shape[0], z.shape[2])) if z0 is None else z0
         before = Planar(after_first(first.re, z.re), after_first(first.im, z.im))
+        if resets is not None:
+            before = before.map(lambda x: mx.where(resets[..., None], 0.0, x))
         if self._leaf == "hold":
             return 0.5 * mx.log(derivative(self._hold(h, dt), before).abs2)
         gamma_tau = mx.exp(self.log_gamma) * dt
@@ -139,12 +144,20 @@ def clamp_states(z: Planar, clamp: Clamp, value: float | mx.array, first: int) -
     R, psi = mx.sqrt(z.abs2), mx.arctan2(z.im, z.re)
     value = mx.broadcast_to(mx.array(value, z.dtype), z.shape)
     new = Planar.polar(value, psi) if clamp.site == "R" else Planar.polar(R, value)
-    where = held(clamp, first, z.shape[1], z.shape[2])
-    return Planar(mx.where(where, new.re, z.re), mx.where(where, new.im, z.im))
+    return _either(held(clamp, first, z.shape[1], z.shape[2]), new, z)
 
 
-def _clamped_states(step, clamps: tuple[Clamp, ...], z0: Planar | None, like: Planar) -> Planar:
-    """States when a clamp acts on the carried state: token by token where it holds, in parallel elsewhere."""
+def _either(where: mx.array, yes: Planar, no: Planar) -> Planar:
+    return Planar(mx.where(where, yes.re, no.re), mx.where(where, yes.im, no.im))
+
+
+def _clamped_states(
+    step, clamps: tuple[Clamp, ...], z0: Planar | None, like: Planar, valid: mx.array | None
+) -> Planar:
+    """States when a clamp acts on the carried state: token by token where it holds, in parallel elsewhere.
+
+    Padding keeps the state of the last token, clamped or not.
+    """
     T = like.shape[1]
     start = min(T, max(0, min(c.start for c in clamps)))
     stop = max(start, min(T, max(T if c.stop is None else c.stop for c in clamps)))
@@ -154,7 +167,8 @@ def _clamped_states(step, clamps: tuple[Clamp, ...], z0: Planar | None, like: Pl
     for t in range(start, stop):
         zt = step(t, t + 1, z)
         for clamp, value in zip(clamps, values):
-            zt = clamp_states(zt, clamp, value[:, t : t + 1], t)
+            new = clamp_states(zt, clamp, value[:, t : t + 1], t)
+            zt = new if valid is None else _either(valid[:, t : t + 1, None], new, zt)
         pieces.append(zt)
         z = zt.map(lambda x: x[:, -1])
     if stop < T:

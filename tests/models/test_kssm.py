@@ -263,6 +263,17 @@ def test_lyapunov_is_the_derivative_of_a_step(variant):
         np.testing.assert_allclose(got[:, t], np.log(np.hypot(re, im)), atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", ["kick", "hold"])
+def test_the_first_token_of_a_document_has_the_exponent_of_a_fresh_start(variant):
+    """A convolution of width 1: the exponent after a reset depends on that document alone."""
+    model, ids = build(config(conv_width=1, leaf=variant)), tokens(2, 8)
+    carried = model.forward(tokens(2, 5, seed=1)).cache
+    fresh = model.forward(ids, resets=mx.zeros((2, 8), mx.bool_)).trace["block00/lyapunov"]
+    first = mx.broadcast_to(mx.arange(8) == 0, (2, 8))
+    got = model.forward(ids, carried, resets=first).trace["block00/lyapunov"]
+    np.testing.assert_allclose(got, fresh, atol=1e-6)
+
+
 def test_coupling_is_off_at_the_start_and_reaches_upwards_only():
     model, plain, ids = build(config(coupling=True)), build(config()), tokens(2, 20)
     assert mx.array_equal(model(ids), plain(ids))
@@ -339,6 +350,16 @@ def test_a_state_clamp_carries_forward(model):
     np.testing.assert_allclose(held.trace["block00/R"][:, :3], free.trace["block00/R"][:, :3], atol=1e-6)
     assert mx.abs(held.trace["block00/R"][:, 6] - free.trace["block00/R"][:, 6]).max().item() > 1e-3
     assert mx.abs(held.cache[0][1] - free.cache[0][1]).max().item() > 1e-6
+
+
+def test_padding_keeps_the_state_under_a_clamp(model):
+    """A clamp that begins on the padding of a row leaves the state that the row carries away."""
+    ids, lengths = tokens(2, 8), mx.array([5, 8])
+    clamp = Intervention((Clamp("R", 0.9, block=0, start=6, where="state"),))
+    free = model.forward(ids, lengths=lengths).cache[0][1]
+    held = model.forward(ids, None, clamp, lengths=lengths).cache[0][1]
+    np.testing.assert_allclose(held[0], free[0], atol=1e-6)
+    np.testing.assert_allclose(np.hypot(held[1, 0], held[1, 1]), 0.9, rtol=1e-5)
 
 
 def test_a_state_clamp_to_what_the_state_is_changes_nothing(model):
