@@ -256,7 +256,9 @@ def _hf_content(target: str) -> str:
     if path.exists() or target.startswith((".", "/", "~")) or target.endswith(".json"):
         return _read(path)
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its report of each new attempt says nothing that the one line below lacks
     try:
         return _read(Path(hf_hub_download(target, FILE)))
     except (OSError, ValueError) as e:  # the library's errors are of these kinds

@@ -160,10 +160,13 @@ def test_hf_vocabulary_counts_added_tokens_and_gaps():
     assert HFTokenizer(json.dumps(content), "hf:more").vocab_size == last + 2
 
 
-def test_a_repository_that_cannot_be_had_is_refused(monkeypatch):
+def test_a_repository_that_cannot_be_had_is_refused(monkeypatch, capsys):
+    import logging
+
     import huggingface_hub
 
     def offline(repo, name):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
         raise huggingface_hub.errors.LocalEntryNotFoundError(f"cannot find {name} in the cache\nmore")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
@@ -171,6 +174,7 @@ def test_a_repository_that_cannot_be_had_is_refused(monkeypatch):
         DataError, match=r"no tokenizer 'owner/name': .* cannot find tokenizer.json in the cache$"
     ):
         make_tokenizer("hf:owner/name")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_missing_path_is_not_asked_of_the_hub():
