@@ -194,7 +194,7 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> R
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
     for key, value in (overrides or {}).items():
         _set(table, key, value)
-    return parse(table, where=str(path))
+    return parse(table, where=str(name_or_path))
 
 
 def parse(table: dict[str, Any], where: str = "recipe") -> Recipe:
