@@ -31,24 +31,21 @@ def doctor(
 
 
 def _show(facts: dict[str, Any], speed: dict[str, float], checks: list) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
-    described = Table("what", "here", title="this machine", title_justify="left")
-    for name, value in _lines(facts, speed):
-        described.add_row(name, value)
-    console.print(described)
-    verdicts = Table("", "what", "got", "expected", title="is it fit?", title_justify="left")
-    colours = {"pass": "green", "warn": "yellow", "fail": "red"}
+    from kssm_mlx.cli.tables import COLOURS, console, table
+
     words = {"pass": "ok", "warn": "attention", "fail": "broken"}
-    for c in checks:
-        mark = f"[{colours[c.verdict]}]{words[c.verdict]}[/]"
-        verdicts.add_row(mark, f"{c.id} {c.title}", c.got, c.expected)
-    console.print(verdicts)
+    screen = console()
+    screen.print(table(("what", "here"), _lines(facts, speed), "this machine"))
+    rows = [
+        (Text(words[c.verdict], style=COLOURS[c.verdict]), f"{c.id} {c.title}", c.got, c.expected)
+        for c in checks
+    ]
+    screen.print(table(("", "what", "got", "expected"), rows, "is it fit?"))
     for c in checks:
         if c.fix:
-            console.print(f"{c.id} {c.title}: {c.fix}", soft_wrap=True, highlight=False)
+            screen.print(f"{c.id} {c.title}: {c.fix}", soft_wrap=True, highlight=False)
 
 
 def _lines(facts: dict[str, Any], speed: dict[str, float]) -> list[tuple[str, str]]:
