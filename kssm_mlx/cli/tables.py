@@ -14,6 +14,7 @@ from rich.text import Text
 
 WIDTH = 120  # of tables in files and logs, where rich would take 80
 
+CHECKS = ("check", "verdict", "got", "expected", "s")
 COLOURS = {"pass": "green", "fail": "bold red", "warn": "yellow", "waived": "yellow", "not measurable": "dim"}
 
 
@@ -25,11 +26,18 @@ def console() -> Console:
 
 def checks_table(checks: Iterable[Mapping[str, Any]], title: str) -> Table:
     """One row per check, as `Check.to_json` gives it; a waived one shows its reason."""
-    rows = [
-        (f"{c['id']} {c['title']}", _verdict(c["verdict"]), _got(c), c["expected"], f"{c['seconds']:.1f}")
-        for c in checks
-    ]
-    return table(("check", "verdict", "got", "expected", "s"), rows, title)
+    return table(CHECKS, map(_check_row, checks), title)
+
+
+def layers_table(layers: Mapping[str, Iterable[Mapping[str, Any]]], title: str) -> Table:
+    """`checks_table` in sections, each under its heading."""
+    drawn = table(CHECKS, (), title)
+    for heading, checks in layers.items():
+        drawn.add_section()
+        drawn.add_row(Text(heading, style="bold"))
+        for row in map(_check_row, checks):
+            drawn.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
+    return drawn
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> Table:
@@ -58,6 +66,11 @@ def show_fixes(console: Console, checks: Iterable[Mapping[str, Any]]) -> None:
     for c in checks:
         if c["fix"] and c["verdict"] in ("fail", "warn"):
             console.print(f"{c['id']}: {c['fix']}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _check_row(c: Mapping[str, Any]) -> tuple[Any, ...]:
+    seconds = f"{c['seconds']:.1f}" if c["seconds"] else ""
+    return f"{c['id']} {c['title']}", _verdict(c["verdict"]), _got(c), c["expected"], seconds
 
 
 def warn_unverified(trained: Any) -> None:

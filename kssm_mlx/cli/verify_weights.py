@@ -9,6 +9,15 @@ import typer
 
 from kssm_mlx.errors import ConfigError, nearest
 
+LAYERS = {
+    "L0": "container",
+    "L1": "names",
+    "L2": "digests",
+    "L3": "values",
+    "L4": "arithmetic",
+    "L5": "behaviour",
+}
+
 
 def verify_weights(
     source: Annotated[str, typer.Argument(help="A folder, a weight file, or owner/name on the hub.")],
@@ -23,11 +32,13 @@ def verify_weights(
         Path | None, typer.Option(help="Write the digests, and what was measured, to this TOML file.")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Judge it on this text instead of English.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="L1,W11", help="Show these layers or checks.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="L1,W11", help="Show these layers or checks only.")
+    ] = None,
 ) -> None:
     """Check weights in layers: container, names, digests, values, arithmetic, behaviour.
 
-    Exit code 0 if every check passed, 1 if one failed, 2 for unusable input.
+    Exit code 0 if every check passed, 1 if one failed, shown or not, 2 for unusable input.
     """
     from kssm_mlx.cli.meter import Bytes
     from kssm_mlx.data.corpora import read_text
@@ -42,7 +53,9 @@ def verify_weights(
         verification.record(done, write_manifest, text=judged_on)
     shown = _chosen([c.to_json() for c in done.checks], only)
     _show(shown, source, done, as_json)
-    raise typer.Exit(0 if all(c["ok"] for c in shown) else 1)
+    if write_manifest and not as_json:
+        typer.echo(f"written: {write_manifest}")
+    raise typer.Exit(0 if done.ok else 1)
 
 
 def _chosen(checks: list[dict[str, Any]], only: str | None) -> list[dict[str, Any]]:
@@ -62,13 +75,38 @@ def _show(checks: list[dict[str, Any]], source: str, done: Any, as_json: bool) -
         import json
 
         revision = done.source.revision
-        found = {"source": source, "revision": revision, "root": done.inspection.root, "checks": checks}
+        found = {
+            "source": source,
+            "revision": revision,
+            "root": done.inspection.root,
+            "ok": done.ok,
+            "checks": checks,
+        }
         return typer.echo(json.dumps(found, indent=2))
-    from kssm_mlx.cli.tables import checks_table, console, show_fixes
+    from kssm_mlx.cli.tables import console, layers_table, show_fixes
 
     screen = console()
-    for layer in dict.fromkeys(c["level"] for c in checks):
-        screen.print(checks_table([c for c in checks if c["level"] == layer], f"{layer}  {source}"))
+    present = {c["level"] for c in checks}
+    layers = {
+        f"{layer} {name}": [c for c in checks if c["level"] == layer]
+        for layer, name in LAYERS.items()
+        if layer in present
+    }
+    screen.print(layers_table(layers, source))
     show_fixes(screen, checks)
     if done.inspection.root:
-        screen.print(f"root {done.inspection.root}", highlight=False)
+        screen.print(f"root {done.inspection.root}", soft_wrap=True)
+    screen.print(f"{source}: {_conclusion(done)}", soft_wrap=True, markup=False)
+
+
+def _conclusion(done: Any) -> str:
+    """What it comes to, over all checks, whichever are shown."""
+    failed = [c.id for c in done.checks if not c.ok]
+    if failed:
+        return f"failed {', '.join(failed)}"
+    reached = max(c.level for c in done.checks)
+    if reached != "L5":
+        return f"passed L0 to {reached}; without --quick it is run and judged as well"
+    if not done.speaks:
+        return "passed, but was not seen to read a text (W24), so kssm train does not take it as a host"
+    return "passed; kssm train takes it as a host"

@@ -8,7 +8,7 @@ which is the calling convention of mlx-lm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -190,10 +190,16 @@ def write_back(cache: Cache, new: Cache) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with the tokenizer and the provenance it came with; what `kssm_mlx.load` returns."""
+    """A model with the tokenizer and the provenance it came with; what `kssm_mlx.load` returns.
+
+    It unpacks into the two: `model, tokenizer = kssm_mlx.load(path)`.
+    """
 
     model: nn.Module
     tokenizer: Any
     source: str
     digest: str
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.tokenizer))

@@ -86,7 +86,8 @@ def test_no_manifest_of_weights_that_failed(folder, tmp_path):
 def test_models_open_with_their_tokenizer_or_a_hint(folder, bytes_folder):
     opened = run.load(folder)
     assert opened.tokenizer is None and "no tokenizer for 40 embedding rows" in opened.notes["hint"]
-    assert isinstance(run.load(bytes_folder).tokenizer, ByteTokenizer)
+    model, tokenizer = run.load(bytes_folder)
+    assert isinstance(tokenizer, ByteTokenizer) and model.args.vocab_size == 256
     assert opened.digest == verification.verify_weights(folder, quick=True).inspection.root
 
 
@@ -99,10 +100,13 @@ def test_damaged_models_open_only_when_asked_to(folder):
 def test_command_line(folder, tmp_path):
     good = kssm("verify-weights", folder, "--quick", "--write-manifest", tmp_path / "m.toml")
     assert good.exit_code == 0 and "W1 container header" in good.stdout and "root " in good.stdout
+    assert "passed L0 to L3" in good.stdout and f"written: {tmp_path / 'm.toml'}" in good.stdout
     found = json.loads(kssm("verify-weights", folder, "--quick", "--json", "--only", "L1,W13").stdout)
     assert [c["id"] for c in found["checks"]] == ["W6", "W7", "W8", "W9", "W10", "W13"]
     bad = kssm("verify-weights", damaged(folder), "--quick", "--manifest", tmp_path / "m.toml")
     assert bad.exit_code == 1 and "fail" in bad.stdout and "W11: get the file again" in bad.stdout
+    some = kssm("verify-weights", folder, "--quick", "--only", "L0")
+    assert some.exit_code == 1 and "failed W13" in some.stdout and "W13 finite" not in some.stdout
 
 
 @pytest.mark.parametrize(

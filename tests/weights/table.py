@@ -1,6 +1,6 @@
 """What is tested of every architecture; `python -m tests.weights.table` writes docs/results/hosts.md from it.
 
-A cell is what it says and the tests that say so; a test of this table asserts that pytest collects each of them.
+A cell is what it says and the tests that say so; test_table.py asserts that pytest collects each of them.
 Parity errors are those that `make parity` measured.
 """
 
@@ -23,9 +23,10 @@ FAMILIES = {
 COLUMNS = ("", "reads", "parity error", "state round trip", "batch = solo", "mlx-lm", "quantised")
 INTRODUCTION = """# Weights from elsewhere, by architecture
 
-Made by `python -m tests.weights.table`; the tests below each cell are what backs it, and run on tiny checkpoints.
-Parity is the largest difference of fp32 logits from the architecture's own library ([parity.md](parity.md)); K-SSM
-has no other library. *hf* is a folder with safetensors in one file or in shards, or a torch file.
+Made by `python -m tests.weights.table`; below the table, the tests behind each cell; they run on tiny
+checkpoints. Parity is the largest difference of fp32 logits from the architecture's own library
+([parity.md](parity.md)); K-SSM has no other. *hf* is a folder with safetensors in one file or in shards,
+or a torch file.
 
 """
 
