@@ -26,6 +26,7 @@ import mlx.nn as nn
 
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.recurrent import RecurrentModel, field, given, orthogonal, token_shift
+from kssm_mlx.ops.elementary import sigmoid
 from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, wkv4
 
 
@@ -105,7 +106,7 @@ class TimeMixing(nn.Module):
         past, shift = token_shift(x, shift, resets, lengths)
         k = self.key(mix(x, past, self.time_mix_key))
         v = self.value(mix(x, past, self.time_mix_value))
-        r = mx.sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
+        r = sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
         w = -mx.exp(self.time_decay.astype(mx.float32))
         y, state = wkv4(w, self.time_first, k, v, state, resets=resets, lengths=lengths)
         return self.output(r * y.astype(x.dtype)), shift, state, mx.exp(w)
@@ -128,7 +129,7 @@ class ChannelMixing(nn.Module):
     def __call__(self, x, shift, resets, lengths):
         past, shift = token_shift(x, shift, resets, lengths)
         k = self.key(mix(x, past, self.time_mix_key))
-        r = mx.sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
+        r = sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
         return r * self.value(mx.square(nn.relu(k))), shift
 
 

@@ -31,6 +31,7 @@ import mlx.nn as nn
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.recurrent import RecurrentModel, field, given, orthogonal, refuse_unless, token_shift
+from kssm_mlx.ops.elementary import sigmoid
 from kssm_mlx.ops.wkv7 import wkv7
 
 
@@ -175,12 +176,12 @@ class TimeMixing(nn.Module):
         delta = past - x
         xr, xw, xk, xv, xa, xg = (x + delta * self[f"x_{name}"] for name in "rwkvag")
         r, k, v, g = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv), self.g_lora(xg)
-        log_w = -math.exp(-0.5) * mx.sigmoid(self.w_lora(xw).astype(mx.float32))
-        a = mx.sigmoid(self.a_lora(xa))
+        log_w = -math.exp(-0.5) * sigmoid(self.w_lora(xw).astype(mx.float32))
+        a = sigmoid(self.a_lora(xa))
         if v_first is None:
             v_first = v
         else:
-            v = v + (v_first - v) * mx.sigmoid(self.v_lora(xv))
+            v = v + (v_first - v) * sigmoid(self.v_lora(xv))
         kappa, k = k * self.k_k, k * (1 + (a - 1) * self.k_a)
         r, log_w, k, v, a, kappa = (mx.unflatten(z, -1, self.r_k.shape) for z in (r, log_w, k, v, a, kappa))
         kappa = unit(kappa.astype(mx.float32))

@@ -7,6 +7,8 @@ is the same recurrence run backwards, so nothing is differentiated through a sli
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 
 
@@ -27,7 +29,7 @@ def linear_scan(a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
 
     Shapes: a, b [T, ...]; h0 [...]; all of the same trailing shape. Returns h [T, ...].
     """
-    return linear_scan_reference(a, b, h0)
+    return _linear(a, b, h0)
 
 
 @linear_scan.vjp
@@ -63,12 +65,50 @@ def max_plus_scan(w: mx.array, k: mx.array, m0: mx.array) -> mx.array:
 
     Shapes: w, k [T, ...]; m0 [...]. Returns m [T, ...].
     """
-    w, k, m = map(mx.stop_gradient, (w, k, m0))
+    return _max_plus(*map(mx.stop_gradient, (w, k, m0)))
+
+
+# Lanes below which one step of a loop costs its dispatch, not its arithmetic (measured on CPUs).
+FEW_LANES = 16384
+
+
+def _recurrence(times, plus, a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
+    """h_t = a_t h_{t-1} + b_t for any product and sum that distribute, in 3 sqrt(T) steps for few lanes.
+
+    Chunks run side by side from nothing; then their ends, one after the other; then each state gets what
+    entered its chunk.
+    """
+    T = b.shape[0]
+    L = T if h0.size >= FEW_LANES else max(1, round(T**0.5))
+    if T <= 8 or T == L:
+        return mx.concatenate(_serial(times, plus, tree_split(a), tree_split(b), h0[None]))
+    a, b = (_side_by_side(x, L) for x in (a, b))
+    local, decay = [b[0]], [a[0]]
+    for a_t, b_t in zip(a[1:], b[1:]):
+        local.append(plus(times(a_t, local[-1]), b_t))
+        decay.append(times(a_t, decay[-1]))
+    ends = mx.concatenate(_serial(times, plus, tree_split(decay[-1][0]), tree_split(local[-1][0]), h0[None]))
+    entering = before(ends, h0)[None]
+    h = mx.concatenate([plus(times(d, entering), own) for d, own in zip(decay, local)])
+    return h.swapaxes(0, 1).reshape(-1, *h0.shape)[:T]
+
+
+def _serial(times, plus, a, b, h) -> list[mx.array]:
     states = []
-    for t in range(k.shape[0]):
-        m = mx.maximum(m + w[t], k[t])
-        states.append(m)
-    return mx.stack(states)
+    for a_t, b_t in zip(a, b):
+        h = plus(times(a_t, h), b_t)
+        states.append(h)
+    return states
+
+
+def _side_by_side(x: mx.array, L: int) -> list[mx.array]:
+    """L arrays [1, C, ...]: the first tokens of all chunks, the second ones, ... Shapes: x [T, ...]."""
+    x = mx.pad(x, [(0, -x.shape[0] % L)] + [(0, 0)] * (x.ndim - 1))
+    return tree_split(mx.contiguous(x.reshape(-1, L, *x.shape[1:]).swapaxes(0, 1)))
+
+
+_linear = mx.compile(partial(_recurrence, mx.multiply, mx.add))
+_max_plus = mx.compile(partial(_recurrence, mx.add, mx.maximum))
 
 
 def tree_split(x: mx.array) -> list[mx.array]:

@@ -53,6 +53,8 @@ def selective_scan(
         return kernel(x, dt, A, B, C, state, resets=resets, lengths=lengths)
     x, dt, A, B, C = float32(x, dt, A, B, C)
     T, batch = x.shape[1], x.shape[0]
+    if T == 1:
+        return _one_token(x, dt, A, B, C, state, resets, lengths)
     if lengths is not None:
         dt = mx.where(inside(lengths, T)[..., None], dt, 0)
     dtx = dt * x
@@ -63,6 +65,16 @@ def selective_scan(
     moving = [_time_first(v, min(CHUNK, T)) for v in (dt, dtx, B, C)]
     y, h, _ = _scan(h0.swapaxes(1, 2), A.T, *moving)
     return y[:T].swapaxes(0, 1), h.swapaxes(1, 2)
+
+
+def _one_token(x, dt, A, B, C, state, resets, lengths):
+    """The recurrence once, in few kernels: what a step of generation is made of."""
+    h = mx.zeros((x.shape[0], *A.shape)) if state is None else state.astype(mx.float32)
+    start = h if resets is None else mx.where(resets[..., None], 0, h)
+    dt, dtx = dt[:, 0, :, None], (dt * x)[:, 0, :, None]
+    new = exp(dt * A) * start + dtx * B
+    y = (new @ C[:, 0, :, None]).squeeze(-1)[:, None]
+    return y, new if lengths is None else mx.where((lengths > 0)[:, None, None], new, h)
 
 
 def _time_first(v: mx.array, L: int) -> mx.array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
+from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.scan import (
     before,
     begins,
@@ -75,13 +76,13 @@ def ssd(
     B, C = (mx.repeat(in_chunks(v, L), H // v.shape[2], axis=2) for v in (B, C))
 
     # 1. Inside a chunk: attention with the decay from source j to target i as its mask.
-    decay = mx.exp(mx.where(causal, log_decay[..., :, None] - log_decay[..., None, :], -mx.inf))
+    decay = exp(mx.where(causal, log_decay[..., :, None] - log_decay[..., None, :], -mx.inf))
     y = ((C @ B.swapaxes(-1, -2)) * decay) @ dtx
     # 2. What each chunk adds to the state.
-    to_end = mx.where(leaves, mx.exp(log_decay[..., -1:] - log_decay), 0)
+    to_end = mx.where(leaves, exp(log_decay[..., -1:] - log_decay), 0)
     added = dtx.swapaxes(-1, -2) @ (B * to_end[..., None])
     # 3. The state that enters each chunk.
-    whole = mx.where(entered, mx.exp(log_decay), 0)
+    whole = mx.where(entered, exp(log_decay), 0)
     h0 = mx.zeros((batch, H, P, N)) if state is None else state
     carry = mx.broadcast_to(whole[..., -1, None, None], added.shape)
     h = linear_scan(carry, added, h0)

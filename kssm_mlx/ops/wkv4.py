@@ -16,6 +16,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
+from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.scan import before, begins, float32, inside, linear_scan, max_plus_scan
 
 EMPTY = -1e38
@@ -87,7 +88,7 @@ def wkv4(
     # m is the running maximum of the exponents; with it every factor below is at most 1.
     m = max_plus_scan(step, key, state.max)
     m_past = before(m, state.max)
-    decay, weight = mx.exp(m_past + step - m), mx.exp(key - m)
+    decay, weight = exp(m_past + step - m), exp(key - m)
     sums0 = mx.stack([state.num, state.den])
     sums = linear_scan(mx.stack([decay, decay], axis=1), mx.stack([weight * v, weight], axis=1), sums0)
 
@@ -95,7 +96,7 @@ def wkv4(
     if resets is not None:
         m_past = mx.where(resets.T[..., None], EMPTY, m_past)
     q = mx.stop_gradient(mx.maximum(m_past, u + k))
-    old, now = mx.exp(m_past - q), mx.exp(u + k - q)
+    old, now = exp(m_past - q), exp(u + k - q)
     y = (old * num + now * v) / (old * den + now)
     return y.swapaxes(0, 1), WKV4State(sums[-1, 0], sums[-1, 1], m[-1])
 

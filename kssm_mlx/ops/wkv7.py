@@ -15,6 +15,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
+from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.scan import (
     before,
     begins,
@@ -84,16 +85,16 @@ def wkv7(
 
     # Decays relative to the start of the chunk: targets carry W, sources 1/W, the end W_L/W.
     log_W = mx.cumsum(log_w, axis=-2)
-    r, a = r * mx.exp(log_W), a * mx.exp(log_W - log_w)
-    b_in, k_in = b * mx.exp(-log_W), k * mx.exp(-log_W)
-    to_end = mx.where(leaves, mx.exp(log_W[..., -1:, :] - log_W), 0)
+    r, a = r * exp(log_W), a * exp(log_W - log_w)
+    b_in, k_in = b * exp(-log_W), k * exp(-log_W)
+    to_end = mx.where(leaves, exp(log_W[..., -1:, :] - log_W), 0)
     b_end, k_end = b * to_end, k * to_end
     r0, a0 = mx.where(entered, r, 0), mx.where(entered, a, 0)
 
     # u = solve (a0 S0ᵀ + M_ak v): the part that needs the entering state, and the part that does not.
     solve = unit_lower_inverse(mx.where(strictly, a @ _T(b_in), 0))
     u_state, u_own = solve @ a0, solve @ (mx.where(strictly, a @ _T(k_in), 0) @ v)
-    carry = _T(u_state) @ b_end + _diagonal(mx.where(entered, mx.exp(log_W), 0)[..., -1, :])
+    carry = _T(u_state) @ b_end + _diagonal(mx.where(entered, exp(log_W), 0)[..., -1, :])
     added = _T(u_own) @ b_end + _T(v) @ k_end
     S0 = mx.zeros((B, H, v.shape[-1], K)) if state is None else state
     S = matrix_scan(carry, added, S0)

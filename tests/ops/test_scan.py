@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops.scan import (
+    FEW_LANES,
     documents,
     from_chunks,
     in_chunks,
@@ -12,6 +13,7 @@ from kssm_mlx.ops.scan import (
     linear_scan_reference,
     matrix_scan,
     max_plus_scan,
+    tree_split,
 )
 from tests.ops.recurrences import normal
 
@@ -71,3 +73,21 @@ def test_documents_by_hand():
     assert causal.astype(mx.int32).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
     assert entered.tolist() == [True, False, False, False]
     assert leaves.tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("T", [1, 7, 8, 9, 64, 65, 200])
+def test_tree_split_takes_time_apart(T):
+    x = normal(0, T, 3)
+    np.testing.assert_array_equal(np.array(mx.concatenate(tree_split(x))), np.array(x))
+
+
+@pytest.mark.parametrize("lanes", [3, FEW_LANES])
+@pytest.mark.parametrize("T", [9, 10, 50])
+def test_few_lanes_run_side_by_side_and_many_one_after_the_other(T, lanes):
+    a, b, h = mx.sigmoid(normal(0, T, lanes)), normal(1, T, lanes), normal(2, lanes)
+    ours, theirs = linear_scan(a, b, h), linear_scan_reference(a, b, h)
+    np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=1e-5, rtol=1e-5)
+    past = [h]
+    for t in range(T):
+        past.append(mx.maximum(past[-1] - a[t], b[t]))
+    np.testing.assert_allclose(np.array(max_plus_scan(-a, b, h)), np.array(mx.stack(past[1:])), atol=1e-5)

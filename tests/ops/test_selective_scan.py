@@ -62,3 +62,23 @@ def test_half_precision_inputs_keep_an_fp32_state():
     args, _ = arguments(9)
     y, state = selective_scan(*(x.astype(mx.bfloat16) for x in args))
     assert y.dtype == state.dtype == mx.float32
+
+
+def test_memory_of_a_gradient_is_chunks_not_all_states():
+    """All states of this scan are 16 MB, and differentiating a loop keeps several such arrays."""
+    x, dt, A, b, c = (
+        0.1 * normal(i, *s) for i, s in enumerate([(1, 512, 512)] * 2 + [(512, 16)] + [(1, 512, 16)] * 2)
+    )
+    loss = lambda x: selective_scan(x, mx.abs(dt), -mx.abs(A), b, c)[0].sum()  # noqa: E731
+    mx.eval(x, dt, A, b, c)
+    held = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.grad(loss)(x))
+    assert mx.get_peak_memory() - held < 512 * 512 * 16 * 4
+
+
+def test_a_reset_leaves_exactly_nothing_of_a_huge_state():
+    args, state = arguments(4)
+    resets = mx.array([[False, True, False, False]] * B)
+    clean, huge = (selective_scan(*args, s, resets=resets)[0] for s in (state, 1e20 * state))
+    np.testing.assert_array_equal(np.array(clean[:, 1:]), np.array(huge[:, 1:]))
