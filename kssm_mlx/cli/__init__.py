@@ -28,6 +28,9 @@ from kssm_mlx.errors import KssmError
 # What a disk does to us rather than we to it: no space, no permission, read-only, over quota.
 DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 
+# A command line that cannot be parsed; typer exports only its kinds.
+UsageError = typer.BadParameter.__base__
+
 
 class Commands(TyperGroup):
     """Turns what a command raises into one line and an exit code; the rest is bugs, with their traceback."""
@@ -37,6 +40,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KssmError as e:
             raise _ended(str(e), e.exit_code) from None
+        except UsageError as e:
+            command = e.ctx.command_path if e.ctx else "kssm"
+            message = e.format_message()
+            raise _ended(f"{message[:1].lower()}{message[1:].rstrip('.')}; see {command} --help", 2) from None
         except KeyboardInterrupt:
             raise _ended("interrupted", 130) from None
         except OSError as e:

@@ -10,7 +10,7 @@ DIGEST = "d" * 64
 
 def kssm(*arguments):
     """The result of a command line: exit_code, stdout, stderr."""
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="kssm")
 
 
 def refused(result, code=2):
