@@ -54,6 +54,16 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=f"no {name} device on this machine"))
 
 
+@pytest.fixture
+def uncompiled():
+    """For tests of what is computed, not of how: on a cold cache g++ takes longer than they do."""
+    import mlx.core as mx
+
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
 @pytest.fixture(scope="session")
 def shared_text() -> Path:
     """TinyShakespeare, where the project's shared folder lies beside the clone."""

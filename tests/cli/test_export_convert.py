@@ -36,6 +36,7 @@ def test_export_for_transformers_has_its_architecture(folder, tmp_path):
     assert config["architectures"] == ["MambaForCausalLM"] and "model_file" not in config
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_convert_prints_size_and_loss_before_and_after(folder, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 20)

@@ -8,6 +8,7 @@ from kssm_mlx.generation import generate, load_state, save_state, stack
 from kssm_mlx.generation.decode import prefill
 from kssm_mlx.models import MODELS, build, configure
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
 PROMPTS = ["a", "unequal lengths are where batches go wrong", "three words here"]
 
 

@@ -357,6 +357,7 @@ def test_same_bits_twice():
     assert v1.item() == v2.item() and all(mx.array_equal(x, y) for x, y in zip(g1, g2))
 
 
+@pytest.mark.slow
 def test_compiled_is_eager(short_chunks):
     inputs = flat(*arguments(2, 5, 3))
     run = mx.value_and_grad(loss(mobius_scan), argnums=tuple(range(6)))

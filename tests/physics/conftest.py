@@ -3,11 +3,8 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def uncompiled():
-    """On a fresh machine g++ takes longer to compile a step than most of these tests take to run it."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+def plain_steps(uncompiled):
+    """Every truth is computed uncompiled, but where a test turns compiling on."""
 
 
 @pytest.fixture
