@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.errors import CheckFailed, ConfigError
 
 
 def train(
@@ -48,15 +48,20 @@ def train(
     from kssm_mlx.reports import report
 
     out_to = console()
-    run(
-        loaded,
-        folder,
-        resume=resume,
-        allow_config_change=allow_config_change,
-        waivers=waivers,
-        track=track,
-        console=out_to,
-    )
+    try:
+        run(
+            loaded,
+            folder,
+            resume=resume,
+            allow_config_change=allow_config_change,
+            waivers=waivers,
+            track=track,
+            console=out_to,
+        )
+    except CheckFailed:
+        if (folder / "metrics.jsonl").is_file():  # it was trained: show what the verdict is about
+            _show(out_to, folder, report(folder))
+        raise
     _show(out_to, folder, report(folder))
 
 
@@ -89,6 +94,11 @@ def _show(console, folder: Path, written: list[Path]) -> None:
         console.print(checks_table(checks, f"checks, {stage}"))
     for label, text in samples(run):
         console.print(f"\nsample, {label}\n", style="bold")
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(_printable(text), markup=False, soft_wrap=True)
     console.print(table(("result", ""), results(run), str(folder)))
     console.print("written: " + "  ".join(str(path) for path in written), soft_wrap=True, markup=False)
+
+
+def _printable(text: str) -> str:
+    """A young model's bytes without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

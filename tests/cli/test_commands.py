@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kssm_mlx.errors import CheckFailed
 from tests.cli.cli_fakes import DIGEST, a_check, kssm, refused
 from tests.reports.report_fakes import write_run
 
@@ -41,6 +42,22 @@ def test_train_passes_everything_on_and_shows_the_run(runs, recipe, tmp_path):
     }
     assert "validation loss, nats/token" in result.stdout and "card.md" in result.stdout
     assert "no token sees its future" in result.stdout and "The quick sample" in result.stdout
+
+
+def test_a_trained_run_that_fails_a_check_is_shown_before_it_is_refused(runs, recipe, tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run")
+    text = (folder / "samples.jsonl").read_text().replace("quick", "\\u001b[2Jquick")
+    (folder / "samples.jsonl").write_text(text)
+
+    def failing(*_, **__):
+        raise CheckFailed("C17 better than counting")
+
+    monkeypatch.setattr(runs, "train", failing)
+    result = kssm("train", recipe, "--out", folder)
+    assert (result.exit_code, result.stderr) == (1, "kssm: C17 better than counting\n")
+    assert "card.md" in result.stdout and (folder / "card.md").is_file()
+    assert "\N{REPLACEMENT CHARACTER}[2Jquick" in result.stdout and "\x1b" not in result.stdout
+    assert refused(kssm("train", recipe, "--out", tmp_path / "untrained"), 1) == result.stderr
 
 
 @pytest.mark.parametrize(
