@@ -1,3 +1,1 @@
-"""What `make bench` runs: two or more ways to do the same thing, interleaved in one process, as ratios."""
-
-import kssm_mlx  # noqa: F401  before mlx is imported: it chooses the BLAS
+"""Results of `make bench` by device, and what runs it; the cases are in kssm_mlx/bench."""

@@ -19,12 +19,13 @@ MAY_IMPORT = {
     "data": set(),
     "weights": {"models"},
     "generation": {"models", "data"},
-    "training": {"metrics", "data", "models"},
+    "training": {"metrics", "data", "models", "ops"},
     "checks": {"models", "ops", "weights", "data", "metrics", "training", "generation", "oscillators"},
 }
 MAY_IMPORT["experiments"] = {*MAY_IMPORT}
 MAY_IMPORT["reports"] = {"metrics", "oscillators"}
 MAY_IMPORT["integrations"] = {"models", "generation", "weights", "data"}
+MAY_IMPORT["bench"] = {"ops", "oscillators", "models", "training", "checks", "reports", "integrations"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from kssm_mlx.cli.bench import bench
 from kssm_mlx.cli.convert import convert
 from kssm_mlx.cli.doctor import doctor
 from kssm_mlx.cli.evaluate import evaluate
@@ -84,7 +85,7 @@ def main(
     """Language models with oscillators in them, on MLX: trained, verified before and after, looked at."""
 
 
-for command in (train, verify, generate, report, export, convert, simulate, recipes, doctor):
+for command in (train, verify, generate, report, export, convert, simulate, recipes, doctor, bench):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("verify-weights")(verify_weights)

@@ -7,6 +7,7 @@ one thing it must get from us is its own cache class: it merges, filters and sav
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import mlx.nn as nn
@@ -40,3 +41,9 @@ def Model(config) -> nn.Module:
 @cache
 def _hosted(model_class: type[nn.Module]) -> type[nn.Module]:
     return type(model_class.__name__, (WithArraysCache, model_class), {})
+
+
+def peer(family: str, values: dict[str, Any]) -> nn.Module:
+    """mlx-lm's own model of a family, such as "mamba", freshly initialised: what ours is measured beside."""
+    module = import_module(f"mlx_lm.models.{family}")
+    return module.Model(module.ModelArgs(model_type=family, **values))

@@ -1,0 +1,145 @@
+"""The same models by others: mlx-lm, and transformers where torch is installed. Same shapes, own weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+
+from kssm_mlx import _blas
+from kssm_mlx.bench.measure import Contender, arrays
+from kssm_mlx.bench.ours import Shape
+
+MLX_LM = ("mamba", "mamba2", "rwkv7")
+TRANSFORMERS = ("mamba", "rwkv")
+
+
+def mlx_lm(family: str, shape: Shape) -> nn.Module:
+    """mlx-lm's model, freshly initialised."""
+    from kssm_mlx.integrations.mlx_lm import peer
+
+    D, V, L = shape.width, shape.vocabulary, shape.layers
+    common = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": L}
+    convolution = {"conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "intermediate_size": 2 * D}
+    heads = {"num_heads": D // 32, "head_dim": 64, "n_groups": 1, "layer_norm_epsilon": 1e-5}
+    own = {
+        "mamba": {**convolution, "state_size": 16, "time_step_rank": D // 16},
+        "mamba2": {**convolution, **heads, "state_size": 64, "time_step_rank": "auto"},
+        "rwkv7": {"intermediate_size": 4 * D, "norm_eps": 1e-5, "head_dim": 64, **_RANKS},
+    }[family]
+    if family == "mamba2":
+        own |= {"tie_word_embeddings": True, "time_step_limit": (0.0, float("inf"))}
+    return peer(family, {**common, **own})
+
+
+_RANKS = {"a_low_rank_dim": 32, "v_low_rank_dim": 32, "gate_low_rank_dim": 64, "decay_low_rank_dim": 32}
+
+
+def mlx_prefill(model: nn.Module, tokens: mx.array) -> Contender:
+    return arrays(model, tokens)
+
+
+def mlx_training(model: nn.Module, tokens: mx.array) -> Contender:
+    """A step as in mlx-lm's trainer, not compiled: loops over time take minutes to compile, for no gain."""
+    optimizer = optim.AdamW(learning_rate=1e-4)
+    mean = lambda m, t: nn.losses.cross_entropy(m(t[:, :-1]), t[:, 1:], reduction="mean")  # noqa: E731
+    loss_and_gradient = nn.value_and_grad(model, mean)
+
+    def run():
+        loss, gradient = loss_and_gradient(model, tokens)
+        optimizer.update(model, gradient)
+        mx.eval(loss, model.parameters(), optimizer.state)
+
+    return Contender(run)
+
+
+def mlx_decoding(model: nn.Module, batch: int, count: int) -> Contender:
+    """As mlx-lm's `generate_step`: eager, the next token started before the last one is read."""
+
+    def run():
+        cache = model.make_cache()
+        token = model(mx.zeros((batch, 8), mx.int32), cache)[:, -1:].argmax(-1)
+        for _ in range(count):
+            token = model(token, cache)[:, -1:].argmax(-1)
+            mx.async_eval(token)
+        mx.eval(token)
+
+    return Contender(run)
+
+
+def has_transformers() -> bool:
+    return find_spec("torch") is not None and find_spec("transformers") is not None
+
+
+def transformers(family: str, shape: Shape, *, scan: bool = False) -> Any:
+    """Hugging Face's model; `scan`: its Mamba with the parallel scan of mambapy."""
+    import torch
+    import transformers as hf
+
+    hf.logging.set_verbosity_error()
+    _same_threads(torch)
+    torch.manual_seed(0)
+    common = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "num_hidden_layers": shape.layers}
+    if family == "rwkv":
+        return hf.RwkvForCausalLM(hf.RwkvConfig(**common, context_length=1 << 16))
+    return hf.MambaForCausalLM(hf.MambaConfig(**common, state_size=16, use_mambapy=scan))
+
+
+def _same_threads(torch: Any) -> None:
+    """As many as OpenBLAS was told to use; otherwise torch's own choice, one for each core."""
+    told = [os.environ[name] for name in _blas.THREAD_VARIABLES if name in os.environ]
+    if told:
+        torch.set_num_threads(int(told[0]))
+
+
+def torch_prefill(model: Any, tokens: mx.array) -> Contender:
+    import torch
+
+    ids, model = torch.from_numpy(np.array(tokens)).long(), model.eval()
+
+    def run():
+        with torch.no_grad():
+            model(ids, use_cache=False)
+
+    return Contender(run, mlx=False)
+
+
+def torch_training(model: Any, tokens: mx.array) -> Contender:
+    import torch
+
+    ids, model = torch.from_numpy(np.array(tokens)).long(), model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def run():
+        logits = model(ids[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return Contender(run, mlx=False)
+
+
+def contenders(
+    family: str,
+    shape: Shape,
+    mlx: Callable[[nn.Module], Contender],
+    torch: Callable[[Any], Contender],
+    plain: bool,
+) -> dict[str, Contender]:
+    """Every peer that is there for `family`. plain: transformers' own loop over time as well."""
+    found = {}
+    if family in MLX_LM:
+        found["mlx-lm"] = mlx(mlx_lm(family, shape))
+    if family in TRANSFORMERS and has_transformers():
+        if plain or family == "rwkv":
+            found["transformers"] = torch(transformers(family, shape))
+        if family == "mamba" and find_spec("mambapy"):
+            found["transformers, mambapy"] = torch(transformers(family, shape, scan=True))
+    return found

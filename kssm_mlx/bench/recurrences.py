@@ -1,0 +1,121 @@
+"""The recurrences alone: forward and backward over T, and the Möbius scan beside Mamba's at equal lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+
+from kssm_mlx.bench.measure import Case, Contender, arrays
+from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
+from kssm_mlx.ops.selective_scan import selective_scan
+from kssm_mlx.ops.ssd import ssd
+from kssm_mlx.ops.wkv4 import wkv4
+from kssm_mlx.ops.wkv7 import wkv7
+from kssm_mlx.oscillators.planar import Planar
+
+# Small enough that T = 65,536 fits: one row of one narrow model.
+B, D, N, HEADS, K = 1, 64, 16, 1, 64
+EQUAL_T = 512
+
+
+def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
+    for name, (function, draw) in OPS.items():
+        for T in lengths:
+            yield Case(
+                f"ops/{name}/T{T}",
+                f"{name}: forward and backward, B {B}, T {T}",
+                B * T,
+                "tokens",
+                lambda function=function, draw=draw, T=T: {name_of(function): both_ways(function, draw(T))},
+                {"op": name, "T": T},
+            )
+    yield Case(
+        "ops/mobius_scan/equal",
+        f"mobius_scan beside selective_scan: forward and backward, 4096 lanes, B 1, T {EQUAL_T}",
+        EQUAL_T * 4096,
+        "states",
+        lambda: {
+            "selective_scan": both_ways(_selective_scan, _mamba(EQUAL_T, 256)),
+            "mobius_scan": both_ways(_mobius_scan, _mobius(EQUAL_T, 4096)),
+        },
+    )
+
+
+def name_of(function: Callable) -> str:
+    return function.__name__.lstrip("_")
+
+
+def both_ways(function: Callable, inputs: tuple[mx.array, ...]) -> Contender:
+    """Outputs and the gradient in every argument."""
+    loss = lambda *args: sum(mx.square(part).sum() for part in function(*args))  # noqa: E731
+    gradient = mx.compile(mx.value_and_grad(loss, argnums=tuple(range(len(inputs)))))
+    mx.eval(inputs)
+    return arrays(gradient, *inputs)
+
+
+def _normal(seed: int, *shape: int) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+def _selective_scan(*args: mx.array) -> tuple[mx.array, ...]:
+    return selective_scan(*args)[:1]
+
+
+def _mamba(T: int, D: int = D) -> tuple[mx.array, ...]:
+    decays = -mx.broadcast_to(mx.arange(1, N + 1, dtype=mx.float32), (D, N))
+    return (
+        _normal(0, B, T, D),
+        0.1 * mx.abs(_normal(1, B, T, D)),
+        decays,
+        _normal(2, B, T, N),
+        _normal(3, B, T, N),
+    )
+
+
+def _ssd(*args: mx.array) -> tuple[mx.array, ...]:
+    return ssd(*args)[:1]
+
+
+def _mamba2(T: int) -> tuple[mx.array, ...]:
+    steps = 0.1 * mx.abs(_normal(1, B, T, HEADS))
+    sources = _normal(2, B, T, 1, K), _normal(3, B, T, 1, K)
+    return _normal(0, B, T, HEADS, D), steps, -mx.ones((HEADS,)), *sources
+
+
+def _wkv4(*args: mx.array) -> tuple[mx.array, ...]:
+    return wkv4(*args)[:1]
+
+
+def _rwkv4(T: int) -> tuple[mx.array, ...]:
+    return -mx.exp(_normal(0, D)), _normal(1, D), _normal(2, B, T, D), _normal(3, B, T, D)
+
+
+def _wkv7(*args: mx.array) -> tuple[mx.array, ...]:
+    return wkv7(*args)[:1]
+
+
+def _rwkv7(T: int) -> tuple[mx.array, ...]:
+    draw = [_normal(i, B, T, HEADS, K) for i in range(6)]
+    kappa = draw[4] / mx.linalg.norm(draw[4], axis=-1, keepdims=True)
+    return draw[0], -0.6 * mx.sigmoid(draw[1]), draw[2], draw[3], -kappa, kappa * mx.sigmoid(draw[5])
+
+
+def _mobius_scan(a_re, a_im, k_re, k_im) -> tuple[mx.array, ...]:
+    z = mobius_scan(Planar(a_re, a_im), Planar(k_re, k_im))
+    return z.re, z.im
+
+
+def _mobius(T: int, G: int = D) -> tuple[mx.array, ...]:
+    a = flow(0.1 * mx.abs(_normal(0, B, T, G)), _normal(1, B, T, G))
+    k = kick(Planar(_normal(2, B, T, G), _normal(3, B, T, G)) * 0.2)
+    return a.re, a.im, k.re, k.im
+
+
+OPS = {
+    "selective_scan": (_selective_scan, _mamba),
+    "ssd": (_ssd, _mamba2),
+    "wkv4": (_wkv4, _rwkv4),
+    "wkv7": (_wkv7, _rwkv7),
+    "mobius_scan": (_mobius_scan, _mobius),
+}

@@ -1,0 +1,181 @@
+"""What was measured, as Markdown and as pictures; reads nothing but the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kssm_mlx import files
+from kssm_mlx.reports import style
+
+HEADER = (
+    "",
+    "ms",
+    "per second",
+    "speed against the first",
+    "by CPU time",
+    "turns",
+    "peak MB",
+    "first call s",
+)
+OWN = "ours"
+
+
+def rows(record: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The cells of one case, a row per contender."""
+    for t in record["timings"]:
+        if t["failed"]:
+            yield (t["name"], "failed", "", t["failed"], *[""] * 4)
+            continue
+        yield (
+            t["name"],
+            f"{t['milliseconds']:.1f}",
+            f"{record['work'] / t['milliseconds'] * 1e3:,.0f} {record['unit']}",
+            f"{t['ratio']:.2f}x ({t['low']:.2f} to {t['high']:.2f})",
+            _times(t["cpu_ratio"]),
+            str(t["turns"]),
+            "" if t["peak_megabytes"] is None else f"{t['peak_megabytes']:.0f}",
+            f"{t['first_call_seconds']:.1f}",
+        )
+
+
+def write(results: dict[str, Any], folder: Path, name: str) -> None:
+    """`<name>.md` and its pictures `<name>-*.png`."""
+    pictures = [draw(results["cases"], folder, name) for draw in (_over_length, _over_memory, _against_peers)]
+    files.replace(folder / f"{name}.md", markdown(results, name, [p for p in pictures if p]))
+
+
+def markdown(results: dict[str, Any], name: str, pictures: list[str]) -> str:
+    facts, rates = results["environment"], results["rates"]
+    versions = ", ".join(f"{p} {facts['packages'].get(p)}" for p in ("mlx", "mlx-lm"))
+    gemm, copy = rates["gemm_gflops"], rates["copy_gbytes_per_second"]
+    head = [
+        f"# Measured on {name}",
+        f"{versions}, {facts['cores']} cores, {facts['blas']['library']}, "
+        f"switches {facts['switches'] or 'none'}, commit {facts['commit'] or 'unknown'}. "
+        f"Matrix products {gemm:.0f} GFLOP/s, copies {copy:.1f} GB/s.",
+        "Wall-clock medians of interleaved turns; the range of a ratio is between its quartiles. Peak memory "
+        "is MLX's own, above what was held before. Written by `kssm bench` (`make bench`); do not edit.",
+    ]
+    parts = [*head, *_targets(results["targets"]), *(f"![{p}]({p})" for p in pictures)]
+    parts += _exponents(results["exponents"]) + _roofline(results["roofline"])
+    for record in results["cases"]:
+        parts += [f"## {record['title']}", _table(HEADER, rows(record)), *_errors(record["facts"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: tuple[str, ...], body) -> str:
+    lines = [header, ("---",) * len(header), *body]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _targets(targets: list[dict[str, Any]]) -> list[str]:
+    columns = ("must", "aim", "ratio", "cpu_ratio")
+    body = [(t["what"], *(_times(t[c]) for c in columns), t["reached"]) for t in targets]
+    return ["## Targets", _table(("what", "must", "aim", "measured", "by CPU time", ""), body)]
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def _exponents(found: dict[str, float]) -> list[str]:
+    if not found:
+        return []
+    body = [(op, f"{b:.3f}") for op, b in found.items()]
+    return ["## Time against length, T^b, forward and backward", _table(("op", "b"), body)]
+
+
+def _roofline(shares: dict[str, float]) -> list[str]:
+    if not shares:
+        return []
+    body = [(title, f"{100 * share:.1f} %") for title, share in shares.items()]
+    return [
+        "## Share of the measured matrix rate, counting matrix products only",
+        _table(("", "share"), body),
+    ]
+
+
+def _errors(facts: dict[str, Any]) -> list[str]:
+    found = facts.get("error")
+    if not found:
+        return []
+    return ["Error of R against float64: " + ", ".join(f"{name} {e:.1e}" for name, e in found.items()) + "."]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pictures: one panel per family, a line per contender.
+
+
+def _by_family(cases: list[dict[str, Any]], what: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for r in cases:
+        if r["facts"].get("what") == what and r["key"].rsplit("/", 1)[-1].startswith("T"):
+            found.setdefault(r["facts"]["family"], []).append(r)
+    return found
+
+
+def _lines(records: list[dict[str, Any]], value) -> dict[str, list[tuple[int, float]]]:
+    """(T, value) of every contender that has one."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for r in records:
+        for t in r["timings"]:
+            y = None if t["failed"] else value(r, t)
+            if y is not None:
+                lines.setdefault(t["name"], []).append((r["facts"]["T"], y))
+    return lines
+
+
+def _over_length(cases, folder: Path, name: str) -> str | None:
+    speed = lambda r, t: r["work"] / t["milliseconds"] * 1e3  # noqa: E731
+    return _panels(cases, folder, f"{name}-throughput.png", ("prefill", "train"), speed, "tokens/s")
+
+
+def _over_memory(cases, folder: Path, name: str) -> str | None:
+    peak = lambda r, t: t["peak_megabytes"]  # noqa: E731
+    return _panels(cases, folder, f"{name}-memory.png", ("prefill", "train"), peak, "peak MB")
+
+
+def _panels(cases, folder: Path, file: str, kinds: tuple[str, ...], value, label: str) -> str | None:
+    grid = {what: _by_family(cases, what) for what in kinds}
+    families = list(dict.fromkeys(f for found in grid.values() for f in found))
+    if not families:
+        return None
+    with style.picture(folder / file, (3.2 * len(families), 3.0 * len(kinds))) as figure:
+        axes = figure.subplots(len(kinds), len(families), squeeze=False)
+        for row, what in zip(axes, kinds):
+            for ax, family in zip(row, families):
+                _draw(ax, _lines(grid[what].get(family, []), value), f"{family}, {what}", label)
+    return file
+
+
+def _draw(ax, lines: dict[str, list[tuple[int, float]]], title: str, label: str) -> None:
+    for name, points in lines.items():
+        colour = style.PALETTE[0] if name == OWN else style.PALETTE[1 + list(lines).index(name) % 6]
+        ax.plot(*zip(*points), marker="o", color=colour, label=name)
+    if lines:
+        ax.set(xscale="log", yscale="log")
+        ax.legend(fontsize=7)
+    ax.set(title=title, xlabel="T", ylabel=label)
+
+
+def _against_peers(cases, folder: Path, name: str) -> str | None:
+    """Our speed over each peer's, one bar per case."""
+    bars = []
+    for r in cases:
+        own = r["timings"][-1]
+        if r["facts"].get("family") and own["name"] == OWN and not own["failed"]:
+            peers = [t for t in r["timings"][:-1] if not t["failed"]]
+            bars += [(f"{r['key']} : {t['name']}", t["milliseconds"] / own["milliseconds"]) for t in peers]
+    if not bars:
+        return None
+    file = f"{name}-peers.png"
+    with style.picture(folder / file, (7.0, 0.6 + 0.26 * len(bars))) as figure:
+        ax = figure.subplots()
+        labels, ratios = zip(*bars[::-1])
+        ax.barh(labels, ratios, color=[style.PALETTE[0 if x >= 1 else 1] for x in ratios])
+        ax.axvline(1, color=style.INK, linewidth=0.8)
+        ax.set(xscale="log", xlabel="times as fast as the peer", title="ours against peers")
+        ax.tick_params(axis="y", labelsize=7)
+    return file

@@ -1,0 +1,100 @@
+"""What the project set out to reach, looked up in what was measured. A target is a ratio in one case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kssm_mlx.bench.measure import Timing
+
+
+@dataclass(frozen=True)
+class Target:
+    """what is measured in the case `key`: the speed of the last contender over that of `against` (the fastest
+    of those named), or with `memory` the peak memory of the last over that of `against`. must, aim: the ratio
+    that had to be reached, and the one hoped for.
+    """
+
+    what: str
+    key: str
+    against: tuple[str, ...]
+    must: float
+    aim: float
+    memory: bool = False
+
+
+TORCH = ("transformers", "transformers, mambapy")
+TARGETS = (
+    *(
+        Target(f"Mamba prefill, T {T}, against mlx-lm", f"mamba/prefill/T{T}", ("mlx-lm",), 4, 10)
+        for T in (512, 2048)
+    ),
+    Target("Mamba training step, T 512, against mlx-lm", "mamba/train/T512", ("mlx-lm",), 4, 8),
+    Target("Mamba training step, T 2048, against mlx-lm", "mamba/train/T2048", ("mlx-lm",), 6, 12),
+    Target("Mamba prefill, T 512, against the best torch path", "mamba/prefill/T512", TORCH, 2, 5),
+    Target("Mamba training step, T 512, against the best torch path", "mamba/train/T512", TORCH, 2, 5),
+    Target("Mamba training step, T 128, against the best torch path", "mamba/train/T128", TORCH, 1, 2),
+    Target(
+        "Mamba peak training memory, T 512, against mlx-lm", "mamba/train/T512", ("mlx-lm",), 0.6, 0.4, True
+    ),
+    Target("Mamba tokens one by one, B 1, against mlx-lm", "mamba/decode/B1", ("mlx-lm",), 1.4, 2),
+    Target("Mamba-2 prefill, T 512, against mlx-lm", "mamba2/prefill/T512", ("mlx-lm",), 1.5, 3),
+    Target("Mamba-2 training step, T 512, against mlx-lm", "mamba2/train/T512", ("mlx-lm",), 1.5, 3),
+    Target("RWKV-4 prefill, T 512, against transformers", "rwkv/prefill/T512", ("transformers",), 1.2, 2),
+    Target("RWKV-4 training step, T 512, against transformers", "rwkv/train/T512", ("transformers",), 3, 5),
+    Target("RWKV-7 prefill, T 512, against mlx-lm", "rwkv7/prefill/T512", ("mlx-lm",), 5, 10),
+    Target("RWKV-7 training step, T 512, against mlx-lm", "rwkv7/train/T512", ("mlx-lm",), 5, 10),
+    Target(
+        "mobius_scan against selective_scan, equal lanes",
+        "ops/mobius_scan/equal",
+        ("selective_scan",),
+        1 / 1.3,
+        1,
+    ),
+    Target("K-SSM training against Mamba at equal parameters", "kssm/train/equal", ("mamba",), 1, 1.5),
+    Target(
+        "kuramoto_bank against the textbook MLX loop",
+        "oscillators/bank/forward",
+        ("textbook MLX loop",),
+        20,
+        50,
+    ),
+    Target("kuramoto_bank against NumPy", "oscillators/bank/forward", ("numpy float32",), 1, 4),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """reached: "aim", "must", "missed", or "not measured" where the case or the peer is not there."""
+
+    target: Target
+    ratio: float | None
+    cpu_ratio: float | None = None
+
+    @property
+    def reached(self) -> str:
+        if self.ratio is None:
+            return "not measured"
+        better = (
+            (lambda limit: self.ratio <= limit) if self.target.memory else (lambda limit: self.ratio >= limit)
+        )
+        return "aim" if better(self.target.aim) else "must" if better(self.target.must) else "missed"
+
+
+def outcomes(measured: dict[str, list[Timing]]) -> Iterator[Outcome]:
+    """Every target against the timings by case key."""
+    for target in TARGETS:
+        yield Outcome(target, *_ratios(target, measured.get(target.key, [])))
+
+
+def _ratios(target: Target, timings: list[Timing]) -> tuple[float | None, float | None]:
+    """By the clock, or in memory, and by processor time: medians of the ratios within a turn."""
+    good = [t for t in timings if not t.failed]
+    peers = [t for t in good[:-1] if t.name.startswith(target.against)]
+    if not peers or good[-1] is not timings[-1]:
+        return None, None
+    own, peer = good[-1], min(peers, key=lambda t: t.milliseconds)
+    if target.memory:
+        return own.peak_megabytes / peer.peak_megabytes, None
+    by_cpu = None if own.cpu_ratio is None else own.cpu_ratio / peer.cpu_ratio
+    return own.ratio / peer.ratio, by_cpu
