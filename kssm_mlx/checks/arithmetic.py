@@ -80,7 +80,9 @@ def vocabulary_fits(host: Host) -> Check:
     Caught: GPT-2's and cl100k's ids in Mamba and RWKV, "compatible because the largest id is below 50,277".
     Sabotage: every pair of known tokenizers.
     """
-    host.need("model", "tokenizer")
+    host.need("model")
+    if host.tokenizer is None:
+        raise NotMeasurable("no tokenizer; put the tokenizer.json of the model beside the weights")
     return judge_vocabulary(host.tokenizer, host.model.args.vocab_size)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kssm_mlx.errors import ConfigError
+
 
 def generate(
     model: Annotated[str, typer.Argument(help="A run folder or a model.")],
@@ -45,6 +47,8 @@ def generate(
 
     trained = load(model, verify=verify)
     warn_unverified(trained)
+    if trained.tokenizer is None:
+        raise ConfigError(f"{model}: {trained.notes['hint']}")
     state = load_state(state_in, trained.digest) if state_in else None
     prompts = prompts or [""] * (len(state) if state else 1)
     live = stream and len(prompts) == 1 and not as_json

@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -94,6 +95,13 @@ class Host(_Section):
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     verify: bool = True
+
+    @field_validator("host")
+    @classmethod
+    def _from_anywhere(cls, host: str) -> str:
+        """A path without the folder it was meant in: the run is opened from others."""
+        path = Path(host).expanduser()
+        return str(path.resolve()) if path.exists() else host
 
     @property
     def trained_file(self) -> str:

@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kssm_mlx.cli import app
-from tests.integrations.exported import exported, tiny
+from kssm_mlx.models import build, configure
+from kssm_mlx.weights.export import export as write_folder
+from tests.integrations.exported import SMALL, exported, tiny
 
 
 @pytest.fixture
@@ -60,6 +62,15 @@ def test_weights_that_fail_are_opened_on_request_only_and_it_is_said(arguments, 
     done = kssm(*given, "--no-verify")
     assert done.exit_code == 0, done.output
     assert "kssm: --no-verify: W16 dead or scaled layers" in done.stderr
+
+
+def test_generate_without_tokenizer_says_so_and_shows_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("KSSM_CACHE", str(tmp_path / "cache"))
+    config = configure("mamba", "xs", vocab_size=300, overrides=SMALL["mamba"])
+    folder = write_folder(build(config), tmp_path / "model")
+    done = kssm("generate", folder, "a")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no tokenizer for 300 embedding rows: put its tokenizer.json" in done.stderr
 
 
 def spoil(folder):

@@ -169,6 +169,13 @@ def test_a_run_on_a_verified_host_says_how_far(host, tmp_path):
     assert run.load(tmp_path / "run", verify=False).notes["verified"] is None
 
 
+def test_a_run_finds_its_host_from_any_folder(host, monkeypatch):
+    monkeypatch.chdir(host.parent)
+    written = parse({"model": {"host": host.name}})
+    assert written.model.host == str(host.resolve())
+    assert parse({"model": {"host": "owner/name"}}).model.host == "owner/name"
+
+
 def test_a_host_changed_since_its_verification_is_refused(host, tmp_path):
     write_folder(tiny("mamba", state_size=6), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", host)
