@@ -53,7 +53,7 @@ class About(_Section):
 class Data(_Section):
     """source: `pydoc`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `hf:DATASET`.
 
-    tokenizer: `bytes`, `chars`, `hf:PATH|REPO`.
+    tokenizer: `bytes`, `chars`, `hf:PATH|REPO`, `world:PATH`.
     split: "documents" holds out whole documents, "contiguous" the last `validation` share of the one stream,
     "auto" takes documents when there are at least 20 of them.
     """
