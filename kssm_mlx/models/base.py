@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
@@ -158,6 +159,19 @@ def with_parameters(model: nn.Module, parameters: Mapping, call):
         return call()
     finally:
         model.update(own)
+
+
+def head_of(model: nn.Module, parameters: Mapping) -> dict[str, Any]:
+    """The part of a tree of parameters that `model.project` reads: the head's, or the embedding's where tied.
+
+    What is frozen is not in `parameters` and is taken from the model.
+    """
+    modules = dict(model.named_modules())
+    tied = (name for name, module in modules.items() if isinstance(module, nn.Embedding))
+    path = next(name for name in ("lm_head", "head", *tied) if name in modules)
+    names = path.split(".")
+    head = reduce(lambda tree, name: tree.get(name, {}), names, parameters) or modules[path].parameters()
+    return reduce(lambda tree, name: {name: tree}, reversed(names), head)
 
 
 def continue_in_place(model: LanguageModel, tokens: mx.array, cache: Cache | None) -> mx.array:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 
 import mlx.core as mx
 
@@ -149,6 +149,19 @@ def softplus(x: mx.array) -> mx.array:
 @softplus.__wrapped__.vjp
 def _softplus_vjp(x, g, y):
     return g * _sigmoid(x)
+
+
+@_either(partial(mx.logsumexp, axis=-1))
+@mx.custom_function
+def logsumexp(x: mx.array) -> mx.array:
+    """log(sum(exp(x))) over the last axis, whose gradient is the softmax. Shapes: [..., V] -> [...]."""
+    top = x.max(axis=-1, keepdims=True)
+    return (top + mx.log(_exp(x - top).sum(axis=-1, keepdims=True))).squeeze(-1)
+
+
+@logsumexp.__wrapped__.vjp
+def _logsumexp_vjp(x, g, y):
+    return g[..., None] * _exp(x - y[..., None])
 
 
 @_either(lambda x: (mx.sin(x), mx.cos(x)))

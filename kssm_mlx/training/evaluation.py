@@ -15,7 +15,7 @@ import numpy as np
 from kssm_mlx.errors import DataError
 from kssm_mlx.metrics.language import evaluation
 from kssm_mlx.models.base import with_parameters
-from kssm_mlx.training.losses import token_nats
+from kssm_mlx.training.losses import chunk_for, chunked_token_nats, token_nats
 
 
 def make_evaluator(model: nn.Module, *, compile: bool = True) -> Callable[..., dict[str, float]]:
@@ -84,8 +84,7 @@ def _make_score(model: nn.Module, compile: bool):
     """`score(params, tokens, resets) -> nats [N, T]`."""
 
     def score(params, tokens, resets):
-        out = with_parameters(model, params, lambda: model.forward(tokens[:, :-1], resets=resets))
-        return token_nats(out.logits, tokens[:, 1:])
+        return with_parameters(model, params, lambda: _token_nats(model, tokens, resets))
 
     scored = mx.compile(score) if compile else score
 
@@ -94,6 +93,15 @@ def _make_score(model: nn.Module, compile: bool):
         return np.array(scored(*arguments)).astype(np.float64)
 
     return evaluated
+
+
+def _token_nats(model: nn.Module, tokens: mx.array, resets: mx.array | None) -> mx.array:
+    """Of every target; where the vocabulary is large, never all logits at once."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
+    if chunk is None:
+        return token_nats(model.forward(inputs, resets=resets).logits, targets)
+    return chunked_token_nats(model.hidden(inputs, resets=resets)[0], model.project, targets, chunk)
 
 
 def _arrays(tokens, resets) -> tuple[mx.array, mx.array | None]:

@@ -10,8 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from kssm_mlx.ops.elementary import logsumexp
+
+# Logits in memory at once: 64 MB in fp32.
+MOST_LOGITS = 1 << 24
+
+
+def chunk_for(batch: int, T: int, vocabulary: int) -> int | None:
+    """Positions whose logits may stand in memory together; None where all of them may."""
+    chunk = max(1, MOST_LOGITS // (batch * vocabulary))
+    return None if chunk >= T else chunk
 
 
 def token_nats(logits: mx.array, targets: mx.array) -> mx.array:
@@ -20,8 +30,9 @@ def token_nats(logits: mx.array, targets: mx.array) -> mx.array:
     Shapes:
         logits [..., V], targets int [...] -> [...]
     """
-    nats = nn.losses.cross_entropy(logits.astype(mx.float32), mx.maximum(targets, 0), reduction="none")
-    return mx.where(targets >= 0, nats, 0.0)
+    logits = logits.astype(mx.float32)
+    chosen = mx.take_along_axis(logits, mx.maximum(targets, 0)[..., None], axis=-1).squeeze(-1)
+    return mx.where(targets >= 0, logsumexp(logits) - chosen, 0.0)
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
@@ -71,3 +82,19 @@ def chunked_cross_entropy(
         return mx.concatenate(pieces, axis=1), *tree_map(lambda g, p: g.astype(p.dtype), sums, leaves)
 
     return total(hidden, *leaves), mx.sum(targets >= 0).astype(mx.int32)
+
+
+def chunked_token_nats(
+    hidden: mx.array, project: Callable[[mx.array], mx.array], targets: mx.array, chunk: int
+) -> mx.array:
+    """`token_nats(project(hidden), targets)` with the logits of only `chunk` positions in memory.
+
+    Shapes:
+        hidden [B, T, D], targets int [B, T] -> [B, T]
+    """
+    pieces: list[mx.array] = []
+    for t in range(0, targets.shape[1], chunk):
+        span = slice(t, t + chunk)
+        (part,) = mx.depends([hidden[:, span]], pieces[-1:]) if pieces else [hidden[:, span]]
+        pieces.append(token_nats(project(part), targets[:, span]))
+    return mx.concatenate(pieces, axis=1)

@@ -19,9 +19,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Cache, with_parameters
+from kssm_mlx.models.base import Cache, head_of, with_parameters
 from kssm_mlx.training import observables, optim
-from kssm_mlx.training.losses import cross_entropy
+from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy
 from kssm_mlx.training.recipe import Train
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import TrainState
@@ -69,16 +69,29 @@ def make_gradient(model: nn.Module, train: Train):
 
     def loss(params, tokens, resets, carry):
         inputs, targets = mx.maximum(tokens[:, :-1], 0), tokens[:, 1:]
-        out = with_parameters(model, lowered(params), lambda: model.forward(inputs, carry, resets=resets))
-        nats, count = cross_entropy(out.logits, targets)
-        carry = _handed_off(model, carry, out.cache) if train.hand_off else None
-        return nats, count, observables.averages(out.trace), carry
+        nats, count, cache, trace = _nats(model, lowered(params), inputs, targets, carry, resets)
+        carry = _handed_off(model, carry, cache) if train.hand_off else None
+        return nats, count, observables.averages(trace), carry
 
     def gradient(params, tokens, resets, carry):
         (nats, count, observed, carry), grads = mx.value_and_grad(loss)(params, tokens, resets, carry)
         return Totals(grads, nats, count, observed), carry
 
     return gradient
+
+
+def _nats(model: nn.Module, params, inputs, targets, carry, resets):
+    """(summed nats, tokens, cache, trace); where the vocabulary is large, never all logits at once."""
+    chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
+    if chunk is None:
+        out = with_parameters(model, params, lambda: model.forward(inputs, carry, resets=resets))
+        return *cross_entropy(out.logits, targets), out.cache, out.trace
+    hidden, cache, trace = with_parameters(model, params, lambda: model.hidden(inputs, carry, resets=resets))
+
+    def project(part, head):
+        return with_parameters(model, head, lambda: model.project(part))
+
+    return *chunked_cross_entropy(hidden, head_of(model, params), project, targets, chunk), cache, trace
 
 
 def accumulated(gradient, pieces: int):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops import elementary
-from kssm_mlx.ops.elementary import exp, sigmoid, silu, sincos, softplus, tanh_by_x
+from kssm_mlx.ops.elementary import exp, logsumexp, sigmoid, silu, sincos, softplus, tanh_by_x
 
 FUNCTIONS = {"exp": exp, "sigmoid": sigmoid, "silu": silu, "softplus": softplus, "tanh_by_x": tanh_by_x}
 
@@ -138,3 +138,13 @@ def test_elsewhere_the_derivatives_are_the_same(name, monkeypatch):
     x = mx.array([0.0, 0.1, 0.19, 0.21, 3.0])
     slope = mx.grad(lambda v: FUNCTIONS[name](v).sum())(x)
     np.testing.assert_allclose(slope, SLOPE[name](np.array(x, np.float64)), rtol=1e-5)
+
+
+def test_logsumexp_and_its_gradient_are_float64s():
+    x = 10 * mx.random.normal((7, 33), key=mx.random.key(2)) + 500
+    wide = np.array(x, np.float64)
+    top = wide.max(-1, keepdims=True)
+    expected = (top + np.log(np.exp(wide - top).sum(-1, keepdims=True))).squeeze(-1)
+    np.testing.assert_allclose(np.array(logsumexp(x)), expected, rtol=1e-6)
+    slope = mx.grad(lambda x: logsumexp(x).sum())(x)
+    np.testing.assert_allclose(np.array(slope), np.exp(wide - expected[:, None]), atol=2e-5)
