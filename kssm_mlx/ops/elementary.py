@@ -155,13 +155,21 @@ def _softplus_vjp(x, g, y):
 @mx.custom_function
 def logsumexp(x: mx.array) -> mx.array:
     """log(sum(exp(x))) over the last axis, whose gradient is the softmax. Shapes: [..., V] -> [...]."""
-    top = x.max(axis=-1, keepdims=True)
-    return (top + mx.log(_exp(x - top).sum(axis=-1, keepdims=True))).squeeze(-1)
+    top, e = _above(x)
+    return (top + mx.log(e.sum(axis=-1, keepdims=True))).squeeze(-1)
 
 
 @logsumexp.__wrapped__.vjp
 def _logsumexp_vjp(x, g, y):
-    return g[..., None] * _exp(x - y[..., None])
+    # exp(x - y) would inherit the rounding of y, which may be large.
+    _, e = _above(x)
+    return g[..., None] / e.sum(axis=-1, keepdims=True) * e
+
+
+def _above(x: mx.array) -> tuple[mx.array, mx.array]:
+    """The largest of each row, and exp of the others relative to it."""
+    top = x.max(axis=-1, keepdims=True)
+    return top, _exp(x - top)
 
 
 @_either(lambda x: (mx.sin(x), mx.cos(x)))
