@@ -68,8 +68,14 @@ def _polynomial(x: mx.array, coefficients: list[float]) -> mx.array:
 
 def _expm1_parts(x: mx.array) -> tuple[mx.array, mx.array]:
     """(2^n, exp(r) - 1) with exp(x) = 2^n exp(r): bits of a rounded sum, and a polynomial."""
+    x = mx.minimum(x, 88.0)
+    return _expm1_parts_below(x)
+
+
+def _expm1_parts_below(x: mx.array) -> tuple[mx.array, mx.array]:
+    """The same for x <= 88, which saves a pass."""
     # Below -87.7 the exponent field is 0, and so is 2^n.
-    x = mx.clip(x, -88.2, 88.0)
+    x = mx.maximum(x, -88.2)
     shifted = x * _LOG2E + _EXPONENT
     n = shifted - _EXPONENT
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
@@ -88,6 +94,11 @@ def sealed(x: mx.array) -> mx.array:
 
 def _exp(x: mx.array) -> mx.array:
     power, expm1 = _expm1_parts(x)
+    return sealed(power * expm1 + power)
+
+
+def _exp_below(x: mx.array) -> mx.array:
+    power, expm1 = _expm1_parts_below(x)
     return sealed(power * expm1 + power)
 
 
@@ -110,6 +121,18 @@ def exp(x: mx.array) -> mx.array:
 
 @exp.__wrapped__.vjp
 def _exp_vjp(x, g, y):
+    return g * y
+
+
+@_either(mx.exp)
+@mx.custom_function
+def decay(x: mx.array) -> mx.array:
+    """exp(x) for x <= 0."""
+    return _exp_below(x)
+
+
+@decay.__wrapped__.vjp
+def _decay_vjp(x, g, y):
     return g * y
 
 
@@ -143,7 +166,7 @@ def _silu_vjp(x, g, y):
 def softplus(x: mx.array) -> mx.array:
     """log(1 + exp(x))."""
     size = mx.abs(x)
-    return 0.5 * (x + size) + _log1p_unit(_exp(-size))
+    return 0.5 * (x + size) + _log1p_unit(_exp_below(-size))
 
 
 @softplus.__wrapped__.vjp
@@ -169,7 +192,7 @@ def _logsumexp_vjp(x, g, y):
 def _above(x: mx.array) -> tuple[mx.array, mx.array]:
     """The largest of each row, and exp of the others relative to it."""
     top = x.max(axis=-1, keepdims=True)
-    return top, _exp(x - top)
+    return top, _exp_below(x - top)
 
 
 @_either(lambda x: (mx.sin(x), mx.cos(x)))
@@ -203,7 +226,7 @@ def _tanh_by_x_anywhere(s: mx.array) -> mx.array:
 def tanh_by_x(s: mx.array) -> mx.array:
     """tanh(x) / x as a function of s = x^2 >= 0: smooth through zero, unlike tanh(sqrt(s)) / sqrt(s)."""
     x = mx.sqrt(s + 1e-12)
-    power, expm1 = _expm1_parts(-2 * x)
+    power, expm1 = _expm1_parts_below(-2 * x)
     loss = sealed(power * expm1 + (power - 1))
     return -loss / ((2 + loss) * x)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops import elementary
-from kssm_mlx.ops.elementary import exp, logsumexp, sigmoid, silu, sincos, softplus, tanh_by_x
+from kssm_mlx.ops.elementary import decay, exp, logsumexp, sigmoid, silu, sincos, softplus, tanh_by_x
 
 FUNCTIONS = {"exp": exp, "sigmoid": sigmoid, "silu": silu, "softplus": softplus, "tanh_by_x": tanh_by_x}
 
@@ -148,3 +148,11 @@ def test_logsumexp_and_its_gradient_are_float64s():
     np.testing.assert_allclose(np.array(logsumexp(x)), expected, rtol=1e-6)
     slope = mx.grad(lambda x: logsumexp(x).sum())(x)
     np.testing.assert_allclose(np.array(slope), np.exp(wide - expected[:, None]), atol=2e-5)
+
+
+def test_decay_is_exp_below_zero_and_exactly_zero_far_below():
+    x = mx.array(np.linspace(-80, 0, 10001).astype(np.float32))
+    expected = np.exp(np.array(x, np.float64))
+    np.testing.assert_allclose(np.array(decay(x)), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.array(mx.grad(lambda x: decay(x).sum())(x)), expected, rtol=1e-6)
+    assert decay(mx.array([-1e30, -200.0, -mx.inf])).tolist() == [0, 0, 0]
