@@ -156,8 +156,18 @@ def _draw(ax, lines: dict[str, list[tuple[int, float]]], title: str, label: str)
         ax.plot(*zip(*points), marker="o", color=colour, label=name)
     if lines:
         ax.set(xscale="log", yscale="log")
+        lengths = sorted({T for points in lines.values() for T, _ in points})
+        ax.set_xticks(lengths, [f"{T:,}" for T in lengths])
+        ax.xaxis.set_minor_formatter("")
+        ax.yaxis.set_minor_formatter(_few_digits)
+        ax.yaxis.set_major_formatter(_few_digits)
+        ax.tick_params(labelsize=7, which="both")
         ax.legend(fontsize=7)
     ax.set(title=title, xlabel="T", ylabel=label)
+
+
+def _few_digits(value: float, _) -> str:
+    return f"{value:,.4g}"
 
 
 def _against_peers(cases, folder: Path, name: str) -> str | None:
@@ -177,5 +187,8 @@ def _against_peers(cases, folder: Path, name: str) -> str | None:
         ax.barh(labels, ratios, color=[style.PALETTE[0 if x >= 1 else 1] for x in ratios])
         ax.axvline(1, color=style.INK, linewidth=0.8)
         ax.set(xscale="log", xlabel="times as fast as the peer", title="ours against peers")
+        ax.xaxis.set_minor_formatter(_few_digits)
+        ax.xaxis.set_major_formatter(_few_digits)
+        ax.set_ylim(-0.7, len(bars) - 0.3)
         ax.tick_params(axis="y", labelsize=7)
     return file
