@@ -1,5 +1,7 @@
 """The scan against a serial loop in complex128: values, gradients, states handed over, memory, bad input."""
 
+import gc
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -336,17 +338,28 @@ def test_many_steps_are_few_kernels(monkeypatch):
     assert len(calls) <= 4 * 65536**0.5
 
 
+def peak_of_gradients(parts):
+    """Bytes above what is held; the least of three, because how far MLX runs ahead varies with the load."""
+    peaks = []
+    for _ in range(3):
+        gc.collect()
+        mx.clear_cache()
+        held = mx.get_active_memory()
+        mx.reset_peak_memory()
+        value, gradients = mx.value_and_grad(loss(mobius_scan), argnums=(0, 1, 2, 3))(*parts)
+        mx.eval(value, gradients)
+        assert mx.isfinite(value).item() and all(mx.isfinite(g).all().item() for g in gradients)
+        peaks.append(mx.get_peak_memory() - held)
+        del value, gradients
+    return min(peaks)
+
+
 def test_memory_is_linear_in_time():
     peaks = {}
     for T in (16384, 65536):
         parts = flat(*arguments(1, T, 4)[:2])
         mx.eval(parts)
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        value, gradients = mx.value_and_grad(loss(mobius_scan), argnums=(0, 1, 2, 3))(*parts)
-        mx.eval(value, gradients)
-        assert mx.isfinite(value).item() and all(mx.isfinite(g).all().item() for g in gradients)
-        peaks[T] = mx.get_peak_memory()
+        peaks[T] = peak_of_gradients(parts)
     assert peaks[65536] <= 4.5 * peaks[16384]
 
 
