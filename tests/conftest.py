@@ -68,5 +68,5 @@ def uncompiled():
 def shared_text() -> Path:
     """TinyShakespeare, where the project's shared folder lies beside the clone."""
     if not SHARED_TEXT.exists():
-        pytest.skip("tinyshakespeare.txt is not on this machine")
+        pytest.skip(f"needs TinyShakespeare beside the clone: {SHARED_TEXT.name} in shared/data")
     return SHARED_TEXT

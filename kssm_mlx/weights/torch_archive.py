@@ -34,6 +34,7 @@ def read_torch(path: Path) -> Read:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(path, archive)
+    # zipfile raises the last two for what it cannot read: encrypted entries, unknown compression.
     except (zipfile.BadZipFile, EOFError, struct.error, RuntimeError, NotImplementedError) as e:
         return {}, [Finding("W2", f"{path.name} is not a whole zip archive: {e}")]
     except Refused as e:
