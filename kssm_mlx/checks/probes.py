@@ -4,8 +4,6 @@ spread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from kssm_mlx.checks.base import Context, NotMeasurable
+from kssm_mlx.models.base import mode
 
 
 def vocabulary(model: Any) -> int:
@@ -38,17 +37,6 @@ def swap(tokens: np.ndarray, vocab_size: int, stream: int = 0) -> np.ndarray:
     """Other ids everywhere: each entry moved by a seeded non-zero amount, modulo the vocabulary."""
     rng = np.random.default_rng((stream, tokens.size))
     return (tokens + rng.integers(1, max(2, vocab_size), tokens.shape, dtype=np.int32)) % vocab_size
-
-
-@contextmanager
-def mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
-    """The model in training or evaluation mode, put back as it was."""
-    before = model.training
-    model.train(training)
-    try:
-        yield model
-    finally:
-        model.train(before)
 
 
 def logits_of(model: nn.Module, tokens: np.ndarray, training: bool = False, seed: int = 0) -> np.ndarray:

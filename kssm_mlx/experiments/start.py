@@ -69,7 +69,8 @@ def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
 
     Raises: CheckpointError that names what is missing or unknown.
     """
-    if other := trained.keys() ^ flatten(model.trainable_parameters()).keys():
+    moving = {*flatten(model.trainable_parameters()), *getattr(model, "knobs", ())}
+    if other := trained.keys() ^ moving:
         raise CheckpointError(
             f"the checkpoint and the model disagree on {', '.join(sorted(other)[:3])}; "
             "the recipe.json beside it is not the one it was trained with"

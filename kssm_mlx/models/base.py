@@ -9,6 +9,7 @@ which is the calling convention of mlx-lm.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
@@ -159,6 +160,41 @@ def with_parameters(model: nn.Module, parameters: Mapping, call):
         return call()
     finally:
         model.update(own)
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
+    """The model in training or evaluation mode, put back as it was."""
+    before = model.training
+    model.train(training)
+    try:
+        yield model
+    finally:
+        model.train(before)
+
+
+# Component tag <- a part of a parameter's name; the first that fits. What is left is the family's mixer.
+_COMPONENTS = (
+    ("embedding", ("embedding", "embeddings", "embed", "positions")),
+    ("head", ("head", "lm_head")),
+    ("mlp", ("mlp", "ffn", "feed_forward", "up", "down", "dense")),
+    ("oscillator", ("populations", "bank", "core", "phases", "omega")),
+)
+
+
+def component_of(model: nn.Module, path: str) -> str:
+    """What a parameter is part of: rwkv, mamba, fusion, norm, embedding, head, attention, mlp, oscillator or
+    mixer. A model with several kinds of mixer says it itself, in a method `component(path)`.
+    """
+    if hasattr(model, "component"):
+        return model.component(path)
+    names = path.split(".")
+    if any("norm" in name or name.startswith("ln") or name.endswith("_ln") for name in names):
+        return "norm"
+    for tag, parts in _COMPONENTS:
+        if any(name in parts for name in names):
+            return tag
+    return next((t for t in ("rwkv", "mamba") if t in model.model_type), "mixer")
 
 
 def head_of(model: nn.Module, parameters: Mapping) -> dict[str, Any]:

@@ -14,16 +14,18 @@ import numpy as np
 
 from kssm_mlx.errors import DataError
 from kssm_mlx.metrics.language import evaluation
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import Intervention, mode, with_parameters
 from kssm_mlx.training.losses import chunk_for, chunked_token_nats, token_nats
 
 
-def make_evaluator(model: nn.Module, *, compile: bool = True) -> Callable[..., dict[str, float]]:
-    """`evaluate` for use again and again: compiled once, parameters an argument.
+def make_evaluator(
+    model: nn.Module, *, intervention: Intervention | None = None, compile: bool = True
+) -> Callable[..., dict[str, float]]:
+    """`evaluate` for use again and again: compiled once, parameters an argument, in evaluation mode.
 
     The result is called as `evaluator(params, windows, bytes_per_token)`; params may be the fp32 masters.
     """
-    score = _make_score(model, compile)
+    score = _make_score(model, compile, intervention)
 
     def evaluator(params: dict[str, Any], windows: Iterable, bytes_per_token: float) -> dict[str, float]:
         nats = [score(params, *_arrays(tokens, resets)) for tokens, resets in windows]
@@ -80,11 +82,12 @@ def language_metrics(nats: np.ndarray, bytes_per_token: float) -> dict[str, floa
     }
 
 
-def _make_score(model: nn.Module, compile: bool):
+def _make_score(model: nn.Module, compile: bool, intervention: Intervention | None = None):
     """`score(params, tokens, resets) -> nats [N, T]`."""
 
     def score(params, tokens, resets):
-        return with_parameters(model, params, lambda: _token_nats(model, tokens, resets))
+        with mode(model, training=False):
+            return with_parameters(model, params, lambda: _token_nats(model, tokens, resets, intervention))
 
     scored = mx.compile(score) if compile else score
 
@@ -95,13 +98,14 @@ def _make_score(model: nn.Module, compile: bool):
     return evaluated
 
 
-def _token_nats(model: nn.Module, tokens: mx.array, resets: mx.array | None) -> mx.array:
+def _token_nats(model: nn.Module, tokens: mx.array, resets: mx.array | None, intervention) -> mx.array:
     """Of every target; where the vocabulary is large, never all logits at once."""
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
     if chunk is None:
-        return token_nats(model.forward(inputs, resets=resets).logits, targets)
-    return chunked_token_nats(model.hidden(inputs, resets=resets)[0], model.project, targets, chunk)
+        return token_nats(model.forward(inputs, None, intervention, resets=resets).logits, targets)
+    hidden = model.hidden(inputs, None, intervention, resets=resets)[0]
+    return chunked_token_nats(hidden, model.project, targets, chunk)
 
 
 def _arrays(tokens, resets) -> tuple[mx.array, mx.array | None]:

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.errors import CheckFailed, CheckpointError
+from kssm_mlx.models.base import Intervention
 from kssm_mlx.training import checkpoint, identity, lock
 from kssm_mlx.training.disk import writing
 from kssm_mlx.training.evaluation import make_evaluator
@@ -30,7 +31,7 @@ from kssm_mlx.training.progress import Progress
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.rows import Rows, plain
 from kssm_mlx.training.signals import StopRequest, interrupted
-from kssm_mlx.training.state import TrainState, from_arrays, initial_state, to_arrays
+from kssm_mlx.training.state import TrainState, from_arrays, initial_state, to_arrays, with_knobs
 from kssm_mlx.training.step import make_step
 
 SKIPS_ALLOWED = 10  # updates refused in a row for a gradient that is not finite, before the run is given up
@@ -81,11 +82,14 @@ def train_loop(
     hooks: Hooks = Hooks(),
     console: Console | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    masks: dict[str, mx.array] | None = None,
+    intervention: Intervention | None = None,
 ) -> Result:
     """Train `model` on `data` until `recipe.train.steps`; it holds the final parameters afterwards.
 
     Writes metrics.jsonl, samples.jsonl and checkpoints/ in `folder`, whose lock it takes unless this process
-    holds it already.
+    holds it already. masks, intervention: as `training.step.make_step` takes them; an intervention is held in
+    evaluations too. Neither is part of the recipe: whoever resumes the run must give them again.
 
     Raises: Interrupted after SIGINT or SIGTERM, with the state saved; CheckFailed when the gradient stays
         not finite; CheckpointError, ConfigError, DataError in one line for what cannot be used or written.
@@ -94,7 +98,7 @@ def train_loop(
     held = contextlib.nullcontext() if lock.mine(folder) else lock.hold(folder)
     progress = Progress(recipe.train.steps, console, clock)
     with held, StopRequest() as stop, progress, contextlib.ExitStack() as open_files:
-        run = _Run(model, recipe, data, Path(folder), hooks, progress, clock)
+        run = _Run(model, recipe, data, Path(folder), hooks, progress, clock, masks, intervention)
         run.begin(resume, allow_config_change)
         run.open(open_files)
         run.go(stop)
@@ -112,13 +116,16 @@ def refuse_second_run(folder: Path) -> None:
 class _Run:
     """The loop's variables, and the moves between them."""
 
-    def __init__(self, model, recipe: Recipe, data, folder: Path, hooks: Hooks, progress: Progress, clock):
+    def __init__(
+        self, model, recipe: Recipe, data, folder: Path, hooks: Hooks, progress: Progress, clock, masks, held
+    ):
         self.model, self.recipe, self.data, self.folder = model, recipe, data, folder
         self.hooks, self.progress, self.clock = hooks, progress, clock
         self.checkpoints = folder / "checkpoints"
         self.identity = identity.of(model, recipe, data)
         self.environment = identity.environment()
-        self.take_step, self.score = make_step(model, recipe.train), make_evaluator(model)
+        self.take_step = make_step(model, recipe.train, masks=masks, intervention=held)
+        self.score = make_evaluator(model, intervention=held)
         self.state = initial_state(model, recipe.train)
         self.step = self.tokens = self.started_at = 0
         self.best: Row = {}
@@ -145,7 +152,8 @@ class _Run:
         restored = from_arrays(trained, saved.tensors["optimizer"])
         identity.require_same_parameters(restored, fresh)
         keeps_carry = identity.fits(restored.carry, self.recipe)
-        self.state = restored if keeps_carry else restored._replace(carry=None)
+        carry = restored.carry if keeps_carry else None
+        self.state = restored._replace(carry=carry, knobs={**fresh.knobs, **restored.knobs})
         self.step = self.started_at = saved.step
         self.tokens, self.best, self.evaluation = (saved.state[k] for k in ("tokens", "best", "evaluation"))
         self._tell_restored(loaded, changed)
@@ -203,7 +211,10 @@ class _Run:
                 raise interrupted(
                     signal, f"saved after step {self.step}; continue {self.folder} with --resume"
                 )
-        self.model.update(self.state.params)
+        self.model.update(self._parameters())
+
+    def _parameters(self) -> dict[str, Any]:
+        return with_knobs(self.state.params, self.state.knobs)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.train.steps
@@ -246,7 +257,7 @@ class _Run:
         windows = evaluation_windows(
             self.data.validation, self.recipe.eval.tokens, train.context, train.batch_size
         )
-        numbers = self.score(self.state.params, windows, self.data.bytes_per_token_validation)
+        numbers = self.score(self._parameters(), windows, self.data.bytes_per_token_validation)
         numbers = {name: plain(value) for name, value in numbers.items()}
         self.evaluation = {"kind": "eval", "step": self.step, **numbers}
         improved = _better(self.evaluation, self.best)
@@ -261,7 +272,7 @@ class _Run:
     def _sample(self) -> None:
         if not self.hooks.sample:
             return
-        self.model.update(self.state.params)
+        self.model.update(self._parameters())
         for row in self.hooks.sample(self.model, self.state.key):
             self.samples.write({"step": self.step, **row})
 

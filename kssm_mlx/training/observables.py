@@ -1,28 +1,43 @@
-"""The named quantities of a forward pass, reduced to one number per block for `metrics.jsonl`.
+"""The named quantities of a forward pass, reduced to a few numbers for `metrics.jsonl`.
 
-A model writes `block03/R` into its trace; the row says `R_block03`. Phases are averaged on the circle, so
-what is averaged over micro-batches is their cosine and sine, and the angle is taken at the end.
+A model writes `block03/R` into its trace; the row says `R_block03`. A run with `[monitor]` has, beside the
+blocks, one number of each kind for the whole model:
+
+    R, U, RU                  order parameter, mean entropy of the predictions / ln V, their product
+    phase_mean, phase_std     circular, of all oscillators (`theta` in the trace; else psi)
+    omega_mean, omega_std     of the natural frequencies among the parameters
+
+Angles are averaged on the circle, so what is averaged over micro-batches is their cosine and sine, and the
+angle is taken at the end.
 """
 
 from __future__ import annotations
 
-import mlx.core as mx
+import math
+from collections.abc import Callable
+from typing import Any
 
-MEANS = ("R", "h", "lyapunov")
-ANGLES = ("psi",)
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from kssm_mlx.ops.elementary import logsumexp
+
+MEANS = ("R", "h", "lyapunov", "U")
+ANGLES = ("psi", "theta")
 
 
 def averages(trace: dict) -> dict[str, mx.array]:
     """Means [] fp32 over batch, time and groups; linear, so those of equal pieces average to the whole's."""
     found = {}
     for name, value in trace.items():
-        block, _, quantity = name.partition("/")
+        block, _, quantity = name.rpartition("/")
+        column = f"{quantity}_{block}" if block else quantity
         if quantity in MEANS:
-            found[f"{quantity}_{block}"] = mx.mean(value.astype(mx.float32))
+            found[column] = mx.mean(value.astype(mx.float32))
         elif quantity in ANGLES:
             angle = value.astype(mx.float32)
-            found[f"cos {quantity}_{block}"] = mx.mean(mx.cos(angle))
-            found[f"sin {quantity}_{block}"] = mx.mean(mx.sin(angle))
+            found[f"cos {column}"] = mx.mean(mx.cos(angle))
+            found[f"sin {column}"] = mx.mean(mx.sin(angle))
     return found
 
 
@@ -36,3 +51,59 @@ def summary(averages: dict[str, mx.array]) -> dict[str, mx.array]:
         elif kind != "sin":
             columns[name] = value
     return columns
+
+
+def overall(averages: dict[str, mx.array], params: dict[str, Any]) -> dict[str, mx.array]:
+    """The columns of the whole model, as far as it has them: R, U, RU, phases and frequencies."""
+    R = _named(averages, "R_")
+    columns = {"R": mx.mean(R)} if R is not None else {}
+    if columns and "U" in averages:
+        columns["RU"] = columns["R"] * averages["U"]
+    for angle in ANGLES[::-1]:
+        c, s = _named(averages, f"cos {angle}_"), _named(averages, f"sin {angle}_")
+        if c is not None:
+            c, s = mx.mean(c), mx.mean(s)
+            columns["phase_mean"] = mx.arctan2(s, c)
+            # Mardia and Jupp 2000, Directional Statistics, eq. 2.3.14: the standard deviation on a circle.
+            columns["phase_std"] = mx.sqrt(-mx.log(mx.clip(c * c + s * s, 1e-12, 1.0)))
+            break
+    omega = [mx.flatten(p) for name, p in tree_flatten(params) if name.rpartition(".")[2] == "omega"]
+    if omega:
+        every = mx.concatenate(omega)
+        columns["omega_mean"], columns["omega_std"] = mx.mean(every), mx.std(every)
+    return columns
+
+
+def uncertainty(logits: mx.array, targets: mx.array) -> mx.array:
+    """U: the mean entropy of the predictions over the scored positions, as a share of ln V, fp32 [].
+
+    0 is certain, 1 uniform. Shapes: logits [..., V], targets int [...], below zero where not scored.
+    """
+    scored = targets >= 0
+    total = mx.sum(mx.where(scored, entropy(logits), 0.0))
+    return total / (mx.maximum(mx.sum(scored), 1) * math.log(logits.shape[-1]))
+
+
+def chunked_uncertainty(
+    hidden: mx.array, head: Any, project: Callable, targets: mx.array, chunk: int
+) -> mx.array:
+    """`uncertainty(project(hidden, head), targets)` to look at: no gradient, few logits in memory."""
+    hidden, total, scored = mx.stop_gradient(hidden), mx.array(0.0), mx.maximum(mx.sum(targets >= 0), 1)
+    for t in range(0, targets.shape[1], chunk):
+        (part,) = mx.depends([hidden[:, t : t + chunk]], [total])
+        logits = mx.stop_gradient(project(part, head))
+        total = total + mx.sum(mx.where(targets[:, t : t + chunk] >= 0, entropy(logits), 0.0))
+    return total / (scored * math.log(logits.shape[-1]))
+
+
+def entropy(logits: mx.array) -> mx.array:
+    """Of each prediction, nats, fp32. Shapes: [..., V] -> [...]."""
+    logits = logits.astype(mx.float32)
+    log_p = logits - logsumexp(logits)[..., None]
+    return -mx.sum(mx.exp(log_p) * log_p, axis=-1)
+
+
+def _named(averages: dict[str, mx.array], prefix: str) -> mx.array | None:
+    """The values of every column with this prefix, stacked; None where there is none."""
+    found = [value for name, value in averages.items() if name.startswith(prefix)]
+    return mx.stack(found) if found else None

@@ -118,8 +118,20 @@ def _kind_of_model(value: Any) -> str:
     return "(host)" if hosted else "(fresh)"
 
 
+class Group(_Section):
+    """Of one component: learning_rate multiplies that of the run, weight_decay takes the place of it."""
+
+    learning_rate: float = Field(1.0, ge=0)
+    weight_decay: float | None = Field(None, ge=0)
+
+
 class Train(_Section):
-    """Learning rate in units of AdamW; decay, clip and schedule as in training/optim.py and schedules.py."""
+    """Learning rate in units of AdamW; decay, clip and schedule as in training/optim.py and schedules.py.
+
+    decay: "matrices" spares what the model names in `no_decay`; "all" shrinks every parameter, as the
+    precursors did. groups: component tag (rwkv, mamba, fusion, ...) -> its own numbers. component_gradients:
+    log the gradient of every component, which a model with two kinds of mixer does unasked.
+    """
 
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(16, ge=1)
@@ -133,6 +145,9 @@ class Train(_Section):
     beta2: float = Field(0.95, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
+    decay: Literal["matrices", "all"] = "matrices"
+    groups: dict[str, Group] = {}
+    component_gradients: bool = False
     clip: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_blocks: bool = False
@@ -240,8 +255,9 @@ def _explain(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         section: Any = Recipe
         for part in loc[:-1]:
-            section = MODEL_KINDS.get(part) or section.model_fields[part].annotation
-            options = getattr(section, "__args__", ())  # of a section that may be None
+            if part in getattr(section, "model_fields", {}) or part in MODEL_KINDS:
+                section = MODEL_KINDS.get(part) or section.model_fields[part].annotation
+            options = getattr(section, "__args__", ())  # of a section that may be None, or of many
             section = next((a for a in options if hasattr(a, "model_fields")), section)
         return f"unknown key {name!r}{nearest(loc[-1], section.model_fields)}"
     if error["type"] == "value_error":

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from kssm_mlx.errors import CheckpointError
+from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.training import optim
 from kssm_mlx.training.recipe import Train
 
@@ -25,7 +25,8 @@ class TrainState(NamedTuple):
         `optim.AdamW.initial`; key uint32 [2], split once per step, for what is drawn beside the training
         (samples at an evaluation); step int32 [], updates attempted, which positions the schedule; cursor
         int32 [], batches consumed, which positions the data; carry, with `hand_off` the cache that the last
-        batch left (a list per block of lists of arrays, batch first), otherwise None.
+        batch left (a list per block of lists of arrays, batch first), otherwise None; knobs, dotted name ->
+        [], what controllers turn between steps: parameters of the model that no gradient moves.
     """
 
     params: dict[str, Any]
@@ -33,11 +34,15 @@ class TrainState(NamedTuple):
     key: mx.array
     step: mx.array
     cursor: mx.array
+    knobs: dict[str, mx.array]
     carry: list | None = None
 
 
 def initial_state(model: nn.Module, train: Train) -> TrainState:
-    """The state before the first step: the model's trainable parameters in fp32, moments zero."""
+    """The state before the first step: the model's trainable parameters in fp32, moments zero.
+
+    Raises: ConfigError for a knob of the model that is not a frozen array [].
+    """
     params = _canonical(
         {name: _master(a) for name, a in tree_flatten(model.trainable_parameters(), destination={}).items()}
     )
@@ -47,18 +52,25 @@ def initial_state(model: nn.Module, train: Train) -> TrainState:
         key=mx.random.key(train.seed),
         step=mx.array(0, mx.int32),
         cursor=mx.array(0, mx.int32),
+        knobs=_knobs(model),
     )
     mx.eval(state)
     return state
 
 
+def with_knobs(params: dict[str, Any], knobs: dict[str, mx.array]) -> dict[str, Any]:
+    """The tree a model runs with: what is trained and what is turned."""
+    return tree_unflatten([*flatten(params).items(), *knobs.items()]) if knobs else params
+
+
 def to_arrays(state: TrainState) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
     """(model, rest): the parameters under the model's own names, everything else under the field's name.
 
-    Names of the rest are such as `opt.m.layers.0.weight`, `key`, `carry.0.1`; no carry, no such name.
+    Names of the rest are such as `opt.m.layers.0.weight`, `key`, `carry.0.1`; no carry, no such name. Knobs
+    are in both: whoever loads the weights alone gets the model that ran.
     """
     rest = {field: tree for field, tree in state._asdict().items() if field != "params" and tree is not None}
-    return flatten(state.params), flatten(rest)
+    return {**flatten(state.params), **state.knobs}, flatten(rest)
 
 
 def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainState:
@@ -69,16 +81,31 @@ def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainS
         raise CheckpointError(
             f"the optimizer file lacks {', '.join(sorted(missing))}; use an older checkpoint"
         )
-    if unknown := fields.keys() - needed - {"carry"}:
+    if unknown := fields.keys() - needed - {"carry", "knobs"}:
         raise CheckpointError(
             f"the optimizer file holds unknown {', '.join(sorted(unknown))}; it is not ours"
         )
-    return TrainState(params=_canonical(model), **fields)
+    knobs = flatten(fields.pop("knobs", {}))
+    params = {name: array for name, array in model.items() if name not in knobs}
+    return TrainState(params=_canonical(params), knobs=knobs, **fields)
 
 
 def flatten(tree: Any) -> dict[str, mx.array]:
     """A nested tree as `{dotted.name: array}`."""
     return tree_flatten(tree, destination={})
+
+
+def _knobs(model: nn.Module) -> dict[str, mx.array]:
+    """The model's knobs as they stand. Raises: ConfigError as `initial_state`."""
+    arrays, trained = flatten(model.parameters()), flatten(model.trainable_parameters())
+    names = getattr(model, "knobs", ())
+    for name in names:
+        if name not in arrays or name in trained or arrays[name].ndim:
+            raise ConfigError(
+                f"{model.model_type} calls {name} a knob, which should be a frozen array [] among its "
+                f"parameters; freeze it, or take it out of `knobs`"
+            )
+    return {name: arrays[name].astype(mx.float32) for name in sorted(names)}
 
 
 def _canonical(arrays: dict[str, mx.array]) -> dict[str, Any]:

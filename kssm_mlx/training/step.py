@@ -11,39 +11,57 @@ evaluated piece by piece, so that memory holds the activations of one piece and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
-from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Cache, head_of, with_parameters
-from kssm_mlx.training import observables, optim
+from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.models.base import Cache, Intervention, head_of, mode, with_parameters
+from kssm_mlx.training import observables, optim, regularisers
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy
 from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.regularisers import Term
 from kssm_mlx.training.schedules import schedule
-from kssm_mlx.training.state import TrainState
+from kssm_mlx.training.state import TrainState, flatten, with_knobs
 
 Step = Callable[[TrainState, mx.array, mx.array | None], tuple[TrainState, dict[str, mx.array]]]
 
 
 class Totals(NamedTuple):
-    """What micro-batches add up: gradient of the summed nats, the nats, the tokens, averaged observables."""
+    """What micro-batches add up: the gradient of the objective (summed nats, and what terms add to them), the
+    nats, the tokens, each term times its tokens, averaged observables.
+    """
 
     grads: dict[str, Any]
     nats: mx.array
     tokens: mx.array
+    terms: dict[str, mx.array]
     observed: dict[str, mx.array]
 
 
-def make_step(model: nn.Module, train: Train, *, compile: bool = True) -> Step:
+def make_step(
+    model: nn.Module,
+    train: Train,
+    *,
+    loss: Sequence[Term] | None = None,
+    masks: dict[str, mx.array] | None = None,
+    intervention: Intervention | None = None,
+    monitor: bool = False,
+    compile: bool = True,
+) -> Step:
     """The step of this model under this recipe: `step(state, tokens, resets) -> (state, metrics)`.
 
-    metrics: arrays [] by name: loss (nats per token), grad_norm (before clipping), lr, tokens, skipped (1
-    when the gradient was not finite and nothing moved), skips (how many in a row), and `R_block00`,
-    `psi_block00`, `h_block00`, `lyapunov_block00` where the model's trace has them.
+    loss: what is added to the cross-entropy (training/regularisers.py). masks: parameter -> bool array that
+    broadcasts to it; where it is False nothing moves, under decay neither. intervention: held in every
+    forward pass. monitor: observe U, the phases and the frequencies as well.
+
+    metrics: arrays [] by name: loss (cross-entropy, nats per token), `term_<name>` and the parts of each
+    term, grad_norm (before clipping), `grad_rms_<tag>` (`optim.component_rms`), lr, tokens, skipped (1 when
+    the gradient was not finite and nothing moved), skips (how many in a row), and the columns of
+    `training.observables` such as `R_block00`.
 
     Shapes:
         tokens int32 [B, T+1], below zero where padded; resets bool [B, T] or None. A new shape, or None in
@@ -52,56 +70,91 @@ def make_step(model: nn.Module, train: Train, *, compile: bool = True) -> Step:
     """
     _use_checkpoints(model, train)
     compiled = mx.compile if compile else lambda f: f
-    gradient, update = make_gradient(model, train), make_update(model, train)
+    gradient = make_gradient(model, train, loss=loss, intervention=intervention, monitor=monitor)
+    update = make_update(model, train, masks=masks, monitor=monitor)
     if train.accumulation > 1:
         gradient, update = accumulated(compiled(gradient), train.accumulation), compiled(update)
 
     def step(state: TrainState, tokens: mx.array, resets: mx.array | None = None):
-        totals, carry = gradient(state.params, tokens, resets, state.carry)
+        _, noise = mx.random.split(state.key)  # `update` keeps the other half
+        totals, carry = gradient(state.params, tokens, resets, state.carry, state.knobs, noise)
         return update(state._replace(carry=carry), totals)
 
     return step if train.accumulation > 1 else compiled(step)
 
 
-def make_gradient(model: nn.Module, train: Train):
-    """`gradient(params, tokens, resets, carry) -> (Totals, carry)` of one batch of rows."""
-    lowered = _compute_copy(model, train)
+def make_gradient(
+    model: nn.Module,
+    train: Train,
+    *,
+    loss: Sequence[Term] | None = None,
+    intervention: Intervention | None = None,
+    monitor: bool = False,
+):
+    """`gradient(params, tokens, resets, carry, knobs, key) -> (Totals, carry)` of one batch of rows.
 
-    def loss(params, tokens, resets, carry):
+    key: what a model with `stochastic = True` draws its noise from; without one, MLX's global stream.
+    """
+    lowered, loss = _compute_copy(model, train), loss or ()
+    score = make_score(model, intervention, monitor=monitor, keep_logits=any(t.reads_logits for t in loss))
+
+    def objective(params, tokens, resets, carry, knobs, key):
         inputs, targets = mx.maximum(tokens[:, :-1], 0), tokens[:, 1:]
-        nats, count, cache, trace = _nats(model, lowered(params), inputs, targets, carry, resets)
+        own = with_knobs(lowered(params), knobs)
+        nats, count, logits, cache, trace = score(own, inputs, targets, carry, resets, key)
+        terms = {k: v * count for k, v in regularisers.columns(loss, logits, targets, trace).items()}
+        total = nats + sum(v for k, v in terms.items() if k.startswith("term_"))
         carry = _handed_off(model, carry, cache) if train.hand_off else None
-        return nats, count, observables.averages(trace), carry
+        return total, nats, count, terms, observables.averages(trace), carry
 
-    def gradient(params, tokens, resets, carry):
-        (nats, count, observed, carry), grads = mx.value_and_grad(loss)(params, tokens, resets, carry)
-        return Totals(grads, nats, count, observed), carry
+    def gradient(params, tokens, resets, carry, knobs=None, key=None):
+        (_, nats, count, terms, observed, carry), grads = mx.value_and_grad(objective)(
+            params, tokens, resets, carry, knobs or {}, key
+        )
+        return Totals(grads, nats, count, terms, observed), carry
 
     return gradient
 
 
-def _nats(model: nn.Module, params, inputs, targets, carry, resets):
-    """(summed nats, tokens, cache, trace); where the vocabulary is large, never all logits at once."""
-    chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
-    if chunk is None:
-        out = with_parameters(model, params, lambda: model.forward(inputs, carry, resets=resets))
-        return *cross_entropy(out.logits, targets), out.cache, out.trace
-    hidden, cache, trace = with_parameters(model, params, lambda: model.hidden(inputs, carry, resets=resets))
+def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: bool, keep_logits: bool):
+    """`score(params, inputs, targets, carry, resets, key) -> (nats, tokens, logits, cache, trace)`.
 
-    def project(part, head):
-        return with_parameters(model, head, lambda: model.project(part))
+    Where the vocabulary is large, never all logits at once: they are None then, unless `keep_logits`.
+    """
+    stochastic = getattr(model, "stochastic", False)
 
-    return *chunked_cross_entropy(hidden, head_of(model, params), project, targets, chunk), cache, trace
+    def call(method, params, inputs, carry, resets, key):
+        options = {"resets": resets, "key": key} if stochastic else {"resets": resets}
+        with mode(model, training=True):
+            return with_parameters(model, params, lambda: method(inputs, carry, intervention, **options))
+
+    def score(params, inputs, targets, carry, resets, key):
+        chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
+        if chunk is None or keep_logits:
+            logits, cache, trace = call(model.forward, params, inputs, carry, resets, key)
+            watched = {"U": observables.uncertainty(logits, targets)} if monitor else {}
+            return *cross_entropy(logits, targets), logits, cache, {**trace, **watched}
+        hidden, cache, trace = call(model.hidden, params, inputs, carry, resets, key)
+
+        def project(part, head):
+            return with_parameters(model, head, lambda: model.project(part))
+
+        head = head_of(model, params)
+        if monitor:
+            trace = {**trace, "U": observables.chunked_uncertainty(hidden, head, project, targets, chunk)}
+        return *chunked_cross_entropy(hidden, head, project, targets, chunk), None, cache, trace
+
+    return score
 
 
 def accumulated(gradient, pieces: int):
     """`gradient` summed over `pieces` equal groups of rows, one in memory at a time."""
 
-    def total(params, tokens, resets, carry):
-        rows, sums, carries = tokens.shape[0] // pieces, None, []
+    def total(params, tokens, resets, carry, knobs, key):
+        rows, sums, carries, keys = tokens.shape[0] // pieces, None, [], mx.random.split(key, pieces)
         for i in range(pieces):
             piece = slice(i * rows, (i + 1) * rows)
-            totals, left = gradient(params, *_rows([tokens, resets, carry], piece))
+            totals, left = gradient(params, *_rows([tokens, resets, carry], piece), knobs, keys[i])
             sums = totals if sums is None else tree_map(mx.add, sums, totals)
             mx.eval(sums, left)
             carries.append(left)
@@ -116,30 +169,65 @@ def _rows(tree, piece: slice):
     return tree_map(lambda a: None if a is None else a[piece], tree)
 
 
-def make_update(model: nn.Module, train: Train):
+def make_update(
+    model: nn.Module, train: Train, *, masks: dict[str, mx.array] | None = None, monitor: bool = False
+):
     """`update(state, totals) -> (state, metrics)`: divide, clip, step, count."""
-    learning_rate = schedule(train)
-    decays = optim.decay_mask(model.trainable_parameters(), model.no_decay)
-    adam = optim.AdamW(train.beta1, train.beta2, train.epsilon, train.weight_decay, decays)
+    learning_rate, adam = schedule(train), optim.adamw(model, train)
+    hold = _holding(masks or {}, flatten(model.trainable_parameters()))
 
     def update(state: TrainState, totals: Totals):
         count = mx.maximum(totals.tokens, 1)
-        grads, norm = optim.clip(tree_map(lambda g: g / count, totals.grads), train.clip)
+        grads = hold(tree_map(lambda g: g / count, totals.grads), None)
+        rms = optim.component_rms(model, grads, train.component_gradients)
+        grads, norm = optim.clip(grads, train.clip)
         lr, finite = learning_rate(state.step), mx.isfinite(norm)
         params, opt = optim.update_if(finite, adam, state.params, grads, state.opt, lr)
         metrics = {
             "loss": totals.nats / count,
+            **tree_map(lambda term: term / count, totals.terms),
             "grad_norm": norm,
+            **rms,
             "lr": lr,
             "tokens": totals.tokens,
             "skipped": 1 - finite.astype(mx.int32),
             "skips": opt["skips"],
             **observables.summary(totals.observed),
+            **(observables.overall(totals.observed, state.params) if monitor else {}),
         }
-        key = mx.random.split(state.key)[0]
-        return TrainState(params, opt, key, state.step + 1, state.cursor + 1, state.carry), metrics
+        return state._replace(
+            params=hold(params, state.params),
+            opt=opt,
+            key=mx.random.split(state.key)[0],
+            step=state.step + 1,
+            cursor=state.cursor + 1,
+        ), metrics
 
     return update
+
+
+def _holding(masks: dict[str, mx.array], params: dict[str, mx.array]):
+    """(new, old) -> new where the masks let it move and old elsewhere; an old of None counts as zero.
+
+    Raises: ConfigError for a mask of what is not trained, or of another shape.
+    """
+    for name, mask in masks.items():
+        if name not in params:
+            raise ConfigError(f"a mask for {name!r}, which is not trained{nearest(name, params)}")
+        if mx.broadcast_shapes(mask.shape, params[name].shape) != params[name].shape:
+            raise ConfigError(
+                f"the mask for {name} has shape {mask.shape}, the parameter {params[name].shape}"
+            )
+
+    def hold(new: dict[str, Any], old: dict[str, Any] | None):
+        kept = flatten(old) if old else dict.fromkeys(masks, 0.0)
+
+        def chosen(name: str, moved: mx.array) -> mx.array:
+            return mx.where(masks[name], moved, kept[name]) if name in masks else moved
+
+        return tree_map_with_path(chosen, new) if masks else new
+
+    return hold
 
 
 def _compute_copy(model: nn.Module, train: Train):

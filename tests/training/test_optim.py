@@ -9,7 +9,7 @@ from mlx.utils import tree_map
 from kssm_mlx.training import optim
 from kssm_mlx.training.state import flatten
 
-HYPER = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1}
+HYPER = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8}
 
 
 def tree(seed: int) -> dict:
@@ -24,7 +24,9 @@ def tree(seed: int) -> dict:
 
 
 def adamw(params: dict, no_decay=("omega",)) -> optim.AdamW:
-    return optim.AdamW(**HYPER, decays=optim.decay_mask(params, no_decay))
+    mask = optim.decay_mask(params, no_decay)
+    decays, rates = tree_map(lambda decays: 0.1 * decays, mask), tree_map(lambda _: 1.0, mask)
+    return optim.AdamW(**HYPER, decays=decays, rates=rates)
 
 
 def test_ten_steps_equal_mlx_adamw_where_everything_decays():
