@@ -10,7 +10,7 @@
         '''
 
 The docstring is the documentation: `kssm verify --explain C2` prints it, docs/checks.md is made of it.
-Levels: P pre-flight (seconds), S smoke (minutes), R during a run, G before a claim.
+`LEVELS` says when a check runs; a package of your own adds checks the same way (docs/checks-own.md).
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ from kssm_mlx.errors import CheckFailed, ConfigError, nearest
 
 Verdict = Literal["pass", "fail", "warn", "not measurable", "waived"]
 
+LEVELS = {
+    "P": "before step 1, in seconds",
+    "S": "after a smoke run or a run, in minutes",
+    "R": "during a run, at every evaluation",
+    "G": "before a claim",
+}
+
 
 class NotMeasurable(Exception):
     """Raised inside a check when something it needs is absent; the message says what."""
@@ -31,7 +38,11 @@ class NotMeasurable(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict. `got` and `expected` are for people and carry the numbers; `fix` says what to do next."""
+    """One verdict. `got` and `expected` are for people and carry the numbers; `fix` says what to do next.
+
+    evidence: what stands behind it, "untrained", "1 run" or "3 seeds"; ran_on: of a large model, its own
+    weights or a small one with the same options.
+    """
 
     id: str
     title: str
@@ -42,6 +53,8 @@ class Check:
     fix: str = ""
     numbers: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    evidence: str = ""
+    ran_on: str = ""
 
     @property
     def ok(self) -> bool:
@@ -61,7 +74,13 @@ class Context:
     the tokenizer the model is used with; initial: the trainable parameters before step 1 (flat dict);
     history: rows of metrics.jsonl; run_folder: where the run lives; host: the root digest of the verified
     weights that the model started from, None for a fresh one; host_notes: how far these were verified and
-    what was found; seed: of every random draw a check makes.
+    what was found; manifest: the run's manifest.json; seed: of every random draw a check makes.
+
+    For comparisons: builder: seed -> a fresh model of the same configuration; seeds: of what is repeated;
+    interventions: name -> models.base.Intervention that a claim is about; runs: one Context per run folder
+    that a claim rests on; baseline: those of them that the others are compared with.
+
+    untrained: whether a check of what was learned may look at a model that has learned nothing.
     """
 
     model: Any = None
@@ -75,6 +94,13 @@ class Context:
     host: str | None = None
     host_notes: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    manifest: dict[str, Any] | None = None
+    builder: Callable[[int], Any] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    interventions: dict[str, Any] | None = None
+    runs: list[Context] | None = None
+    baseline: list[Context] | None = None
+    untrained: bool = False
 
     def need(self, *names: str) -> None:
         """Raises: NotMeasurable that names what is absent."""
@@ -87,6 +113,11 @@ class Context:
         """Updates the model has had, as far as the history tells."""
         return max((row.get("step", 0) for row in self.history or ()), default=0)
 
+    @property
+    def trained(self) -> bool:
+        """Whether the model has learned anything: here, or as somebody's host before."""
+        return self.step > 0 or self.host is not None
+
 
 def explain(text: str) -> dict[str, str]:
     """The parts of a check's docstring: "definition", "threshold", "caught", "sabotage", each on one line."""
@@ -98,7 +129,7 @@ def explain(text: str) -> dict[str, str]:
 @dataclass(frozen=True)
 class Definition:
     """A registered check: its function, whose docstring says what it measures and why, and where it comes
-    from.
+    from; the rest as in `check`.
     """
 
     id: str
@@ -106,6 +137,14 @@ class Definition:
     title: str
     source: str
     run: Callable[[Context], Check]
+    also: str = ""
+    needs_training: bool = False
+    passes: int = 0
+
+    @property
+    def package(self) -> str:
+        """The package that brought it, `kssm_mlx` for our own."""
+        return self.run.__module__.partition(".")[0]
 
     @property
     def explanation(self) -> dict[str, str]:
@@ -116,13 +155,33 @@ class Definition:
 REGISTRY: dict[str, Definition] = {}
 
 
-def check(id: str, *, level: str, title: str, source: str):
-    """Register a check function under its id; the function's docstring is its definition for readers."""
+def check(
+    id: str,
+    *,
+    level: str,
+    title: str,
+    source: str,
+    also: str = "",
+    needs_training: bool = False,
+    passes: int = 0,
+):
+    """Register a check function under its id; the function's docstring is its definition for readers.
+
+    level: when it runs, a key of `LEVELS`; also: further levels, such as "S"; needs_training: it measures
+    what was learned, so an untrained model is "not measurable" unless asked for; passes: how often it calls
+    the model before step 1, each time on 8 x 128 tokens at most (a gradient counts as three calls), 0 for one
+    that looks at data or files alone.
+    Raises: ValueError for an id that is taken or not letters and a number, and for an unknown level.
+    """
+    if not re.fullmatch("[A-Z]+[0-9]+", id):
+        raise ValueError(f"a check is called by capitals and a number, as C20, not {id!r}")
+    if unknown := set(level + also) - LEVELS.keys():
+        raise ValueError(f"check {id}: no level {', '.join(sorted(unknown))}; levels are {', '.join(LEVELS)}")
 
     def register(function: Callable[[Context], Check]) -> Callable[[Context], Check]:
         if id in REGISTRY:
             raise ValueError(f"two checks are called {id}: {REGISTRY[id].run.__name__}, {function.__name__}")
-        REGISTRY[id] = Definition(id, level, title, source, function)
+        REGISTRY[id] = Definition(id, level, title, source, function, also, needs_training, passes)
         return function
 
     return register
@@ -142,10 +201,10 @@ def apply_waivers(checks: Iterable[Check], waivers: dict[str, str]) -> list[Chec
     """
     for id, reason in waivers.items():
         if id not in REGISTRY:
-            raise ConfigError(f"--waive {id}: no such check{nearest(id, REGISTRY)}")
+            raise ConfigError(f"waiver of {id}: no such check{nearest(id, REGISTRY)}")
         if not reason.strip():
             raise ConfigError(
-                f'--waive {id}: a waiver needs a reason, as in --waive {id}="why it is all right"'
+                f'waiver of {id}: a waiver needs a reason, as in --waive {id}="why it is all right"'
             )
     return [
         replace(c, verdict="waived", numbers={**c.numbers, "waived_because": waivers[c.id]})

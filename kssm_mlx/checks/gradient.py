@@ -15,7 +15,7 @@ from kssm_mlx.models.base import with_parameters
 BATCHES, ROWS, BLOCKS = 5, 4, 64
 
 
-@check("C7", level="P", title="the loss reaches every parameter", source="liminal.md C7")
+@check("C7", level="P", title="the loss reaches every parameter", source="liminal.md C7", passes=15)
 def reachability(ctx: Context) -> Check:
     """max |∂CE/∂w| over 5 small batches of random tokens, from cross-entropy alone, in training mode, for
     each trainable tensor and each of up to 64 consecutive blocks of its rows (first axis; of an embedding

@@ -25,7 +25,7 @@ from kssm_mlx.checks.probes import (
 from kssm_mlx.models.base import Clamp, Intervention
 
 
-@check("C1", level="P", title="earlier tokens reach the prediction", source="liminal.md C1")
+@check("C1", level="P", title="earlier tokens reach the prediction", source="liminal.md C1", passes=8)
 def receptive_field(ctx: Context) -> Check:
     """Swap the token at lag k = 1, 2, 4 .. T/2 (and 8) before the last position in 8 random sequences;
     e_k = max |Δ logits at the last position| / std(logits). The reach is the longest k with e_k > 1e-4.
@@ -58,7 +58,7 @@ def receptive_field(ctx: Context) -> Check:
     )
 
 
-@check("C2", level="P", title="no token sees its future", source="liminal.md C2, allostasis.md G6")
+@check("C2", level="P", title="no token sees its future", source="liminal.md C2, allostasis.md G6", passes=8)
 def future_leak(ctx: Context) -> Check:
     """Change every token after t, for t at a quarter, half and three quarters of 4 random sequences; the
     leak is max |Δ logits at positions <= t| / std(logits), in training and in evaluation mode.
@@ -88,7 +88,7 @@ def future_leak(ctx: Context) -> Check:
     )
 
 
-@check("C3", level="P", title="rows and calls are independent", source="liminal.md C3")
+@check("C3", level="P", title="rows and calls are independent", source="liminal.md C3", passes=16)
 def batch_leak(ctx: Context) -> Check:
     """Batch: change all other rows of a batch of 4 and compare the logits of row 0. Order: repeat the same
     input after 5 unrelated calls. Both in training and in evaluation mode, as max |Δ logits| / std(logits).
@@ -121,7 +121,14 @@ def batch_leak(ctx: Context) -> Check:
     )
 
 
-@check("C4", level="P", title="evaluation runs the model that was trained", source="liminal.md C4")
+@check(
+    "C4",
+    level="P",
+    title="evaluation runs the model that was trained",
+    source="liminal.md C4",
+    also="S",
+    passes=2,
+)
 def train_eval_parity(ctx: Context) -> Check:
     """max |logits in training mode - logits in evaluation mode| / std(logits) on 4 random sequences. After
     20 or more steps, and where the model can clamp a block's "output": mean KL(model || model with the
@@ -176,7 +183,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-@check("C5", level="P", title="parallel = step by step with carried state", source="liminal.md C5")
+@check("C5", level="P", title="parallel = step by step with carried state", source="liminal.md C5", passes=70)
 def step_by_step(ctx: Context) -> Check:
     """Logits of 2 random sequences of T = 64 in one call, against one token at a time through
     `model(tokens, cache)`, which writes the state back in place, and against pieces of 1, 7, 24 and 32 tokens
@@ -224,7 +231,7 @@ def _through_forward(model, tokens: mx.array, cuts: tuple[int, ...]) -> mx.array
     return mx.concatenate(logits, axis=1)
 
 
-@check("C6", level="P", title="evaluation is deterministic", source="liminal.md C6")
+@check("C6", level="P", title="evaluation is deterministic", source="liminal.md C6", passes=2)
 def determinism(ctx: Context) -> Check:
     """max |Δ logits| of the same input of 4 random sequences given twice in evaluation mode.
 

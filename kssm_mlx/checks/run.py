@@ -22,7 +22,7 @@ GAIN_TOKENS = 8192  # targets of C18: each costs a forward pass of one token; st
 RUNGS = ("uniform", "unigram", "bigram", "trigram")
 
 
-@check("C16", level="P", title="the fresh model knows nothing", source="liminal.md C16")
+@check("C16", level="P", title="the fresh model knows nothing", source="liminal.md C16", passes=1)
 def initial_loss(ctx: Context) -> Check:
     """Cross-entropy of the untrained model on 8 training windows (random tokens without data) against ln V.
 
@@ -53,7 +53,7 @@ def initial_loss(ctx: Context) -> Check:
     )
 
 
-@check("C17", level="S", title="better than counting", source="liminal.md C17")
+@check("C17", level="S", title="better than counting", source="liminal.md C17", needs_training=True)
 def ladder(ctx: Context) -> Check:
     """Validation nats/token of the model against the n-gram ladder (Witten-Bell, counted on the training
     tokens, scored on the same validation tokens): uniform, unigram, bigram, trigram.
@@ -88,7 +88,7 @@ def ladder(ctx: Context) -> Check:
     )
 
 
-@check("C18", level="S", title="context lowers the loss", source="liminal.md C18")
+@check("C18", level="S", title="context lowers the loss", source="liminal.md C18", needs_training=True)
 def context_is_used(ctx: Context) -> Check:
     """Validation nats/token where every token is predicted from the one before it alone, less nats/token in
     full context, on the same windows (8,192 targets at most).
@@ -125,7 +125,7 @@ def _windows(ctx: Context, tokens: int):
     )
 
 
-@check("C19", level="S", title="generation is not degenerate", source="liminal.md C19")
+@check("C19", level="S", title="generation is not degenerate", source="liminal.md C19", needs_training=True)
 def degenerate_generation(ctx: Context) -> Check:
     """8 validation prompts of 32 tokens, continued by 64 tokens at temperature 0.8 and greedily. Per
     continuation: distinct-2 (different bigrams / 63), longest run of one token, share of the most frequent

@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import files
-from kssm_mlx.checks import data, gradient, model, run  # noqa: F401  registers their checks
+from kssm_mlx.checks import (  # noqa: F401  each module registers its checks
+    data,
+    evidence,
+    gradient,
+    model,
+    plugins,
+    run,
+    sized,
+)
 from kssm_mlx.checks.base import (
+    LEVELS,
     REGISTRY,
     Check,
     Context,
@@ -24,16 +33,25 @@ from kssm_mlx.checks.base import (
 )
 from kssm_mlx.errors import CheckpointError, ConfigError, nearest
 
-PREFLIGHT = ("C14", "C13", "C15", "C29", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C16")
-FINAL = ("C4", "C8", "C17", "C18", "C19")
-SUITES = {"P": PREFLIGHT, "S": FINAL}
 FILE = "checks.json"
+
+
+def suite(level: str) -> tuple[str, ...]:
+    """The ids of a level: data and files first, then the cheap before the dear, else as they are written.
+
+    Raises: ConfigError for a level that does not exist, or a plug-in that cannot be used.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"no level {level!r}; levels are {', '.join(LEVELS)}")
+    plugins.load()
+    found = [d for d in REGISTRY.values() if level in d.level + d.also]
+    return tuple(d.id for d in sorted(found, key=lambda d: d.passes))
 
 
 def run_suite(
     context: Context, which: str | Iterable[str] = "P", waivers: dict[str, str] | None = None
 ) -> list[Check]:
-    """The verdicts of a level ("P", "S") or of single ids, in the order of the suite, waivers applied.
+    """The verdicts of a level ("P") or of single ids, in the order of the suite, waivers applied.
 
     Raises: ConfigError for a level or an id that does not exist.
     """
@@ -44,9 +62,8 @@ def run_suite(
 def select(which: str | Iterable[str]) -> tuple[str, ...]:
     """The ids of a level, or the given ids after a look whether each exists."""
     if isinstance(which, str):
-        if which not in SUITES:
-            raise ConfigError(f"no level {which!r}; levels are {', '.join(SUITES)}")
-        return SUITES[which]
+        return suite(which)
+    plugins.load()
     ids = tuple(which)
     for id in ids:
         if id not in REGISTRY:
@@ -55,14 +72,24 @@ def select(which: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def run_check(definition: Definition, context: Context) -> Check:
-    """One verdict with its time. A check that raises has failed: what it measures cannot even be run."""
+    """One verdict with its time and what it rests on."""
     start = time.perf_counter()
+    context, ran_on = sized.fitting(definition, context)
+    result = _measure(definition, context)
+    took = time.perf_counter() - start
+    return replace(result, seconds=took, evidence=evidence.level(context), ran_on=ran_on)
+
+
+def _measure(definition: Definition, context: Context) -> Check:
+    """A check that raises has failed: what it measures cannot even be run."""
     try:
-        result = definition.run(context)
+        if definition.needs_training and not (context.trained or context.untrained):
+            raise NotMeasurable("the model is untrained; --untrained measures it all the same")
+        return definition.run(context)
     except NotMeasurable as e:
-        result = verdict(definition.id, "not measurable", str(e), "", "")
+        return verdict(definition.id, "not measurable", str(e), "", "")
     except Exception as e:
-        result = verdict(
+        return verdict(
             definition.id,
             "fail",
             f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no message'}",
@@ -70,7 +97,6 @@ def run_check(definition: Definition, context: Context) -> Check:
             "the traceback is in checks.json",
             traceback=traceback.format_exc(),
         )
-    return replace(result, seconds=time.perf_counter() - start)
 
 
 def write_checks(folder: str | Path, stage: str, checks: Iterable[Check]) -> None:

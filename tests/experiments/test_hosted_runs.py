@@ -32,8 +32,8 @@ TOKENS = mx.array(np.random.default_rng(0).integers(0, 256, (2, 20)).astype(np.i
 def quick(monkeypatch, tmp_path):
     """A few checks, no kernel that costs a second of g++, a memory of verdicts that goes away."""
     monkeypatch.setenv("KSSM_CACHE", str(tmp_path / "cache"))
-    for level, ids in {"P": ("C16", "C7"), "S": ("C8",)}.items():
-        monkeypatch.setitem(suites.SUITES, level, ids)
+    few = {"P": ("C16", "C7"), "S": ("C8",)}
+    monkeypatch.setattr(suites, "suite", lambda level: few.get(level, ()))
     mx.disable_compile()
     yield
     mx.enable_compile()

@@ -1,0 +1,32 @@
+"""What a verdict rests on: an untrained model, one run, or several seeds of the arms that are compared."""
+
+from __future__ import annotations
+
+import json
+
+from kssm_mlx.checks.base import Context
+
+
+def arms(runs: list[Context]) -> dict[str, list[Context]]:
+    """Runs that differ in train.seed and in words only, together; by the name of the first one's folder."""
+    grouped: dict[str, list[Context]] = {}
+    for run in runs:
+        grouped.setdefault(_question(run), []).append(run)
+    return {group[0].run_folder.name: group for group in grouped.values()}
+
+
+def _question(run: Context) -> str:
+    words = {"about": True, "waive": True, "train": {"seed"}}
+    return json.dumps(run.recipe.model_dump(exclude=words), sort_keys=True)
+
+
+def level(ctx: Context) -> str:
+    """The evidence in words: "untrained", "1 run" or, of the arm that has the fewest, "3 seeds"; "" where
+    there is no model.
+    """
+    if ctx.runs:
+        seeds = min(len({run.recipe.train.seed for run in arm}) for arm in arms(ctx.runs).values())
+        return "1 run" if seeds == 1 else f"{seeds} seeds"
+    if ctx.model is None:
+        return ""
+    return "1 run" if ctx.trained else "untrained"
