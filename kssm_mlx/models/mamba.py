@@ -158,8 +158,8 @@ class Mixer(nn.Module):
         self._split = [R, R + N]
         self._norm_eps = config.mixer_rms_eps if config.model_type == "falcon_mamba" else None
 
-    def __call__(self, x, entry, resets, lengths):
-        """Shapes: x [B, T, D] -> y [B, T, D], new cache entry, trace."""
+    def __call__(self, x, entry, resets, lengths, tap=None):
+        """Shapes: x [B, T, D] -> y [B, T, D], new cache entry, trace. tap: see `Block`."""
         conv_state, state = entry
         u, z = mx.split(self.in_proj(x), 2, axis=-1)
         kernel, bias = self.conv1d.weight[..., 0], self.conv1d.get("bias")
@@ -171,7 +171,8 @@ class Mixer(nn.Module):
         dt = softplus(self.dt_proj(dt).astype(mx.float32))
         A = -mx.exp(self.A_log.astype(mx.float32))
         y, state = selective_scan(u, dt, A, B, C, state, resets=resets, lengths=lengths)
-        y = (y + self.D * u) * silu(z)
+        y = y + self.D * u
+        y = (tap(y) if tap else y) * silu(z)
         trace = {"dt": dt, "decay": mx.exp(dt * A.max(axis=-1)), "state": state}
         return self.out_proj(y.astype(x.dtype)), [conv_state, state], trace
 
@@ -189,15 +190,18 @@ def time_step_bias(key: mx.array, n: int) -> mx.array:
 
 
 class Block(nn.Module):
-    """x + mixer(norm x), the stream in fp32 when the configuration says so."""
+    """x + mixer(norm x), the stream in fp32 when the configuration says so.
+
+    tap: what is done to the scan's output [B, T, I] before its gate and the output projection.
+    """
 
     def __init__(self, config: MambaConfig, mixer: nn.Module):
         super().__init__()
         self.norm = nn.RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mixer = mixer
 
-    def __call__(self, x, entry, carried, resets, lengths):
-        y, entry, trace = self.mixer(self.norm(x.astype(self.norm.weight.dtype)), entry, resets, lengths)
+    def __call__(self, x, entry, carried, resets, lengths, tap=None):
+        y, entry, trace = self.mixer(self.norm(x.astype(self.norm.weight.dtype)), entry, resets, lengths, tap)
         return x + y, entry, carried, trace
 
 

@@ -160,8 +160,8 @@ class Mixer(nn.Module):
         self._parts, self._conv_parts = [I, 2 * I + 2 * GN], [I, I + GN]
         self._groups, self._limit = config.n_groups, config.time_step_limit
 
-    def __call__(self, x, entry, resets, lengths):
-        """Shapes: x [B, T, D] -> y [B, T, D], new cache entry, trace."""
+    def __call__(self, x, entry, resets, lengths, tap=None):
+        """Shapes: x [B, T, D] -> y [B, T, D], new cache entry, trace. tap: see `mamba.Block`."""
         conv_state, state = entry
         z, u, dt = mx.split(self.in_proj(x), self._parts, axis=-1)
         kernel, bias = self.conv1d.weight[..., 0], self.conv1d.get("bias")
@@ -172,7 +172,8 @@ class Mixer(nn.Module):
         dt = mx.clip(softplus(dt.astype(mx.float32) + self.dt_bias), *self._limit)
         A = -mx.exp(self.A_log.astype(mx.float32))
         y, state = ssd(u, dt, A, B, C, state, resets=resets, lengths=lengths)
-        y = self.norm((y + self.D[:, None] * u).flatten(-2), z)
+        y = (y + self.D[:, None] * u).flatten(-2)
+        y = self.norm(tap(y) if tap else y, z)
         trace = {"dt": dt, "decay": mx.exp(dt * A), "state": state}
         return self.out_proj(y.astype(x.dtype)), [conv_state, state], trace
 

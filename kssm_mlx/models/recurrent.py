@@ -53,35 +53,47 @@ class RecurrentModel(nn.Module):
         *,
         resets: mx.array | None = None,
         lengths: mx.array | None = None,
+        key: mx.array | None = None,
     ) -> Output:
         """Shapes: tokens [B, T] int -> logits [B, T, V], new cache, trace `"block00/state"`, ..."""
-        hidden, new, trace = self.hidden(tokens, cache, intervention, resets=resets, lengths=lengths)
+        hidden, new, trace = self.hidden(tokens, cache, intervention, resets=resets, lengths=lengths, key=key)
         return Output(self.project(hidden), new, trace)
 
-    def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None):
-        """What the head reads, [B, T, D], with the new cache and the trace."""
+    def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None):
+        """What the head reads, [B, T, D], with the new cache and the trace.
+
+        key: for a family that draws random numbers in training (`stochastic`); the others have no use for it.
+        """
         refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers))
         trace = {"intervention": intervention.describe()} if intervention else {}
         if lengths is not None:
             # A chunk of a longer prompt may end before a row does, or begin after it ended.
             lengths = mx.clip(lengths, 0, tokens.shape[1])
-        x, carried, new = self.embed(tokens), None, []
+        (x, carried), new = self.enter(tokens, cache, resets, lengths, key), []
         for i in range(len(self.layers)):
-            entry = [None if cache is None else cache[i][j] for j in range(len(self.slots))]
+            entry = [None if cache is None else cache[i][j] for j in range(len(self.slots_of(i)))]
             y, entry, carried, own = self.runner(i, intervention)(x, entry, carried, resets, lengths)
             x = clamp_output(x, y, intervention, i)
             new.append(entry)
             trace |= {f"block{i:02d}/{name}": value for name, value in own.items()}
         return self.finish(x), new, trace
 
+    def enter(self, tokens, cache, resets, lengths, key):
+        """The stream and what is carried beside it, as the first block gets them."""
+        return self.embed(tokens), None
+
     def runner(self, i: int, intervention: Intervention | None):
         """Block i as a function; a family whose blocks hold clamps of their own binds them here."""
         block = self.layers[i]
         return nn.utils.checkpoint(block) if self.checkpoint_blocks else block
 
+    def slots_of(self, i: int) -> tuple[str, ...]:
+        """The names of the arrays of block i's cache entry: `slots`, unless the blocks differ."""
+        return self.slots
+
     def make_cache(self) -> Cache:
-        """One entry per block, its arrays in the order of `slots`, None before the first token."""
-        return [[None] * len(self.slots) for _ in self.layers]
+        """One entry per block, its arrays in the order of `slots_of`, None before the first token."""
+        return [[None] * len(self.slots_of(i)) for i in range(len(self.layers))]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         return weights

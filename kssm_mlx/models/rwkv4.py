@@ -83,7 +83,10 @@ def preset(size: str, vocab_size: int, context: int) -> RWKV4Config:
 
 
 class TimeMixing(nn.Module):
-    """The attention of RWKV. Shapes: x [B, T, D] -> y [B, T, D], shift, WKV state, decay."""
+    """The attention of RWKV. Shapes: x [B, T, D] -> y [B, T, D], shift, WKV state, decay.
+
+    tap: what is done to the weighted average [B, T, A] before the receptance gate and the output projection.
+    """
 
     def __init__(self, config: RWKV4Config, key: mx.array, depth: float, layer: int):
         super().__init__()
@@ -102,13 +105,14 @@ class TimeMixing(nn.Module):
         self.receptance = linear(key, D, A, std=0.0)
         self.output = linear(key, A, D, std=0.0)
 
-    def __call__(self, x, shift, state, resets, lengths):
+    def __call__(self, x, shift, state, resets, lengths, tap=None):
         past, shift = token_shift(x, shift, resets, lengths)
         k = self.key(mix(x, past, self.time_mix_key))
         v = self.value(mix(x, past, self.time_mix_value))
         r = sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
         w = -mx.exp(self.time_decay.astype(mx.float32))
         y, state = wkv4(w, self.time_first, k, v, state, resets=resets, lengths=lengths)
+        y = tap(y) if tap else y
         return self.output(r * y.astype(x.dtype)), shift, state, mx.exp(w)
 
 
@@ -156,12 +160,12 @@ class Block(nn.Module):
         self._divisor = 2 ** (layer // every) if divided else 1
         self._halve = every > 0 and (layer + 1) % every == 0
 
-    def __call__(self, x, entry, carried, resets, lengths):
+    def __call__(self, x, entry, carried, resets, lengths, tap=None):
         shift, ffn_shift, *sums = entry
         state = None if sums[0] is None else _blank_rows(WKV4State(*sums))
         if "pre_ln" in self:
             x = self.pre_ln(x)
-        y, shift, state, decay = self.attention(self.ln1(x), shift, state, resets, lengths)
+        y, shift, state, decay = self.attention(self.ln1(x), shift, state, resets, lengths, tap)
         x = x + y / self._divisor
         y, ffn_shift = self.feed_forward(self.ln2(x), ffn_shift, resets, lengths)
         x = x + y / self._divisor

@@ -144,7 +144,10 @@ class HeadNorm(nn.Module):
 
 
 class TimeMixing(nn.Module):
-    """The attention of RWKV-7. Shapes: x [B, T, D] -> y [B, T, D], shift, state, v_first, trace."""
+    """The attention of RWKV-7. Shapes: x [B, T, D] -> y [B, T, D], shift, state, v_first, trace.
+
+    tap: what is done to what was read from the state [B, T, D] before the gate and the output projection.
+    """
 
     def __init__(self, config: RWKV7Config, key: mx.array, layer: int):
         super().__init__()
@@ -171,7 +174,7 @@ class TimeMixing(nn.Module):
         self.o_proj = linear(keys[6], D, D, std=0.0)
         self.g_norm = HeadNorm(H, K, config.norm_eps * K, ((layer + 1) / L) ** 0.7)
 
-    def __call__(self, x, shift, state, v_first, resets, lengths):
+    def __call__(self, x, shift, state, v_first, resets, lengths, tap=None):
         past, shift = token_shift(x, shift, resets, lengths)
         delta = past - x
         xr, xw, xk, xv, xa, xg = (x + delta * self[f"x_{name}"] for name in "rwkvag")
@@ -187,7 +190,8 @@ class TimeMixing(nn.Module):
         kappa = unit(kappa.astype(mx.float32))
         y, state = wkv7(r, log_w, k, v, -kappa, kappa * a, state, resets=resets, lengths=lengths)
         y = self.g_norm(y) + (r * k * self.r_k).sum(-1, keepdims=True) * v
-        y = self.o_proj(y.flatten(-2).astype(x.dtype) * g)
+        y = tap(y.flatten(-2)) if tap else y.flatten(-2)
+        y = self.o_proj(y.astype(x.dtype) * g)
         return y, shift, state, v_first, {"decay": mx.exp(log_w), "rate": a, "state": state}
 
 
@@ -224,11 +228,13 @@ class Block(nn.Module):
         self.attn = TimeMixing(config, k_attn, layer)
         self.ffn = ChannelMixing(config, k_ffn, layer)
 
-    def __call__(self, x, entry, carried, resets, lengths):
+    def __call__(self, x, entry, carried, resets, lengths, tap=None):
         shift, state, ffn_shift = entry
         if "pre_norm" in self:
             x = self.pre_norm(x)
-        y, shift, state, carried, trace = self.attn(self.attn_norm(x), shift, state, carried, resets, lengths)
+        y, shift, state, carried, trace = self.attn(
+            self.attn_norm(x), shift, state, carried, resets, lengths, tap
+        )
         x = x + y
         y, ffn_shift = self.ffn(self.ffn_norm(x), ffn_shift, resets, lengths)
         return x + y, [shift, state, ffn_shift], carried, trace
