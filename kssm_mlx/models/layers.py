@@ -20,6 +20,33 @@ def linear(
     return layer
 
 
+ACTIVATIONS = {"gelu": nn.gelu_approx, "relu": nn.relu}
+
+
+class MLP(nn.Module):
+    """y = W_down f(W_up x), f GELU (its tanh form, as in GPT-2) or ReLU."""
+
+    def __init__(
+        self,
+        key: mx.array,
+        d_model: int,
+        hidden: int,
+        *,
+        activation: str = "gelu",
+        std: float | None = None,
+        out_std: float | None = None,
+        bias: bool = False,
+    ):
+        super().__init__()
+        k_in, k_out = mx.random.split(key)
+        self.up = linear(k_in, d_model, hidden, std=std, bias=bias)
+        self.down = linear(k_out, hidden, d_model, std=out_std, bias=bias)
+        self._activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down(self._activation(self.up(x)))
+
+
 class GatedMLP(nn.Module):
     """y = W_down (silu(W_gate x) * W_up x).
 
