@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.generation.sampling import NOTHING, Sampling, sample
 from kssm_mlx.generation.state import GenerationState
-from kssm_mlx.models.base import Cache, LanguageModel
+from kssm_mlx.models.base import Cache, LanguageModel, Output, mode
 
 CHUNK = 512  # tokens per prefill call: enough to be efficient, few enough to bound the graph
 
@@ -69,7 +69,7 @@ def prefill(model: LanguageModel, cache: Cache, rows: list[np.ndarray], chunk: i
         tokens = padded[:, begin : begin + chunk]
         left = np.clip(lengths - begin, 0, tokens.shape[1]).astype(np.int32)
         full = (left == tokens.shape[1]).all()
-        cache = model.forward(mx.array(tokens), cache, lengths=None if full else mx.array(left)).cache
+        cache = _forward(model, mx.array(tokens), cache, None if full else mx.array(left)).cache
         mx.eval(cache)
     return cache
 
@@ -128,7 +128,7 @@ def _step_function(
 
     def step(cache, pending, keys, history, active):
         lengths = active.astype(mx.int32) if pending.shape[0] > 1 else None
-        output = model.forward(pending[:, None], cache, lengths=lengths)
+        output = _forward(model, pending[:, None], cache, lengths)
         logits = output.logits[:, -1, :vocab_size].astype(mx.float32)
         token, new_keys = sample(logits, history, keys, sampling)
         chosen = mx.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
@@ -141,6 +141,12 @@ def _step_function(
         return token, logprob, still, output.cache, keys, history
 
     return step
+
+
+def _forward(model: LanguageModel, tokens: mx.array, cache: Cache, lengths: mx.array | None) -> Output:
+    """In evaluation mode: what a model draws in training is no part of its text."""
+    with mode(model, False):
+        return model.forward(tokens, cache, lengths=lengths)
 
 
 def _read(model: LanguageModel, cache: Cache, rows: list[np.ndarray]) -> tuple[Cache, mx.array]:
