@@ -173,9 +173,9 @@ def mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
         model.train(before)
 
 
-# Component tag <- a part of a parameter's name; the first that fits. What is left is the family's mixer.
+# Component tag <- a part of a parameter's name; the first that fits. What is left is a mixer.
 _COMPONENTS = (
-    ("embedding", ("embedding", "embeddings", "embed", "positions")),
+    ("embedding", ("embedding", "embeddings", "embed", "position", "positions")),
     ("head", ("head", "lm_head")),
     ("mlp", ("mlp", "ffn", "feed_forward", "up", "down", "dense")),
     ("oscillator", ("populations", "bank", "core", "phases", "omega")),
@@ -194,7 +194,9 @@ def component_of(model: nn.Module, path: str) -> str:
     for tag, parts in _COMPONENTS:
         if any(name in parts for name in names):
             return tag
-    return next((t for t in ("rwkv", "mamba") if t in model.model_type), "mixer")
+    # A family of one mixer is named for it; in a hybrid, the mixers are.
+    mixers = ("rwkv", "mamba", "fusion", "attention")
+    return next((tag for tag in mixers if tag in model.model_type or tag in names), "mixer")
 
 
 def head_of(model: nn.Module, parameters: Mapping) -> dict[str, Any]:
