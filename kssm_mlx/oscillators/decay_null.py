@@ -15,29 +15,24 @@ import numpy as np
 
 
 def shrinkage(learning_rates: np.ndarray, weight_decay: float) -> np.ndarray:
-    """What is left of an undriven parameter before each step and after the last. Shapes: [T] -> [T + 1]."""
+    """s: what is left of a parameter that no gradient moves, before each step and after. [T] -> [T + 1]."""
     kept = 1 - np.asarray(learning_rates, np.float64) * weight_decay
     return np.concatenate([[1.0], np.cumprod(kept)])
 
 
 def coherence_under_decay(
-    learning_rates: np.ndarray,
-    weight_decay: float,
-    u: float | np.ndarray,
-    *,
-    oscillators: int = 192,
-    delta: float = 0.2,
+    s: np.ndarray, u: float | np.ndarray, *, oscillators: int = 192, delta: float = 0.2
 ) -> np.ndarray:
-    """R before each step and after the last, with coupling K = 2 sigmoid(u).
+    """R of a bank that has shrunk to s of its start, with coupling K = 2 sigmoid(u).
 
-    Shapes: learning_rates [T]; u a number or [T + 1] -> [T + 1].
+    Shapes: s [...] and u, which broadcasts to it -> [...].
     Truth: the published R of two runs of K-SSM v3 and of the control, within 0.02 at every step reported.
     Source: liminal.md 1.6.
     """
-    s = shrinkage(learning_rates, weight_decay)[:, None]
-    K = 2 / (1 + np.exp(-np.broadcast_to(u, s.shape[:1])))[:, None]
-    theta = s * np.linspace(-np.pi, np.pi, oscillators)
+    s = np.asarray(s, np.float64)
+    K = 2 / (1 + np.exp(-np.broadcast_to(u, s.shape)))[..., None]
+    theta = s[..., None] * np.linspace(-np.pi, np.pi, oscillators)
     Z = np.exp(1j * theta).mean(axis=-1, keepdims=True)
     theta = theta + K * np.imag(Z * np.exp(-1j * theta))
     R = np.abs(np.exp(1j * theta).mean(axis=-1))
-    return R * np.exp(-((s[:, 0] * delta) ** 2) / 2)
+    return R * np.exp(-((s * delta) ** 2) / 2)
