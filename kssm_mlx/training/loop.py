@@ -29,6 +29,7 @@ from kssm_mlx.training.disk import writing
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.progress import Progress
 from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.regularisers import terms
 from kssm_mlx.training.rows import Rows, plain
 from kssm_mlx.training.signals import StopRequest, interrupted
 from kssm_mlx.training.state import TrainState, from_arrays, initial_state, to_arrays, with_knobs
@@ -124,7 +125,9 @@ class _Run:
         self.checkpoints = folder / "checkpoints"
         self.identity = identity.of(model, recipe, data)
         self.environment = identity.environment()
-        self.take_step = make_step(model, recipe.train, masks=masks, intervention=held)
+        self.take_step = make_step(
+            model, recipe.train, loss=terms(recipe.loss), masks=masks, intervention=held
+        )
         self.score = make_evaluator(model, intervention=held)
         self.state = initial_state(model, recipe.train)
         self.step = self.tokens = self.started_at = 0
@@ -266,8 +269,16 @@ class _Run:
         self.progress.evaluation(self.evaluation)
         self._sample()
         if self.hooks.on_eval:
-            self.hooks.on_eval(self.step, self.state, self.evaluation)
+            self._ask(improved)
         return improved
+
+    def _ask(self, improved: bool) -> None:
+        """Let others judge the evaluation; who stops the run over it leaves a checkpoint that can go on."""
+        try:
+            self.hooks.on_eval(self.step, self.state, self.evaluation)
+        except CheckFailed:
+            self._save(improved, pinned="a failed check")
+            raise
 
     def _sample(self) -> None:
         if not self.hooks.sample:

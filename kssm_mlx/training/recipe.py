@@ -4,8 +4,10 @@
     [data]   where the text comes from, how it is cut into tokens, what is held out
     [model]  family, size and any field of that family's configuration; or host, a verified model to train on
     [train]  steps, batch, schedule, optimizer
+    [loss]   terms beside the cross-entropy, each a table: [loss.uncertainty] weight = 0.1
     [eval]   how often, on how much, what to sample
     [save]   checkpoints
+    [waive]  checks that may fail, each with the reason: C1 = "memoryless on purpose"
 
 `load("default")` finds a shipped recipe by name, `load("my.toml")` a file. `--set model.kappa=0` overrides.
 """
@@ -111,6 +113,7 @@ class Host(_Section):
 
 # The two kinds of [model], under names that no key of a recipe has.
 MODEL_KINDS = {"(fresh)": Model, "(host)": Host}
+WORDS = frozenset({"about", "waive"})  # sections that change nothing in what is computed
 
 
 def _kind_of_model(value: Any) -> str:
@@ -184,8 +187,21 @@ class Recipe(_Section):
         Annotated[Model, Tag("(fresh)")] | Annotated[Host, Tag("(host)")], Discriminator(_kind_of_model)
     ] = Model()
     train: Train = Train()
+    loss: dict[str, dict[str, Any]] = {}
     eval: Eval = Eval()
     save: Save = Save()
+    waive: dict[str, str] = {}
+
+    @field_validator("loss")
+    @classmethod
+    def _known_terms(cls, loss: dict[str, dict[str, Any]]):
+        from kssm_mlx.training.regularisers import terms
+
+        try:
+            terms(loss)
+        except ConfigError as e:
+            raise ValueError(str(e)) from None
+        return loss
 
 
 def shipped() -> dict[str, Path]:
