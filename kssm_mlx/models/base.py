@@ -138,12 +138,14 @@ def held(clamp: Clamp, first: int, T: int, units: int) -> mx.array:
     return tokens[:, None] & chosen[None]
 
 
-def clamp_output(x: mx.array, y: mx.array, intervention: Intervention | None, block: int) -> mx.array:
+def clamp_output(
+    x: mx.array, y: mx.array, intervention: Intervention | None, block: int, site: str = "output"
+) -> mx.array:
     """Hold what a block adds to the residual stream, y - x; the value 0 takes the block out.
 
     Shapes: x, y [B, T, D], the stream before and after the block.
     """
-    for clamp in intervention.of("output", block) if intervention else ():
+    for clamp in intervention.of(site, block) if intervention else ():
         value = mx.broadcast_to(mx.array(clamp.value, y.dtype), y.shape)
         y = mx.where(held(clamp, 0, x.shape[1], x.shape[2]), x + value, y)
     return y
@@ -206,7 +208,7 @@ def head_of(model: nn.Module, parameters: Mapping) -> dict[str, Any]:
     """
     modules = dict(model.named_modules())
     tied = (name for name, module in modules.items() if isinstance(module, nn.Embedding))
-    path = next(name for name in ("lm_head", "head", *tied) if name in modules)
+    path = next(name for name in ("lm_head", "head", "host.lm_head", "host.head", *tied) if name in modules)
     names = path.split(".")
     head = reduce(lambda tree, name: tree.get(name, {}), names, parameters) or modules[path].parameters()
     return reduce(lambda tree, name: {name: tree}, reversed(names), head)
