@@ -11,13 +11,28 @@ import typer
 from kssm_mlx.errors import ConfigError
 
 
+def temperature_of(text: str) -> float | str:
+    """The value of --temperature: a number, or R."""
+    try:
+        return text if text == "R" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor R") from None
+
+
 def generate(
     model: Annotated[str, typer.Argument(help="A run folder or a model.")],
     prompts: Annotated[
         list[str] | None, typer.Argument(help="One text or several, as one batch.  [default: a new document]")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,
+    temperature: Annotated[
+        Any,
+        typer.Option(
+            parser=temperature_of,
+            metavar="FLOAT|R",
+            help="0: always the most likely token; R: 1.5 - 0.5 R, the model's coherence.",
+        ),
+    ] = "0.0",
     top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0: from all.")] = 0,
     top_p: Annotated[
         float, typer.Option(help="Draw from the most likely tokens with this probability.")

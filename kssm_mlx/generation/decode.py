@@ -130,7 +130,7 @@ def _step_function(
         lengths = active.astype(mx.int32) if pending.shape[0] > 1 else None
         output = _forward(model, pending[:, None], cache, lengths)
         logits = output.logits[:, -1, :vocab_size].astype(mx.float32)
-        token, new_keys = sample(logits, history, keys, sampling)
+        token, new_keys = sample(logits, history, keys, sampling, output.trace)
         chosen = mx.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
         logprob = chosen - mx.logsumexp(logits, axis=-1)
         new_history = mx.concatenate([history[:, 1:], token[:, None]], axis=-1)

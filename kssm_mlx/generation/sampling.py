@@ -9,6 +9,7 @@ in which a sort happens to put them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import mlx.core as mx
 
@@ -21,15 +22,15 @@ NOTHING = -1  # what an unused slot of the history holds
 class Sampling:
     """How the next token is drawn.
 
-    temperature: 0 takes the most likely token. top_k: keep that many tokens, 0 keeps all. top_p: keep the
-    most likely tokens that hold this share of the probability. min_p: keep tokens at least this likely
-    relative to the most likely one. repetition_penalty: how much less likely the latest `repetition_window`
-    tokens become, 1 is off.
+    temperature: 0 takes the most likely token, "R" follows the model's coherence (`coherence_temperature`).
+    top_k: keep that many tokens, 0 keeps all. top_p: keep the most likely tokens that hold this share of the
+    probability. min_p: keep tokens at least this likely relative to the most likely one. repetition_penalty:
+    how much less likely the latest `repetition_window` tokens become, 1 is off.
 
     Raises: ConfigError for a value outside its range.
     """
 
-    temperature: float = 0.0
+    temperature: float | Literal["R"] = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
@@ -37,8 +38,9 @@ class Sampling:
     repetition_window: int = 64
 
     def __post_init__(self):
+        t = self.temperature
         ranges = {
-            "temperature": (self.temperature >= 0, "0 or more"),
+            "temperature": (t == "R" if isinstance(t, str) else t >= 0, "0 or more, or R"),
             "top_k": (self.top_k >= 0, "0 (off) or a number of tokens"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
@@ -48,6 +50,20 @@ class Sampling:
         for name, (good, expected) in ranges.items():
             if not good:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be {expected}")
+
+
+def coherence_temperature(trace: dict[str, Any]) -> mx.array:
+    """1.5 - 0.5 R at the last token, R averaged over blocks and groups. Shapes: -> [B, 1].
+
+    The more coherent, the cooler: K-SSM v1's sampling.
+    Raises: ConfigError for a trace without R.
+    """
+    R = [mx.mean(R[:, -1].astype(mx.float32), axis=-1) for name, R in trace.items() if name.endswith("/R")]
+    if not R:
+        raise ConfigError(
+            "temperature R follows the order parameter, and this model has none; give a number, such as 0.8"
+        )
+    return (1.5 - 0.5 * sum(R) / len(R))[:, None]
 
 
 def repetition_penalty(logits: mx.array, history: mx.array, penalty: float) -> mx.array:
@@ -90,14 +106,20 @@ def min_p(logits: mx.array, p: float) -> mx.array:
     return _keep(logits, logits >= best + mx.log(mx.array(p, dtype=logits.dtype)))
 
 
-def filtered(logits: mx.array, history: mx.array, sampling: Sampling) -> mx.array:
-    """The logits that are sampled from, in fp32, with every filter that is switched on applied in order."""
+def filtered(
+    logits: mx.array, history: mx.array, sampling: Sampling, trace: dict[str, Any] | None = None
+) -> mx.array:
+    """The logits that are sampled from, in fp32, with every filter that is switched on applied in order.
+
+    trace: of the model at this token, which temperature "R" reads.
+    """
     logits = logits.astype(mx.float32)
     if sampling.repetition_penalty != 1:
         logits = repetition_penalty(logits, history, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits
-    logits = logits / sampling.temperature
+    follows = sampling.temperature == "R"
+    logits = logits / (coherence_temperature(trace or {}) if follows else sampling.temperature)
     if sampling.top_k:
         logits = top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
@@ -106,13 +128,17 @@ def filtered(logits: mx.array, history: mx.array, sampling: Sampling) -> mx.arra
 
 
 def sample(
-    logits: mx.array, history: mx.array, keys: mx.array, sampling: Sampling
+    logits: mx.array,
+    history: mx.array,
+    keys: mx.array,
+    sampling: Sampling,
+    trace: dict[str, Any] | None = None,
 ) -> tuple[mx.array, mx.array]:
     """The next token of each row and the keys for the one after; a row reads only its own logits and key.
 
     Shapes: logits [B, V], history [B, W], keys [B, 2] uint32 -> tokens [B] int32, keys [B, 2].
     """
-    logits = filtered(logits, history, sampling)
+    logits = filtered(logits, history, sampling, trace)
     if sampling.temperature == 0:
         return mx.argmax(logits, axis=-1).astype(mx.int32), keys
     halves = mx.vmap(mx.random.split)(keys)

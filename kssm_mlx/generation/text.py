@@ -70,7 +70,7 @@ def stream(
     seeds: Sequence[int] | None = None,
     state: GenerationState | None = None,
     stop_at_separator: bool = True,
-    **sampling: float,
+    **sampling: float | str,
 ) -> Generator[Piece, None, list[Completion]]:
     """Continue one or several prompts as one batch; yields text as it comes, returns the completions.
 

@@ -79,7 +79,8 @@ def test_train_refuses_what_it_cannot_use(runs, recipe, arguments, message):
 def test_verify_prints_verdicts_and_exits_by_them(runs, recipe):
     good = kssm("verify", recipe, "--only", "C1,C7", "--level", "S")
     assert good.exit_code == 0 and "pass" in good.stdout and "0 [exactly]" in good.stdout
-    assert runs.asked == [("verify", (str(recipe),), {"only": ["C1", "C7"], "level": "S"})]
+    options = {"only": ["C1", "C7"], "level": "S", "model": None, "untrained": False}
+    assert runs.asked == [("verify", (str(recipe),), options)]
     runs.checks.append(a_check("C3", "fail", fix="mend it"))
     bad = kssm("verify", recipe)
     assert bad.exit_code == 1 and "C3: mend it" in bad.stdout
@@ -91,7 +92,7 @@ def test_verify_explains_a_check_or_says_what_it_needs():
     explained = kssm("verify", "--explain", "C18")
     assert explained.exit_code == 0 and "threshold: " in explained.stdout
     assert "no check 'C999'" in refused(kssm("verify", "--explain", "C999"))
-    assert "needs a recipe or a run folder" in refused(kssm("verify"))
+    assert "needs a recipe, a run folder, weights or --model" in refused(kssm("verify"))
 
 
 def test_generate_streams_what_it_prints_without_streaming(runs):
@@ -125,6 +126,8 @@ def test_generate_goes_on_from_a_file_as_in_one_go(runs, tmp_path):
 def test_generate_refuses_a_state_of_other_weights_and_odd_options(runs, tmp_path, monkeypatch):
     kssm("generate", "m", "hello", "--max-tokens", 3, "--state-out", tmp_path / "s")
     assert "top_p is 7.0" in refused(kssm("generate", "m", "x", "--top-p", 7, "--no-stream"))
+    assert "'warm' is neither a number nor R" in refused(kssm("generate", "m", "x", "--temperature", "warm"))
+    assert "has none" in refused(kssm("generate", "m", "x", "--temperature", "R", "--no-stream"))
     assert "2 seeds for 1 prompts" in refused(
         kssm("generate", "m", "x", "--no-stream", "--seed", 1, "--seed", 2)
     )
@@ -183,10 +186,12 @@ def test_the_real_process_exits_with_the_code(arguments, code):
     assert process.returncode == code and "Traceback" not in process.stderr
 
 
-def test_no_verify_is_for_hosts(runs, tmp_path):
-    assert "--no-verify is about a host" in refused(kssm("train", "default", "--no-verify"))
+def test_no_verify_is_for_checks_and_for_hosts(runs, tmp_path):
     recipe = tmp_path / "host.toml"
     recipe.write_text('[data]\nsource = "pydoc"\n[model]\nhost = "somewhere"\n')
     kssm("train", recipe, "--no-verify")
-    ((_, (loaded, _), _),) = runs.asked
-    assert loaded.model.verify is False
+    kssm("train", "default", "--no-verify")
+    kssm("train", "default")
+    (_, (hosted, _), first), (_, _, second), (_, _, third) = runs.asked
+    assert hosted.model.verify is False
+    assert [options["verify"] for options in (first, second, third)] == [False, False, True]

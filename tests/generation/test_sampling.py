@@ -79,6 +79,20 @@ def test_filters_compose_in_the_documented_order():
     assert 1 < np.isfinite(np.array(got)[0]).sum() < 12
 
 
+def test_temperature_R_is_each_rows_own_coherence():
+    """1.5 - 0.5 R of the last token, R averaged over blocks and groups."""
+    R = np.random.default_rng(1).uniform(size=(2, B, 3, 4)).astype(np.float32)
+    trace = {"block00/R": mx.array(R[0]), "block01/R": mx.array(R[1]), "block01/psi": mx.ones((B, 3, 4))}
+    got = filtered(mx.array(LOGITS), NO_HISTORY, Sampling(temperature="R", top_k=5), trace)
+    T = 1.5 - 0.5 * R[:, :, -1].mean(axis=(0, 2))
+    np.testing.assert_allclose(got, top_k(mx.array(LOGITS / T[:, None]), 5), rtol=1e-5)
+
+
+def test_temperature_R_needs_a_model_with_R():
+    with pytest.raises(ConfigError, match="this model has none; give a number"):
+        filtered(mx.array(LOGITS), NO_HISTORY, Sampling(temperature="R"), {"block00/state": mx.ones(1)})
+
+
 def test_greedy_takes_the_largest_and_spends_no_randomness():
     keys = mx.stack([mx.random.key(0)] * B)
     tokens, after = sample(mx.array(LOGITS), NO_HISTORY, keys, Sampling())
@@ -102,6 +116,7 @@ def test_draws_follow_the_distribution():
     "bad",
     [
         {"temperature": -1},
+        {"temperature": "warm"},
         {"top_k": -2},
         {"top_p": 0},
         {"top_p": 1.5},

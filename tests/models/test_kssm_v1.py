@@ -68,3 +68,20 @@ def test_forcing_reaches_the_logits_of_the_held_tokens_only():
     change = mx.abs(forced.logits - model(ids)).max(axis=(0, 2))
     assert change[2:4].min().item() > 1e-3
     assert change[:2].max().item() == change[4:].max().item() == 0
+
+
+def test_sampling_follows_R():
+    """Its published sampling: T = 1.5 - 0.5 R of the token just read, through the whole of generation."""
+    from kssm_mlx.data.tokenizers import ByteTokenizer
+    from kssm_mlx.generation import generate
+    from kssm_mlx.models import build, configure
+
+    model = build(configure("kssm_v1", "xs", vocab_size=256))
+    model.head.weight = 20 * model.head.weight
+    R = model.forward(mx.array([[65]])).trace["block00/R"].item()
+    options = {"max_tokens": 1, "seeds": list(range(40))}
+    drawn, same, warm = (
+        [c.ids for c in generate(model, ByteTokenizer(), ["A"] * 40, temperature=t, **options)]
+        for t in ("R", 1.5 - 0.5 * R, 1.5)
+    )
+    assert drawn == same != warm
