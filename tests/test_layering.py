@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "data": set(),
     "weights": {"models"},
     "generation": {"models", "data"},
-    "training": {"metrics", "data", "models", "ops"},
+    "training": {"metrics", "data", "models", "ops", "oscillators"},
     "checks": {"models", "ops", "weights", "data", "metrics", "training", "generation", "oscillators"},
 }
 MAY_IMPORT["experiments"] = {*MAY_IMPORT}

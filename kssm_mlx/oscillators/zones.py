@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from kssm_mlx.errors import ConfigError
 
+Range = tuple[float, float]
+
 
 class Profile(NamedTuple):
     """A tone map: names[i] holds from edges[i - 1] to edges[i]; an R on an edge is above it if `closed`."""
@@ -26,8 +28,8 @@ class Profile(NamedTuple):
 class Target(NamedTuple):
     """A range of R that somebody aimed for, and of the uncertainty U where the aim was joint."""
 
-    R: tuple[float, float]
-    U: tuple[float, float] | None
+    R: Range
+    U: Range | None
     used_by: str
 
 
@@ -74,3 +76,16 @@ def tone(R: float, profile: str) -> str:
         raise ConfigError(f"an order parameter lies between 0 and 1, got {R}")
     edges, names, closed, _ = PROFILES[profile]
     return names[(bisect_right if closed else bisect_left)(edges, R)]
+
+
+def feasible(R: Range, U: Range, product: Range) -> bool:
+    """Whether some R and U of these ranges have an R · U in the third.
+
+    Truth: R in 0.40-0.55 with U in 0.4-0.6, the box of the paper, has R · U in 0.16-0.33, never in 0.4-0.6.
+    """
+    return R[0] * U[0] <= product[1] and product[0] <= R[1] * U[1]
+
+
+def inside(value: float, among: Range | None) -> bool:
+    """Whether a value lies in a range, its ends included; any value where there is no range."""
+    return among is None or among[0] <= value <= among[1]

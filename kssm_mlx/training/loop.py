@@ -34,6 +34,7 @@ from kssm_mlx.training.rows import Rows, plain
 from kssm_mlx.training.signals import StopRequest, interrupted
 from kssm_mlx.training.state import TrainState, from_arrays, initial_state, to_arrays, with_knobs
 from kssm_mlx.training.step import make_step
+from kssm_mlx.training.watch import Watch
 
 SKIPS_ALLOWED = 10  # updates refused in a row for a gradient that is not finite, before the run is given up
 
@@ -125,11 +126,17 @@ class _Run:
         self.checkpoints = folder / "checkpoints"
         self.identity = identity.of(model, recipe, data)
         self.environment = identity.environment()
-        self.take_step = make_step(
-            model, recipe.train, loss=terms(recipe.loss), masks=masks, intervention=held
-        )
-        self.score = make_evaluator(model, intervention=held)
         self.state = initial_state(model, recipe.train)
+        self.watch = Watch(recipe, model.model_type, self.state.knobs)
+        self.take_step = make_step(
+            model,
+            recipe.train,
+            loss=terms(recipe.loss),
+            masks=masks,
+            intervention=held,
+            monitor=self.watch.active,
+        )
+        self.score = make_evaluator(model, task=data.task, intervention=held)
         self.step = self.tokens = self.started_at = 0
         self.best: Row = {}
         self.evaluation: Row = {}
@@ -159,6 +166,7 @@ class _Run:
         self.state = restored._replace(carry=carry, knobs={**fresh.knobs, **restored.knobs})
         self.step = self.started_at = saved.step
         self.tokens, self.best, self.evaluation = (saved.state[k] for k in ("tokens", "best", "evaluation"))
+        self.watch.visits = saved.state.get("visits", self.watch.visits)
         self._tell_restored(loaded, changed)
         with writing("checkpoints", self.checkpoints):
             self._repair(loaded)
@@ -232,6 +240,8 @@ class _Run:
         row = {"kind": "train", "step": self.step, **{name: plain(value) for name, value in metrics.items()}}
         row["tokens_per_second"] = row["tokens"] / max(self.clock() - began, 1e-9)
         self.tokens += row["tokens"]
+        row, knobs = self.watch.step(row, self.state.knobs)
+        self.state = self.state._replace(knobs=knobs)
         self.metrics.write(row)
         self.progress.step(row)
         self._refuse_divergence(row)
@@ -262,7 +272,7 @@ class _Run:
         )
         numbers = self.score(self._parameters(), windows, self.data.bytes_per_token_validation)
         numbers = {name: plain(value) for name, value in numbers.items()}
-        self.evaluation = {"kind": "eval", "step": self.step, **numbers}
+        self.evaluation = {"kind": "eval", "step": self.step, **numbers, **self.watch.residence()}
         improved = _better(self.evaluation, self.best)
         self.best = self.evaluation if improved else self.best
         self.metrics.write({**self.evaluation, "seconds": self.clock() - began})
@@ -299,6 +309,7 @@ class _Run:
             "key": self.state.key.tolist(),
             "best": self.best,
             "evaluation": self.evaluation,
+            "visits": self.watch.visits,
             "identity": self.identity,
             "environment": self.environment,
         }

@@ -5,6 +5,8 @@
     [model]  family, size and any field of that family's configuration; or host, a verified model to train on
     [train]  steps, batch, schedule, optimizer
     [loss]   terms beside the cross-entropy, each a table: [loss.uncertainty] weight = 0.1
+    [monitor] the tone map and the target zone whose names and residence are logged
+    [control] a rule that turns the model's knobs between steps
     [eval]   how often, on how much, what to sample
     [save]   checkpoints
     [waive]  checks that may fail, each with the reason: C1 = "memoryless on purpose"
@@ -15,6 +17,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +32,11 @@ from pydantic import (
     model_validator,
 )
 
+from kssm_mlx.data.tasks import PREFIX, make_task
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.oscillators import zones
+
+RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
 
 
 class _Section(BaseModel):
@@ -53,11 +60,12 @@ class About(_Section):
 
 
 class Data(_Section):
-    """source: `pydoc`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `hf:DATASET`.
+    """source: `pydoc`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `hf:DATASET`, `task:NAME`.
 
-    tokenizer: `bytes`, `chars`, `hf:PATH|REPO`, `world:PATH`.
+    tokenizer: `bytes`, `chars`, `hf:PATH|REPO`, `world:PATH`; of a task always `ids`.
     split: "documents" holds out whole documents, "contiguous" the last `validation` share of the one stream,
     "auto" takes documents when there are at least 20 of them.
+    task: the options of a task, as in `kssm_mlx.data.tasks`, which has its own split.
     """
 
     source: str = "pydoc"
@@ -65,6 +73,25 @@ class Data(_Section):
     split: Literal["auto", "documents", "contiguous"] = "auto"
     validation: float = Field(0.1, gt=0, lt=0.5)
     seed: int = Field(0, ge=0)
+    task: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_speak_ids(cls, values: Any) -> Any:
+        is_task = isinstance(values, dict) and str(values.get("source", "")).startswith(PREFIX)
+        return {"tokenizer": "ids", **values} if is_task else values
+
+    @model_validator(mode="after")
+    def _task_or_text(self):
+        if not self.source.startswith(PREFIX):
+            if self.task:
+                raise ValueError(f'[data.task] goes with source = "task:NAME", got source {self.source!r}')
+        elif (self.tokenizer, self.split, self.validation) != ("ids", "auto", 0.1):
+            raise ValueError(
+                "a task brings its tokenizer and split: leave tokenizer, split and validation out, and set "
+                "data.task.train_rows and data.task.validation_rows"
+            )
+        return self
 
 
 class Model(BaseModel):
@@ -85,29 +112,51 @@ class Model(BaseModel):
 
 
 class Host(_Section):
-    """host: a folder, a weight file or a repository, verified beforehand.
+    """host: a folder, a weight file or a repository, verified beforehand; or "recipe:NAME", which is trained
+    here first.
 
     train: "lora" trains adapters of this `rank` beside the host's wide projections, scaled by alpha / rank;
-    "full" trains every parameter; "frozen" trains none of the host's own. verify = false takes a host that
-    has not passed `kssm verify-weights`; the run records it.
+    "full" trains every parameter; "frozen" trains none of the host's own. graft: phase cores in the host,
+    trained in any case, with the options of `kssm_mlx.models.graft_configs`. verify = false takes a host
+    that has not passed `kssm verify-weights`; the run records it.
     """
 
     host: str = Field(min_length=1)
     train: Literal["lora", "full", "frozen"] = "lora"
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
+    graft: dict[str, Any] | None = None
     verify: bool = True
 
     @field_validator("host")
     @classmethod
     def _from_anywhere(cls, host: str) -> str:
         """A path without the folder it was meant in: the run is opened from others."""
-        path = Path(host).expanduser()
-        return str(path.resolve()) if path.exists() else host
+        kind = RECIPE if host.startswith(RECIPE) else ""
+        path = Path(host.removeprefix(kind)).expanduser()
+        there = path.is_file() if kind else path.exists()
+        return f"{kind}{path.resolve()}" if there else host
+
+    @field_validator("graft")
+    @classmethod
+    def _every_option(cls, graft: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The options given and those left out, so that a run says what it was whatever becomes of them."""
+        if graft is None:
+            return None
+        from kssm_mlx.models.graft_configs import configure
+
+        return asdict(configure(graft))
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe that the host is trained by; None for one that exists."""
+        return self.host.removeprefix(RECIPE) if self.host.startswith(RECIPE) else None
 
     @property
     def trained_file(self) -> str:
         """The stem of the checkpoint file that holds what is trained."""
+        if self.graft is not None:
+            return "graft"
         return "adapters" if self.train == "lora" else "model"
 
 
@@ -167,6 +216,54 @@ class Train(_Section):
         return self
 
 
+class Monitor(_Section):
+    """profile: the tone map, and target: the range of R (and U) aimed for, of oscillators/zones.py.
+
+    product: a range of R·U that belongs to the target too. A run has one of each.
+    """
+
+    profile: str = "C"
+    target: str = "v3"
+    product: tuple[float, float] | None = Field(None, strict=False)
+
+    @model_validator(mode="after")
+    def _possible(self):
+        for name, known in ((self.profile, zones.PROFILES), (self.target, zones.TARGETS)):
+            if name not in known:
+                raise ValueError(
+                    f"unknown name {name!r}; it is one of {', '.join(known)}{nearest(name, known)}"
+                )
+        R, U, _ = zones.TARGETS[self.target]
+        if self.product and not zones.feasible(R, U or (0.0, 1.0), self.product):
+            raise ValueError(
+                f"target {self.target!r} (R in {R}, U in {U or (0.0, 1.0)}) never has R·U in {self.product}; "
+                "take another target, or leave product out"
+            )
+        return self
+
+
+class Control(_Section):
+    """A rule of training/controls.py and how hard it turns the knobs.
+
+    R, U: the ranges to stay in, the rule's own by default. BRAKE takes the share `brake` off the coupling and
+    sets a noise of `noise_gain` times what is too much, at most `noise_limit`; BOOST and ESCAPE add the share
+    `boost`; the coupling stays within bounds.
+    label_only: name the action, turn nothing. persist = false: begin every step from the knobs the run began
+    with, as a controller did whose knob the optimizer restored.
+    """
+
+    rule: Literal["drift", "dual", "hook"]
+    R: tuple[float, float] | None = Field(None, strict=False)
+    U: tuple[float, float] | None = Field(None, strict=False)
+    brake: float = Field(0.05, ge=0, lt=1)
+    boost: float = Field(0.1, ge=0)
+    noise_gain: float = Field(0.1, ge=0)
+    noise_limit: float = Field(0.2, ge=0)
+    bounds: tuple[float, float] = Field((0.1, 5.0), strict=False)
+    label_only: bool = False
+    persist: bool = True
+
+
 class Eval(_Section):
     every: int = Field(200, ge=1)
     tokens: int = Field(65536, ge=256)
@@ -188,9 +285,22 @@ class Recipe(_Section):
     ] = Model()
     train: Train = Train()
     loss: dict[str, dict[str, Any]] = {}
+    monitor: Monitor | None = None
+    control: Control | None = None
     eval: Eval = Eval()
     save: Save = Save()
     waive: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _rows_fit(self):
+        if self.data.source.startswith(PREFIX):
+            task = make_task(self.data.source.removeprefix(PREFIX), self.data.task)
+            if self.train.context != task.length:
+                raise ValueError(
+                    f"train.context is {self.train.context}, the rows of {self.data.source} have "
+                    f"{task.length} targets; set train.context = {task.length}"
+                )
+        return self
 
     @field_validator("loss")
     @classmethod

@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.base import Cache, Intervention, head_of, mode, with_parameters
 from kssm_mlx.training import observables, optim, regularisers
-from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy
+from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
 from kssm_mlx.training.recipe import Train
 from kssm_mlx.training.regularisers import Term
 from kssm_mlx.training.schedules import schedule
@@ -99,7 +99,7 @@ def make_gradient(
     score = make_score(model, intervention, monitor=monitor, keep_logits=any(t.reads_logits for t in loss))
 
     def objective(params, tokens, resets, carry, knobs, key):
-        inputs, targets = mx.maximum(tokens[:, :-1], 0), tokens[:, 1:]
+        inputs, targets = split_rows(tokens)
         own = with_knobs(lowered(params), knobs)
         nats, count, logits, cache, trace = score(own, inputs, targets, carry, resets, key)
         terms = {k: v * count for k, v in regularisers.columns(loss, logits, targets, trace).items()}
@@ -214,10 +214,11 @@ def _holding(masks: dict[str, mx.array], params: dict[str, mx.array]):
     for name, mask in masks.items():
         if name not in params:
             raise ConfigError(f"a mask for {name!r}, which is not trained{nearest(name, params)}")
-        if mx.broadcast_shapes(mask.shape, params[name].shape) != params[name].shape:
-            raise ConfigError(
-                f"the mask for {name} has shape {mask.shape}, the parameter {params[name].shape}"
-            )
+        try:
+            mx.broadcast_to(mask, params[name].shape)
+        except ValueError:
+            shapes = f"has shape {mask.shape}, which does not broadcast to its {params[name].shape}"
+            raise ConfigError(f"the mask for {name} {shapes}") from None
 
     def hold(new: dict[str, Any], old: dict[str, Any] | None):
         kept = flatten(old) if old else dict.fromkeys(masks, 0.0)

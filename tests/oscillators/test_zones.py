@@ -1,9 +1,10 @@
 """Tone profiles name every R, once."""
 
+import numpy as np
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.oscillators.zones import PROFILES, TARGETS, tone
+from kssm_mlx.oscillators.zones import PROFILES, TARGETS, feasible, inside, tone
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -43,3 +44,23 @@ def test_targets_are_ranges():
 def test_refuses(R, profile, message):
     with pytest.raises(ConfigError, match=message):
         tone(R, profile)
+
+
+def test_the_papers_box_contradicts_itself_and_the_notes_does_not():
+    paper, notes = TARGETS["paper"], TARGETS["notes"]
+    assert not feasible(paper.R, paper.U, (0.4, 0.6))
+    assert feasible(paper.R, paper.U, (0.3, 0.6)) and feasible(notes.R, notes.U, (0.4, 0.6))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_feasible_agrees_with_a_search(seed):
+    rng = np.random.default_rng(seed)
+    R, U, product = np.sort(rng.uniform(0, 1, (3, 2)), axis=1)
+    grid = np.linspace(*R, 200)[:, None] * np.linspace(*U, 200)
+    found = ((grid >= product[0]) & (grid <= product[1])).any()
+    assert feasible(tuple(R), tuple(U), tuple(product)) == found
+
+
+def test_a_value_is_inside_with_the_ends_and_without_a_range():
+    assert [inside(x, (0.3, 0.5)) for x in (0.29, 0.3, 0.5, 0.51)] == [False, True, True, False]
+    assert inside(7.0, None)
