@@ -34,6 +34,7 @@ MODELS: dict[str, Family] = {
     "mamba2": Family("mamba2", "Mamba2Config", "Mamba2"),
     "rwkv": Family("rwkv4", "RWKV4Config", "RWKV4"),
     "rwkv7": Family("rwkv7", "RWKV7Config", "RWKV7"),
+    "hybrid": Family("hybrid", "HybridConfig", "Hybrid"),
     "transformer": Family("transformer", "TransformerConfig", "Transformer"),
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.base import Clamp, held
+from kssm_mlx.models.base import Clamp, hold
 from kssm_mlx.models.layers import linear
 from kssm_mlx.ops.scan import begins, inside
 
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         keys, values, where = (mx.concatenate(parts, axis=1) for parts in zip(past, (k, v, at)))
         y = self._look(q, keys, values, where, at, document)
         cache = self._kept(keys, values, _of_last(where, document), lengths, x.shape[1])
-        return self.out(hold_heads(y, clamps).flatten(-2)), cache
+        return self.out(hold(y, clamps).flatten(-2)), cache
 
     def _blank(self, k: mx.array) -> list[mx.array]:
         """The cache before the first token: empty, or `reach` places where there is nothing."""
@@ -139,11 +139,3 @@ def rotate(x: mx.array, position: mx.array) -> mx.array:
     a, b = mx.split(x.astype(mx.float32), 2, axis=-1)
     c, s = mx.cos(angle), mx.sin(angle)
     return mx.concatenate([a * c - b * s, a * s + b * c], axis=-1).astype(x.dtype)
-
-
-def hold_heads(y: mx.array, clamps: tuple[Clamp, ...]) -> mx.array:
-    """Hold what heads put out, before the output projection; 0 takes a head out. Shapes: y [B, T, H, d]."""
-    for clamp in clamps:
-        value = mx.broadcast_to(mx.array(clamp.value, y.dtype), y.shape)
-        y = mx.where(held(clamp, 0, *y.shape[1:3])[..., None], value, y)
-    return y

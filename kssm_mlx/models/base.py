@@ -8,7 +8,7 @@ which is the calling convention of mlx-lm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -136,6 +136,19 @@ def held(clamp: Clamp, first: int, T: int, units: int) -> mx.array:
         return mx.broadcast_to(tokens[:, None], (T, units))
     chosen = (mx.arange(units)[:, None] == mx.array(clamp.units)[None]).any(axis=1)
     return tokens[:, None] & chosen[None]
+
+
+def hold(y: mx.array, clamps: Iterable[Clamp]) -> mx.array:
+    """y with each clamp's units at its value. Shapes: y [B, T, units, ...].
+
+    Raises: ConfigError for a clamp on the state: a state that is no part of y is set in the cache.
+    """
+    for clamp in clamps:
+        if clamp.where != "readout":
+            raise ConfigError(f"{clamp.site!r} can be held where='readout' only; set a state in the cache")
+        chosen = held(clamp, 0, *y.shape[1:3]).reshape(*y.shape[1:3], *[1] * (y.ndim - 3))
+        y = mx.where(chosen, mx.broadcast_to(mx.array(clamp.value, y.dtype), y.shape), y)
+    return y
 
 
 def clamp_output(
