@@ -1,0 +1,143 @@
+"""What do the oscillators know? R against the token and against noise, and whether the oscillators differ."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kssm_mlx.checks.arms import blocks_with, passage, run_arm
+from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
+
+TEXTS, NOISES = 6, 2
+DIGITS = 1e-3  # what of R can be told apart: the third digit
+RECODED, RATIO = 0.95, 2.0
+APART, DIMENSIONS = 1e-3, 8
+
+
+@check("C22", level="S", title="R carries information", source="liminal.md C22")
+def information(ctx: Context) -> Check:
+    """R at the same place of 6 texts of 2 rows, each under 2 draws of the model's noise. Ratio: the
+    variance over texts under equal noise / (the variance over noise on equal text + 1e-6), least over
+    blocks, the mean over groups and places each. eta^2: the share of R's variance that the current token
+    explains, corrected for the number of tokens (epsilon^2), median over the groups of a block, largest
+    over blocks.
+
+    Threshold: fail below a ratio of 2: R says more about the draw than about the text; 1e-6 is its third
+    digit, for models without noise. Warn above an eta^2 of 0.95: R is the current token written
+    differently.
+    Caught: v3, whose R was the same for every token (common shift); v1, whose R takes one value per
+    character (eta^2 = 1).
+    Sabotage: a constant R; R of noise; R as a table of the current token.
+    """
+    ctx.need("model")
+    texts = [passage(ctx, rows=2, stream=i) for i in range(TEXTS)]
+    R = _draws(ctx, texts, "R")
+    tokens = np.stack([np.array(t) for t in texts])
+    ratio = {b: float(_ratio(r)) for b, r in R.items()}
+    eta = {b: float(np.median(_explained(r[:, 0], tokens))) for b, r in R.items()}
+    low, high = (pick(d, key=lambda b: np.nan_to_num(d[b])) for pick, d in ((min, ratio), (max, eta)))
+    informative = all(r >= RATIO for r in ratio.values())
+    return verdict(
+        "C22",
+        "fail" if not informative else "warn" if eta[high] > RECODED else "pass",
+        f"variance over texts {ratio[low]:.3g} x noise (block {low}); the token explains {eta[high]:.1%} "
+        f"(block {high})",
+        f">= {RATIO:g} x noise; <= {RECODED:.0%}",
+        "R is a function of the current token alone: nothing is carried from token to token"
+        if informative
+        else "R is the same whatever is read: a common shift only turns phases, drive each by itself",
+        ratio={str(b): v for b, v in ratio.items()},
+        eta2={str(b): v for b, v in eta.items()},
+    )
+
+
+def _draws(ctx: Context, texts: list, quantity: str) -> dict[int, np.ndarray]:
+    """Block -> the quantity [texts, noises, B, T, ...]. Raises: NotMeasurable where the trace lacks it."""
+    arms = [[run_arm(ctx.model, t, ctx.seed + s).trace for s in range(NOISES)] for t in texts]
+    blocks = blocks_with(arms[0][0], quantity)
+    if not blocks:
+        raise NotMeasurable(f'the trace has no "block00/{quantity}"')
+    return {
+        b: np.stack([np.stack([blocks_with(trace, quantity)[b] for trace in row]) for row in arms]).astype(
+            np.float64
+        )
+        for b in blocks
+    }
+
+
+def _ratio(R: np.ndarray) -> float:
+    """Variance over texts (axis 0) by variance over noise (axis 1). Shapes: R [texts, noises, ...]."""
+    return R.var(axis=0, ddof=1).mean() / (R.var(axis=1, ddof=1).mean() + DIGITS**2)
+
+
+def _explained(R: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """epsilon^2 of each group; NaN where too few tokens occur twice. Shapes: R [texts, B, T, groups], tokens
+    [texts, B, T] -> [groups].
+    """
+    R = R.reshape(tokens.size, -1)
+    _, index, counts = np.unique(tokens.ravel(), return_inverse=True, return_counts=True)
+    N, k = len(R), len(counts)
+    total = R.var(axis=0, ddof=1)
+    if 2 * k > N or not np.all(total > 0):
+        return np.full(total.shape, np.nan)
+    means = np.stack([np.bincount(index, column) for column in R.T], axis=1) / counts[:, None]
+    within = np.sum((R - means[index]) ** 2, axis=0) / (N - k)
+    return 1 - within / total
+
+
+@check("C23", level="P", title="the oscillators differ", source="liminal.md C23")
+def diversity(ctx: Context) -> Check:
+    """The phases of a block (theta, or psi of its populations where it has no theta) at the same place of 6
+    texts of 2 rows, under equal noise. Apart: circular standard deviation over texts of theta_i - theta_1,
+    mean over places and i, in radians. Dimensions: participation ratio (sum of eigenvalues)^2 / sum of
+    their squares of the covariance of exp(i theta). The least block counts.
+
+    Threshold: apart > 1e-3 and dimensions >= min(8, N / 8) of N oscillators: below, the block passes on one
+    or two numbers however wide it is. A fresh K-SSM has 1.4 radians and half of N dimensions.
+    Caught: v3, one common shift for all 192 oscillators: their differences never change.
+    Sabotage: phases that share one shift.
+    """
+    ctx.need("model")
+    texts = [passage(ctx, rows=2, stream=i) for i in range(TEXTS)]
+    theta = _phases(ctx, texts)
+    if all(t.shape[-1] < 2 for t in theta.values()):
+        raise NotMeasurable("the blocks have one oscillator each")
+    apart = {b: float(_apart(t)) for b, t in theta.items()}
+    rank = {b: participation(np.exp(1j * t).reshape(-1, t.shape[-1])) for b, t in theta.items()}
+    needed = {b: min(DIMENSIONS, t.shape[-1] / 8) for b, t in theta.items()}
+    together = [b for b in theta if not (apart[b] > APART and rank[b] >= needed[b])]
+    least = (together or sorted(rank, key=lambda b: rank[b] / needed[b]))[0]
+    return verdict(
+        "C23",
+        not together,
+        f"apart {apart[least]:.1e} rad, {rank[least]:.1f} dimensions (block {least})",
+        f"apart > {APART:g} rad, >= {needed[least]:g} dimensions",
+        "all oscillators get the same drive: give each one its own projection of the input",
+        apart={str(b): v for b, v in apart.items()},
+        dimensions={str(b): v for b, v in rank.items()},
+    )
+
+
+def _phases(ctx: Context, texts: list) -> dict[int, np.ndarray]:
+    """Block -> phases [texts, B, T, ..., N] under equal noise."""
+    try:
+        drawn = _draws(ctx, texts, "theta")
+    except NotMeasurable:
+        drawn = _draws(ctx, texts, "psi")
+    return {b: theta[:, 0] for b, theta in drawn.items()}
+
+
+def _apart(theta: np.ndarray) -> float:
+    """Circular standard deviation over axis 0 of theta_i - theta_1. Shapes: [texts, ..., N]."""
+    difference = theta[..., 1:] - theta[..., :1]
+    agreement = np.abs(np.exp(1j * difference).mean(axis=0))
+    return np.sqrt(-2 * np.log(np.clip(agreement, 1e-300, 1.0))).mean()
+
+
+def participation(z: np.ndarray) -> float:
+    """How many directions a cloud fills: (sum l)^2 / sum l^2 of its covariance; 0 for one that is a point up
+    to rounding. Shapes: z [samples, N].
+    """
+    centred = z - z.mean(axis=0)
+    covariance = centred.conj().T @ centred / len(z)
+    total = np.trace(covariance).real
+    return float(total**2 / np.sum(np.abs(covariance) ** 2)) if not total < 1e-10 * z.shape[1] else 0.0

@@ -1,0 +1,119 @@
+"""C9, C24 and C25: what moves R without learning, and what cannot be learned because it rests on a clip."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_unflatten
+
+from kssm_mlx.checks import suites
+from kssm_mlx.checks.base import Context
+from kssm_mlx.checks.decay import decay_of
+from kssm_mlx.training.recipe import parse
+from kssm_mlx.training.state import flatten
+from tests import fakes
+from tests.checks.small_oscillators import STEPS, on_its_floor, small, trained
+
+BARRIER = {"bistability": {"weight": 0.5}}
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
+
+def run(id: str, context: Context):
+    (check,) = suites.run_suite(context, [id])
+    return check
+
+
+def recipe(steps: int = 4000, loss: dict | None = None, **train):
+    return parse({"train": {"steps": steps, "context": 32, **train}, "loss": loss or {}})
+
+
+def decayed(model, plan, steps: int, seed: int = 0) -> Context:
+    """A run in which every gradient was zero, as AdamW would have done it, step by step."""
+    from kssm_mlx.training.optim import adamw, update
+    from kssm_mlx.training.schedules import schedule
+    from kssm_mlx.training.state import initial_state
+
+    state, adam = initial_state(model, plan.train), adamw(model, plan.train)
+    initial, params, opt = flatten(state.params), state.params, state.opt
+    nothing = tree_unflatten([(n, mx.zeros_like(p)) for n, p in initial.items()])
+    for step in range(steps):
+        params, opt = update(adam, params, nothing, opt, schedule(plan.train)(mx.array(step)))
+        mx.eval(params, opt)
+    model.update(params)
+    return Context(model, model.args, plan, initial=initial, history=[{"step": steps}], seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_kssm_learns_is_not_decay(prepared, seed):
+    context = trained(prepared, seed=seed)
+    context.recipe = recipe(STEPS, learning_rate=1e-2)
+    check = run("C9", context)
+    assert check.verdict == "pass" and abs(check.numbers["share"]) < 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_climb_of_v3_is_decay(seed):
+    plan = recipe(300, learning_rate=0.05, decay="all")
+    check = run("C9", decayed(small("kssm_v3", 40, seed, noise="off"), plan, 300, seed))
+    assert check.verdict == "fail" and check.numbers["share"] == pytest.approx(1, abs=0.02)
+    assert "by decay alone +" in check.got and 'train.decay = "matrices"' in check.fix
+    assert "blocks.0.bank.omega" in check.numbers["shrinking"]
+
+
+def test_before_training_the_recipe_is_read():
+    v3 = small("kssm_v3", 40)
+    assert run("C9", Context(v3, v3.args, recipe())).verdict == "pass"
+    check = run("C9", Context(v3, v3.args, recipe(decay="all")))
+    assert check.verdict == "warn" and "omega" in str(check.numbers["shrinking"])
+    model = small("kssm", 40)
+    assert run("C9", Context(model, model.args, recipe())).verdict == "pass"
+    assert run("C9", Context(model, model.args, recipe(decay="all", weight_decay=0.0))).verdict == "pass"
+
+
+def test_groups_decay_at_their_own_rate():
+    plan = recipe(groups={"oscillator": {"learning_rate": 0.5, "weight_decay": 0.4}})
+    decays = decay_of(small("kssm", 40), plan.train)
+    assert decays["blocks.0.mixer.populations.field.weight"] == pytest.approx(0.2)
+    assert decays["blocks.0.mixer.populations.omega"] == 0
+
+
+def test_a_coherence_that_stayed_is_not_judged():
+    model = small("kssm", 40)
+    context = Context(model, model.args, recipe(), initial=flatten(model.parameters()), history=[{"step": 9}])
+    check = run("C9", context)
+    assert check.verdict == "not measurable" and "nothing to explain" in check.got
+    assert 'no "block00/R"' in run("C9", replace(context, model=fakes.TinyRecurrent())).got
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fresh_v3_still_learns(seed):
+    model = small("kssm_v3", 40, seed)
+    context = Context(model, model.args, recipe(loss=BARRIER), history=[{"step": 1}], seed=seed)
+    assert run("C24", context).ok
+    assert run("C25", context).verdict == "pass"
+
+
+def test_u_on_its_floor_is_caught():
+    model = on_its_floor(small("kssm_v3", 40))
+    context = Context(model, model.args, recipe(loss=BARRIER), history=[{"step": 1}])
+    clip, wall = run("C24", context), run("C25", context)
+    assert clip.verdict == "fail" and "100.0% on the floor" in clip.got and "0.0% trained" in clip.got
+    assert wall.verdict == "fail" and "bistability.barrier is 1.15 and has a gradient of 0.0e+00" in wall.got
+    control = on_its_floor(small("kssm_v3", 40, variant="monostable"))
+    assert run("C24", replace(context, model=control)).verdict == "pass"  # u_raw = 0 there is no clip
+
+
+@pytest.mark.parametrize("term, dead", [("legacy_uncertainty", True), ("uncertainty", False)])
+def test_a_term_that_is_a_number_is_caught(term, dead):
+    model = small("kssm", 40)
+    check = run("C25", Context(model, model.args, recipe(loss={term: {"weight": 0.1}})))
+    assert (check.verdict == "fail") == dead
+    assert not dead or "legacy_uncertainty is" in check.got
+
+
+def test_an_inactive_barrier_is_not_judged():
+    model = small("kssm", 40)
+    inactive = {"tonal": {"weight": 1.0, "limit": 0.99}}  # R is below it, and R itself has a gradient
+    assert run("C25", Context(model, model.args, recipe(loss=inactive))).verdict == "pass"
+    assert run("C25", Context(model, model.args, recipe())).got == "the recipe adds no term to the loss"
+    assert "nothing is clipped" in run("C24", Context(model, model.args)).got

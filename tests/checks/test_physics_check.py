@@ -1,0 +1,142 @@
+"""C40 and C26: steps and populations that break one law each, and those that keep them."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from kssm_mlx.checks import suites
+from kssm_mlx.checks.base import Context
+from kssm_mlx.checks.physics import package_step
+from kssm_mlx.oscillators.integrate import METHODS
+from kssm_mlx.oscillators.order import mean_phase
+from kssm_mlx.oscillators.planar import Planar
+from tests import fakes
+
+euler = partial(package_step, "euler")
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
+
+def repelling(theta, omega, K, dt):
+    """The sine of theta_i - theta_j, as in PhaseGPT."""
+    return euler(theta, omega, -K, dt)
+
+
+def clipped(theta, omega, K, dt):
+    """A clip at two turns, as in PhaseBlock."""
+    return mx.clip(euler(theta, omega, K, dt), -2 * np.pi, 2 * np.pi)
+
+
+def linearly_mixed(theta, omega, K, dt):
+    """A mean angle and phases mixed as numbers, as the forced R of v1."""
+    share = 0.5 * K * dt
+    return (1 - share) * (theta + omega * dt) + share * mean_phase(theta)[:, None]
+
+
+def without_dt(theta, omega, K, dt):
+    """The frequencies are added once per step, whatever a step is."""
+    return euler(theta + omega * 0.05, 0 * omega, K, dt)
+
+
+def scattering(theta, omega, K, dt):
+    """Equal phases do not stay equal."""
+    return euler(theta, omega + 1e-3 * mx.arange(theta.shape[-1]), K, dt)
+
+
+def check(id: str, model, seed: int = 0):
+    (found,) = suites.run_suite(Context(model, seed=seed), [id])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_package_keeps_every_law(seed):
+    assert check("C40", None, seed).verdict == "pass"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_keeps_every_law(method):
+    model = SimpleNamespace(oscillator_step=partial(package_step, method))
+    found = check("C40", model, seed=7)
+    assert found.verdict == "pass" and found.got.startswith("the model's step: ")
+
+
+@pytest.mark.parametrize(
+    "step, law, fix",
+    [
+        (repelling, "rise", "the coupling has the wrong sign"),
+        (clipped, "turn", "wrap angles, never clip them"),
+        (linearly_mixed, "shift", "angles are mixed linearly"),
+        (without_dt, "halving", "depends on dt"),
+        (scattering, "unity", "phases in lock-step drift apart"),
+        (lambda theta, omega, K, dt: theta * float("nan"), "turn", "wrap angles"),
+    ],
+)
+def test_a_step_that_breaks_a_law_is_caught(step, law, fix):
+    found = check("C40", SimpleNamespace(oscillator_step=step))
+    assert found.verdict == "fail"
+    assert law in found.numbers["broken"] and fix in found.fix
+
+
+@pytest.mark.parametrize("step, own", [(clipped, {"turn"}), (without_dt, {"halving", "turn"})])
+def test_each_defect_breaks_its_own_laws_only(step, own):
+    assert set(check("C40", SimpleNamespace(oscillator_step=step)).numbers["broken"]) == own
+
+
+class Populations(nn.Module):
+    """Populations whose states follow `velocity(z)` without input. Shapes: z complex [n, G]."""
+
+    claims_bistability = True
+    layers = (None, None)
+
+    def __init__(self, velocity=None, groups: int = 3):
+        super().__init__()
+        self._velocity, self._groups = velocity, groups
+
+    def free_states(self, block, steps, z0):
+        z = np.broadcast_to(np.array(z0.re) + 1j * np.array(z0.im), (z0.shape[0], self._groups))
+        for _ in range(steps):
+            z = z + 0.05 * self._velocity(z)
+        return Planar(mx.array(z.real, mx.float32), mx.array(z.imag, mx.float32))
+
+
+def two_phases(z):
+    """Attracted to +0.7 and -0.7: a double well of the phase."""
+    return z.real * (0.49 - z.real**2) - 1j * z.imag
+
+
+def two_amplitudes(z):
+    """Incoherence and R = 0.8 are both stable, R = 0.4 between them is not; the phase turns on."""
+    R2 = np.abs(z) ** 2
+    return -10 * z * (R2 - 0.16) * (R2 - 0.64) + 0.3j * z
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("velocity", [two_phases, two_amplitudes])
+def test_two_states_are_found(velocity, seed):
+    found = check("C26", Populations(velocity), seed)
+    assert found.verdict == "pass", found.got
+    assert "100% of the populations" in found.got
+
+
+@pytest.mark.parametrize(
+    "velocity, got",
+    [
+        (lambda z: 0.5 - z, "0.00 apart"),  # one attractor, like v3
+        (lambda z: 0 * z, "off after a kick"),  # a state that stays wherever it is put
+        (lambda z: np.where(z.real > 0, 0.7, 0) - z, "0.70 apart"),  # 0 is left to one side
+    ],
+)
+def test_what_is_not_bistable_loses_the_name(velocity, got):
+    found = check("C26", Populations(velocity))
+    assert found.verdict == "fail"
+    assert "0% of the populations" in found.got and got in found.got and "do not call it" in found.fix
+
+
+def test_only_who_claims_two_states_is_asked():
+    assert check("C26", fakes.TinyRecurrent()).got == "the model does not claim two states"
+    talker = fakes.TinyRecurrent()
+    talker.claims_bistability = True
+    assert "no free_states" in check("C26", talker).got
