@@ -15,6 +15,7 @@ The docstring is the documentation: `kssm verify --explain C2` prints it, docs/c
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -62,7 +63,18 @@ class Check:
         return self.verdict != "fail"
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "ok": self.ok}
+        """Plain values, as JSON has them: NaN and infinity, which it does not have, are words."""
+        return _plain({**asdict(self), "ok": self.ok})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):  # numpy and mlx scalars
+        value = value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass

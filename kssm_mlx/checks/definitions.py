@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kssm_mlx.checks import arithmetic, behaviour
-from kssm_mlx.checks.base import explain
+from kssm_mlx.checks import arithmetic, behaviour, plugins
+from kssm_mlx.checks.base import Definition, explain
 from kssm_mlx.checks.pretrained import LAYERS, TITLES
 from kssm_mlx.checks.reasons import REASONS
 from kssm_mlx.checks.suites import REGISTRY
@@ -20,20 +20,35 @@ SOURCES |= {"W27": "liminal.md C19"}
 
 
 class Entry(NamedTuple):
-    """A check as readers see it; explanation: "definition", "threshold", "caught", "sabotage"."""
+    """A check as readers see it; explanation: "definition", "threshold", "caught", "sabotage"; cost: in
+    words; package: whose it is.
+    """
 
     id: str
     level: str
     title: str
     source: str
     explanation: dict[str, str]
+    cost: str = ""
+    package: str = "kssm_mlx"
 
 
 def definitions() -> dict[str, Entry]:
-    """Every check, C before W, each in the order of the numbers."""
-    runs = [Entry(d.id, d.level, d.title, d.source, d.explanation) for d in REGISTRY.values()]
-    entries = [*runs, *_files(), *_models(), _entry("W0", "P", HOST_CHECK, host_verdict)]
-    return {e.id: e for e in sorted(entries, key=lambda e: (e.id[0], int(e.id[1:])))}
+    """Every check, plug-ins too, by their letters, each in the order of the numbers."""
+    plugins.load()
+    entries = [*map(_registered, REGISTRY.values()), *_files(), *_models()]
+    entries.append(_entry("W0", "P", HOST_CHECK, host_verdict))
+    return {e.id: e for e in sorted(entries, key=lambda e: _ordinal(e.id))}
+
+
+def _ordinal(id: str) -> tuple[str, int]:
+    letters = id.rstrip("0123456789")
+    return letters, int(id.removeprefix(letters))
+
+
+def _registered(d: Definition) -> Entry:
+    cost = f"{d.passes} forward pass{'es' * (d.passes > 1)}" if d.passes else ""
+    return Entry(d.id, ", ".join(d.level + d.also), d.title, d.source, d.explanation, cost, d.package)
 
 
 def definition(id: str) -> Entry:

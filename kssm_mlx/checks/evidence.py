@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 
 from kssm_mlx.checks.base import Context
+from kssm_mlx.training.recipe import WORDS
 
 
 def arms(runs: list[Context]) -> dict[str, list[Context]]:
-    """Runs that differ in train.seed and in words only, together; by the name of the first one's folder."""
+    """Runs that differ in train.seed and in words only, together; by the folder of the first one."""
     grouped: dict[str, list[Context]] = {}
     for run in runs:
         grouped.setdefault(_question(run), []).append(run)
-    return {group[0].run_folder.name: group for group in grouped.values()}
+    return {str(group[0].run_folder): group for group in grouped.values()}
 
 
 def _question(run: Context) -> str:
-    words = {"about": True, "waive": True, "train": {"seed"}}
-    return json.dumps(run.recipe.model_dump(exclude=words), sort_keys=True)
+    table = run.recipe.model_dump(exclude={**dict.fromkeys(WORDS, True), "train": {"seed"}})
+    return json.dumps(table, sort_keys=True)
 
 
 def level(ctx: Context) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -68,9 +69,19 @@ def show_fixes(console: Console, checks: Iterable[Mapping[str, Any]]) -> None:
             console.print(f"{c['id']}: {c['fix']}", markup=False, soft_wrap=True, highlight=False)
 
 
+def summary(checks: Sequence[Mapping[str, Any]]) -> str:
+    """How many checks, how long, and how they came out."""
+    count = Counter(c["verdict"] for c in checks)
+    verdicts = ", ".join(f"{count[word]} {word}" for word in COLOURS if count[word])
+    return f"{len(checks)} checks in {sum(c['seconds'] for c in checks):.1f} s: {verdicts}"
+
+
 def _check_row(c: Mapping[str, Any]) -> tuple[Any, ...]:
     seconds = f"{c['seconds']:.1f}" if c["seconds"] else ""
-    return f"{c['id']} {c['title']}", _verdict(c["verdict"]), _got(c), c["expected"], seconds
+    verdict = _verdict(c["verdict"])
+    if c.get("evidence"):  # which older runs do not state
+        verdict.append(f"\n{c['evidence']}", style="dim")
+    return f"{c['id']} {c['title']}", verdict, _got(c), c["expected"], seconds
 
 
 def warn_unverified(trained: Any) -> None:
@@ -87,4 +98,6 @@ def _verdict(word: str) -> Text:
 
 def _got(check: Mapping[str, Any]) -> str:
     reason = check["numbers"].get("waived_because")
-    return f"{check['got']} (waived: {reason})" if reason else check["got"]
+    notes = [f"waived: {reason}"] if reason else []
+    notes += [f"on {check['ran_on']}"] if check.get("ran_on") else []
+    return f"{check['got']} ({'; '.join(notes)})" if notes else check["got"]

@@ -24,7 +24,11 @@ def train(
         list[str] | None, typer.Option(metavar='ID="REASON"', help="Go on although this check fails.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option(help="Refuse a host that has not passed kssm verify-weights.")
+        bool,
+        typer.Option(
+            help="A failed check, or a host that has not passed kssm verify-weights, stops the run; with "
+            "--no-verify it goes on, and says what would have stopped it."
+        ),
     ] = True,
     track: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Also send every row to trackio.")
@@ -32,7 +36,8 @@ def train(
 ) -> None:
     """Train a model, verified before and after.
 
-    Checks of data and model come first, then training, checks of the result, samples, pictures and the card.
+    Checks of data and model come first (level P), then training, with checks at every evaluation (R), checks
+    of the result (S), samples, pictures and the card.
     Exit code 0 done, 1 a check failed, 2 unusable input, 130 or 143 stopped by a signal with a checkpoint.
     """
     from kssm_mlx.training.recipe import load, parse_override
@@ -55,6 +60,7 @@ def train(
             resume=resume,
             allow_config_change=allow_config_change,
             waivers=waivers,
+            verify=verify,
             track=track,
             console=out_to,
         )
@@ -66,9 +72,9 @@ def train(
 
 
 def without_verification(recipe: Any) -> Any:
-    """The recipe with verify = false for its host. Raises: ConfigError where it has none."""
+    """The recipe with verify = false for its host, where it has one."""
     if not hasattr(recipe.model, "host"):
-        raise ConfigError("--no-verify is about a host; this recipe starts from a fresh model")
+        return recipe
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"verify": False})})
 
 

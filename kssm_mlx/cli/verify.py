@@ -1,4 +1,4 @@
-"""`kssm verify`: measure the apparatus, before a run or after it."""
+"""`kssm verify`: measure the apparatus, before a run, after it, or before a claim."""
 
 from __future__ import annotations
 
@@ -6,33 +6,48 @@ from typing import Annotated
 
 import typer
 
-from kssm_mlx.errors import ConfigError
-
 
 def verify(
-    target: Annotated[str | None, typer.Argument(help="A recipe or a run folder.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="A recipe, a run folder or weights; or several run folders.")
+    ] = None,
     only: Annotated[str | None, typer.Option(metavar="C1,C7", help="Run these checks only.")] = None,
     level: Annotated[
         str | None,
-        typer.Option(help="P: before step 1; S: after the run.  [default: what the target allows]"),
+        typer.Option(
+            help="P: before step 1; S: after a run; R: during it; G: before a claim.  "
+            "[default: P; of a run P, S and R; of several G]"
+        ),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:CALLABLE", help="A model of your own, alone or on a recipe.")
+    ] = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Look for what was learned although nothing was.")
+    ] = False,
     explain: Annotated[
         str | None, typer.Option(metavar="C20", help="Say what a check measures and why.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
 ) -> None:
-    """Check a recipe, or a run and what it learned.
+    """Check a recipe, a run and what it learned, a model, or the runs that a claim compares.
 
-    Exit code 0 if every check passed or was waived, 1 if one failed, 2 for unusable input.
+    Of several runs those that differ in their seed alone are one arm, and the arm of the first is the
+    baseline. Exit code 0 if no check failed, 1 if one did, 2 for unusable input.
     """
     if explain:
         return _explain(explain)
-    if target is None:
-        raise ConfigError("kssm verify needs a recipe or a run folder (or --explain with the id of a check)")
     from kssm_mlx.experiments.run import verify as run
 
-    checks = [c.to_json() for c in run(target, only=only.split(",") if only else None, level=level)]
-    _show(checks, target, as_json)
+    found = run(
+        *(targets or ()),
+        only=only.split(",") if only else None,
+        level=level,
+        model=model,
+        untrained=untrained,
+    )
+    checks = [c.to_json() for c in found]
+    _show(checks, " ".join([*(targets or ()), *([model] if model else [])]), as_json)
     raise typer.Exit(0 if all(c["ok"] for c in checks) else 1)
 
 
@@ -40,11 +55,12 @@ def _show(checks: list[dict], target: str, as_json: bool) -> None:
     if as_json:
         import json
 
-        return typer.echo(json.dumps(checks, indent=2))
-    from kssm_mlx.cli.tables import checks_table, console, show_fixes
+        return typer.echo(json.dumps(checks, indent=2, ensure_ascii=False))
+    from kssm_mlx.cli.tables import checks_table, console, show_fixes, summary
 
     shown = console()
     shown.print(checks_table(checks, target))
+    shown.print(summary(checks))
     show_fixes(shown, checks)
 
 
@@ -55,3 +71,5 @@ def _explain(check: str) -> None:
     typer.echo(f"{entry.id} {entry.title} (level {entry.level}; {entry.source})")
     for part, text in entry.explanation.items():
         typer.echo(f"{part}: {text}")
+    if entry.cost:
+        typer.echo(f"cost: {entry.cost}")

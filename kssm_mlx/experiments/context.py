@@ -11,16 +11,25 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from kssm_mlx import models
 from kssm_mlx.checks.base import Context
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import ConfigError, DataError
-from kssm_mlx.experiments.folder import BESIDE_RECIPE, host_of, recipe_json, recipe_of, rows, without
+from kssm_mlx.experiments.folder import (
+    BESIDE_RECIPE,
+    host_of,
+    manifest_of,
+    recipe_json,
+    recipe_of,
+    rows,
+    without,
+)
 from kssm_mlx.experiments.start import Start, start, start_of_run, take
 from kssm_mlx.training import checkpoint, identity
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.loop import refuse_second_run
-from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.recipe import WORDS, Recipe
 from kssm_mlx.training.state import flatten, from_arrays, initial_state
 
 
@@ -47,8 +56,8 @@ def _changes(recipe: Recipe, folder: Path) -> list[str]:
     """One phrase per key of the recipe that is not as the run in `folder` has it."""
     if not (folder / "recipe.json").is_file():
         return []
-    then = identity.dotted(without(recipe_json(folder), "about", *BESIDE_RECIPE))
-    return identity.differences(then, identity.dotted(without(recipe.model_dump(), "about")))
+    then = identity.dotted(without(recipe_json(folder), *WORDS, *BESIDE_RECIPE))
+    return identity.differences(then, identity.dotted(without(recipe.model_dump(), *WORDS)))
 
 
 def _kept_data(recipe: Recipe, folder: Path) -> TokenData | None:
@@ -93,6 +102,7 @@ def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Co
         run_folder=folder,
         host=began.host,
         host_notes=began.host_notes,
+        builder=None if began.host else partial(models.build, began.model.args),
     )
 
 
@@ -123,6 +133,7 @@ def context_of_run(folder: Path) -> Context:
     """A run's recipe, its initial parameters and, once there is a checkpoint, the trained ones."""
     recipe, data = recipe_of(folder), TokenData.open(folder / "data")
     context = _starting(recipe, folder, data, start_of_run(recipe, data, recipe_json(folder)))
+    context.manifest = manifest_of(folder)
     latest = checkpoint.load_latest(folder / "checkpoints")
     if latest:
         take(context.model, latest.snapshot.tensors[recipe.model.trained_file])

@@ -22,8 +22,13 @@ from kssm_mlx.training.state import flatten
 BESIDE_RECIPE = ("configuration", "host_digest")  # what recipe.json holds beside the recipe
 
 
-def describe(folder: Path, recipe: Recipe, context: Context) -> None:
-    """recipe.json, the expanded recipe and configuration, and manifest.json, what it was run with."""
+def describe(
+    folder: Path, recipe: Recipe, context: Context, waivers: dict[str, str], *, verify: bool = True
+) -> None:
+    """recipe.json, the expanded recipe and configuration, and manifest.json, what it was run with.
+
+    waivers, verify: which checks may fail and why, and whether any check may stop the run.
+    """
     described = {**recipe.model_dump(), "configuration": models.config_to_dict(context.config)}
     if context.host:
         described["host_digest"] = context.host
@@ -36,6 +41,8 @@ def describe(folder: Path, recipe: Recipe, context: Context) -> None:
         "data": context.data.index,
         "host": {"root": context.host, **context.host_notes} if context.host else None,
         "environment": environment.facts(),
+        "waivers": waivers,
+        "verify": verify,
     }
     with writing("the run", folder):
         for name, value in (("recipe.json", described), ("manifest.json", manifest)):
@@ -50,19 +57,25 @@ def recipe_of(folder: Path) -> Recipe:
 
 def host_of(folder: Path) -> str | None:
     """The root digest of the host that the run in `folder` began with; None where it has none."""
-    described = (folder / "recipe.json").is_file()
-    return recipe_json(folder).get("host_digest") if described else None
+    return recipe_json(folder).get("host_digest") if is_run(folder) else None
 
 
 def recipe_json(folder: Path) -> dict[str, Any]:
+    return _json(folder / "recipe.json")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """What the run was made with."""
+    return _json(folder / "manifest.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "recipe.json").read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except OSError as e:
-        raise CheckpointError(
-            f"cannot read {folder / 'recipe.json'}: {(e.strerror or str(e)).lower()}"
-        ) from None
+        raise CheckpointError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
     except ValueError as e:
-        raise CheckpointError(f"{folder / 'recipe.json'} is not JSON: {e}") from None
+        raise CheckpointError(f"{path} is not JSON: {e}") from None
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -70,16 +83,20 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
+def is_run(path: Path) -> bool:
+    return (path / "recipe.json").is_file()
+
+
 def locate(path: Path) -> tuple[Path, Path] | None:
     """(run folder, checkpoint folder) of a run or of a checkpoint; None for weights from elsewhere."""
-    if (path / "recipe.json").is_file():
+    if is_run(path):
         steps = checkpoint.steps(path / "checkpoints")
         if not steps:
             raise CheckpointError(f"{path} has no checkpoint yet; train it first: kssm train --resume")
         best = checkpoint.pointer(path / "checkpoints", "BEST")
         return path, best if best and best.is_dir() else list(steps.values())[-1]
     run = path.parent.parent
-    return (run, path) if path.name.startswith("step_") and (run / "recipe.json").is_file() else None
+    return (run, path) if path.name.startswith("step_") and is_run(run) else None
 
 
 def without(table: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     runs/NAME/  recipe.json  manifest.json  data/  metrics.jsonl  samples.jsonl  checkpoints/  checks.json
 
 A run that cannot mean anything does not start: a failed pre-flight check stops it before step 1, by name.
-`load` gives back a trained model, `verify` measures a recipe or a run again.
+`load` gives back a trained model; `verify` measures recipes, runs, weights and models of your own.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any
 import mlx.core as mx
 from rich.console import Console
 
-from kssm_mlx.checks.base import Check, Context, apply_waivers, require
-from kssm_mlx.checks.suites import run_suite, write_checks
+from kssm_mlx.checks import suites
+from kssm_mlx.checks.base import Check, Context, apply_waivers
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.digest import root_digest, tensor_digest
-from kssm_mlx.experiments.context import context_of, context_of_recipe, context_of_run, data_of_run
-from kssm_mlx.experiments.folder import describe, host_of, locate, recipe_json, recipe_of, rows
+from kssm_mlx.experiments.context import context_of, data_of_run
+from kssm_mlx.experiments.examination import Examination
+from kssm_mlx.experiments.folder import describe, host_of, is_run, locate, recipe_json, recipe_of
 from kssm_mlx.experiments.hosts import open_model
 from kssm_mlx.experiments.start import start_of_run, take
+from kssm_mlx.experiments.targets import context_of_targets
 from kssm_mlx.experiments.tracking import tracked
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import Trained
@@ -44,27 +46,31 @@ def train(
     resume: bool = False,
     allow_config_change: bool = False,
     waivers: dict[str, str] | None = None,
+    verify: bool = True,
     track: str | None = None,
     console: Console | None = None,
 ) -> Result:
-    """Train as the recipe says into the run folder `folder`, verified before and after.
+    """Train as the recipe says into the run folder `folder`, verified before, at every evaluation and after.
 
-    waivers: id of a check -> why its failure is acceptable; recorded in checks.json. track: a project of
-    trackio's that is sent every row.
+    waivers: id of a check -> why its failure is acceptable, beside those of the recipe; recorded in
+    manifest.json and checks.json. verify: False lets failed checks pass and says what they would have
+    stopped. track: a project of trackio's that is sent every row.
     Raises: CheckFailed naming every failed check (exit code 1); ConfigError, DataError, CheckpointError for
     input that cannot be used (2); Interrupted after a signal, with a checkpoint written.
     """
     recipe = recipes.load(recipe) if isinstance(recipe, (str, Path)) else recipe
     folder, console = Path(folder), console or Console(highlight=False)
-    apply_waivers((), waivers or {})  # a waiver of an unknown check is refused before anything is written
+    waivers = {**recipe.waive, **(waivers or {})}
+    apply_waivers((), waivers)  # a waiver of an unknown check is refused before anything is written
     with writing("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock.hold(folder):
         data = data_of_run(recipe, folder, resume, allow_config_change)
         context = context_of(recipe, folder, data, host_of(folder) if resume else None)
-        describe(folder, recipe, context)
+        describe(folder, recipe, context, waivers, verify=verify)
         console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
-        _examine(context, "P", "preflight", waivers)
+        examination = Examination(context, waivers, verify, console)
+        examination.before()
         with tracked(track, folder, recipe, resume=resume) as log:
             result = train_loop(
                 context.model,
@@ -76,13 +82,12 @@ def train(
                 hooks=Hooks(
                     sample=partial(_samples, context=context),
                     on_step=log,
-                    on_eval=lambda step, state, row: log(step, row),
+                    on_eval=lambda step, state, row: (log(step, row), examination.during(step, state)),
                 ),
                 console=console,
             )
         console.print("checking what came out", soft_wrap=True)
-        context.history = rows(folder)
-        _examine(context, "S", "final", waivers)
+        examination.after()
     return result
 
 
@@ -110,28 +115,31 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     return Trained(began.model, data.tokenizer, str(chosen), digest, notes)
 
 
-def verify(target: str | Path, *, only: Iterable[str] | None = None, level: str | None = None) -> list[Check]:
-    """The checks of a recipe (before any step) or of a run folder (before and after), measured now.
+def verify(
+    *targets: str | Path,
+    only: Iterable[str] | None = None,
+    level: str | None = None,
+    model: str | None = None,
+    untrained: bool = False,
+) -> list[Check]:
+    """The checks of a recipe, a run folder or weights, or of run folders that a claim compares, measured now.
 
-    only: ids of checks; level: "P" or "S"; by default P for a recipe, P and S for a run.
-    A run's verdicts are written into its checks.json under "verify".
+    only: ids of checks. level: one of `checks.base.LEVELS`; by default P, of a run P, S and R, of several G.
+    model: `module:callable`, a model of your own, alone or in place of the recipe's. untrained: look for what
+    was learned also where nothing was. The recipe's waivers hold. The verdicts are written into the
+    checks.json of the runs, under "verify", or "claim" for several.
     """
-    folder = Path(target)
-    is_run = (folder / "recipe.json").is_file()
-    context = context_of_run(folder) if is_run else context_of_recipe(target)
-    wanted = list(only) if only else None
-    levels = [level] if level else ["P", "S"] if is_run else ["P"]
-    found = run_suite(context, wanted) if wanted else [c for one in levels for c in run_suite(context, one)]
-    found = list({c.id: c for c in found}.values())
-    if is_run:
-        write_checks(folder, "verify", found)
+    context = context_of_targets(targets, model)
+    context.untrained = untrained
+    waivers = context.recipe.waive if context.recipe else {}
+    apply_waivers((), waivers)
+    runs = [run.run_folder for run in context.runs or [context] if run.run_folder and is_run(run.run_folder)]
+    levels = [level] if level else ["G"] if context.runs else ["P", "S", "R"] if runs else ["P"]
+    ids = list(only or ()) or dict.fromkeys(id for one in levels for id in suites.suite(one))
+    found = suites.run_suite(context, ids, waivers)
+    for folder in runs:
+        suites.write_checks(folder, "claim" if context.runs else "verify", found)
     return found
-
-
-def _examine(context: Context, level: str, stage: str, waivers: dict[str, str] | None) -> None:
-    found = run_suite(context, level, waivers)
-    write_checks(context.run_folder, stage, found)
-    require(found)
 
 
 def _samples(model, key: mx.array, context: Context) -> list[dict[str, Any]]:

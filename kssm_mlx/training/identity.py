@@ -18,14 +18,14 @@ import mlx.core as mx
 from kssm_mlx import __version__, _blas
 from kssm_mlx import environment as facts
 from kssm_mlx.errors import CheckpointError, ConfigError
-from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.recipe import WORDS, Recipe
 from kssm_mlx.training.state import TrainState, flatten
 
 
 def of(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
-    """The recipe (but for [about], which is words), the model's configuration, the data and the tokenizer."""
+    """The recipe without its words, the model's configuration, the data and the tokenizer."""
     config = {
-        **recipe.model_dump(exclude={"about"}),
+        **recipe.model_dump(exclude=set(WORDS)),
         "configuration": asdict(model.args),
         "files": {name: entry["sha256"] for name, entry in data.index["files"].items()},
     }

@@ -38,6 +38,7 @@ def test_train_passes_everything_on_and_shows_the_run(runs, recipe, tmp_path):
         "resume": True,
         "allow_config_change": True,
         "waivers": {"C15": "one document"},
+        "verify": True,
         "track": "lab",
     }
     assert "validation loss, nats/token" in result.stdout and "card.md" in result.stdout

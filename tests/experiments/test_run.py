@@ -166,7 +166,7 @@ def test_load_takes_a_checkpoint_folder(finished):
 
 def test_verify_a_recipe_before_anything_is_trained(finished, tmp_path):
     path = tmp_path / "small.toml"
-    saved = small_recipe(finished[0]).model_dump(exclude={"about"})
+    saved = small_recipe(finished[0]).model_dump(exclude_defaults=True)
     path.write_text(
         "".join(
             f"[{s}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in t.items()) for s, t in saved.items()
