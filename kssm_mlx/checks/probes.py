@@ -12,6 +12,7 @@ import numpy as np
 
 from kssm_mlx.checks.base import Context, NotMeasurable
 from kssm_mlx.models.base import mode
+from kssm_mlx.training import losses
 
 
 def vocabulary(model: Any) -> int:
@@ -25,6 +26,12 @@ def vocabulary(model: Any) -> int:
 def probe_length(ctx: Context, most: int = 128) -> int:
     """Tokens per probe: the recipe's context, at most `most`; 64 without a recipe."""
     return min(ctx.recipe.train.context, most) if ctx.recipe is not None else min(64, most)
+
+
+def short_context(recipe: Any, most: int) -> int:
+    """The context of a recipe, at most `most`; the rows of a task stay whole."""
+    context = recipe.train.context
+    return context if recipe.data.source.startswith("task:") else min(context, most)
 
 
 def random_tokens(ctx: Context, rows: int, length: int, stream: int = 0) -> np.ndarray:
@@ -72,6 +79,7 @@ def tolerance(model: nn.Module, float32: float, half: float = 2e-2) -> float:
 
 
 def cross_entropy(model: nn.Module, tokens: mx.array) -> mx.array:
-    """Mean CE in nats/token of tokens[:, 1:] given tokens[:, :-1], in float32."""
-    logits = model(tokens[:, :-1]).astype(mx.float32)
-    return nn.losses.cross_entropy(logits, tokens[:, 1:].astype(mx.int32), reduction="mean")
+    """Mean CE in nats per scored token of tokens[:, 1:] given tokens[:, :-1], in float32."""
+    inputs, targets = losses.split_rows(tokens)
+    nats, count = losses.cross_entropy(model(inputs), targets.astype(mx.int32))
+    return nats / count

@@ -1,8 +1,10 @@
 """Batches as pure functions of (seed, step): to resume is to ask for the next step.
 
-A row of T + 1 tokens is T inputs and the T targets one place later. `resets` marks the inputs that are the
-first token of a document. It is None for random and evaluation windows of a split that is one document and an
-array otherwise, so what a compiled step is given has the same shapes during a whole run.
+A row of T + 1 tokens is T inputs and the T targets one place later. A token below zero is not scored as a
+target: `-1` is padding (read as id 0), `-2 - id` is the id, read as an input; `training.losses.split_rows`
+undoes it. `resets` marks the inputs that are the first token of a document. It is None for random and
+evaluation windows of a split that is one document, and of a task, whose rows are drawn whole; it is an array
+otherwise, so what a compiled step is given has the same shapes during a whole run.
 """
 
 from __future__ import annotations
@@ -28,26 +30,27 @@ def random_batch(split: TokenSplit, seed: int, step: int, batch_size: int, conte
     """Batch `step` of the windows of `split` in random order.
 
     An epoch cuts the stream into disjoint windows of `context` targets from a random offset and visits each
-    once. Epochs follow each other without a gap, within a batch if need be.
+    once. Epochs follow each other without a gap, within a batch if need be. The windows of a task are its
+    rows.
 
     Shapes: tokens [batch_size, context + 1].
-    Raises: DataError if the split is shorter than one window.
+    Raises: DataError if the split or its rows are shorter than one window.
     """
-    _require(split, context + 1, f"context {context} and the token after it", "train.context")
-    windows, offsets = _layout(split.ids.size, context)
+    _require_windows(split, context)
+    windows, offsets, stride = _layout(split, context)
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), windows)
     starts = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
         offset, order = _epoch(seed, int(epoch), windows, offsets)
         rows = epochs == epoch
-        starts[rows] = offset + order[places[rows]] * context
+        starts[rows] = offset + order[places[rows]] * stride
     return _cut(split, starts, context)
 
 
 def windows_per_epoch(split: TokenSplit, context: int) -> int:
     """How many windows `random_batch` visits before it begins again."""
-    _require(split, context + 1, f"context {context} and the token after it", "train.context")
-    return _layout(split.ids.size, context)[0]
+    _require_windows(split, context)
+    return _layout(split, context)[0]
 
 
 def track_batch(split: TokenSplit, step: int, batch_size: int, context: int) -> Batch:
@@ -57,8 +60,10 @@ def track_batch(split: TokenSplit, step: int, batch_size: int, context: int) -> 
     are at document starts and at the wrap, and nowhere else.
 
     Shapes: tokens [batch_size, context + 1], resets [batch_size, context], never None.
-    Raises: DataError if a track would be shorter than one window.
+    Raises: DataError if a track would be shorter than one window, or a row of a task ends the text.
     """
+    if split.row is not None:
+        raise DataError("the rows of a task do not go on into each other; set train.hand_off = false")
     _require(
         split,
         batch_size * context + 1,
@@ -79,18 +84,22 @@ def evaluation_windows(split: TokenSplit, tokens: int, context: int, batch_size:
 
     Every call gives the same batches; the last may have fewer rows.
 
-    Raises: DataError if the split is shorter than one window.
+    Raises: as `random_batch`.
     """
-    _require(split, context + 1, f"context {context} and the token after it", "train.context")
-    count = max(1, min((split.ids.size - 1) // context, tokens // context))
-    starts = np.arange(count) * context
-    return (_cut(split, starts[i : i + batch_size], context) for i in range(0, count, batch_size))
+    _require_windows(split, context)
+    stride = split.row or context
+    windows = split.starts.size if split.row else (split.ids.size - 1) // context
+    starts = np.arange(max(1, min(windows, tokens // context))) * stride
+    return (_cut(split, starts[i : i + batch_size], context) for i in range(0, starts.size, batch_size))
 
 
-def _layout(length: int, context: int) -> tuple[int, int]:
-    """(windows per epoch, number of possible offsets), the same for every epoch."""
+def _layout(split: TokenSplit, context: int) -> tuple[int, int, int]:
+    """(windows per epoch, number of possible offsets, places between windows), the same for every epoch."""
+    if split.row is not None:
+        return split.starts.size, 1, split.row
+    length = split.ids.size
     windows = max(1, (length - context) // context)
-    return windows, min(context, length - windows * context)
+    return windows, min(context, length - windows * context), context
 
 
 @lru_cache(maxsize=4)
@@ -102,14 +111,28 @@ def _epoch(seed: int, epoch: int, windows: int, offsets: int) -> tuple[int, np.n
 
 def _cut(split: TokenSplit, starts: np.ndarray, context: int) -> Batch:
     positions = starts[:, None] + np.arange(context + 1)
+    tokens = split.ids[positions].astype(np.int32)
+    if split.row is not None:
+        target = split.scored[positions].astype(bool)
+        target[:, 0] = True  # it is nobody's target, and is an id as any other
+        return Batch(np.where(target, tokens, -2 - tokens), None)
     resets = _document_starts(split, positions[:, :-1]) if split.starts.size > 1 else None
-    return Batch(split.ids[positions].astype(np.int32), resets)
+    return Batch(tokens, resets)
 
 
 def _document_starts(split: TokenSplit, positions: np.ndarray) -> np.ndarray:
     """Whether a document starts at each position."""
     following = np.searchsorted(split.starts, positions).clip(max=split.starts.size - 1)
     return split.starts[following] == positions
+
+
+def _require_windows(split: TokenSplit, context: int) -> None:
+    _require(split, context + 1, f"context {context} and the token after it", "train.context")
+    if split.row is not None and context >= split.row:
+        raise DataError(
+            f"context {context} is longer than the rows of this task, which have {split.row - 1} targets; "
+            f"set train.context = {split.row - 1}"
+        )
 
 
 def _require(split: TokenSplit, needed: int, what: str, key: str) -> None:

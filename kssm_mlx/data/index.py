@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from kssm_mlx.data.tokenizers import FILE as TOKENIZER
 from kssm_mlx.errors import DataError
@@ -15,6 +15,7 @@ FORMAT = "kssm-tokens/1"
 INDEX = "index.json"
 SPLITS = ("train", "validation")
 FILES = (*(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "docs.bin")), TOKENIZER)
+SCORED = tuple(f"{name}.scored.bin" for name in SPLITS)  # of a task: which of its tokens are targets
 
 
 class _Section(BaseModel):
@@ -52,6 +53,12 @@ class _Sides(_Section):
     validation: _Side
 
 
+class _Task(_Section):
+    name: str
+    options: dict[str, Any]
+    row: int = Field(ge=3)
+
+
 class _File(_Section):
     sha256: str
 
@@ -64,13 +71,15 @@ class _Index(_Section):
     tokenizer: _Tokenizer
     split: _Split
     splits: _Sides
+    task: _Task | None = None
     files: dict[str, _File]
 
     @field_validator("files")
     @classmethod
-    def _every_file(cls, entries: dict[str, _File]) -> dict[str, _File]:
-        if entries.keys() != set(FILES):
-            raise ValueError(f"got {', '.join(sorted(entries))}, expected {', '.join(sorted(FILES))}")
+    def _every_file(cls, entries: dict[str, _File], info: ValidationInfo) -> dict[str, _File]:
+        expected = {*FILES, *(SCORED if info.data.get("task") else ())}
+        if entries.keys() != expected:
+            raise ValueError(f"got {', '.join(sorted(entries))}, expected {', '.join(sorted(expected))}")
         return entries
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back, behind one protocol: bytes, characters, Hugging Face's tokenizers, World."""
+"""Text to token ids and back, behind one protocol: bytes, characters, Hugging Face's tokenizers, ids."""
 
 from __future__ import annotations
 
@@ -122,6 +122,28 @@ class CharTokenizer(_Described):
         return {"kind": "chars", "characters": self.characters}
 
 
+class IdTokenizer(_Described):
+    """Tokens that mean nothing but themselves, as in a synthetic task: their text is "17 4 4095"."""
+
+    name = "ids"
+    separator_id = None
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> np.ndarray:
+        try:
+            return self._in_range([int(word) for word in text.split()]).astype(np.int32)
+        except ValueError:
+            raise DataError(f"{text[:40]!r} is not a text of ids; expected numbers such as '17 4'") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, self._in_range(ids)))
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "ids", "vocab_size": self.vocab_size}
+
+
 class HFTokenizer(_Described):
     """A `tokenizer.json` of the Hugging Face `tokenizers` library, which is kept whole in our own file."""
 
@@ -231,6 +253,8 @@ def _from_description(described: dict[str, Any], name: str) -> Tokenizer:
         return HFTokenizer(json.dumps(described["content"]), name)
     if described["kind"] == "rwkv-world":
         return _world().from_description(described, name)
+    if described["kind"] == "ids":
+        return IdTokenizer(described["vocab_size"])
     return ByteTokenizer() if described["kind"] == "bytes" else CharTokenizer(described["characters"])
 
 

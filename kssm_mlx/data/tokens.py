@@ -5,31 +5,35 @@
     tokenizer.json                        the tokenizer that made the ids
     index.json                            written last: sizes, digests and what everything was made from
 
-A document is its separator token, if the tokenizer has one, and then its text. MLX does not check the ids it
-gathers with, so ids are checked when they are written and all of them again by `TokenData.verify`.
+A document is its separator token, if the tokenizer has one, and then its text. The documents of a task are
+its rows, all of one length, and `train.scored.bin` (uint8) says which of their tokens are targets. MLX does
+not check the ids it gathers with, so they are checked when written and all of them again by `verify`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from kssm_mlx import files
-from kssm_mlx.data.corpora import Corpus, open_corpus
-from kssm_mlx.data.index import FILES, FORMAT, INDEX, SPLITS, read_index
+from kssm_mlx.data.corpora import open_corpus
+from kssm_mlx.data.index import FILES, FORMAT, INDEX, SCORED, SPLITS, read_index
 from kssm_mlx.data.splits import resolve, split_documents
+from kssm_mlx.data.tasks import PREFIX, Task, make_task
+from kssm_mlx.data.tasks.files import task_origin, task_rows
 from kssm_mlx.data.tokenizers import FILE as TOKENIZER
-from kssm_mlx.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
+from kssm_mlx.data.tokenizers import IdTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 from kssm_mlx.digest import file_digest
 from kssm_mlx.errors import DataError
 
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _STARTS = np.dtype("<u8")
+_SCORED = np.dtype("u1")
 _NPY_MAGIC = b"\x93NUMPY"
 
 
@@ -41,18 +45,22 @@ class DataRecipe(Protocol):
     split: str
     validation: float
     seed: int
+    task: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TokenSplit:
     """One side of the data.
 
-    Shapes: ids [N] unsigned integers, starts [documents] ascending positions in ids, the first is 0.
+    Shapes: ids [N] unsigned integers, starts [documents] ascending positions in ids, the first is 0; of a
+        task, scored [N], nonzero where a token is a target, and row, the tokens of each document.
     """
 
     name: str
     ids: np.ndarray
     starts: np.ndarray
+    scored: np.ndarray | None = None
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,12 @@ class TokenData:
         return self.index["vocab_size"]
 
     @property
+    def task(self) -> Task | None:
+        """The task whose rows these are; None for text."""
+        section = self.index["task"]
+        return section and make_task(section["name"], section["options"])
+
+    @property
     def bytes_per_token_validation(self) -> float:
         """UTF-8 bytes of validation text per validation token, separators counted as tokens without text."""
         side = self.index["splits"]["validation"]
@@ -97,8 +111,8 @@ class TokenData:
 
         Raises: DataError with the file, what was found and what was expected.
         """
-        for name in FILES:
-            got, expected = file_digest(self.folder / name), self.index["files"][name]["sha256"]
+        for name, entry in self.index["files"].items():
+            got, expected = file_digest(self.folder / name), entry["sha256"]
             if got != expected:
                 raise DataError(
                     f"{self.folder / name} has sha256 {got[:12]}, its index says {expected[:12]}: the file "
@@ -114,6 +128,16 @@ class TokenData:
         }
 
 
+class _Source(NamedTuple):
+    """origin: the sections of the index that say what the ids depend on: equal sections, equal ids.
+    sides: makes both splits, each with the UTF-8 bytes of its text.
+    """
+
+    origin: dict[str, Any]
+    tokenizer: Tokenizer
+    sides: Callable[[], list[tuple[TokenSplit, int]]]
+
+
 def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     """The token files of a recipe's [data] section in `folder`, written unless they are already there.
 
@@ -123,15 +147,13 @@ def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     Raises: ConfigError, DataError (also for a folder that cannot be written or a full disk).
     """
     folder = Path(folder)
-    corpus = open_corpus(recipe.source)
-    tokenizer = make_tokenizer(recipe.tokenizer, corpus.documents)
-    origin = _origin(recipe, corpus, tokenizer)
-    if _holds(folder, origin):
+    source = _of_task(recipe) if recipe.source.startswith(PREFIX) else _of_text(recipe)
+    if _holds(folder, source.origin):
         return TokenData.open(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
-        _write(folder, corpus.documents, tokenizer, origin)
+        _write(folder, source)
     except OSError as e:
         raise DataError(f"cannot write token files in {folder}: {(e.strerror or str(e)).lower()}") from None
     return TokenData.open(folder)
@@ -146,10 +168,11 @@ def encode_documents(name: str, documents: Sequence[str], tokenizer: Tokenizer) 
     return TokenSplit(name, ids, np.cumsum([0, *(row.size for row in rows[:-1])]))
 
 
-def _origin(recipe: DataRecipe, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The sections of the index that say what the ids depend on: equal sections, equal ids."""
-    count = len(corpus.documents)
-    return {
+def _of_text(recipe: DataRecipe) -> _Source:
+    corpus = open_corpus(recipe.source)
+    tokenizer, count = make_tokenizer(recipe.tokenizer, corpus.documents), len(corpus.documents)
+    method = resolve(recipe.split, count)
+    origin = {
         "corpus": {
             "name": corpus.name,
             "source": corpus.source,
@@ -157,16 +180,42 @@ def _origin(recipe: DataRecipe, corpus: Corpus, tokenizer: Tokenizer) -> dict[st
             "digest": corpus.digest,
             "documents": count,
         },
-        "tokenizer": {
-            "name": tokenizer.name,
-            "digest": tokenizer.digest,
-            "separator_id": tokenizer.separator_id,
-        },
-        "split": {
-            "method": resolve(recipe.split, count),
-            "validation": recipe.validation,
-            "seed": recipe.seed,
-        },
+        "tokenizer": _named(tokenizer),
+        "split": {"method": method, "validation": recipe.validation, "seed": recipe.seed},
+    }
+
+    def sides() -> list[tuple[TokenSplit, int]]:
+        both = split_documents(corpus.documents, method, recipe.validation, recipe.seed)
+        return [
+            (encode_documents(name, texts, tokenizer), sum(len(text.encode()) for text in texts))
+            for name, texts in zip(SPLITS, both, strict=True)
+        ]
+
+    return _Source(origin, tokenizer, sides)
+
+
+def _of_task(recipe: DataRecipe) -> _Source:
+    name = recipe.source.removeprefix(PREFIX)
+    task = make_task(name, recipe.task)
+    tokenizer = IdTokenizer(task.vocab_size)
+
+    def side(split: str, ids: np.ndarray, scored: np.ndarray) -> tuple[TokenSplit, int]:
+        rows, row = ids.shape
+        made = TokenSplit(split, ids.ravel(), np.arange(rows) * row, scored.ravel(), row)
+        return made, len(tokenizer.decode(made.ids))
+
+    return _Source(
+        {**task_origin(name, task, recipe.seed), "tokenizer": _named(tokenizer)},
+        tokenizer,
+        lambda: [side(split, *rows) for split, rows in task_rows(task, recipe.seed).items()],
+    )
+
+
+def _named(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "name": tokenizer.name,
+        "digest": tokenizer.digest,
+        "separator_id": tokenizer.separator_id,
     }
 
 
@@ -178,43 +227,48 @@ def _holds(folder: Path, origin: dict[str, Any]) -> bool:
         return False
 
 
-def _write(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, origin: dict[str, Any]) -> None:
-    """Split, encode and write everything, the index last."""
-    method, share, seed = origin["split"].values()
-    texts = dict(zip(SPLITS, split_documents(documents, method, share, seed), strict=True))
+def _write(folder: Path, source: _Source) -> None:
+    """Make and write everything, the index last."""
+    tokenizer = source.tokenizer
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    sides = {name: _write_split(folder, name, texts[name], tokenizer, _DTYPES[dtype]) for name in SPLITS}
+    sides = {
+        split.name: _write_split(folder, split, text, tokenizer, _DTYPES[dtype])
+        for split, text in source.sides()
+    }
     tokenizer.save(folder)
+    names = (*FILES, *(SCORED if "task" in source.origin else ()))
     index = {
         "format": FORMAT,
         "dtype": dtype,
         "vocab_size": tokenizer.vocab_size,
-        **origin,
+        **source.origin,
         "splits": sides,
-        "files": {name: {"sha256": file_digest(folder / name)} for name in FILES},
+        "files": {name: {"sha256": file_digest(folder / name)} for name in names},
     }
     files.replace(folder / INDEX, json.dumps(index, indent=1) + "\n")
 
 
 def _write_split(
-    folder: Path, name: str, documents: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype
+    folder: Path, split: TokenSplit, utf8_bytes: int, tokenizer: Tokenizer, dtype: np.dtype
 ) -> dict[str, int]:
-    """Write the ids and document starts of one side; returns its sizes."""
-    split = encode_documents(name, documents, tokenizer)
-    _check_ids(split.ids, tokenizer.vocab_size, folder / f"{name}.bin")
-    files.replace(folder / f"{name}.bin", split.ids.astype(dtype).tobytes())
-    files.replace(folder / f"{name}.docs.bin", split.starts.astype(_STARTS).tobytes())
-    return {
-        "tokens": split.ids.size,
-        "documents": split.starts.size,
-        "utf8_bytes": sum(len(text.encode()) for text in documents),
-    }
+    """Write the files of one side; returns its sizes."""
+    _check_ids(split.ids, tokenizer.vocab_size, folder / f"{split.name}.bin")
+    streams = {"bin": split.ids.astype(dtype), "docs.bin": split.starts.astype(_STARTS)}
+    if split.scored is not None:
+        streams["scored.bin"] = split.scored.astype(_SCORED)
+    for kind, array in streams.items():
+        files.replace(folder / f"{split.name}.{kind}", array.tobytes())
+    return {"tokens": split.ids.size, "documents": split.starts.size, "utf8_bytes": utf8_bytes}
 
 
 def _map_split(folder: Path, name: str, index: dict[str, Any]) -> TokenSplit:
-    side = index["splits"][name]
+    side, task = index["splits"][name], index["task"]
     ids = _map(folder / f"{name}.bin", _DTYPES[index["dtype"]], side["tokens"])
-    return TokenSplit(name, ids, _map(folder / f"{name}.docs.bin", _STARTS, side["documents"]))
+    starts = _map(folder / f"{name}.docs.bin", _STARTS, side["documents"])
+    if task is None:
+        return TokenSplit(name, ids, starts)
+    scored = _map(folder / f"{name}.scored.bin", _SCORED, side["tokens"])
+    return TokenSplit(name, ids, starts, scored, task["row"])
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

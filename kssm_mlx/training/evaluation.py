@@ -6,20 +6,43 @@ Deterministic: the windows are given, nothing is drawn, and no training state is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from kssm_mlx.errors import DataError
+from kssm_mlx.data.tasks import Task
+from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.metrics.language import evaluation
 from kssm_mlx.models.base import Intervention, mode, with_parameters
-from kssm_mlx.training.losses import chunk_for, chunked_token_nats, token_nats
+from kssm_mlx.training.losses import chunk_for, chunked_token_scores, split_rows, token_scores
+
+
+class Scores(NamedTuple):
+    """Shapes: tokens int [N, T+1], as the windows have them; per target [N, T], 0 where it is not scored:
+    nats; hits, 1 where the model's first choice was right.
+    """
+
+    tokens: np.ndarray
+    nats: np.ndarray
+    hits: np.ndarray
+
+    @property
+    def scored(self) -> np.ndarray:
+        return self.tokens[:, 1:] >= 0
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.where(self.tokens < 0, -2 - self.tokens, self.tokens)
 
 
 def make_evaluator(
-    model: nn.Module, *, intervention: Intervention | None = None, compile: bool = True
+    model: nn.Module,
+    *,
+    task: Task | None = None,
+    intervention: Intervention | None = None,
+    compile: bool = True,
 ) -> Callable[..., dict[str, float]]:
     """`evaluate` for use again and again: compiled once, parameters an argument, in evaluation mode.
 
@@ -28,20 +51,23 @@ def make_evaluator(
     score = _make_score(model, compile, intervention)
 
     def evaluator(params: dict[str, Any], windows: Iterable, bytes_per_token: float) -> dict[str, float]:
-        nats = [score(params, *_arrays(tokens, resets)) for tokens, resets in windows]
-        return language_metrics(_concatenated(nats), bytes_per_token)
+        scores = _joined([score(params, *_arrays(tokens, resets)) for tokens, resets in windows])
+        return {**language_metrics(scores, bytes_per_token), **(task_metrics(scores, task) if task else {})}
 
     return evaluator
 
 
-def evaluate(model: nn.Module, windows: Iterable, bytes_per_token: float) -> dict[str, float]:
-    """nats_per_token, se, perplexity, perplexity_se, bits_per_byte and tokens of `model` on `windows`.
+def evaluate(
+    model: nn.Module, windows: Iterable, bytes_per_token: float, task: Task | None = None
+) -> dict[str, float]:
+    """nats_per_token, se, perplexity, perplexity_se, bits_per_byte, accuracy and tokens of `model` on
+    `windows`, over the targets that are scored; on a task also what `task_metrics` adds.
 
     windows: an iterable of (tokens int [N, T+1], resets bool [N, T] or None), as `data.batches` gives them.
     bytes_per_token: UTF-8 bytes per token of this text.
     Raises: ConfigError when there is no window; DataError for a window with padding.
     """
-    return make_evaluator(model)(model.parameters(), windows, bytes_per_token)
+    return make_evaluator(model, task=task)(model.parameters(), windows, bytes_per_token)
 
 
 def context_gain(model: nn.Module, windows: Iterable, *, compile: bool = True) -> dict[str, float]:
@@ -58,60 +84,79 @@ def context_gain(model: nn.Module, windows: Iterable, *, compile: bool = True) -
     for tokens, resets in windows:
         tokens, resets = _arrays(tokens, resets)
         full.append(score(params, tokens, resets))
-        alone.append(score(params, _pairs(tokens), None).reshape(full[-1].shape))
-    full, alone = _concatenated(full), _concatenated(alone)
-    gain = evaluation((alone - full).mean(axis=-1))
+        alone.append(score(params, _pairs(tokens), None).nats.reshape(full[-1].nats.shape))
+    full, alone = _joined(full), np.concatenate(alone)
+    gain = evaluation(_per_window(alone - full.nats, full.scored))
     return {
-        "nats_per_token": evaluation(full.mean(axis=-1)).loss.value,
-        "nats_one_token": evaluation(alone.mean(axis=-1)).loss.value,
+        "nats_per_token": evaluation(_per_window(full.nats, full.scored)).loss.value,
+        "nats_one_token": evaluation(_per_window(alone, full.scored)).loss.value,
         "context_gain": gain.loss.value,
         "context_gain_se": gain.loss_se,
     }
 
 
-def language_metrics(nats: np.ndarray, bytes_per_token: float) -> dict[str, float]:
-    """The numbers of an evaluation from the nats [N, T] of every target; standard errors are over windows."""
-    result = evaluation(nats.mean(axis=-1))
+def language_metrics(scores: Scores, bytes_per_token: float) -> dict[str, float]:
+    """The numbers of an evaluation from the scores of every target; standard errors are over windows."""
+    result = evaluation(_per_window(scores.nats, scores.scored))
     return {
         "nats_per_token": result.loss.value,
         "se": result.loss_se,
         "perplexity": result.perplexity,
         "perplexity_se": result.perplexity_se,
         "bits_per_byte": result.loss.to_bits_per_byte(bytes_per_token).value,
-        "tokens": nats.size,
+        "accuracy": float(scores.hits[scores.scored].mean()),
+        "tokens": int(scores.scored.sum()),
     }
 
 
+def task_metrics(scores: Scores, task: Task) -> dict[str, float]:
+    """skill, the ceiling of the accuracy and the floor of the nats; and for each named place of the task
+    (the tail of a stream, the distance of a key) its own accuracy, nats and skill.
+    """
+    bound, accuracy = task.bound(), scores.hits[scores.scored].mean()
+    metrics = {"skill": task.skill(accuracy), "ceiling": bound.accuracy, "floor": bound.nats}
+    places = [task.places(ids) for ids in scores.ids]
+    for name in places[0]:
+        chosen = scores.scored & np.stack([row[name] for row in places])
+        if chosen.any():
+            accuracy = scores.hits[chosen].mean()
+            metrics[f"accuracy_{name}"] = accuracy
+            metrics[f"nats_{name}"] = scores.nats[chosen].mean()
+            metrics[f"skill_{name}"] = task.skill(accuracy, name)
+    return {name: float(value) for name, value in metrics.items()}
+
+
 def _make_score(model: nn.Module, compile: bool, intervention: Intervention | None = None):
-    """`score(params, tokens, resets) -> nats [N, T]`."""
+    """`score(params, tokens, resets) -> Scores`."""
 
     def score(params, tokens, resets):
         with mode(model, training=False):
-            return with_parameters(model, params, lambda: _token_nats(model, tokens, resets, intervention))
+            return with_parameters(model, params, lambda: _token_scores(model, tokens, resets, intervention))
 
     scored = mx.compile(score) if compile else score
 
-    def evaluated(*arguments) -> np.ndarray:
+    def evaluated(params, tokens: mx.array, resets: mx.array | None) -> Scores:
         # One batch of logits in memory at a time; float64, so that the order of the sum does not matter.
-        return np.array(scored(*arguments)).astype(np.float64)
+        nats, hits = np.array(scored(params, tokens, resets)).astype(np.float64)
+        return Scores(np.array(tokens), nats, hits)
 
     return evaluated
 
 
-def _token_nats(model: nn.Module, tokens: mx.array, resets: mx.array | None, intervention) -> mx.array:
+def _token_scores(model: nn.Module, tokens: mx.array, resets: mx.array | None, intervention) -> mx.array:
     """Of every target; where the vocabulary is large, never all logits at once."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    inputs, targets = split_rows(tokens)
     chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
     if chunk is None:
-        return token_nats(model.forward(inputs, None, intervention, resets=resets).logits, targets)
+        return token_scores(model.forward(inputs, None, intervention, resets=resets).logits, targets)
     hidden = model.hidden(inputs, None, intervention, resets=resets)[0]
-    return chunked_token_nats(hidden, model.project, targets, chunk)
+    return chunked_token_scores(hidden, model.project, targets, chunk)
 
 
 def _arrays(tokens, resets) -> tuple[mx.array, mx.array | None]:
     tokens = mx.array(tokens)
-    if mx.any(tokens < 0).item():
-        raise DataError("an evaluation window has padding (a token below zero); give windows that are full")
+    if mx.any(tokens == -1).item():
+        raise DataError("an evaluation window has padding (a token -1); give windows that are full")
     return tokens, None if resets is None else mx.array(resets)
 
 
@@ -120,5 +165,24 @@ def _pairs(tokens: mx.array) -> mx.array:
     return mx.stack([tokens[:, :-1], tokens[:, 1:]], axis=-1).reshape(-1, 2)
 
 
-def _concatenated(batches: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(batches) if batches else np.empty((0, 1))
+def _joined(batches: list[Scores]) -> Scores:
+    """Raises: ConfigError when there is no window; DataError when no target in them is scored."""
+    if not batches:
+        raise ConfigError(
+            "no window to evaluate; eval.tokens must cover at least one of train.context tokens"
+        )
+    scores = Scores(*map(np.concatenate, zip(*batches, strict=True)))
+    if not scores.scored.any():
+        raise DataError("no target of these windows is scored; a task's rows must be read to their end")
+    return scores
+
+
+def _per_window(values: np.ndarray, scored: np.ndarray) -> np.ndarray:
+    """One value per window, whose mean is that of all scored targets and whose spread is that of this mean.
+
+    Windows of equally many targets have their own means; elsewhere it is the linearised ratio of sums.
+    Shapes: values, 0 where not scored, and scored [N, T] -> [N].
+    """
+    counts = scored.sum(axis=-1)
+    mean = values.sum() / counts.sum()
+    return mean + (values.sum(axis=-1) - mean * counts) / counts.mean()

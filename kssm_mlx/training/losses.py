@@ -1,7 +1,7 @@
 """Cross-entropy in nats, summed, with the number of tokens it is the sum of.
 
 Sums and counts are what adds up over micro-batches, windows and machines; means do not. A target below zero
-is padding and counts for nothing.
+counts for nothing: `-1` is padding, `-2 - id` an id that is read and not scored.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ def chunk_for(batch: int, T: int, vocabulary: int) -> int | None:
     """Positions whose logits may stand in memory together; None where all of them may."""
     chunk = max(1, MOST_LOGITS // (batch * vocabulary))
     return None if chunk >= T else chunk
+
+
+def split_rows(tokens: mx.array) -> tuple[mx.array, mx.array]:
+    """(inputs, targets) of rows, the inputs as ids, padding as id 0. Shapes: [B, T+1] -> [B, T], [B, T]."""
+    ids = mx.where(tokens < -1, -2 - tokens, mx.maximum(tokens, 0))
+    return ids[:, :-1], tokens[:, 1:]
 
 
 def token_nats(logits: mx.array, targets: mx.array) -> mx.array:
@@ -84,17 +90,27 @@ def chunked_cross_entropy(
     return total(hidden, *leaves), mx.sum(targets >= 0).astype(mx.int32)
 
 
-def chunked_token_nats(
-    hidden: mx.array, project: Callable[[mx.array], mx.array], targets: mx.array, chunk: int
-) -> mx.array:
-    """`token_nats(project(hidden), targets)` with the logits of only `chunk` positions in memory.
+def token_scores(logits: mx.array, targets: mx.array) -> mx.array:
+    """Per position (`token_nats`, 1 where the target has the largest logit) as one array, 0 where not scored.
 
     Shapes:
-        hidden [B, T, D], targets int [B, T] -> [B, T]
+        logits [..., V], targets int [...] -> fp32 [2, ...]
+    """
+    hits = mx.argmax(logits, axis=-1) == targets
+    return mx.stack([token_nats(logits, targets), hits.astype(mx.float32)])
+
+
+def chunked_token_scores(
+    hidden: mx.array, project: Callable[[mx.array], mx.array], targets: mx.array, chunk: int
+) -> mx.array:
+    """`token_scores(project(hidden), targets)` with the logits of only `chunk` positions in memory.
+
+    Shapes:
+        hidden [B, T, D], targets int [B, T] -> [2, B, T]
     """
     pieces: list[mx.array] = []
     for t in range(0, targets.shape[1], chunk):
         span = slice(t, t + chunk)
         (part,) = mx.depends([hidden[:, span]], pieces[-1:]) if pieces else [hidden[:, span]]
-        pieces.append(token_nats(project(part), targets[:, span]))
-    return mx.concatenate(pieces, axis=1)
+        pieces.append(token_scores(project(part), targets[:, span]))
+    return mx.concatenate(pieces, axis=2)

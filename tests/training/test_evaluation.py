@@ -9,7 +9,7 @@ from mlx.utils import tree_map
 
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.training.evaluation import context_gain, evaluate, make_evaluator
-from kssm_mlx.training.losses import cross_entropy
+from kssm_mlx.training.losses import cross_entropy, token_nats
 from tests.training.tiny_model import VOCAB, TinyModel, random_tokens
 
 
@@ -26,10 +26,12 @@ def evaluator():
 
 def test_the_mean_is_that_of_all_tokens_and_the_errors_those_of_windows(evaluator):
     model, score = evaluator
-    row_nats = []
+    row_nats, hits = [], 0
     for tokens, _ in windows():
         for row in mx.array(tokens):
-            row_nats.append(cross_entropy(model.forward(row[None, :-1]).logits, row[None, 1:])[0].item() / 8)
+            logits = model.forward(row[None, :-1]).logits
+            row_nats.append(cross_entropy(logits, row[None, 1:])[0].item() / 8)
+            hits += mx.sum(mx.argmax(logits[0], axis=-1) == row[1:]).item()
     result = score(windows(), 2.5)
     mean, se = np.mean(row_nats), np.std(row_nats, ddof=1) / math.sqrt(8)
     assert result == {
@@ -38,8 +40,24 @@ def test_the_mean_is_that_of_all_tokens_and_the_errors_those_of_windows(evaluato
         "perplexity": pytest.approx(math.exp(mean), rel=1e-6),
         "perplexity_se": pytest.approx(math.exp(mean) * se, rel=1e-5),
         "bits_per_byte": pytest.approx(mean / math.log(2) / 2.5, rel=1e-6),
+        "accuracy": pytest.approx(hits / 64),
         "tokens": 64,
     }
+
+
+def test_targets_below_zero_are_read_and_not_scored(evaluator):
+    """A row whose targets t >= 4 count: as the same row scored whole, cut to those targets."""
+    model, score = evaluator
+    tokens = np.array(random_tokens())
+    hidden = tokens.copy()
+    hidden[0, 1:4] = -2 - tokens[0, 1:4]
+    logits, targets = model.forward(mx.array(tokens[:, :-1])).logits, mx.array(tokens[:, 1:])
+    nats = np.array(token_nats(logits, targets))
+    result = score([(hidden, None)])
+    assert result["tokens"] == 29
+    assert result["nats_per_token"] == pytest.approx((nats[0, 3:].sum() + nats[1:].sum()) / 29, rel=1e-6)
+    with pytest.raises(DataError, match="no target of these windows is scored"):
+        score([(np.where(np.arange(9) > 0, -2 - tokens, tokens), None)])
 
 
 def test_the_batch_size_of_the_windows_does_not_matter(evaluator):

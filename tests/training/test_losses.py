@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.training.losses import chunked_cross_entropy, cross_entropy, token_nats
+from kssm_mlx.training.losses import chunked_cross_entropy, cross_entropy, split_rows, token_nats
 
 
 def problem(rows=2, T=10, D=5, V=13, seed=0):
@@ -101,3 +101,8 @@ def test_chunks_never_hold_all_the_logits():
     whole = peak(lambda h, w: cross_entropy(project(h, w), targets))
     chunked = peak(lambda h, w: chunked_cross_entropy(h, w, project, targets, 16))
     assert whole > 4_000_000 and chunked < whole / 4
+
+
+def test_rows_say_what_is_padding_and_what_is_only_read():
+    inputs, targets = split_rows(mx.array([[3, -2 - 7, 5, -1]]))
+    assert inputs.tolist() == [[3, 7, 5]] and targets.tolist() == [[-9, 5, -1]]

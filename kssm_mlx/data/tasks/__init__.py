@@ -1,0 +1,58 @@
+"""Synthetic tasks: rows of tokens from a rule, with what the best causal predictor reaches on them.
+
+    task = make_task("interleaved", {"length": 128})
+    ids, scored = task.sample(seed=0, split="validation", index=7)
+    task.bound("scored")          accuracy 0.9375, 0.548 nats per target
+    task.predict(ids[:20])        the oracle's next token
+
+Source: allostasis notes T1-T7, section 1b; groundthink notes D11, N10.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+from kssm_mlx.data.tasks.base import Row, Task, generator
+from kssm_mlx.data.tasks.files import PREFIX
+from kssm_mlx.data.tasks.recall import Copy, Induction, Passkey, SelectiveCopy
+from kssm_mlx.data.tasks.rules import Counting, Modular
+from kssm_mlx.data.tasks.streams import Interleaved, Toy
+from kssm_mlx.errors import ConfigError, nearest
+
+__all__ = ["PREFIX", "TASKS", "Row", "Task", "generator", "make_task"]
+
+TASKS: dict[str, type[Task]] = {
+    "toy": Toy,
+    "interleaved": Interleaved,
+    "modular": Modular,
+    "copy": Copy,
+    "selective-copy": SelectiveCopy,
+    "induction": Induction,
+    "counting": Counting,
+    "passkey": Passkey,
+}
+
+
+def make_task(name: str, options: dict[str, Any] | None = None) -> Task:
+    """A task by its name, with fields of its dataclass set.
+
+    Raises: ConfigError for an unknown name or field (with the nearest) and for a value of a wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if name not in TASKS:
+        raise ConfigError(f"no task {name!r}; known: {', '.join(TASKS)}{nearest(name, TASKS)}")
+    known = [f.name for f in fields(TASKS[name])]
+    for key in options or {}:
+        if key not in known:
+            raise ConfigError(f"unknown key 'data.task.{key}' for {name}{nearest(key, known)}")
+    try:
+        # By way of JSON, where a list is the only tuple.
+        return TypeAdapter(TASKS[name]).validate_json(json.dumps(options or {}), strict=True)
+    except ValidationError as e:
+        error = e.errors()[0]
+        raise ConfigError(
+            f"data.task.{'.'.join(map(str, error['loc']))}: {error['msg']}, got {error['input']!r}"
+        ) from None
