@@ -10,7 +10,8 @@ order parameter, R e^{i psi}, and moves by the exact disc map of an impulse afte
 So R is the state itself, and the forget gate: |dz_t/dz_{t-1}| is a function of R and gamma alone
 (mobius.py). kappa = 0 is a complex diagonal linear state-space model with the same parameters.
 `leaf = "hold"` integrates a field held constant over Delta_t exactly instead. With `coupling`, block l + 1
-feels the populations of block l: a feed-forward network of coupled populations.
+feels the populations of block l: a feed-forward network of coupled populations. With `triadic`, a population
+feels itself, and then has two attractors (self_coupled.py); without, it forgets what no token renews.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from kssm_mlx.models.base import Intervention
 from kssm_mlx.models.layers import GatedMLP, linear
 from kssm_mlx.models.populations import Populations, clamp_states
 from kssm_mlx.models.recurrent import RecurrentModel
+from kssm_mlx.models.self_coupled import SelfCoupledPopulations
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu
 from kssm_mlx.ops.mobius_scan import refuse_negative_curvature
@@ -38,6 +40,8 @@ class KSSMConfig:
     """memory: tokens the slowest populations should span at the start; the training context by default.
 
     harmonics: how many powers of z are read out; on the Ott-Antonsen manifold Z_n = z^n, so they are free.
+    triadic: (K1, K2), pairwise and triadic self-coupling at the start, in units of each population's width;
+    bistable for -K2 + 2 sqrt(2 K2) < K1 < 2, such as (1, 8). Serial over time, and so slower.
     """
 
     vocab_size: int
@@ -50,6 +54,7 @@ class KSSMConfig:
     kappa: float = 1.0
     leaf: Literal["kick", "hold"] = "kick"
     coupling: bool = False
+    triadic: tuple[float, float] | None = None
     memory: int = 128
     tie_embeddings: bool = False
     norm_eps: float = 1e-6
@@ -57,12 +62,15 @@ class KSSMConfig:
 
     def __post_init__(self):
         refuse_negative_curvature(self.kappa)
+        if self.triadic is not None and (self.kappa, self.leaf) != (1, "kick"):
+            raise ConfigError("model.triadic has a flow of its own; leave kappa at 1 and leaf at 'kick'")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and value < 1:
                 raise ConfigError(f"model.{field.name} must be at least 1, got {value}")
 
 
+QUIET = 64  # tokens of `free_states` in memory at once
 SIZES = {
     "xs": {"d_model": 64, "n_layers": 2, "n_groups": 64, "mlp_hidden": 96},
     "s": {"d_model": 128, "n_layers": 3, "n_groups": 128, "mlp_hidden": 176},
@@ -76,6 +84,14 @@ def preset(size: str, vocab_size: int, context: int) -> KSSMConfig:
     return KSSMConfig(vocab_size=vocab_size, memory=context, **SIZES[size])
 
 
+def populations(config: KSSMConfig, key: mx.array, coupled: bool) -> Populations:
+    """The populations of one block."""
+    D, G, common = config.d_model, config.n_groups, {"memory": config.memory, "coupled": coupled}
+    if config.triadic is None:
+        return Populations(key, D, G, kappa=config.kappa, leaf=config.leaf, **common)
+    return SelfCoupledPopulations(key, D, G, triadic=config.triadic, **common)
+
+
 class Mixer(nn.Module):
     """Token mixing: project, short convolution, populations, harmonics read out, gate, project."""
 
@@ -86,9 +102,7 @@ class Mixer(nn.Module):
         self.in_proj = linear(keys[0], D, 2 * D)
         self.conv_weight = W**-0.5 * mx.random.uniform(-1, 1, (D, W), key=keys[1])
         self.conv_bias = mx.zeros((D,))
-        self.populations = Populations(
-            keys[2], D, G, memory=config.memory, kappa=config.kappa, leaf=config.leaf, coupled=coupled
-        )
+        self.populations = populations(config, keys[2], coupled)
         self.readout = linear(keys[3], 2 * G * config.harmonics, D)
         self.skip = mx.ones((D,))
         self.out_proj = linear(keys[4], D, D, std=(2 * config.n_layers * D) ** -0.5)
@@ -184,6 +198,18 @@ class KSSM(RecurrentModel):
     def runner(self, i: int, intervention: Intervention | None):
         clamps = () if intervention is None else (*intervention.of("R", i), *intervention.of("psi", i))
         return partial(super().runner(i, intervention), clamps=clamps)
+
+    def free_states(self, block: int, steps: int, z0: mx.array) -> mx.array:
+        """Where the populations of a block stand after `steps` tokens that say nothing: zero field, from z0.
+
+        Shapes: z0 [S, 2, G], real and imaginary parts as in the cache -> [S, 2, G].
+        """
+        populations, z = self.blocks[block].mixer.populations, _state(z0)
+        for start in range(0, steps, QUIET):
+            silence = mx.zeros((z0.shape[0], min(QUIET, steps - start), self.args.d_model))
+            z = populations.evolve(*populations.drive(silence, None), z).map(lambda x: x[:, -1])
+            mx.eval(z.re, z.im)
+        return mx.stack([z.re, z.im], axis=1)
 
     def embed(self, tokens: mx.array) -> mx.array:
         return self.embedding(tokens)

@@ -88,18 +88,25 @@ class Populations(nn.Module):
 
         Shapes: z, h, dt [B, T, G]; z0 [B, G]; resets [B, T] bool.
         Of a kick it follows from R alone. Rounding can put R at 1, where ln would be infinite: 6e-8 is the
-        least distance fp32 can tell. A document begins at z = 0, whatever the state of the one before it.
+        least distance fp32 can tell.
         """
-        first = Planar.zeros((z.shape[0], z.shape[2])) if z0 is None else z0
-        before = Planar(after_first(first.re, z.re), after_first(first.im, z.im))
-        if resets is not None:
-            before = before.map(lambda x: mx.where(resets[..., None], 0.0, x))
+        before = state_before(z, z0, resets)
         if self._leaf == "hold":
             return 0.5 * mx.log(derivative(self._hold(h, dt), before).abs2)
         gamma_tau = mx.exp(self.log_gamma) * dt
         shrunk = mx.exp(-2 * gamma_tau) * before.abs2
         r2_after, r2_before = (mx.minimum(self._kappa * r2, 1 - 6e-8) for r2 in (z.abs2, shrunk))
         return -gamma_tau + mx.log1p(-r2_after) - mx.log1p(-r2_before)
+
+
+def state_before(z: Planar, z0: Planar | None, resets: mx.array | None) -> Planar:
+    """The state each token meets; a document begins at z = 0, whatever the state of the one before it.
+
+    Shapes: z [B, T, G]; z0 [B, G]; resets [B, T] bool -> [B, T, G].
+    """
+    first = Planar.zeros((z.shape[0], z.shape[2])) if z0 is None else z0
+    before = Planar(after_first(first.re, z.re), after_first(first.im, z.im))
+    return before if resets is None else before.map(lambda x: mx.where(resets[..., None], 0.0, x))
 
 
 def _spectrum(key: mx.array, G: int, memory: int) -> tuple[mx.array, mx.array]:
@@ -144,10 +151,11 @@ def clamp_states(z: Planar, clamp: Clamp, value: float | mx.array, first: int) -
     R, psi = mx.sqrt(z.abs2), mx.arctan2(z.im, z.re)
     value = mx.broadcast_to(mx.array(value, z.dtype), z.shape)
     new = Planar.polar(value, psi) if clamp.site == "R" else Planar.polar(R, value)
-    return _either(held(clamp, first, z.shape[1], z.shape[2]), new, z)
+    return either(held(clamp, first, z.shape[1], z.shape[2]), new, z)
 
 
-def _either(where: mx.array, yes: Planar, no: Planar) -> Planar:
+def either(where: mx.array, yes: Planar, no: Planar) -> Planar:
+    """`mx.where` of both planes."""
     return Planar(mx.where(where, yes.re, no.re), mx.where(where, yes.im, no.im))
 
 
@@ -168,7 +176,7 @@ def _clamped_states(
         zt = step(t, t + 1, z)
         for clamp, value in zip(clamps, values):
             new = clamp_states(zt, clamp, value[:, t : t + 1], t)
-            zt = new if valid is None else _either(valid[:, t : t + 1, None], new, zt)
+            zt = new if valid is None else either(valid[:, t : t + 1, None], new, zt)
         pieces.append(zt)
         z = zt.map(lambda x: x[:, -1])
     if stop < T:

@@ -17,6 +17,7 @@ VARIANTS = {
     "hold": {"leaf": "hold"},
     "coupled": {"coupling": True},
     "coupled hold": {"coupling": True, "leaf": "hold"},
+    "bistable": {"triadic": (1.0, 8.0)},
     "tied": {"tie_embeddings": True, "harmonics": 1, "conv_width": 1},
 }
 
