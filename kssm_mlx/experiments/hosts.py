@@ -37,7 +37,8 @@ def open_model(
         promised=resolved.sha256,
         meter=meter,
     )
-    rows, notes = loaded.config.vocab_size, {**loaded.notes, "revision": resolved.revision}
+    notes = {**loaded.notes, "revision": resolved.revision, "path": str(resolved.path)}
+    rows = loaded.config.vocab_size
     tokenizer = tokenizer_of(loaded.inspection.container, rows, known(resolved))
     if tokenizer is None:
         notes["hint"] = f"no tokenizer for {rows:,} embedding rows: put its tokenizer.json beside the weights"

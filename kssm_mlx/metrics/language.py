@@ -1,10 +1,14 @@
-"""Cross entropies that carry their unit: nats/token, nats/char and bits/byte never meet by accident."""
+"""Cross entropies that carry their unit: nats/token, nats/char and bits/byte never meet by accident.
+
+A value may also know its tokenizer and the text it was measured on, by digest: then nats of two tokenizers,
+or of two texts, do not meet either.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import total_ordering
 from typing import Literal
 
@@ -16,9 +20,11 @@ from kssm_mlx.errors import ConfigError
 @total_ordering
 @dataclass(frozen=True)
 class _Loss(ABC):
-    """A number with a unit; order and difference exist within one unit only."""
+    """A number with a unit; order and difference exist within one unit, one tokenizer and one text only."""
 
     value: float
+    tokenizer: str = field(default="", kw_only=True)
+    text: str = field(default="", kw_only=True)
 
     @property
     @abstractmethod
@@ -41,6 +47,13 @@ class _Loss(ABC):
         if not isinstance(other, _Loss) or self.unit != other.unit:
             raise ConfigError(
                 f"cannot compare {self} with {other}: the units differ; convert both with to_bits_per_byte"
+            )
+        if self.text != other.text:
+            raise ConfigError(f"cannot compare {self} with {other}: of two texts; evaluate both on one")
+        if self.tokenizer != other.tokenizer:
+            raise ConfigError(
+                f"cannot compare {self} with {other}: tokens of two tokenizers; "
+                "convert both with to_bits_per_byte"
             )
 
 
@@ -75,7 +88,7 @@ class Nats(_Loss):
         """
         if not bytes_per_unit > 0:
             raise ConfigError(f"bytes per {self.per} is {bytes_per_unit}; expected a positive number")
-        return BitsPerByte(self.value / (math.log(2) * bytes_per_unit))
+        return BitsPerByte(self.value / (math.log(2) * bytes_per_unit), text=self.text)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""What curves say: whether the loss falls, and whether R answers to the input or to its own past."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import mlx.core as mx
+
+from kssm_mlx.checks.arms import blocks_with
+from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.probes import mode, short_context
+from kssm_mlx.data.batches import random_batch
+from kssm_mlx.metrics.stats import autocorrelation, trend
+from kssm_mlx.training.losses import cross_entropy, split_rows
+
+FEWEST = 30  # rows after the warm-up, before anything is said of a trend
+CERTAIN = -3.0
+BATCHES, ROWS, CONTEXT = 96, 2, 16
+BUFFER = 0.5
+
+
+@check("C37", level="R", title="the loss falls", source="liminal.md C37")
+def loss_trend(ctx: Context) -> Check:
+    """The logged training cross-entropy after the warm-up, averaged in up to 50 pieces of equal length; slope
+    and t of the straight line through them.
+
+    Threshold: t < -3, or nobody may say "learning": noise alone gives that once in 500 runs. A loss that
+    rises with t > 3 fails at once, one that stands still only when the steps of the recipe are spent.
+    Caught: Attempt 4 (t = +0.9 over 500 steps, reported as learning); Attempt 3, whose loss was noise.
+    Sabotage: a loss of noise around a constant; one that climbs.
+    """
+    ctx.need("history", "recipe")
+    rows = [
+        row for row in ctx.history if row.get("kind") == "train" and row["step"] > ctx.recipe.train.warmup
+    ]
+    if len(rows) < FEWEST:
+        raise NotMeasurable(f"{len(rows)} steps after the warm-up, {FEWEST} needed")
+    losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]
+    slope, t = trend(losses)
+    spent = ctx.step >= ctx.recipe.train.steps
+    return verdict(
+        "C37",
+        "pass" if t < CERTAIN else "warn" if t <= -CERTAIN and not spent else "fail",
+        f"{1000 * slope:+.3g} nats per 1000 steps, t {t:+.1f}, {len(losses)} steps",
+        f"t < {CERTAIN:g}",
+        "nothing was learned: see C7 and C8, then the learning rate; or the model had learned it before",
+        slope=slope,
+        t=t,
+    )
+
+
+@check("C38", level="S", title="R answers to the input", source="liminal.md C38", passes=BATCHES)
+def state_memory(ctx: Context) -> Check:
+    """At fixed weights, in training mode, without a cache: mean R of each block and the loss on 96
+    independent batches of 2 rows of at most 16 tokens, one after the other. Lag-1 autocorrelation of R less
+    that of the loss. (The R that a run logs is smooth for another reason, too: the weights move slowly.)
+
+    Threshold: <= 0.5 in every block: batches are independent, so both are 0 with a standard error of 0.1;
+    half of R coming from the call before is a buffer.
+    Caught: Attempt 4: 0.994 for R and -0.06 for the loss, read as R responding to language.
+    Sabotage: an R that is carried from call to call in a hidden buffer.
+    """
+    ctx.need("model", "data", "recipe")
+    R, losses = _series(ctx)
+    memory = {block: autocorrelation(values) - autocorrelation(losses) for block, values in R.items()}
+    memory = {block: gap for block, gap in memory.items() if math.isfinite(gap)}
+    if not memory:
+        raise NotMeasurable("R is the same in every batch, see C22")
+    worst = max(memory, key=memory.get)
+    return verdict(
+        "C38",
+        memory[worst] <= BUFFER,
+        f"autocorrelation {memory[worst]:+.2f} beyond that of the loss (block {worst})",
+        f"<= {BUFFER:g}",
+        "something is kept between calls: carry it in the cache, where a new text begins anew",
+        memory={str(block): gap for block, gap in memory.items()},
+    )
+
+
+def _series(ctx: Context) -> tuple[dict[int, list[float]], list[float]]:
+    """Block -> R of each batch, and the losses. Raises: NotMeasurable for a trace without R."""
+    R: dict[int, list[float]] = {}
+    losses = []
+    for trace, loss in _passes(ctx):
+        losses.append(loss)
+        for block, value in blocks_with(trace, "R").items():
+            R.setdefault(block, []).append(value.astype(mx.float32).mean().item())
+    if not R:
+        raise NotMeasurable('the trace has no "block00/R"')
+    return R, losses
+
+
+def _passes(ctx: Context) -> Iterable[tuple[dict, float]]:
+    """Trace and mean loss of each batch; a stochastic model draws anew each time."""
+    noisy = getattr(ctx.model, "stochastic", False)
+    for i in range(BATCHES):
+        rows = random_batch(ctx.data.train, ctx.seed, i, ROWS, short_context(ctx.recipe, CONTEXT)).tokens
+        inputs, targets = split_rows(mx.array(rows))
+        with mode(ctx.model, True):
+            out = ctx.model.forward(inputs, **({"key": mx.random.key(i)} if noisy else {}))
+        nats, count = cross_entropy(out.logits, targets)
+        yield out.trace, nats.item() / max(1, count.item())
