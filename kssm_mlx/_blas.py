@@ -205,8 +205,9 @@ def compile_library(code: str, library: Path, *flags: str) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as work:
         source, result = Path(work, "source.cpp"), Path(work, "library.so")
         source.write_text(code)
-        command = ["g++", *flags, "-fPIC", "-shared", "-o", str(result), str(source)]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        # Libraries are looked into for what stands before them.
+        command = ["g++", "-fPIC", "-shared", "-o", str(result), str(source), *flags]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if run.returncode != 0:
             reason = next(iter(run.stderr.strip().splitlines()), f"exit code {run.returncode}")
             raise RuntimeError(f"g++ failed ({reason}); try it by hand")

@@ -1,20 +1,21 @@
-"""Do the GPU kernels compute here what the compiled forms compute, and how much faster.
+"""Do the kernels compute here what the compiled forms compute, and how much faster.
 
-Every dialect this machine can run is asked: the one of its GPU, and C++ where there is a compiler, which runs
-the same bodies on the CPU and so tells a wrong body from a wrong dialect. A GPU kernel that disagrees is
-switched off for this device and the compiled form runs in its place, so numbers stay right and the verdict is
-"warn".
+Every dialect this machine can run is asked: the one of its default device, and C++ where there is a compiler,
+which runs the same bodies on the CPU and so tells a wrong body from a wrong dialect. A kernel that disagrees
+is switched off for this device and the compiled form runs in its place, so numbers stay right and the verdict
+is "warn".
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 
 import mlx.core as mx
 
 from kssm_mlx.checks.base import Check
 from kssm_mlx.checks.host import seconds
-from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops import dispatch, gpu, native
 from kssm_mlx.ops.dispatch import Verdict
 from kssm_mlx.ops.kernels import parity
 
@@ -23,19 +24,28 @@ TIMED = (4, 64, 64)
 
 
 def examine() -> list[Check]:
-    """K1, K2, ...: one verdict for every op in every dialect; those of the GPU are remembered."""
-    return [check for dialect in dialects() for check in _examine(dialect)]
+    """K1, K2, ...: one verdict for every op in every dialect; those of the device's own are remembered."""
+    own = gpu.dialect()
+    return _bridge() + [check for dialect in dialects() for check in _examine(dialect, dialect == own)]
+
+
+def _bridge() -> list[Check]:
+    """K0, on a CPU where kernels could join MLX's graph and cannot."""
+    if mx.default_device() != mx.cpu or sys.platform != "linux" or not (reason := native.why_not()):
+        return []
+    fix = f"{reason}; the compiled forms run, several times slower; install g++ and nanobind (pip)"
+    return [Check("K0", "kernels in MLX's graph", "P", "warn", "no", "yes", fix)]
 
 
 def dialects() -> list[str]:
-    """What this machine can run: its GPU's dialect first."""
-    return [d for d in (gpu.dialect(), "cpp" if shutil.which("g++") else None) if d]
+    """What this machine can run: the dialect of its default device first."""
+    return [*dict.fromkeys(d for d in (gpu.dialect(), "cpp" if shutil.which("g++") else None) if d)]
 
 
-def _examine(dialect: str) -> list[Check]:
+def _examine(dialect: str, own: bool) -> list[Check]:
     with gpu.speaking(dialect):
         verdicts = [parity.prove(op) for op in parity.CASES]
-        remembered = "" if dialect == "cpp" else _remember(verdicts)
+        remembered = _remember(verdicts) if own else ""
         return [_check(i, v, dialect, remembered) for i, v in enumerate(verdicts, 1)]
 
 
@@ -54,7 +64,7 @@ def _check(number: int, v: Verdict, dialect: str, remembered: str) -> Check:
         ratio = speed(v.op)
         got = f"error {v.error:.1e}, {ratio:.1f}x as fast as compiled"
         return Check(f"K{number}", title, "P", "pass", got, expected, numbers={"ratio": ratio})
-    off = "no GPU uses it" if dialect == "cpp" else f"it is off on this device, {remembered}"
+    off = f"it is off on this device, {remembered}" if remembered else "nothing here uses it"
     fix = f"{v.why}; {off}: the compiled form runs. Please report this line"
     return Check(f"K{number}", title, "P", "warn", f"error {v.error:.1e}", expected, fix)
 
@@ -64,6 +74,6 @@ def speed(op: str) -> float:
     case = parity.CASES[op]
     arrays = case.arguments(*TIMED)
     compiled, kernel = (
-        seconds(lambda form=form: parity.outcome(case, form, arrays, {})) for form in ("compiled", "gpu")
+        seconds(lambda form=form: parity.outcome(case, form, arrays, {})) for form in ("compiled", "kernel")
     )
     return compiled / kernel

@@ -1,12 +1,15 @@
 """Which form of a recurrence runs: the rule behind `impl`, and the record of kernels that may be trusted.
 
     "compiled"  pure MLX, everywhere
-    "gpu"       the kernel; refused where the default device has none
+    "kernel"    the kernel; refused where the default device has none
     "auto"      the kernel where the default device has one and it is trusted there, else the compiled form
 
 A kernel is trusted on a device once it has agreed with the compiled form on it. `kssm doctor` measures that
-and writes the verdict to the user's cache folder; where no verdict stands, the kernel proves itself on a
-small case when it is first wanted. What failed stays off until the kernel, MLX or the device changes.
+and writes the verdict to the user's cache folder; where no verdict stands, a GPU's kernel proves itself on a
+small case when it is first wanted. The C++ dialect, which no driver translates, is trusted from the start:
+the tests compare it on every change. What failed stays off until the kernel, MLX or the device changes.
+
+On CPUs the kernels are 4 to 40 times as fast as the compiled forms (docs/performance.md), but in fp32 only.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ import mlx.core as mx
 
 from kssm_mlx import _blas, files
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.ops import gpu
+from kssm_mlx.ops import gpu, native
 
-IMPLS = ("auto", "compiled", "gpu")
-# Their compiled form is matrix products, which a GPU does at another rate than one lane per thread.
+IMPLS = ("auto", "compiled", "kernel")
+# Their compiled form is matrix products, which run at another rate than one lane per thread.
 COMPILED_BY_DEFAULT = ("ssd",)
+# Dialects that need no proof before their first use.
+PROVEN = ("cpp",)
 
 
 @dataclass(frozen=True)
@@ -44,21 +49,25 @@ class Verdict:
     why: str = ""
 
 
-def kernel(op: str, impl: str) -> Callable | None:
+def kernel(op: str, impl: str, like: mx.array | None = None) -> Callable | None:
     """The kernel form of `op` if `impl` asks for it, None for the compiled form.
 
-    Raises: ConfigError for an unknown `impl`, or "gpu" where the default device has no kernels.
+    like: an array whose precision the result should have, for ops that also work in float64.
+    Raises: ConfigError for an unknown `impl`, or "kernel" where the default device has none.
     """
     if impl not in IMPLS:
         raise ConfigError(f"impl is one of {', '.join(IMPLS)}, got {impl!r}{nearest(str(impl), IMPLS)}")
-    if impl == "compiled":
+    double = like is not None and like.dtype == mx.float64
+    if impl == "compiled" or (impl == "auto" and (double or op in COMPILED_BY_DEFAULT)):
         return None
-    if impl == "auto" and (op in COMPILED_BY_DEFAULT or gpu.dialect() is None or not trusted(op)):
+    if impl == "auto" and (gpu.dialect() is None or not trusted(op)):
         return None
     if gpu.dialect() is None:
         raise ConfigError(
-            f"{op}: impl='gpu' needs a GPU, the default device is {mx.default_device()}; use 'auto'"
+            f"{op}: impl='kernel' cannot run on {mx.default_device()} ({native.why_not()}); use 'auto'"
         )
+    if double:
+        raise ConfigError(f"{op}: kernels compute in float32, got float64; use impl='compiled'")
     return getattr(import_module(f"kssm_mlx.ops.kernels.{op}"), op)
 
 
@@ -72,11 +81,13 @@ def _verdict(op: str, identity: str) -> Verdict:
     known = recorded().get(identity)
     if known is not None:
         return known
+    if gpu.dialect() in PROVEN:
+        return Verdict(op, True, 0.0)
     from kssm_mlx.ops.kernels import parity
 
     verdict = parity.prove(op)
     if not verdict.ok:
-        warnings.warn(f"{op}: the GPU kernel is off ({verdict.why}); see kssm doctor", stacklevel=2)
+        warnings.warn(f"{op}: the kernel is off ({verdict.why}); see kssm doctor", stacklevel=2)
     return verdict
 
 
@@ -89,7 +100,8 @@ def identity(op: str) -> str:
 @cache
 def _digest(op: str) -> str:
     """Of everything the kernels of `op` are made of; ssd is made of the selective scan's."""
-    paths = [gpu.FOLDER / "planar.inc", *gpu.FOLDER.glob(f"{'selective_scan' if op == 'ssd' else op}*")]
+    own = gpu.FOLDER.glob(f"{'selective_scan' if op == 'ssd' else op}*")
+    paths = [gpu.FOLDER / "planar.inc", gpu.FOLDER / "packs.inc", *own]
     sources = b"".join(path.read_bytes() for path in [Path(gpu.__file__), *sorted(paths)])
     return hashlib.sha256(sources).hexdigest()[:12]
 

@@ -19,14 +19,14 @@ from functools import cache, partial, wraps
 import mlx.core as mx
 
 # Adding and subtracting 1.5 * 2^23 rounds a float32 to an integer and leaves it in the low bits of the sum.
-_ROUND = 12582912.0
+ROUND = 12582912.0
 # With 127 on top those low bits are the exponent field of 2^n, to be shifted into place.
-_EXPONENT = _ROUND + 127
-_LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4
-_PI_HIGH, _PI_MID, _PI_LOW = 3.140625, 9.67502593994140625e-4, 1.509957990139636e-7
-_EXPM1_BY_X = [1 / math.factorial(n + 1) for n in range(7)]
-_SIN_BY_X = [(-1) ** n / math.factorial(2 * n + 1) for n in range(6)]
-_COS = [(-1) ** n / math.factorial(2 * n) for n in range(7)]
+_EXPONENT = ROUND + 127
+LOG2E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4
+PI_HIGH, PI_MID, PI_LOW = 3.140625, 9.67502593994140625e-4, 1.509957990139636e-7
+EXPM1_BY_X = [1 / math.factorial(n + 1) for n in range(7)]
+SIN_BY_X = [(-1) ** n / math.factorial(2 * n + 1) for n in range(6)]
+COS = [(-1) ** n / math.factorial(2 * n) for n in range(7)]
 _ATANH = [2 / (2 * n + 1) for n in range(7)]
 _TANH_BY_X = [1, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075, -929569 / 638512875]
 _TANH_BY_X_SLOPE = [n * c for n, c in enumerate(_TANH_BY_X)][1:]
@@ -76,11 +76,11 @@ def _expm1_parts_below(x: mx.array) -> tuple[mx.array, mx.array]:
     """The same for x <= 88, which saves a pass."""
     # Below -87.7 the exponent field is 0, and so is 2^n.
     x = mx.maximum(x, -88.2)
-    shifted = x * _LOG2E + _EXPONENT
+    shifted = x * LOG2E + _EXPONENT
     n = shifted - _EXPONENT
-    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
     two_to_n = (shifted.view(mx.int32) << 23).view(mx.float32)
-    return two_to_n, r * _polynomial(r, _EXPM1_BY_X)
+    return two_to_n, r * _polynomial(r, EXPM1_BY_X)
 
 
 def sealed(x: mx.array) -> mx.array:
@@ -203,10 +203,10 @@ def sincos(x: mx.array) -> tuple[mx.array, mx.array]:
     From the half angle y in [-pi/2, pi/2], so that no quadrant has to be selected: 2 sin y cos y and
     cos^2 y - sin^2 y.
     """
-    n = (x * (0.5 / math.pi) + _ROUND) - _ROUND
-    y = ((0.5 * x - n * _PI_HIGH) - n * _PI_MID) - n * _PI_LOW
+    n = (x * (0.5 / math.pi) + ROUND) - ROUND
+    y = ((0.5 * x - n * PI_HIGH) - n * PI_MID) - n * PI_LOW
     square = y * y
-    s, c = y * _polynomial(square, _SIN_BY_X), _polynomial(square, _COS)
+    s, c = y * _polynomial(square, SIN_BY_X), _polynomial(square, COS)
     return 2 * s * c, (c - s) * (c + s)
 
 

@@ -1,18 +1,16 @@
-"""One kernel body, three dialects: Metal and CUDA to run it, C++ to test it where there is no GPU.
+"""One kernel body, three dialects: Metal and CUDA for GPUs, C++ for Linux CPUs.
 
 A body (`kernels/*.inc`) is plain C: one lane of the recurrence per thread, time serial, no communication
 between threads. It reads and writes arrays by index only, so that it does not matter whether Metal puts them
 in `device` or `constant` memory, and it says EXP, SIN, COS, MAX, ROUND, UNROLL and FUNCTION where the
 dialects differ. What a dialect adds is `lane`, the sizes, and the signature; MLX writes the signatures for
-Metal and CUDA, `_cpp_source` does it for C++.
+Metal and CUDA, `cpp.py` does it for C++.
 
 Which op uses its kernel when is decided in `dispatch.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +20,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx import _blas
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.ops import cpp, native
 
 FOLDER = Path(__file__).parent / "kernels"
 # Threads per group. Lanes are few in a recurrence, so small groups spread over more cores; not yet measured.
@@ -53,23 +51,13 @@ HEADERS = {
 #define ROUND(x) rintf(x)
 """,
     "cpp": """
-#include <stdint.h>
 #define FUNCTION static inline
-#define UNROLL
-#define EXP(x) __builtin_expf(x)
-#define SIN(x) __builtin_sinf(x)
-#define COS(x) __builtin_cosf(x)
-#define MAX(x, y) ((x) > (y) ? (x) : (y))
-#define ROUND(x) __builtin_rintf(x)
-struct bf16 {
-  uint16_t bits;
-  operator float() const {
-    const uint32_t wide = uint32_t(bits) << 16;
-    float x;
-    __builtin_memcpy(&x, &wide, sizeof x);
-    return x;
-  }
-};
+#define UNROLL _Pragma("GCC unroll 16")
+#define EXP(x) exponential(x)
+#define SIN(x) sine_of(x)
+#define COS(x) cosine_of(x)
+#define MAX(x, y) maximum(x, y)
+#define ROUND(x) rounded(x)
 """,
 }
 # The tokens of a chunk of `count`, forward and backward in time. The number of turns is constant, so that the
@@ -84,7 +72,6 @@ LANE = {
     "cuda": "const int lane = int(blockIdx.x * blockDim.x + threadIdx.x);\nif (lane >= sizes[0]) return;",
     "cpp": "",
 }
-CPP_TYPES = {mx.float32: "float", mx.bfloat16: "bf16", mx.int32: "int32_t", mx.uint8: "uint8_t"}
 
 
 @dataclass(frozen=True)
@@ -93,12 +80,16 @@ class Kernel:
 
     sizes: integers known when it runs, such as T; constants: those that must be known when it is compiled;
     inputs: fp32, bf16 or uint8 arrays; outputs: fp32 arrays; chunk: tokens that a thread handles together.
+    side: of how many lanes side by side the elements are side by side too; apart: pairs array:distance for
+    those whose elements are not (0: shared by the lanes), in words of the body.
     """
 
     name: str
     sizes: str
     inputs: str
     outputs: str
+    side: str
+    apart: str = ""
     constants: str = ""
     chunk: int = CHUNK
 
@@ -121,8 +112,13 @@ class Kernel:
                 raise ConfigError(
                     f"{self.name}: {count} elements in one array, at most 2^31 - 1; use impl='compiled'"
                 )
-        run = _run_cpp if dialect() == "cpp" else _run_gpu
+        run = cpp.run if dialect() == "cpp" else _run_gpu
         return run(self, constants, [sizes, *inputs], list(outputs), lanes)
+
+    @property
+    def planar(self) -> str:
+        """Complex numbers, which every body may use."""
+        return (FOLDER / "planar.inc").read_text()
 
     @property
     def body(self) -> str:
@@ -136,29 +132,29 @@ class Kernel:
     def header(self, dialect: str, constants: dict[str, int]) -> str:
         """What stands before the kernel function."""
         defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-        return HEADERS[dialect] + defines + LOOPS + (FOLDER / "planar.inc").read_text()
+        return HEADERS[dialect] + defines + LOOPS
 
     def full_name(self, constants: dict[str, int], inputs: Sequence[mx.array]) -> str:
         """Unique for the code that results: MLX keeps compiled kernels by name."""
-        types = "".join(CPP_TYPES[x.dtype][0] for x in inputs)
+        types = "".join(cpp.TYPES[x.dtype][0] for x in inputs)
         return "_".join(["kssm", self.name, *(str(n) for n in constants.values()), types])
 
 
 def dialect() -> str | None:
-    """The dialect that the default device speaks; None on a CPU."""
+    """The dialect that the default device speaks; None on a CPU that MLX cannot be given operations for."""
     if _spoken:
         return _spoken[-1]
     if mx.default_device() != mx.gpu:
-        return None
+        return None if native.why_not() else "cpp"
     return "metal" if mx.metal.is_available() else "cuda" if mx.cuda.is_available() else None
 
 
-_spoken: list[str] = []
+_spoken: list[str | None] = []
 
 
 @contextmanager
-def speaking(dialect: str) -> Iterator[None]:
-    """Run kernels in this dialect, whatever the default device speaks."""
+def speaking(dialect: str | None) -> Iterator[None]:
+    """Run kernels in this dialect, or none, whatever the default device speaks."""
     _spoken.append(dialect)
     try:
         yield
@@ -192,47 +188,8 @@ def _gpu_kernel(kernel: Kernel, dialect: str | None, constants, name: str, names
         input_names=list(names),
         output_names=kernel.outputs.split(),
         source=kernel.source(dialect),
-        header=kernel.header(dialect, dict(constants)),
+        header=kernel.header(dialect, dict(constants)) + kernel.planar,
     )
-
-
-# ---------------------------------------------------------------------------------------------------------
-# C++: a thread is an iteration of a loop.
-
-
-def _run_cpp(kernel: Kernel, constants, inputs, outputs, lanes: int) -> list[mx.array]:
-    mx.eval(inputs)
-    name = kernel.full_name(constants, inputs)
-    function = _cpp_function(_cpp_source(kernel, constants, inputs, name), name)
-    # numpy has no bfloat16; the bits are what is passed.
-    taken = [np.ascontiguousarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x) for x in inputs]
-    given = [np.empty(shape, np.float32) for shape in outputs]
-    function(lanes, *(ctypes.c_void_p(x.ctypes.data) for x in (*taken, *given)))
-    return [mx.array(x) for x in given]
-
-
-def _cpp_source(kernel: Kernel, constants: dict[str, int], inputs: Sequence[mx.array], name: str) -> str:
-    arguments = ["const int lanes"]
-    for x, word in zip(inputs, ("sizes", *kernel.inputs.split()), strict=True):
-        arguments.append(f"const {CPP_TYPES[x.dtype]}* __restrict {word}")
-    arguments += [f"float* __restrict {word}" for word in kernel.outputs.split()]
-    head = f'extern "C" void {name}({", ".join(arguments)})'
-    loop = f"for (int lane = 0; lane < lanes; ++lane) {{\n{kernel.source('cpp')}\n}}"
-    return f"{kernel.header('cpp', constants)}\n{head} {{\n{loop}\n}}\n"
-
-
-def library_folder() -> Path:
-    """Where the compiled C++ dialect is kept between sessions."""
-    return _blas.private_folder()
-
-
-@cache
-def _cpp_function(source: str, name: str):
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = library_folder() / f"{name}-{digest}.so"
-    if not path.exists():
-        _blas.compile_library(source, path, "-O3", "-march=native")
-    return getattr(ctypes.CDLL(str(path)), name)
 
 
 # ---------------------------------------------------------------------------------------------------------

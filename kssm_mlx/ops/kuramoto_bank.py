@@ -71,7 +71,7 @@ def kuramoto_bank(
     Shapes: theta [B, G, N]; omega [G, N]; K, tau [B, T, G]; h Planar [B, T, G].
         Returns Z [B, T, G, harmonics] and theta [B, G, N] within [-pi, pi], fp32.
     Units: theta in radians; omega, K and h per unit time; tau > 0 the time one token lasts.
-    Raises: ConfigError for an `impl` that is not "auto", "compiled" or "gpu".
+    Raises: ConfigError for an `impl` that is not "auto", "compiled" or "kernel".
     """
     if kernel := dispatch.kernel("kuramoto_bank", impl):
         return kernel(theta, omega, K, h, tau, steps=steps, harmonics=harmonics)

@@ -62,7 +62,7 @@ def mobius_scan(
     Raises: ConfigError for a negative kappa given as a number, or an `impl` that cannot run here.
     """
     refuse_negative_curvature(kappa)
-    if kernel := dispatch.kernel("mobius_scan", impl):
+    if kernel := dispatch.kernel("mobius_scan", impl, k.re):
         return kernel(a, k, z0, kappa)
     a, k = a.map(_at_least_fp32), k.map(_at_least_fp32)
     B, _, G = k.shape

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.checks import kernels
-from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops import dispatch, gpu, native
 from kssm_mlx.ops.dispatch import Verdict
 from kssm_mlx.ops.kernels import parity
 
@@ -14,7 +14,7 @@ from kssm_mlx.ops.kernels import parity
 @pytest.fixture
 def record(tmp_path, monkeypatch):
     """The record of verdicts and the compiled libraries in a folder of their own; small and uncompiled."""
-    monkeypatch.setattr(gpu, "library_folder", lambda: tmp_path)
+    monkeypatch.setattr(gpu, "_spoken", [None])
     monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(kernels, "TIMED", (1, 2, 2))
     dispatch._verdict.cache_clear()
@@ -32,11 +32,29 @@ def test_every_op_is_told_with_its_numbers(record, monkeypatch):
     assert [c.title for c in checks] == ["mobius_scan kernel, cpp", "conv kernel, cpp"]
     assert {c.verdict for c in checks} == {"pass"}
     assert all(c.got.startswith("error ") and c.numbers["ratio"] > 0 for c in checks)
-    assert not record.exists()  # C++ is for telling, it runs nowhere by itself
+    assert not record.exists()  # this device speaks nothing: C++ is for telling
+
+
+def test_verdicts_of_the_cpu_are_remembered_where_it_runs_kernels(record, monkeypatch):
+    monkeypatch.setattr(gpu, "_spoken", ["cpp"])
+    monkeypatch.setattr(parity, "CASES", {"conv": parity.CASES["conv"]})
+    assert [c.verdict for c in kernels.examine()] == ["pass"]
+    assert "conv" in record.read_text()
+
+
+def test_a_missing_bridge_is_said(record, monkeypatch):
+    monkeypatch.setattr(kernels, "dialects", lambda: [])
+    monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
+    monkeypatch.setattr(kernels.sys, "platform", "linux")
+    monkeypatch.setattr(native, "why_not", lambda: "g++ is missing")
+    (told,) = kernels.examine()
+    assert (told.id, told.verdict) == ("K0", "warn")
+    assert "g++ is missing; the compiled forms run" in told.fix
 
 
 def play_gpu(monkeypatch, verdicts):
     """A GPU whose kernels run, as C++, and get these verdicts."""
+    monkeypatch.setattr(gpu, "_spoken", ["metal"])
     monkeypatch.setattr(kernels, "dialects", lambda: ["metal"])
     monkeypatch.setattr(parity, "CASES", {v.op: parity.CASES[v.op] for v in verdicts})
     monkeypatch.setattr(parity, "prove", {v.op: v for v in verdicts}.__getitem__)

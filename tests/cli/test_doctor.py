@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from kssm_mlx.cli.doctor import doctor
+from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.kernels import parity
 
 
@@ -21,8 +22,9 @@ def command() -> typer.Typer:
 
 
 @pytest.fixture(autouse=True)
-def one_kernel(monkeypatch):
-    """Compiling all of them takes g++ some seconds, and tests/checks/test_checks_kernels.py looks at them."""
+def one_kernel(monkeypatch, tmp_path):
+    """tests/checks/test_checks_kernels.py looks at all of them; verdicts are not for the user's folder."""
+    monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(parity, "CASES", {"conv": parity.CASES["conv"]})
 
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
+from kssm_mlx.ops import cpp as cpp_dialect
 from kssm_mlx.ops import gpu
 
 
-@pytest.fixture(scope="session")
-def library_folder(tmp_path_factory):
-    """Where the C++ dialect keeps its libraries in this session; every kernel is compiled once."""
-    folder = tmp_path_factory.mktemp("kernels")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "library_folder", lambda: folder)
+@pytest.fixture(autouse=True)
+def compiled_forms():
+    """What is tested is the compiled form, unless a test asks for a dialect."""
+    with gpu.speaking(None):
         yield
 
 
 @pytest.fixture
-def cpp(library_folder):
-    """`impl="gpu"` runs the C++ dialect, and forms of MLX run uncompiled, which saves g++ seconds."""
+def library_folder(tmp_path, monkeypatch):
+    """Libraries of damaged kernels go here and not among the user's."""
+    monkeypatch.setattr(cpp_dialect, "library_folder", lambda: tmp_path)
+
+
+@pytest.fixture
+def cpp():
+    """`impl="kernel"` runs the C++ dialect, and forms of MLX run uncompiled, which saves g++ seconds."""
     mx.disable_compile()
     with gpu.speaking("cpp"):
         yield
@@ -30,7 +35,7 @@ def cpp(library_folder):
     params=["cpp", pytest.param("metal", marks=pytest.mark.metal), pytest.param("gpu", marks=pytest.mark.gpu)]
 )
 def dialect(request):
-    """Each dialect this machine can run, as what `impl="gpu"` means."""
+    """Each dialect this machine can run, as what `impl="kernel"` means."""
     if request.param == "cpp":
         request.getfixturevalue("cpp")
     return request.param

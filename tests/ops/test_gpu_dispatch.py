@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops import dispatch, gpu, native
 from kssm_mlx.ops.dispatch import Verdict
 from kssm_mlx.ops.kernels import parity
 from kssm_mlx.ops.kernels.conv import conv
@@ -19,6 +19,7 @@ from kssm_mlx.ops.selective_scan import selective_scan
 def record(tmp_path, monkeypatch, library_folder):
     """An empty record of verdicts; the C++ dialect plays the GPU."""
     monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
+    monkeypatch.setattr(dispatch, "PROVEN", ())
     dispatch._verdict.cache_clear()
     with gpu.speaking("cpp"):
         yield tmp_path / "kernels.json"
@@ -34,8 +35,8 @@ def test_auto_is_compiled_without_a_gpu(monkeypatch):
 def test_gpu_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(gpu, "dialect", lambda: None)
     args = parity.CASES["selective_scan"].arguments(1, 2, 3)
-    with pytest.raises(ConfigError, match=r"selective_scan: impl='gpu' needs a GPU, .* use 'auto'"):
-        selective_scan(args[0], args[1], args[4], args[2], args[3], impl="gpu")
+    with pytest.raises(ConfigError, match=r"selective_scan: impl='kernel' cannot run on .* use 'auto'"):
+        selective_scan(args[0], args[1], args[4], args[2], args[3], impl="kernel")
 
 
 def test_an_unknown_impl_is_refused_with_the_nearest_name():
@@ -43,8 +44,19 @@ def test_an_unknown_impl_is_refused_with_the_nearest_name():
         dispatch.kernel("conv", "compile")
 
 
-def test_a_cpu_speaks_no_dialect():
-    assert (gpu.dialect() is None) == (mx.default_device() == mx.cpu)
+def test_what_a_cpu_speaks_is_what_can_be_built_here(monkeypatch):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    monkeypatch.setattr(gpu, "_spoken", [])
+    assert gpu.dialect() == (None if native.why_not() else "cpp")
+    monkeypatch.setattr(native, "why_not", lambda: "no g++")
+    assert gpu.dialect() is None
+
+
+def test_float64_is_left_to_the_compiled_form(record):
+    x = mx.zeros((1,), mx.float64, stream=mx.cpu)
+    assert dispatch.kernel("conv", "auto", x) is None
+    with pytest.raises(ConfigError, match=r"conv: kernels compute in float32, got float64"):
+        dispatch.kernel("conv", "kernel", x)
 
 
 def test_auto_uses_a_kernel_that_proves_itself(record):
@@ -68,14 +80,14 @@ def test_kernels_are_lazy(op, monkeypatch):
     arrays = case.arguments(3, 37, 6)
     gpu._gpu_kernel.cache_clear()
     with gpu.speaking("metal"):
-        gradients = mx.compile(lambda *x: parity.outcome(case, "gpu", list(x), masks)[-len(x) :])(*arrays)
+        gradients = mx.compile(lambda *x: parity.outcome(case, "kernel", list(x), masks)[-len(x) :])(*arrays)
     gpu._gpu_kernel.cache_clear()
     assert [g.shape for g in gradients] == [x.shape for x in arrays]
 
 
 def test_matmuls_stay_compiled_until_asked(record):
     assert dispatch.kernel("ssd", "auto") is None
-    assert dispatch.kernel("ssd", "gpu") is not None
+    assert dispatch.kernel("ssd", "kernel") is not None
 
 
 @pytest.mark.parametrize("value, why", [("7", "differs"), ("undefined", "failed")])
@@ -83,7 +95,7 @@ def test_a_wrong_kernel_is_switched_off(record, monkeypatch, value, why):
     """Wrong numbers and code that does not compile: the compiled form runs, and a warning says why."""
     body = property(lambda kernel: f"{kernel.outputs.split()[0]}[lane] = {value};")
     monkeypatch.setattr(gpu.Kernel, "body", body)
-    with pytest.warns(UserWarning, match=rf"conv: the GPU kernel is off .*{why}"):
+    with pytest.warns(UserWarning, match=rf"conv: the kernel is off .*{why}"):
         assert dispatch.kernel("conv", "auto") is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")

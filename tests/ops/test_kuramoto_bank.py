@@ -106,5 +106,5 @@ def test_phases_stay_wrapped():
 
 
 def test_unknown_impl_is_refused():
-    with pytest.raises(ConfigError, match="impl is one of auto, compiled, gpu, got 'metal'"):
+    with pytest.raises(ConfigError, match="impl is one of auto, compiled, kernel, got 'metal'"):
         run(CASE.arguments(1, 1, 2), impl="metal")

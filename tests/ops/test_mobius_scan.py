@@ -339,9 +339,9 @@ def test_many_steps_are_few_kernels(monkeypatch):
 
 
 def peak_of_gradients(parts):
-    """Bytes above what is held; the least of three, because how far MLX runs ahead varies with the load."""
+    """Bytes above what is held; the most of five, because how far MLX runs ahead varies with the load."""
     peaks = []
-    for _ in range(3):
+    for _ in range(5):
         gc.collect()
         mx.clear_cache()
         held = mx.get_active_memory()
@@ -351,7 +351,7 @@ def peak_of_gradients(parts):
         assert mx.isfinite(value).item() and all(mx.isfinite(g).all().item() for g in gradients)
         peaks.append(mx.get_peak_memory() - held)
         del value, gradients
-    return min(peaks)
+    return max(peaks)
 
 
 def test_memory_is_linear_in_time():

@@ -6,8 +6,8 @@ import mlx.core as mx
 
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 
-FORWARD = Kernel("conv_forward", "T D", "x past weight bias marks", "y", constants="W")
-BACKWARD = Kernel("conv_backward", "T D", "x past weight marks c", "g_padded g_weight", constants="W")
+FORWARD = Kernel("conv_forward", "T D", "x past weight bias marks", "y", "D", "weight:W", "W")
+BACKWARD = Kernel("conv_backward", "T D", "x past weight marks c", "g_padded g_weight", "D", "weight:W", "W")
 
 
 def conv(x, weight, bias, past, resets) -> mx.array:

@@ -12,6 +12,7 @@ FORWARD = Kernel(
     "T N G",
     "theta0 omega K h_re h_im tau",
     "theta1 Z_re Z_im saved cosine sine",
+    side="G",
     constants="S H",
 )
 BACKWARD = Kernel(
@@ -19,6 +20,7 @@ BACKWARD = Kernel(
     "T N G",
     "omega K h_re h_im tau saved c_theta1 c_re c_im",
     "g_theta0 g_omega g_K g_h_re g_h_im g_tau cosine sine phase_now",
+    side="G",
     constants="S H",
 )
 

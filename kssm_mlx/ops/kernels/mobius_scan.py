@@ -15,6 +15,8 @@ FORWARD = Kernel(
     sizes="T G",
     inputs="z0_re z0_im a_re a_im k_re k_im kappa",
     outputs="z_re z_im",
+    side="G",
+    apart="kappa:0",
     chunk=CHUNK,
 )
 BACKWARD = Kernel(
@@ -22,6 +24,8 @@ BACKWARD = Kernel(
     sizes="T G",
     inputs=f"{FORWARD.inputs} {FORWARD.outputs} c_re c_im",
     outputs="g_z0_re g_z0_im g_a_re g_a_im g_k_re g_k_im g_kappa",
+    side="G",
+    apart="kappa:0",
     chunk=CHUNK,
 )
 

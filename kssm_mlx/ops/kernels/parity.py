@@ -29,7 +29,7 @@ Arrays = list[mx.array]
 @dataclass(frozen=True)
 class Case:
     """arguments(B, T, width) -> the differentiable arrays, those read per token first; moving of them are;
-    call(op, arrays, masks) -> outputs that all forms share; forms: "compiled" and "gpu" take `impl`.
+    call(op, arrays, masks) -> outputs that all forms share; forms: "compiled" and "kernel" take `impl`.
     """
 
     arguments: Callable[[int, int, int], Arrays]
@@ -66,7 +66,7 @@ def compare(
     arrays = case.arguments(B, T, width)
     arrays = [x.astype(dtype) if i < case.moving else x for i, x in enumerate(arrays)]
     masks = documents(B, T) if masked else {}
-    ours, theirs = (outcome(case, form, arrays, masks) for form in ("gpu", against))
+    ours, theirs = (outcome(case, form, arrays, masks) for form in ("kernel", against))
     return max((_distance(x, y) for x, y in zip(ours, theirs, strict=True)), key=lambda e: (e != e, e))
 
 

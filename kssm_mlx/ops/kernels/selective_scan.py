@@ -12,10 +12,13 @@ from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.scan import begins, inside
 
 ARGUMENTS = "h0 x dt A B C marks"
-FORWARD = Kernel("selective_scan_forward", "T D N G", ARGUMENTS, "y h1 saved")
-ADJOINT = Kernel("selective_scan_adjoint", "T D N G", "dt A C marks c c_h1", "g_h0 entering")
-CHANNELS = Kernel("selective_scan_channels", "T D N G", "x dt A B C marks saved entering c", "g_x g_dt g_A")
-STATES = Kernel("selective_scan_states", "T D N G", "x dt A B C marks saved entering c", "g_B g_C")
+FORWARD = Kernel("selective_scan_forward", "T D N G", ARGUMENTS, "y h1 saved", "D / G", "A:N B:0 C:0")
+ADJOINT = Kernel(
+    "selective_scan_adjoint", "T D N G", "dt A C marks c c_h1", "g_h0 entering", "D / G", "A:N C:0"
+)
+KNOWN = "x dt A B C marks saved entering c"
+CHANNELS = Kernel("selective_scan_channels", "T D N G", KNOWN, "g_x g_dt g_A", "D / G", "A:N B:0 C:0")
+STATES = Kernel("selective_scan_states", "T D N G", KNOWN, "g_B g_C", "N", "x:0 dt:0 c:0 saved:D entering:D")
 
 
 def selective_scan(x, dt, A, B, C, state=None, *, resets=None, lengths=None):

@@ -11,13 +11,16 @@ import mlx.core as mx
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.scan import begins, inside
 
-FORWARD = Kernel("wkv7_forward", "T H V", "S0 r w k v a b marks", "y S1 saved u", constants="K")
-ADJOINT = Kernel("wkv7_adjoint", "T H V", "r w k a b marks c c_S1", "g_S0 entering g_v q", constants="K")
+SHARED = "r:0 w:0 k:0 a:0 b:0"
+FORWARD = Kernel("wkv7_forward", "T H V", "S0 r w k v a b marks", "y S1 saved u", "V", SHARED, "K")
+ADJOINT = Kernel("wkv7_adjoint", "T H V", "r w k a b marks c c_S1", "g_S0 entering g_v q", "V", SHARED, "K")
 COLUMNS = Kernel(
     "wkv7_columns",
     "T H V",
     "r w k v a b marks saved entering u q c",
     "g_r g_w g_k g_a g_b",
+    side="K",
+    apart="v:0 u:0 q:0 c:0 saved:V entering:V",
     constants="K",
 )
 

@@ -1,0 +1,150 @@
+"""The C++ dialect: a body compiled by g++ for the CPU, neighbouring lanes side by side in vector registers.
+
+The body stands in the library twice: once for a single lane, and once for a pack of them, where `float` means
+a register full (`kernels/packs.inc`). Packs are used where neighbouring lanes read neighbouring elements,
+which a kernel says by the extent of that neighbourhood (`side`) and by what is apart from it (`apart`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from kssm_mlx import _blas
+from kssm_mlx.ops import elementary, native
+
+PACKS = Path(__file__).parent / "kernels" / "packs.inc"
+TYPES = {mx.float32: "scalar", mx.bfloat16: "bf16", mx.int32: "int32_t", mx.uint8: "uint8_t"}
+# Lanes of a pack on the widest machine: threads share out whole packs.
+TOGETHER = 16
+# Fewer elements written than this are not worth waking a second thread for.
+ALONE = 1 << 14
+
+# What the functions of packs.inc compute with.
+CONSTANTS = {
+    "ROUNDER": elementary.ROUND,
+    "LOG2E": elementary.LOG2E,
+    "LN2_HIGH": elementary.LN2_HIGH,
+    "LN2_LOW": elementary.LN2_LOW,
+    "HALF_BY_PI": 0.5 / math.pi,
+    "PI_HIGH": elementary.PI_HIGH,
+    "PI_MID": elementary.PI_MID,
+    "PI_LOW": elementary.PI_LOW,
+}
+TABLES = {
+    "EXPM1_BY_X": elementary.EXPM1_BY_X,
+    "SIN_BY_X": elementary.SIN_BY_X,
+    "COS_OF": elementary.COS,
+}
+
+
+def run(
+    kernel: Any, constants: dict[str, int], inputs: list[mx.array], outputs: list, lanes: int
+) -> list[mx.array]:
+    """The outputs of all lanes: a node of MLX's graph where there is a bridge, else computed at once."""
+    name = kernel.full_name(constants, inputs)
+    function = _function(source(kernel, constants, inputs, name), name)
+    if native.why_not():
+        return _at_once(function, inputs, outputs, lanes)
+    together = TOGETHER if sum(map(math.prod, outputs)) >= ALONE else max(lanes, 1)
+    return native.run(function, lanes, together, inputs, outputs)
+
+
+def _at_once(function: int, inputs: list[mx.array], outputs: list, lanes: int) -> list[mx.array]:
+    """Without MLX's graph: for tests where there is a compiler, but no bridge."""
+    mx.eval(inputs)
+    # numpy has no bfloat16; the bits are what is passed.
+    taken = [np.ascontiguousarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x) for x in inputs]
+    given = [np.empty(shape, np.float32) for shape in outputs]
+    arrays = (ctypes.c_void_p * (len(taken) + len(given)))(*(x.ctypes.data for x in (*taken, *given)))
+    ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)(function)(0, lanes, arrays)
+    return [mx.array(x) for x in given]
+
+
+def source(kernel: Any, constants: dict[str, int], inputs: Sequence[mx.array], name: str) -> str:
+    """The library of one kernel: its body for one lane and for a pack, and the loop over both."""
+    read = [(word, TYPES[x.dtype]) for word, x in zip(kernel.inputs.split(), inputs[1:], strict=True)]
+    return f"""{_numbers()}
+{PACKS.read_text()}
+{kernel.header("cpp", constants)}
+{_variant("one", "scalar", kernel, _pointers(kernel, read))}
+{_variant("many", "Pack", kernel, _views(kernel, read))}
+extern "C" void {name}(const int first, const int last, void** arrays) {{
+{_sizes(kernel)}
+int lane = first;
+if (({kernel.side}) % LANES == 0)
+  for (; lane + LANES <= last; lane += LANES) many::body(lane, arrays);
+for (; lane < last; ++lane) one::body(lane, arrays);
+}}
+"""
+
+
+def _numbers() -> str:
+    tables = {word: "{" + ", ".join(f"{float(c)!r}f" for c in table) + "}" for word, table in TABLES.items()}
+    lines = [f"#define {word} {float(value)!r}f" for word, value in CONSTANTS.items()]
+    return "\n".join(lines + [f"static const float {word}[] = {table};" for word, table in tables.items()])
+
+
+def _sizes(kernel: Any) -> str:
+    first = "const int32_t* sizes = (const int32_t*)arrays[0];\n"
+    return first + "".join(
+        f"const int {word} = sizes[{i}];\n" for i, word in enumerate(kernel.sizes.split(), 1)
+    )
+
+
+def _pointers(kernel: Any, read: list[tuple[str, str]]) -> str:
+    """Every array of the body as a pointer, one lane's own element being where the index says."""
+    written = [(word, "scalar") for word in kernel.outputs.split()]
+    kinds = [(word, f"const {kind}") for word, kind in read] + written
+    return "".join(
+        f"{kind}* __restrict {word} = ({kind}*)arrays[{i}];\n" for i, (word, kind) in enumerate(kinds, 1)
+    )
+
+
+def _views(kernel: Any, read: list[tuple[str, str]]) -> str:
+    """The same for a pack: the index is that of the first lane, `apart` how far the next ones are."""
+    apart = dict(pair.split(":") for pair in kernel.apart.split())
+    written = [(word, "scalar") for word in kernel.outputs.split()]
+    lines = []
+    for i, (word, kind) in enumerate([(w, f"const {k}") for w, k in read] + written, 1):
+        if kind.endswith(("scalar", "bf16")):
+            lines.append(f"const View<{kind}> {word}{{({kind}*)arrays[{i}], {apart.get(word, 1)}}};\n")
+        else:  # marks are the same for all lanes of a pack, which are of one row
+            lines.append(f"{kind}* {word} = ({kind}*)arrays[{i}];\n")
+    return "".join(lines)
+
+
+def _variant(space: str, real: str, kernel: Any, arrays: str) -> str:
+    """The body in a namespace of its own, where `float` is one lane's or a pack's."""
+    return f"""namespace {space} {{
+#define float {real}
+{kernel.planar}
+static inline void body(const int lane, void** arrays) {{
+{_sizes(kernel)}{arrays}{kernel.body}
+}}
+#undef float
+}}
+"""
+
+
+def library_folder() -> Path:
+    """Where the compiled libraries are kept between sessions."""
+    return _blas.private_folder()
+
+
+@cache
+def _function(source: str, name: str) -> int:
+    """The address of the compiled function; its library stays loaded."""
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    path = library_folder() / f"{name}-{digest}.so"
+    if not path.exists():
+        _blas.compile_library(source, path, "-O3", "-march=native", "-std=c++17")
+    return ctypes.cast(getattr(ctypes.CDLL(str(path)), name), ctypes.c_void_p).value
