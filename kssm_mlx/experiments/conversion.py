@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from kssm_mlx.checks.base import NotMeasurable
 from kssm_mlx.checks.pretrained import Host
 from kssm_mlx.data.huggingface import tokenizer_files
+from kssm_mlx.errors import ConfigError
 from kssm_mlx.experiments.run import load
 from kssm_mlx.models.adapters import fuse
 from kssm_mlx.models.base import Trained
@@ -84,6 +85,10 @@ def convert(
 
 def _open(source: str | Path, verify: bool, on_open: Callable[[Trained], None] | None) -> Trained:
     trained = load(source, verify=verify)
+    if hasattr(trained.model, "graft"):
+        raise ConfigError(
+            f"{source} is a graft, which other tools have no place for; its host can be exported by itself"
+        )
     if on_open:
         on_open(trained)
     return trained

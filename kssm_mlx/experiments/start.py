@@ -1,7 +1,7 @@
 """The model a run starts from: freshly initialised, or a host that somebody else trained, verified.
 
 Both are the same on every start, so a checkpoint need only hold what is trained: every parameter, or the
-adapters beside a frozen host.
+adapters and the graft beside a frozen host.
 """
 
 from __future__ import annotations
@@ -14,20 +14,27 @@ import mlx.nn as nn
 
 from kssm_mlx import models
 from kssm_mlx.data.tokens import TokenData
-from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
+from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, WeightMismatch
+from kssm_mlx.experiments.grown import grow, source_of
 from kssm_mlx.experiments.hosts import open_model
 from kssm_mlx.models import adapters
-from kssm_mlx.models.base import Trained
+from kssm_mlx.models.base import Trained, mode
+from kssm_mlx.models.graft import graft, kl_from_host
+from kssm_mlx.models.graft_configs import configure
 from kssm_mlx.training.recipe import Host, Recipe
 from kssm_mlx.training.state import flatten
 from kssm_mlx.weights import verified
 from kssm_mlx.weights.hub import resolve
 
+NEUTRAL = 0.05  # nats: C12
+PROBE = (4, 64)  # rows and tokens of held-out text that a graft is compared with its host on
+
 
 @dataclass(frozen=True)
 class Start:
     """model: with what the recipe trains made trainable; host: the root digest of its weights, or None;
-    host_notes: how far these were verified ("verified") and what was found ("findings").
+    host_notes: how far these were verified ("verified"), what was found ("findings"), and how far a graft is
+    from its host at the start ("graft_kl", nats per token).
     """
 
     model: nn.Module
@@ -41,11 +48,14 @@ def start(recipe: Recipe, data: TokenData, *, host: str | None = None, verify: b
     host: the root digest that the host had when the run began. verify: False, or verify = false in the
     recipe, takes a host that has not passed verification.
     Raises: ConfigError for a configuration or a host that cannot be trained on this data; WeightMismatch for
-        a host that has not passed `kssm verify-weights`, or that has changed since the run began.
+        a host that has not passed `kssm verify-weights`, or that has changed since the run began; CheckFailed
+        for a graft that changes what the host says before anything is trained.
     """
     section, seed = recipe.model, recipe.train.seed
     if isinstance(section, Host):
-        return _hosted(section, data, seed, host, verify)
+        grow(section)
+        began = _hosted(section, data, seed, host, verify)
+        return _measured(began, section, data) if section.graft else began
     config = models.configure(
         section.family,
         section.size,
@@ -59,7 +69,7 @@ def start(recipe: Recipe, data: TokenData, *, host: str | None = None, verify: b
 def start_of_run(recipe: Recipe, data: TokenData, saved: dict[str, Any], *, verify: bool = True) -> Start:
     """The model that a run began with; `saved` is its recipe.json. verify, Raises: as `start`."""
     if isinstance(recipe.model, Host):
-        return start(recipe, data, host=saved.get("host_digest"), verify=verify)
+        return _hosted(recipe.model, data, recipe.train.seed, saved.get("host_digest"), verify)
     config = models.config_from_dict(saved["configuration"])
     return Start(models.build(config, seed=recipe.train.seed))
 
@@ -80,8 +90,8 @@ def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
 
 
 def _hosted(section: Host, data: TokenData, seed: int, expected: str | None, verify: bool) -> Start:
-    verify = verify and section.verify
-    host = _open_verified(section.host) if verify else open_model(section.host, verify=False)
+    verify, source = verify and section.verify, source_of(section)
+    host = _open_verified(source) if verify else open_model(source, verify=False)
     if expected not in (None, host.digest):
         raise WeightMismatch(
             f"{section.host} has root digest {host.digest[:12]}, the run began with {expected[:12]}; "
@@ -93,12 +103,30 @@ def _hosted(section: Host, data: TokenData, seed: int, expected: str | None, ver
         adapters.attach(model, section.rank, section.alpha, seed)
     if section.train == "frozen":
         model.freeze()
+    if section.graft:
+        model = graft(model, configure(section.graft), seed)
     if not flatten(model.trainable_parameters()):
         raise ConfigError(
             'model.train = "frozen" leaves nothing to train in a host without additions; '
-            'take "lora" or "full"'
+            'take "lora" or "full", or give it a [model.graft]'
         )
     return Start(model, host.digest, host.notes)
+
+
+def _measured(began: Start, section: Host, data: TokenData) -> Start:
+    """Raises: CheckFailed for a graft that is not neutral, unless it is a legacy one."""
+    rows, length = PROBE
+    ids = data.validation.ids[: rows * length]
+    probe = mx.array(ids[: len(ids) // length * length].reshape(-1, length))
+    with mode(began.model, True):
+        kl = kl_from_host(began.model, probe)
+    if not (kl <= NEUTRAL or section.graft["legacy"]):
+        raise CheckFailed(
+            f"C12: the graft changes what the host predicts before anything is trained: got KL {kl:.3f} nats "
+            f"per token, expected <= {NEUTRAL:g}. Start it closer to the identity, or set "
+            "model.graft.legacy = true to reproduce what was published"
+        )
+    return replace(began, host_notes={**began.host_notes, "graft_kl": kl})
 
 
 def _open_verified(source: str) -> Trained:

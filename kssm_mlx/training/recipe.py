@@ -216,15 +216,33 @@ class Train(_Section):
         return self
 
 
+class Patience(_Section):
+    """When the held-out loss ends the run or lowers its learning rate: the rules of training/monitors.py.
+
+    intervals: patience in intervals between improvements, 3 to 5; cut: what the learning rate is multiplied
+    with when it is spent; cuts: how often, before the run stops. plateau: share of the run without an
+    improvement, overfit: rise above the best, that stop it. improvement: the least fall that counts.
+    """
+
+    intervals: float = Field(4.0, gt=0)
+    cut: float = Field(0.6, gt=0, lt=1)
+    cuts: int = Field(2, ge=0)
+    plateau: float = Field(0.2, gt=0, le=1)
+    overfit: float = Field(0.05, gt=0)
+    improvement: float = Field(0.005, ge=0, lt=1)
+
+
 class Monitor(_Section):
     """profile: the tone map, and target: the range of R (and U) aimed for, of oscillators/zones.py.
 
-    product: a range of R·U that belongs to the target too. A run has one of each.
+    product: a range of R·U that belongs to the target too. A run has one of each. patience: rules on the
+    held-out loss that act; none by default.
     """
 
     profile: str = "C"
     target: str = "v3"
     product: tuple[float, float] | None = Field(None, strict=False)
+    patience: Patience | None = None
 
     @model_validator(mode="after")
     def _possible(self):
