@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 import traceback
 from collections.abc import Iterable
@@ -13,13 +12,32 @@ from typing import Any
 
 from kssm_mlx import files
 from kssm_mlx.checks import (  # noqa: F401  each module registers its checks
+    actuation,
+    aims,
+    alignment,
+    basins,
+    checkpoints,
+    comparable,
     data,
+    decay,
+    difference,
     evidence,
     gradient,
+    grafting,
+    hosted,
+    influence,
+    information,
+    locks,
     model,
+    overfit,
+    physics,
     plugins,
+    provenance,
+    resuming,
     run,
+    saturation,
     sized,
+    trends,
 )
 from kssm_mlx.checks.base import (
     LEVELS,
@@ -59,6 +77,12 @@ def run_suite(
     return apply_waivers(checks, waivers or {})
 
 
+def accept(waivers: dict[str, str]) -> None:
+    """Raises: ConfigError for a waiver without a reason, or of a check that does not exist."""
+    plugins.load()
+    apply_waivers((), waivers)
+
+
 def select(which: str | Iterable[str]) -> tuple[str, ...]:
     """The ids of a level, or the given ids after a look whether each exists."""
     if isinstance(which, str):
@@ -94,7 +118,7 @@ def _measure(definition: Definition, context: Context) -> Check:
             "fail",
             f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no message'}",
             "a measurement",
-            "the traceback is in checks.json",
+            "the traceback is among the numbers of checks.json and --json",
             traceback=traceback.format_exc(),
         )
 
@@ -106,7 +130,7 @@ def write_checks(folder: str | Path, stage: str, checks: Iterable[Check]) -> Non
     Raises: CheckpointError when the file cannot be written.
     """
     path = Path(folder) / FILE
-    stages = {**read_checks(folder), stage: [_plain(c.to_json()) for c in checks]}
+    stages = {**read_checks(folder), stage: [c.to_json() for c in checks]}
     try:
         files.replace(path, json.dumps(stages, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     except OSError as e:
@@ -125,14 +149,3 @@ def read_checks(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
         return {}
     except (OSError, ValueError) as e:
         raise CheckpointError(f"cannot read {path}: {e}; move it away, it is written anew") from None
-
-
-def _plain(value: Any) -> Any:
-    """JSON without NaN and infinity, which the standard does not have: they become words."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if hasattr(value, "item"):  # numpy and mlx scalars
-        value = value.item()
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,7 +17,7 @@ import mlx.core as mx
 from rich.console import Console
 
 from kssm_mlx.checks import suites
-from kssm_mlx.checks.base import Check, Context, apply_waivers
+from kssm_mlx.checks.base import Check, Context
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.experiments.context import context_of, data_of_run
@@ -61,7 +61,7 @@ def train(
     recipe = recipes.load(recipe) if isinstance(recipe, (str, Path)) else recipe
     folder, console = Path(folder), console or Console(highlight=False)
     waivers = {**recipe.waive, **(waivers or {})}
-    apply_waivers((), waivers)  # a waiver of an unknown check is refused before anything is written
+    suites.accept(waivers)  # a waiver of an unknown check is refused before anything is written
     with writing("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock.hold(folder):
@@ -132,7 +132,7 @@ def verify(
     context = context_of_targets(targets, model)
     context.untrained = untrained
     waivers = context.recipe.waive if context.recipe else {}
-    apply_waivers((), waivers)
+    suites.accept(waivers)
     runs = [run.run_folder for run in context.runs or [context] if run.run_folder and is_run(run.run_folder)]
     levels = [level] if level else ["G"] if context.runs else ["P", "S", "R"] if runs else ["P"]
     ids = list(only or ()) or dict.fromkeys(id for one in levels for id in suites.suite(one))

@@ -46,6 +46,7 @@ def small_recipe(folder, text: str | None = None, **sections) -> Recipe:
         "train": {"steps": STEPS, "batch_size": 4, "context": 16, "warmup": 2, "learning_rate": 0.01},
         "eval": {"every": 6, "tokens": 256, "sample_tokens": 5, "prompt": "ada "},
         "save": {"every": 6},
+        "waive": {},
     }
     return parse({name: {**values, **sections.get(name, {})} for name, values in table.items()})
 
