@@ -27,6 +27,7 @@ from kssm_mlx.models.base import Intervention
 from kssm_mlx.training import checkpoint, identity, lock
 from kssm_mlx.training.disk import writing
 from kssm_mlx.training.evaluation import make_evaluator
+from kssm_mlx.training.monitors import Advice
 from kssm_mlx.training.progress import Progress
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.regularisers import terms
@@ -34,7 +35,7 @@ from kssm_mlx.training.rows import Rows, plain
 from kssm_mlx.training.signals import StopRequest, interrupted
 from kssm_mlx.training.state import TrainState, from_arrays, initial_state, to_arrays, with_knobs
 from kssm_mlx.training.step import make_step
-from kssm_mlx.training.watch import Watch
+from kssm_mlx.training.watch import Course, Watch
 
 SKIPS_ALLOWED = 10  # updates refused in a row for a gradient that is not finite, before the run is given up
 
@@ -127,7 +128,7 @@ class _Run:
         self.identity = identity.of(model, recipe, data)
         self.environment = identity.environment()
         self.state = initial_state(model, recipe.train)
-        self.watch = Watch(recipe, model.model_type, self.state.knobs)
+        self.watch, self.course = Watch(recipe, model.model_type, self.state.knobs), Course(recipe)
         self.take_step = make_step(
             model,
             recipe.train,
@@ -167,6 +168,7 @@ class _Run:
         self.step = self.started_at = saved.step
         self.tokens, self.best, self.evaluation = (saved.state[k] for k in ("tokens", "best", "evaluation"))
         self.watch.visits = saved.state.get("visits", self.watch.visits)
+        self.course.memory = saved.state.get("course", self.course.memory)
         self._tell_restored(loaded, changed)
         with writing("checkpoints", self.checkpoints):
             self._repair(loaded)
@@ -175,7 +177,10 @@ class _Run:
         for reason in loaded.skipped.values():
             self._tell("damaged", f"{reason}; falling back to {loaded.path.name}")
         done = f"{self.step} of {self.recipe.train.steps} steps are done"
-        if self.step < self.recipe.train.steps:
+        if self.course.stopped:
+            more = "to train on, take [monitor.patience] out and pass --allow-config-change"
+            self.progress.say(f"{self.folder} was stopped by {self.course.stopped}; {more}")
+        elif self.step < self.recipe.train.steps:
             self._tell("resume", f"resuming {self.folder}: {done}")
         else:
             more = "to train longer, raise train.steps and pass --allow-config-change"
@@ -207,16 +212,16 @@ class _Run:
     def go(self, stop: StopRequest) -> None:
         """Step until the recipe's last step or a signal."""
         self.progress.begin(self.step)
-        if self.step < self.recipe.train.steps and mx.default_device() == mx.cpu:
+        if self._goes_on() and mx.default_device() == mx.cpu:
             # Each fused kernel is a run of g++, about a hundred for K-SSM; they are kept in TMPDIR.
             self.progress.say(
                 "compiling the first step: with an empty cache a minute or two, otherwise seconds"
             )
-        while self.step < self.recipe.train.steps:
+        while self._goes_on():
             self._advance()
             improved = self._due(self.recipe.eval.every) and self._evaluate()
             signal = stop.signal
-            if self._due(self.recipe.save.every) or improved or signal:
+            if self._due(self.recipe.save.every) or improved or signal or self.course.stopped:
                 self._save(improved, pinned=signal.name if signal else "")
             if signal:
                 raise interrupted(
@@ -226,6 +231,9 @@ class _Run:
 
     def _parameters(self) -> dict[str, Any]:
         return with_knobs(self.state.params, self.state.knobs)
+
+    def _goes_on(self) -> bool:
+        return self.step < self.recipe.train.steps and not self.course.stopped
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.train.steps
@@ -242,6 +250,7 @@ class _Run:
         self.tokens += row["tokens"]
         row, knobs = self.watch.step(row, self.state.knobs)
         self.state = self.state._replace(knobs=knobs)
+        self.course.step(row)
         self.metrics.write(row)
         self.progress.step(row)
         self._refuse_divergence(row)
@@ -277,10 +286,21 @@ class _Run:
         self.best = self.evaluation if improved else self.best
         self.metrics.write({**self.evaluation, "seconds": self.clock() - began})
         self.progress.evaluation(self.evaluation)
+        self._heed(self.course.evaluated(self.evaluation))
         self._sample()
         if self.hooks.on_eval:
             self._ask(improved)
         return improved
+
+    def _heed(self, advice: Advice | None) -> None:
+        """Do what the rules say of the held-out loss, and write it down; stopping is up to `go`."""
+        if advice is None:
+            return
+        if advice.action == "CUT":
+            self.state = self.state._replace(rate=self.state.rate * self.recipe.monitor.patience.cut)
+        message = f"{advice.action} ({advice.rule}): {advice.reason}"
+        self.progress.say(f"step {self.step}: {message}")
+        self.metrics.write({"kind": "event", "step": self.step, "event": "patience", "message": message})
 
     def _ask(self, improved: bool) -> None:
         """Let others judge the evaluation; who stops the run over it leaves a checkpoint that can go on."""
@@ -310,6 +330,7 @@ class _Run:
             "best": self.best,
             "evaluation": self.evaluation,
             "visits": self.watch.visits,
+            "course": self.course.memory,
             "identity": self.identity,
             "environment": self.environment,
         }

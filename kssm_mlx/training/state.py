@@ -26,7 +26,8 @@ class TrainState(NamedTuple):
         (samples at an evaluation); step int32 [], updates attempted, which positions the schedule; cursor
         int32 [], batches consumed, which positions the data; carry, with `hand_off` the cache that the last
         batch left (a list per block of lists of arrays, batch first), otherwise None; knobs, dotted name ->
-        [], what controllers turn between steps: parameters of the model that no gradient moves.
+        [], what controllers turn between steps: parameters of the model that no gradient moves; rate [], what
+        the learning rate of the schedule is multiplied with.
     """
 
     params: dict[str, Any]
@@ -35,6 +36,7 @@ class TrainState(NamedTuple):
     step: mx.array
     cursor: mx.array
     knobs: dict[str, mx.array]
+    rate: mx.array
     carry: list | None = None
 
 
@@ -53,6 +55,7 @@ def initial_state(model: nn.Module, train: Train) -> TrainState:
         step=mx.array(0, mx.int32),
         cursor=mx.array(0, mx.int32),
         knobs=_knobs(model),
+        rate=mx.array(1.0),
     )
     mx.eval(state)
     return state
@@ -81,13 +84,13 @@ def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainS
         raise CheckpointError(
             f"the optimizer file lacks {', '.join(sorted(missing))}; use an older checkpoint"
         )
-    if unknown := fields.keys() - needed - {"carry", "knobs"}:
+    if unknown := fields.keys() - needed - {"carry", "knobs", "rate"}:
         raise CheckpointError(
             f"the optimizer file holds unknown {', '.join(sorted(unknown))}; it is not ours"
         )
     knobs = flatten(fields.pop("knobs", {}))
     params = {name: array for name, array in model.items() if name not in knobs}
-    return TrainState(params=_canonical(params), knobs=knobs, **fields)
+    return TrainState(params=_canonical(params), knobs=knobs, **{"rate": mx.array(1.0), **fields})
 
 
 def flatten(tree: Any) -> dict[str, mx.array]:

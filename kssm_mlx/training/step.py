@@ -181,7 +181,7 @@ def make_update(
         grads = hold(tree_map(lambda g: g / count, totals.grads), None)
         rms = optim.component_rms(model, grads, train.component_gradients)
         grads, norm = optim.clip(grads, train.clip)
-        lr, finite = learning_rate(state.step), mx.isfinite(norm)
+        lr, finite = learning_rate(state.step) * state.rate, mx.isfinite(norm)
         params, opt = optim.update_if(finite, adam, state.params, grads, state.opt, lr)
         metrics = {
             "loss": totals.nats / count,

@@ -1,4 +1,4 @@
-"""What `[monitor]` and `[control]` add to the rows of a run, and do to its knobs between two steps.
+"""What `[monitor]` and `[control]` add to the rows of a run, do to its knobs, and say of its course.
 
 each step      tone (what the profile calls R), action and reason, `knob_<name>` as the step ran with them
 evaluations    residence_R, residence_joint: the share of the steps since the last one that spent R, or R,
@@ -14,6 +14,7 @@ import mlx.core as mx
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.oscillators import zones
 from kssm_mlx.training.controls import control, refuse_without_knobs
+from kssm_mlx.training.monitors import Advice, Curve, advise
 from kssm_mlx.training.recipe import Monitor, Recipe
 
 Row = dict[str, Any]
@@ -69,3 +70,42 @@ class Watch:
         decided = control(self.control, row, {name: array.item() for name, array in before.items()})
         row = row | {"action": decided.action, "reason": decided.reason} | ran_with
         return row, {name: mx.array(value, mx.float32) for name, value in decided.knobs.items()}
+
+
+class Course:
+    """The course of the losses so far, and what was decided about it; `memory` is all that it remembers."""
+
+    def __init__(self, recipe: Recipe):
+        self.options = recipe.monitor.patience if recipe.monitor else None
+        self.planned = recipe.train.steps
+        self.memory: dict[str, Any] = {
+            **{"steps": [], "held_out": [], "training": [], "cuts": [], "stopped": ""},
+            **{"loss": 0.0, "rows": 0},  # training since the last evaluation
+        }
+
+    @property
+    def stopped(self) -> str:
+        """Why the run goes no further, or ""."""
+        return self.memory["stopped"] if self.options else ""
+
+    def step(self, row: Row) -> None:
+        if row["loss"] is not None:
+            self.memory["loss"] += row["loss"]
+            self.memory["rows"] += 1
+
+    def evaluated(self, row: Row) -> Advice | None:
+        """What is to be done after an evaluation; None without rules, or where nothing is."""
+        known, rows = self.memory, self.memory["rows"]
+        if not self.options or row["nats_per_token"] is None or not rows:
+            return None
+        known["steps"].append(row["step"])
+        known["held_out"].append(row["nats_per_token"])
+        known["training"].append(known["loss"] / rows)
+        known |= {"loss": 0.0, "rows": 0}
+        curve = Curve(*(tuple(known[name]) for name in ("steps", "held_out", "training")), self.planned)
+        advice = advise(curve, tuple(known["cuts"]), self.options)
+        if advice.action == "CUT":
+            known["cuts"].append(row["step"])
+        if advice.action == "STOP":
+            known["stopped"] = f"{advice.rule}: {advice.reason}"
+        return None if advice.action == "CONTINUE" else advice

@@ -10,7 +10,7 @@ from kssm_mlx.training.loop import Hooks
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.watch import Watch
 from tests.training.controlled_model import ControlledModel
-from tests.training.tiny_run import rows, saved, tiny_run
+from tests.training.tiny_run import rows, saved, tiny_recipe, tiny_run
 
 CONTROLLED = {
     "monitor": {"profile": "A", "target": "notes"},
@@ -102,3 +102,32 @@ def test_residence_counts_the_steps_since_it_was_asked():
         watch.step({"R": R, "U": U, "RU": R * U}, {})
     assert watch.residence() == {"residence_R": 3 / 4, "residence_joint": 1 / 4}
     assert watch.residence() == {}
+
+
+def test_patience_cuts_the_rate_then_stops_and_a_resumed_run_does_the_same(tmp_path):
+    rules = {"intervals": 1.0, "improvement": 0.0, "cuts": 1, "plateau": 1.0, "overfit": 1.0}
+    loud = {"learning_rate": 0.1, "warmup": 0, "schedule": "constant", "steps": 60}
+    folders = [tmp_path / name / "run" for name in "ab"]
+    options = {"monitor": {"patience": rules}, "eval": {"every": 1}, "train": loud, "save": {"every": 5}}
+    for folder in folders:
+        folder.parent.mkdir()
+    options["data"] = {"source": tiny_recipe(tmp_path / "run").data.source}
+
+    done = tiny_run(folders[0], **options)
+    (cut, cut_words), (stop, stop_words) = [
+        (row["step"], row["message"]) for row in rows(folders[0], "event") if "WAIT" not in row["message"]
+    ]
+    assert cut_words.startswith("CUT (T7)") and stop_words.startswith("STOP (T8)")
+    assert done.step == stop < 60
+    rates = {row["step"]: row["lr"] for row in rows(folders[0], "train")}
+    assert rates[cut] == pytest.approx(0.1) and rates[cut + 1] == rates[stop] == pytest.approx(0.06)
+
+    def pull(step, row):
+        if step == cut + 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        tiny_run(folders[1], hooks=Hooks(on_step=pull), **options)
+    assert tiny_run(folders[1], resume=True, **options).step == stop
+    assert rows(folders[1], "train", "eval") == rows(folders[0], "train", "eval")
+    assert tiny_run(folders[1], resume=True, **options).was_finished
