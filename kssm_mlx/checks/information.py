@@ -84,7 +84,7 @@ def _explained(R: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return 1 - within / total
 
 
-@check("C23", level="P", title="the oscillators differ", source="liminal.md C23")
+@check("C23", level="P", title="the oscillators differ", source="liminal.md C23", passes=24)
 def diversity(ctx: Context) -> Check:
     """The phases of a block (theta, or psi of its populations where it has no theta) at the same place of 6
     texts of 2 rows, under equal noise. Apart: circular standard deviation over texts of theta_i - theta_1,

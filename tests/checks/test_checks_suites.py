@@ -1,6 +1,7 @@
 """Suites: order, waivers, refusal of unknown names, verdicts on disk, and the table made from docstrings."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,8 +117,8 @@ def test_the_docstring_is_the_documentation():
 def test_the_table_in_docs_is_up_to_date():
     written = Path(__file__).parents[2] / "docs" / "checks.md"
     assert written.read_text() == document.render(document.ours()), "run python -m kssm_mlx.checks.document"
-    assert written.read_text().count("\n| C") == len(REGISTRY)
-    assert written.read_text().count("\n| W") == 29
+    rows = re.findall(r"^\| ([A-Z]+\d+) \|", written.read_text(), re.MULTILINE)
+    assert rows == [entry.id for entry in document.ours()] and set(rows) >= REGISTRY.keys()
 
 
 def test_every_check_of_weights_is_explained():
