@@ -4,7 +4,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -13,8 +12,8 @@ from kssm_mlx.checks.base import Context
 from kssm_mlx.checks.physics import package_step
 from kssm_mlx.oscillators.integrate import METHODS
 from kssm_mlx.oscillators.order import mean_phase
-from kssm_mlx.oscillators.planar import Planar
 from tests import fakes
+from tests.checks.small_oscillators import small
 
 euler = partial(package_step, "euler")
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -85,21 +84,23 @@ def test_each_defect_breaks_its_own_laws_only(step, own):
     assert set(check("C40", SimpleNamespace(oscillator_step=step)).numbers["broken"]) == own
 
 
-class Populations(nn.Module):
+class Populations(fakes.TinyRecurrent):
     """Populations whose states follow `velocity(z)` without input. Shapes: z complex [n, G]."""
 
-    claims_bistability = True
-    layers = (None, None)
-
-    def __init__(self, velocity=None, groups: int = 3):
+    def __init__(self, velocity, groups: int = 3):
         super().__init__()
+        self.args = SimpleNamespace(vocab_size=8, triadic=(1.0, 8.0))
         self._velocity, self._groups = velocity, groups
 
+    def forward(self, tokens, *args, **more):
+        trace = {f"block{b:02d}/R": mx.zeros((*tokens.shape, self._groups)) for b in range(2)}
+        return super().forward(tokens)._replace(trace=trace)
+
     def free_states(self, block, steps, z0):
-        z = np.broadcast_to(np.array(z0.re) + 1j * np.array(z0.im), (z0.shape[0], self._groups))
+        z = np.array(z0[:, 0]) + 1j * np.array(z0[:, 1])
         for _ in range(steps):
             z = z + 0.05 * self._velocity(z)
-        return Planar(mx.array(z.real, mx.float32), mx.array(z.imag, mx.float32))
+        return mx.array(np.stack([z.real, z.imag], axis=1), mx.float32)
 
 
 def two_phases(z):
@@ -124,8 +125,8 @@ def test_two_states_are_found(velocity, seed):
 @pytest.mark.parametrize(
     "velocity, got",
     [
-        (lambda z: 0.5 - z, "0.00 apart"),  # one attractor, like v3
-        (lambda z: 0 * z, "off after a kick"),  # a state that stays wherever it is put
+        (lambda z: 0.5 - z, "0.00 apart"),  # one attractor
+        (lambda z: 0 * z, "94% in neither"),  # a state that stays wherever it is put
         (lambda z: np.where(z.real > 0, 0.7, 0) - z, "0.70 apart"),  # 0 is left to one side
     ],
 )
@@ -135,8 +136,18 @@ def test_what_is_not_bistable_loses_the_name(velocity, got):
     assert "0% of the populations" in found.got and got in found.got and "do not call it" in found.fix
 
 
-def test_only_who_claims_two_states_is_asked():
-    assert check("C26", fakes.TinyRecurrent()).got == "the model does not claim two states"
-    talker = fakes.TinyRecurrent()
-    talker.claims_bistability = True
-    assert "no free_states" in check("C26", talker).got
+@pytest.mark.parametrize("seed", range(5))
+def test_triadic_populations_are_bistable_inside_their_window(seed):
+    def model(K1: float, K2: float):
+        return small("kssm", 8, seed, triadic=(K1, K2), n_groups=4, n_layers=1, memory=8)
+
+    assert check("C26", model(1.0, 8.0), seed).verdict == "pass"
+    if seed == 0:
+        assert check("C26", model(3.0, 0.0)).verdict == check("C26", model(0.0, 0.0)).verdict == "fail"
+
+
+def test_v3_is_not_bistable_and_others_are_not_asked():
+    found = check("C26", small("kssm_v3", 8))
+    assert found.verdict == "fail" and "no state is carried from token to token" in found.got
+    for other in (small("kssm", 8), small("kssm_v3", 8, variant="monostable"), fakes.TinyRecurrent()):
+        assert check("C26", other).got == "the model does not claim two states"
