@@ -35,6 +35,7 @@ MODELS: dict[str, Family] = {
     "rwkv": Family("rwkv4", "RWKV4Config", "RWKV4"),
     "rwkv7": Family("rwkv7", "RWKV7Config", "RWKV7"),
     "hybrid": Family("hybrid", "HybridConfig", "Hybrid"),
+    "hybrid_v3": Family("hybrid_v3", "HybridV3Config", "HybridV3"),
     "transformer": Family("transformer", "TransformerConfig", "Transformer"),
 }
 

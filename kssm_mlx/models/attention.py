@@ -24,7 +24,7 @@ class Attention(nn.Module):
 
     reach: a token sees itself and the `reach` tokens before it, and the cache has that fixed size; None sees
     the whole document with a cache that grows. rotary: positions as rotations, which no text outgrows.
-    causal = False (legacy) sees the future of the call. segment = True (legacy) sees nothing before the call.
+    causal = False (legacy) sees the future of the call.
     """
 
     def __init__(
@@ -39,14 +39,12 @@ class Attention(nn.Module):
         rotary: bool = False,
         reach: int | None = None,
         causal: bool = True,
-        segment: bool = False,
     ):
         super().__init__()
         k_in, k_out = mx.random.split(key)
         self.qkv = linear(k_in, d_model, 3 * d_model, std=std, bias=bias)
         self.out = linear(k_out, d_model, d_model, std=out_std, bias=bias)
-        self._heads, self._rotary, self._reach = heads, rotary, reach
-        self._causal, self._segment = causal, segment
+        self._heads, self._rotary, self._reach, self._causal = heads, rotary, reach, causal
 
     def __call__(self, x, entry, resets, lengths, clamps: tuple[Clamp, ...] = ()):
         """Shapes: x [B, T, D] -> y [B, T, D] and the entry: keys, values [B, S, H, d], position [B, S]."""
@@ -89,8 +87,6 @@ class Attention(nn.Module):
             seen = seen & (distance >= 0)
         if self._reach is not None:
             seen = seen & (distance <= self._reach)
-        if self._segment:
-            seen = seen & (mx.arange(S + T) >= S)
         return seen | (mx.arange(S + T) == S + mx.arange(T)[:, None])
 
     def _kept(self, keys, values, where, lengths, T: int) -> list[mx.array]:
