@@ -1,0 +1,283 @@
+"""The heads of every family: which slices of the mixers' parameters belong to unit u of U.
+
+A unit's routing (G) decides where it looks and for how long, its slack (S) what it carries and puts out. What
+no unit has for itself (a bias of the output, mixes over all channels, B and C of one group) is shared. Each
+family is a table of claims: units split `width` rows from `offset` on along `axis` into equal parts.
+
+    transformer  heads               mamba   contiguous channels    mamba2  SSM heads
+    rwkv         contiguous channels rwkv7   heads                  kssm    populations
+
+Mamba: x_proj's columns are what a unit contributes to Δ, B and C; B and C themselves stay common.
+
+Source: allostasis notes, table 6a, X1, M6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from kssm_mlx.errors import ConfigError
+
+Mode = Literal["param", "route", "ablate", "coarse"]
+
+
+class Claim(NamedTuple):
+    """Rows offset ... offset + width of one parameter of a mixer, divided among the units."""
+
+    role: Literal["routing", "slack"]
+    path: str
+    axis: int
+    offset: int
+    width: int
+
+
+class Part(NamedTuple):
+    """A slice of one parameter of the model, along one axis."""
+
+    path: str
+    axis: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Units:
+    """routing, slack: the parts of each unit, over all blocks; shared: what is left of the mixers."""
+
+    routing: tuple[tuple[Part, ...], ...]
+    slack: tuple[tuple[Part, ...], ...]
+    shared: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        return len(self.routing)
+
+
+def units_of(model: nn.Module, count: int = 4) -> Units:
+    """The units of a model. Raises: ConfigError for a family without a table, or a count it cannot have."""
+    if model.model_type not in _TABLES:
+        raise ConfigError(f"{model.model_type} has no freeze units; families that have: {', '.join(_TABLES)}")
+    mixer, finest, claims = _TABLES[model.model_type](model.args, count)
+    if not 1 <= count <= finest or finest % count:
+        raise ConfigError(
+            f"{model.model_type} has {finest} heads, channels or groups; {count} units cannot share them"
+        )
+    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    prefixes = [f"{name}.{mixer}." for name in _blocks(model)]
+    parts = {
+        role: tuple(
+            tuple(
+                _part(p, c, unit, count)
+                for p in prefixes
+                for c in claims
+                if c.role == role and p + c.path in shapes
+            )
+            for unit in range(count)
+        )
+        for role in ("routing", "slack")
+    }
+    claimed = [part for units in parts.values() for unit in units for part in unit]
+    own = {name: shape for name, shape in shapes.items() if name.startswith(tuple(prefixes))}
+    return Units(parts["routing"], parts["slack"], tuple(_left(own, claimed)))
+
+
+def _blocks(model: nn.Module) -> list[str]:
+    """The paths of the blocks."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(block)] for block in model.layers]
+
+
+def _part(prefix: str, claim: Claim, unit: int, count: int) -> Part:
+    size = claim.width // count
+    start = claim.offset + unit * size
+    return Part(prefix + claim.path, claim.axis, start, start + size)
+
+
+def _left(shapes: dict[str, tuple[int, ...]], claimed: Iterable[Part]) -> Iterator[Part]:
+    """The runs of each parameter that no part has."""
+    taken: dict[str, list[Part]] = {}
+    for part in claimed:
+        taken.setdefault(part.path, []).append(part)
+    for path, shape in shapes.items():
+        axis = taken[path][0].axis if path in taken else 0
+        free = np.ones(shape[axis], bool)
+        for part in taken.get(path, ()):
+            free[part.start : part.stop] = False
+        edges = np.flatnonzero(np.diff(free, prepend=False, append=False))
+        yield from (Part(path, axis, int(a), int(b)) for a, b in edges.reshape(-1, 2))
+
+
+def freeze_masks(
+    model: nn.Module,
+    frozen: Iterable[int],
+    *,
+    mode: Mode = "param",
+    count: int = 4,
+    shared: Literal["train", "freeze"] = "train",
+) -> dict[str, mx.array]:
+    """Parameter -> bool array that broadcasts to it, True where it may move; for `training.step.make_step`.
+
+    mode: "coarse" (legacy) freezes whole mixers, whatever `frozen` says; the others freeze routing and slack
+    of the units `frozen`, and `frozen_units` says what else they do in the forward pass.
+    Raises: ConfigError for a unit that does not exist.
+    """
+    units, frozen = units_of(model, count), tuple(frozen)
+    if not all(0 <= unit < count for unit in frozen):
+        raise ConfigError(f"freeze units {list(frozen)}, but the units are 0 to {count - 1}")
+    chosen = range(count) if mode == "coarse" else frozen
+    parts = [part for unit in chosen for part in (*units.routing[unit], *units.slack[unit])]
+    if mode == "coarse" or shared == "freeze":
+        parts += units.shared
+    return masks(model, parts)
+
+
+def masks(model: nn.Module, parts: Iterable[Part]) -> dict[str, mx.array]:
+    """Masks that hold these parts."""
+    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    moves: dict[str, np.ndarray] = {}
+    for path, axis, start, stop in parts:
+        shape = [1] * len(shapes[path])
+        shape[axis] = shapes[path][axis]
+        mask = moves.setdefault(path, np.ones(shape, bool))
+        np.moveaxis(mask, axis, 0)[start:stop] = False
+    return {path: mx.array(mask) for path, mask in moves.items()}
+
+
+def free_routing(model: nn.Module, held: dict[str, mx.array], count: int = 4) -> float:
+    """G_free: the share of the routing parameters that may move under these masks."""
+    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    free = total = 0
+    for path, axis, start, stop in (part for unit in units_of(model, count).routing for part in unit):
+        mask = np.broadcast_to(np.array(held.get(path, True)), shapes[path])
+        part = np.moveaxis(mask, axis, 0)[start:stop]
+        free, total = free + int(part.sum()), total + part.size
+    return free / total
+
+
+def _transformer(c: Any, count: int):
+    D = c.d_model
+    qkv = [
+        (role, f"qkv.{name}", 0, i * D, D)
+        for i, role in enumerate(("routing", "routing", "slack"))
+        for name in ("weight", "bias")
+    ]
+    return "attention", c.n_heads, _claims(*qkv, ("slack", "out.weight", 1, 0, D))
+
+
+def _mamba(c: Any, count: int):
+    I = c.channels
+    routing = ("dt_proj.weight", "dt_proj.bias", "A_log", "conv1d.weight", "conv1d.bias")
+    slack = [("in_proj.weight", 0), ("in_proj.weight", I), ("in_proj.bias", 0), ("in_proj.bias", I), ("D", 0)]
+    return (
+        "mixer",
+        I,
+        _claims(
+            *(("routing", path, 0, 0, I) for path in routing),
+            ("routing", "x_proj.weight", 1, 0, I),
+            *(("slack", path, 0, offset, I) for path, offset in slack),
+            ("slack", "out_proj.weight", 1, 0, I),
+        ),
+    )
+
+
+def _mamba2(c: Any, count: int):
+    I, H, GN = c.channels, c.num_heads, c.n_groups * c.state_size
+    bc = [("in_proj.weight", 2 * I), ("in_proj.bias", 2 * I), ("conv1d.weight", I), ("conv1d.bias", I)]
+    grouped = (
+        [(path, offset + i * GN, GN) for path, offset in bc for i in (0, 1)]
+        if c.n_groups % count == 0
+        else []
+    )
+    dt = [(path, 2 * I + 2 * GN, H) for path in ("in_proj.weight", "in_proj.bias")]
+    routing = [
+        ("dt_bias", 0, H),
+        ("A_log", 0, H),
+        ("conv1d.weight", 0, I),
+        ("conv1d.bias", 0, I),
+        *dt,
+        *grouped,
+    ]
+    slack = [(f"in_proj.{name}", i * I, I) for i in (0, 1) for name in ("weight", "bias")]
+    return (
+        "mixer",
+        H,
+        _claims(
+            *(("routing", path, 0, offset, width) for path, offset, width in routing),
+            *(
+                ("slack", path, 0, offset, width)
+                for path, offset, width in [*slack, ("D", 0, H), ("norm.weight", 0, I)]
+            ),
+            ("slack", "out_proj.weight", 1, 0, I),
+        ),
+    )
+
+
+def _rwkv4(c: Any, count: int):
+    A = c.channels
+    routing = ("receptance.weight", "key.weight", "time_decay", "time_first")
+    return (
+        "attention",
+        A,
+        _claims(
+            *(("routing", path, 0, 0, A) for path in routing),
+            ("slack", "value.weight", 0, 0, A),
+            ("slack", "output.weight", 1, 0, A),
+        ),
+    )
+
+
+def _rwkv7(c: Any, count: int):
+    D, outer = c.hidden_size, [f"{x}_lora.lora.2.{name}" for x in "wa" for name in ("weight", "bias")]
+    routing = ("r_proj.weight", "k_proj.weight", *outer, "k_k", "k_a")
+    mixed = [f"v_lora.lora.2.{name}" for name in ("weight", "bias")]
+    slack = ("v_proj.weight", *mixed, "g_lora.lora.2.weight", "g_norm.weight", "g_norm.bias")
+    return (
+        "attn",
+        c.heads,
+        _claims(
+            *(("routing", path, 0, 0, D) for path in routing),
+            ("routing", "r_k", 0, 0, c.heads),
+            *(("slack", path, 0, 0, D) for path in slack),
+            ("slack", "o_proj.weight", 1, 0, D),
+        ),
+    )
+
+
+def _kssm(c: Any, count: int):
+    G = c.n_groups
+    vectors = [("omega", 0, 0), ("log_gamma", 0, 0), ("field.weight", 0, 0), ("field.weight", 0, G)]
+    vectors += [
+        ("time_step.weight", 0, 0),
+        ("time_step.bias", 0, 0),
+        ("coupling", 1, 0),
+        ("self_coupling", 1, 0),
+    ]
+    return (
+        "mixer",
+        G,
+        _claims(
+            *(("routing", f"populations.{path}", axis, offset, G) for path, axis, offset in vectors),
+            *(("slack", "readout.weight", 1, i * G, G) for i in range(2 * c.harmonics)),
+        ),
+    )
+
+
+def _claims(*rows: tuple) -> list[Claim]:
+    return [Claim(*row) for row in rows]
+
+
+_TABLES = {
+    "transformer": _transformer,
+    "mamba": _mamba,
+    "falcon_mamba": _mamba,
+    "mamba2": _mamba2,
+    "rwkv": _rwkv4,
+    "rwkv7": _rwkv7,
+    "kssm": _kssm,
+}
