@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kssm_mlx.reports.phases import plot_phases
 from kssm_mlx.reports.run import Run
 from kssm_mlx.reports.style import INK, MUTED, PALETTE, heading, picture, shades, trend
 
@@ -31,7 +32,7 @@ def plot_all(run: Run) -> list[Path]:
     drawn = [plot_loss(run, folder / "loss.png")]
     if any(run.blocks(quantity) for quantity in DYNAMICS):
         drawn.append(plot_dynamics(run, folder / "dynamics.png"))
-    return [*drawn, plot_optimisation(run, folder / "optimisation.png")]
+    return [*drawn, plot_optimisation(run, folder / "optimisation.png"), *plot_phases(run)]
 
 
 def plot_loss(run: Run, path: Path) -> Path:

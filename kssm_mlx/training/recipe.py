@@ -320,6 +320,12 @@ class Recipe(_Section):
                 )
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _watched(cls, values: Any) -> Any:
+        """A controller needs R and U, and a run with both needs a profile and a target."""
+        return {"monitor": {}, **values} if isinstance(values, dict) and values.get("control") else values
+
     @field_validator("loss")
     @classmethod
     def _known_terms(cls, loss: dict[str, dict[str, Any]]):

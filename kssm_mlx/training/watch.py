@@ -15,7 +15,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.oscillators import zones
 from kssm_mlx.training.controls import control, refuse_without_knobs
 from kssm_mlx.training.monitors import Advice, Curve, advise
-from kssm_mlx.training.recipe import Monitor, Recipe
+from kssm_mlx.training.recipe import Recipe
 
 Row = dict[str, Any]
 Knobs = dict[str, mx.array]
@@ -28,8 +28,8 @@ class Watch:
     """
 
     def __init__(self, recipe: Recipe, model_type: str, knobs: Knobs):
-        self.monitor, self.control = recipe.monitor or Monitor(), recipe.control
-        self.active = bool(recipe.monitor or recipe.control)
+        self.monitor, self.control = recipe.monitor, recipe.control
+        self.active = recipe.monitor is not None
         self.at_rest = knobs
         self.visits = {"steps": 0, "R": 0, "joint": 0}
         if recipe.control:
