@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 
 import mlx.core as mx
-import numpy as np
 import pytest
-from mlx.utils import tree_flatten
-from rich.console import Console
 
-from kssm_mlx.checks import suites
 from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
 from kssm_mlx.experiments import run
 from kssm_mlx.experiments.conversion import convert, export
@@ -22,63 +17,10 @@ from kssm_mlx.weights import verified
 from kssm_mlx.weights.export import export as write_folder
 from kssm_mlx.weights.inspect import inspect
 from tests.checks.small_runs import sentences
+from tests.experiments.hosted import TOKENS, latest, parameters, passed, train
 from tests.integrations.exported import exported, tiny
 
-WAIVED = dict.fromkeys(("C17", "C18", "C19"), "a dozen steps teach nothing")
-TOKENS = mx.array(np.random.default_rng(0).integers(0, 256, (2, 20)).astype(np.int32))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
-    """A few checks, no kernel that costs a second of g++, a memory of verdicts that goes away."""
-    monkeypatch.setenv("KSSM_CACHE", str(tmp_path / "cache"))
-    few = {"P": ("C16", "C7"), "S": ("C8",)}
-    monkeypatch.setattr(suites, "suite", lambda level: few.get(level, ()))
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
-
-
-@pytest.fixture
-def host(tmp_path):
-    """A host folder that counts as verified, the recipe that trains it, and its run folder."""
-    folder = exported(tiny("mamba"), tmp_path / "host")
-    passed(folder)
-    return folder
-
-
-def passed(folder):
-    verified.remember(inspect(folder), "L5")
-
-
-def recipe(host, steps: int = 24, tokenizer: str = "bytes", **section):
-    text = host.parent / "text.txt"
-    text.write_text(sentences(600, 0))
-    return parse(
-        {
-            "data": {"source": f"file:{text}", "tokenizer": tokenizer},
-            "model": {"host": str(host), "rank": 2, **section},
-            "train": {"steps": steps, "batch_size": 4, "context": 16, "warmup": 2, "learning_rate": 0.01},
-            "eval": {"every": 12, "tokens": 256, "sample_tokens": 4, "prompt": "ada "},
-            "save": {"every": 12},
-        }
-    )
-
-
-def train(host, folder, **options):
-    out = io.StringIO()
-    keep = {name: options.pop(name) for name in ("resume", "allow_config_change") if name in options}
-    console = Console(file=out, width=200)
-    result = run.train(recipe(host, **options), folder, waivers=WAIVED, console=console, **keep)
-    return result, out.getvalue()
-
-
-def parameters(model):
-    return dict(tree_flatten(model.parameters()))
-
-
-def latest(folder):
-    return folder / "checkpoints" / (folder / "checkpoints" / "LATEST").read_text().strip()
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_adapters_train_beside_an_untouched_host(host, tmp_path):

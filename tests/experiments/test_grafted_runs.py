@@ -1,0 +1,185 @@
+"""Training a graft: only in a verified host, only from its prediction, the graft alone in the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+
+from kssm_mlx.errors import CheckFailed, ConfigError, WeightMismatch
+from kssm_mlx.experiments import grown, run
+from kssm_mlx.experiments.conversion import export
+from kssm_mlx.experiments.hosts import open_model
+from kssm_mlx.experiments.verification import verify_weights
+from kssm_mlx.generation import generate
+from kssm_mlx.models.graft import kl_from_host
+from kssm_mlx.models.phase_cores import PhaseBlock
+from kssm_mlx.training.recipe import parse
+from kssm_mlx.weights import verified
+from kssm_mlx.weights.inspect import inspect
+from tests.checks.small_runs import sentences
+from tests.experiments.hosted import TOKENS, WAIVED, latest, parameters, train
+from tests.integrations.exported import exported, tiny
+
+pytestmark = pytest.mark.usefixtures("quick")
+FROZEN = {"train": "frozen", "graft": {"groups": 8, "layers": "all"}}
+
+
+def stored(folder):
+    arrays = mx.load(str(latest(folder) / "graft.safetensors"))
+    mx.eval(arrays)
+    return arrays
+
+
+def test_a_graft_trains_in_a_frozen_host(host, tmp_path):
+    _, said = train(host, tmp_path / "run", **FROZEN)
+    arrays = stored(tmp_path / "run")
+    assert arrays and all(name.startswith("graft.") for name in arrays)
+    knobs = {"graft.0.k_scale", "graft.1.k_scale"}  # travel with what is trained, and are not
+    trained = sum(a.size for name, a in arrays.items() if name not in knobs)
+    assert f"{trained:,} of them trained" in said
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    train_rows = [row for row in rows if row["kind"] == "train"]
+    assert train_rows[-1]["loss"] < train_rows[0]["loss"]
+    assert 0 < train_rows[-1]["R_block01"] < 1
+    saved = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert saved["model"]["graft"]["memory"] == 128 and saved["host_digest"] == inspect(host).root
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["host"]["graft_kl"] == 0
+
+
+def test_a_trained_graft_opens_speaks_and_leaves_its_host_as_it_was(host, tmp_path):
+    train(host, tmp_path / "run", **FROZEN)
+    trained = run.load(tmp_path / "run")
+    before, after = parameters(open_model(host).model), parameters(trained.model.host)
+    assert after.keys() == before.keys() and all(mx.array_equal(after[n], before[n]) for n in before)
+    assert kl_from_host(trained.model, TOKENS) > 1e-4
+    (said,) = generate(trained.model, trained.tokenizer, "ada ", max_tokens=5, temperature=0.0)
+    assert said.text
+    found = {c.id: c.verdict for c in run.verify(tmp_path / "run", only=["C2", "C3", "C5", "C7", "C8"])}
+    assert set(found.values()) == {"pass"}
+
+
+def test_a_resumed_graft_is_the_unbroken_one(host, tmp_path):
+    train(host, tmp_path / "run", **FROZEN)
+    unbroken = stored(tmp_path / "run")
+    shutil.rmtree(latest(tmp_path / "run"))
+    result, _ = train(host, tmp_path / "run", resume=True, **FROZEN)
+    assert (result.started_at, result.step) == (12, 24)
+    again = stored(tmp_path / "run")
+    assert again.keys() == unbroken.keys() and all(mx.array_equal(unbroken[n], again[n]) for n in again)
+
+
+@pytest.mark.parametrize("how", ["lora", "full"])
+def test_a_graft_trains_together_with_its_host(host, tmp_path, how):
+    train(host, tmp_path / "run", steps=12, train=how, graft={"core": "hook"})
+    names = stored(tmp_path / "run").keys()
+    assert any(name.startswith("graft.0") for name in names)
+    assert any("lora_a" in name for name in names) == (how == "lora")
+    assert ("host.backbone.embeddings.weight" in names) == (how == "full")
+
+
+def test_a_graft_on_a_host_that_was_not_verified_is_refused(tmp_path):
+    host = exported(tiny("mamba"), tmp_path / "host")
+    with pytest.raises(WeightMismatch, match=r"has not passed verification.*run kssm verify-weights"):
+        train(host, tmp_path / "run", **FROZEN)
+
+
+def test_a_graft_that_changes_the_host_is_refused(host, tmp_path, monkeypatch):
+    """The published phase block: the same equations without the gate that keeps it near the identity."""
+    published = {"train": "frozen", "graft": {"core": "phase_block", "legacy": True}}
+    train(host, tmp_path / "legacy", steps=1, **published)
+    manifest = json.loads((tmp_path / "legacy" / "manifest.json").read_text())
+    assert manifest["host"]["graft_kl"] > 0.05
+    call = PhaseBlock.__call__
+
+    def loud(core, *inputs):
+        core._legacy = True
+        return call(core, *inputs)
+
+    monkeypatch.setattr(PhaseBlock, "__call__", loud)
+    message = r"C12: the graft changes .* got KL 0\.\d+ .*model\.graft\.legacy = true"
+    with pytest.raises(CheckFailed, match=message):
+        train(host, tmp_path / "run", train="frozen", graft={"core": "phase_block"})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_options_of_a_graft_are_checked_with_the_recipe(host):
+    message = r"unknown key 'model\.graft\.layer' for carried; did you mean 'layers'"
+    with pytest.raises(ConfigError, match=message):
+        parse({"model": {"host": str(host), "graft": {"layer": 3}}})
+
+
+def test_a_graft_cannot_be_exported(host, tmp_path):
+    train(host, tmp_path / "run", steps=1, **FROZEN)
+    with pytest.raises(ConfigError, match="is a graft, which other tools have no place for"):
+        export(tmp_path / "run", tmp_path / "out")
+
+
+@pytest.fixture
+def grown_host(tmp_path, monkeypatch):
+    """A recipe whose host, trained in six steps, counts as one that speaks; and what it was judged on."""
+    text = tmp_path / "text.txt"
+    text.write_text(sentences(300, 0))
+    (tmp_path / "small.toml").write_text(f"""
+data = {{ source = "file:{text}" }}
+model = {{ family = "mamba", size = "xs", hidden_size = 16, num_hidden_layers = 2 }}
+train = {{ steps = 6, batch_size = 4, context = 16, warmup = 2 }}
+eval = {{ every = 6, tokens = 256, sample_tokens = 0 }}
+waive = {json.dumps(WAIVED).replace(":", " =")}
+""")
+    judged = []
+
+    def kind(folder, text):
+        judged.append(text)
+        verified.remember(inspect(folder), "L5")
+        return SimpleNamespace(ok=True, speaks=True)
+
+    monkeypatch.setattr(grown, "verify_weights", kind)
+    return f"recipe:{tmp_path / 'small.toml'}", judged
+
+
+def grafted_recipe(host, tmp_path):
+    return parse(
+        {
+            "data": {"source": f"file:{tmp_path / 'text.txt'}"},
+            "model": {"host": host, **FROZEN},
+            "train": {"steps": 2, "batch_size": 4, "context": 16},
+            "eval": {"every": 2, "tokens": 256, "sample_tokens": 0},
+        }
+    )
+
+
+def test_a_host_is_trained_once_and_found_again(grown_host, tmp_path, capsys):
+    host, judged = grown_host
+    recipe = grafted_recipe(host, tmp_path)
+    for name in ("one", "two"):
+        run.train(recipe, tmp_path / name)
+    assert capsys.readouterr().err.count("training the host first") == 1
+    assert len(judged) == 1 and judged[0] in (tmp_path / "text.txt").read_text() and "\0" not in judged[0]
+    digests = [json.loads((tmp_path / n / "recipe.json").read_text())["host_digest"] for n in ("one", "two")]
+    assert digests[0] == digests[1]
+    assert run.load(tmp_path / "one").notes["verified"] == "L5"
+    shutil.rmtree(verified.store().parent / "hosts")
+    with pytest.raises(ConfigError, match=r"small.toml is not on this machine; kssm train"):
+        run.load(tmp_path / "one")
+    assert run.train(recipe, tmp_path / "one", resume=True).step == 2
+
+
+def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path):
+    host, _ = grown_host
+    recipe = grafted_recipe(host, tmp_path)
+    run.train(recipe, tmp_path / "one")
+    (home,) = (verified.store().parent / "hosts").iterdir()
+    shutil.rmtree(home / "model")
+    verified.store().unlink()
+    assert run.train(recipe, tmp_path / "one", resume=True).step == 2
+
+
+def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatch):
+    host, _ = grown_host
+    monkeypatch.setattr(grown, "verify_weights", verify_weights)
+    with pytest.raises(CheckFailed, match=r"does not pass kssm verify-weights: .*W24 better than counting"):
+        run.train(grafted_recipe(host, tmp_path), tmp_path / "run")
