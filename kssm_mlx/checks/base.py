@@ -90,7 +90,7 @@ class Context:
 
     For comparisons: builder: seed -> a fresh model of the same configuration; seeds: of what is repeated;
     interventions: name -> models.base.Intervention that a claim is about; runs: one Context per run folder
-    that a claim rests on; baseline: those of them that the others are compared with.
+    that a claim is about; baseline: those of the runs that they are compared with.
 
     untrained: whether a check of what was learned may look at a model that has learned nothing.
     """

@@ -26,7 +26,8 @@ def level(ctx: Context) -> str:
     there is no model.
     """
     if ctx.runs:
-        seeds = min(len({run.recipe.train.seed for run in arm}) for arm in arms(ctx.runs).values())
+        compared = arms([*ctx.runs, *(ctx.baseline or ())]).values()
+        seeds = min(len({run.recipe.train.seed for run in arm}) for arm in compared)
         return "1 run" if seeds == 1 else f"{seeds} seeds"
     if ctx.model is None:
         return ""

@@ -23,7 +23,7 @@ def provenance(ctx: Context) -> Check:
     Caught: results of v1 kept under kssm_v2; "84K parameters" for 48,833.
     Sabotage: token files, a recipe, a count or a checkpoint of another run.
     """
-    runs = ctx.runs or [ctx]
+    runs = [*(ctx.runs or [ctx]), *(ctx.baseline or ())]
     for run in runs:
         run.need("model", "recipe", "data", "initial", "run_folder", "manifest")
     wrong = [phrase for run in runs for phrase in _differences(run)]

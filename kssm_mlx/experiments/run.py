@@ -133,7 +133,8 @@ def verify(
     context.untrained = untrained
     waivers = context.recipe.waive if context.recipe else {}
     suites.accept(waivers)
-    runs = [run.run_folder for run in context.runs or [context] if run.run_folder and is_run(run.run_folder)]
+    looked_at = [*(context.runs or [context]), *(context.baseline or ())]
+    runs = [of.run_folder for of in looked_at if of.run_folder and is_run(of.run_folder)]
     levels = [level] if level else ["G"] if context.runs else ["P", "S", "R"] if runs else ["P"]
     ids = list(only or ()) or dict.fromkeys(id for one in levels for id in suites.suite(one))
     found = suites.run_suite(context, ids, waivers)

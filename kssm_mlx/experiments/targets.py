@@ -18,7 +18,8 @@ from kssm_mlx.training.state import flatten
 
 
 def context_of_targets(targets: Sequence[str | Path], model: str | None = None) -> Context:
-    """One context of them all: several run folders are `runs` of it, the arm of the first is the `baseline`.
+    """One context of them all: of several run folders the arm of the first is the `baseline`, the others are
+    `runs`; of a single arm all are `runs`.
 
     model: `module:callable`, see own_model.py; alone, or read with the data of the recipe or run.
     Raises: ConfigError for nothing to look at, and for what cannot be compared.
@@ -59,7 +60,9 @@ def _compared(targets: Sequence[str | Path], contexts: list[Context], model: str
         raise ConfigError(f"only run folders can be compared; {others[0]} is none: verify it alone")
     if model:
         raise ConfigError("--model is looked at alone or with one recipe or run, not with several")
-    return replace(contexts[0], runs=contexts, baseline=next(iter(evidence.arms(contexts).values())))
+    first, *others = evidence.arms(contexts).values()
+    runs = [run for arm in others for run in arm]
+    return replace(contexts[0], runs=runs or first, baseline=first if runs else None)
 
 
 def _with_model(context: Context, spec: str) -> Context:

@@ -67,7 +67,7 @@ def test_arms_are_runs_that_differ_in_seed_and_words_alone():
 def test_a_claim_rests_on_the_seeds_of_its_weakest_arm():
     three = [a_run("a", 0), a_run("b", 1), a_run("c", 2)]
     assert evidence.level(Context(runs=three)) == "3 seeds"
-    assert evidence.level(Context(runs=[*three, a_run("d", 0, steps=7)])) == "1 run"
+    assert evidence.level(Context(runs=three, baseline=[a_run("d", 0, steps=7)])) == "1 run"
     assert evidence.level(Context(runs=[a_run("a", 0), a_run("b", 0)])) == "1 run", "a seed counts once"
 
 
