@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.probes import mode
 from kssm_mlx.checks.sized import size
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.digest import root_digest
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.metrics.language import Nats
-from kssm_mlx.training.evaluation import make_evaluator
+from kssm_mlx.training.evaluation import window_losses
 
 SAME_TOKENS, SAME_SIZE, SAME_LOSS = 0.01, 0.1, 1e-3
 
@@ -97,9 +96,7 @@ def _measured(run: Context) -> float:
     """The cross-entropy of a run's weights on the windows that its evaluations score, nats/token."""
     train = run.recipe.train
     windows = evaluation_windows(run.data.validation, run.recipe.eval.tokens, train.context, train.batch_size)
-    with mode(run.model, False):
-        evaluate = make_evaluator(run.model, compile=False)
-        return evaluate(run.model.parameters(), windows, 1.0)["nats_per_token"]
+    return float(window_losses(run.model, windows, compile=False).mean())
 
 
 def _tokens(run: Context) -> int:

@@ -9,11 +9,10 @@ import numpy as np
 
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, Verdict, check, verdict
 from kssm_mlx.checks.evidence import arms
-from kssm_mlx.checks.probes import mode
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.metrics import stats
 from kssm_mlx.metrics.stats import Comparison
-from kssm_mlx.training.evaluation import make_evaluator
+from kssm_mlx.training.evaluation import window_losses
 
 WINDOWS, FEWEST = 64, 30
 
@@ -72,15 +71,12 @@ def _refuse_other_tokens(runs: list[Context]) -> None:
 
 def _losses(runs: Sequence[Context]) -> np.ndarray:
     """Nats/token of each run on each window. Shapes: [runs, windows]."""
-    return np.array([_window_losses(run) for run in runs])
+    return np.stack([window_losses(run.model, _windows(run), compile=False) for run in runs])
 
 
-def _window_losses(run: Context) -> list[float]:
-    context, evaluate = run.recipe.train.context, make_evaluator(run.model, compile=False)
-    windows = evaluation_windows(run.data.validation, WINDOWS * context, context, 1)
-    with mode(run.model, False):
-        parameters = run.model.parameters()
-        return [evaluate(parameters, [window], 1.0)["nats_per_token"] for window in windows]
+def _windows(run: Context):
+    train = run.recipe.train
+    return evaluation_windows(run.data.validation, WINDOWS * train.context, train.context, train.batch_size)
 
 
 def _by_window(losses: np.ndarray) -> dict[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -12,6 +13,7 @@ from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.probes import mode, short_context
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.metrics.stats import autocorrelation, trend
+from kssm_mlx.training import checkpoint
 from kssm_mlx.training.losses import cross_entropy, split_rows
 
 FEWEST = 30  # rows after the warm-up, before anything is said of a trend
@@ -20,15 +22,15 @@ BATCHES, ROWS, CONTEXT = 96, 2, 16
 BUFFER = 0.5
 
 
-@check("C37", level="R", title="the loss falls", source="liminal.md C37")
+@check("C37", level="R", also="S", title="the loss falls", source="liminal.md C37")
 def loss_trend(ctx: Context) -> Check:
     """The logged training cross-entropy after the warm-up, averaged in up to 50 pieces of equal length; slope
     and t of the straight line through them.
 
-    Threshold: t < -3, or nobody may say "learning": noise alone gives that once in 500 runs. A loss that
-    rises with t > 3 fails at once, one that stands still only when the steps of the recipe are spent.
+    Threshold: t < -3, or nobody may say "learning": noise alone gives that once in 500 runs. It warns while
+    the run goes on, which may yet begin to learn, and fails when its last checkpoint is written.
     Caught: Attempt 4 (t = +0.9 over 500 steps, reported as learning); Attempt 3, whose loss was noise.
-    Sabotage: a loss of noise around a constant; one that climbs.
+    Sabotage: a loss of noise around a constant; one that climbs; one that is not finite.
     """
     ctx.need("history", "recipe")
     rows = [
@@ -38,16 +40,21 @@ def loss_trend(ctx: Context) -> Check:
         raise NotMeasurable(f"{len(rows)} steps after the warm-up, {FEWEST} needed")
     losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]
     slope, t = trend(losses)
-    spent = ctx.step >= ctx.recipe.train.steps
     return verdict(
         "C37",
-        "pass" if t < CERTAIN else "warn" if t <= -CERTAIN and not spent else "fail",
+        "pass" if t < CERTAIN else "fail" if _is_over(ctx) else "warn",
         f"{1000 * slope:+.3g} nats per 1000 steps, t {t:+.1f}, {len(losses)} steps",
         f"t < {CERTAIN:g}",
         "nothing was learned: see C7 and C8, then the learning rate; or the model had learned it before",
         slope=slope,
         t=t,
     )
+
+
+def _is_over(ctx: Context) -> bool:
+    """Whether the recipe's steps are done and saved; the last evaluation comes before the last checkpoint."""
+    saved = ctx.run_folder is None or ctx.step in checkpoint.steps(Path(ctx.run_folder) / "checkpoints")
+    return saved and ctx.step >= ctx.recipe.train.steps
 
 
 @check("C38", level="S", title="R answers to the input", source="liminal.md C38", passes=BATCHES)

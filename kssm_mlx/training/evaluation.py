@@ -95,6 +95,16 @@ def context_gain(model: nn.Module, windows: Iterable, *, compile: bool = True) -
     }
 
 
+def window_losses(model: nn.Module, windows: Iterable, *, compile: bool = True) -> np.ndarray:
+    """Nats per token of each window, the independent units of a comparison. Raises: as `evaluate`.
+
+    Shapes: [windows].
+    """
+    score, params = _make_score(model, compile), model.parameters()
+    scores = _joined([score(params, *_arrays(tokens, resets)) for tokens, resets in windows])
+    return _per_window(scores.nats, scores.scored)
+
+
 def language_metrics(scores: Scores, bytes_per_token: float) -> dict[str, float]:
     """The numbers of an evaluation from the scores of every target; standard errors are over windows."""
     result = evaluation(_per_window(scores.nats, scores.scored))

@@ -41,10 +41,16 @@ def test_attempt_4_was_not_learning():
     assert check.verdict == "fail" and "500 steps" in check.got and "nothing was learned" in check.fix
 
 
-def test_before_the_end_only_a_rise_fails():
-    flat, rising = noise(1, n=100), noise(1, n=100) + 0.05 * np.arange(100)
-    assert measure("C37", history(flat)).verdict == "warn"
-    assert measure("C37", history(rising)).verdict == "fail"
+def test_a_loss_that_climbs_fails():
+    assert measure("C37", history(noise(1) + 0.05 * np.arange(500))).verdict == "fail"
+
+
+def test_before_the_last_checkpoint_it_warns(tmp_path):
+    flat = noise(1)
+    assert measure("C37", history(flat[:100])).verdict == "warn"
+    assert measure("C37", replace(history(flat), run_folder=tmp_path)).verdict == "warn"
+    (tmp_path / "checkpoints" / "step_00000500").mkdir(parents=True)
+    assert measure("C37", replace(history(flat), run_folder=tmp_path)).verdict == "fail"
     assert measure("C37", history(flat[:20])).verdict == "not measurable"
 
 
