@@ -42,6 +42,7 @@ class KSSMConfig:
     harmonics: how many powers of z are read out; on the Ott-Antonsen manifold Z_n = z^n, so they are free.
     triadic: (K1, K2), pairwise and triadic self-coupling at the start, in units of each population's width;
     bistable for -K2 + 2 sqrt(2 K2) < K1 < 2, such as (1, 8). Serial over time, and so slower.
+    controlled: populations have knobs, the gain k_scale of their field and the noise sigma on their phases.
     """
 
     vocab_size: int
@@ -55,6 +56,7 @@ class KSSMConfig:
     leaf: Literal["kick", "hold"] = "kick"
     coupling: bool = False
     triadic: tuple[float, float] | None = None
+    controlled: bool = False
     memory: int = 128
     tie_embeddings: bool = False
     norm_eps: float = 1e-6
@@ -88,8 +90,12 @@ def populations(config: KSSMConfig, key: mx.array, coupled: bool) -> Populations
     """The populations of one block."""
     D, G, common = config.d_model, config.n_groups, {"memory": config.memory, "coupled": coupled}
     if config.triadic is None:
-        return Populations(key, D, G, kappa=config.kappa, leaf=config.leaf, **common)
-    return SelfCoupledPopulations(key, D, G, triadic=config.triadic, **common)
+        made = Populations(key, D, G, kappa=config.kappa, leaf=config.leaf, **common)
+    else:
+        made = SelfCoupledPopulations(key, D, G, triadic=config.triadic, **common)
+    if config.controlled:
+        made.add_knobs()
+    return made
 
 
 class Mixer(nn.Module):
@@ -161,7 +167,7 @@ class KSSM(RecurrentModel):
     """The language model: embedding, blocks, norm, head; `models.base.LanguageModel` is the interface."""
 
     slots = ("conv", "populations")  # the convolution's last inputs [B, W-1, D], the populations [B, 2, G]
-    fp32 = ("omega", "log_gamma", "coupling", "time_step.bias")
+    fp32 = ("omega", "log_gamma", "coupling", "time_step.bias", "k_scale", "sigma")
     # Field, time step and readout set the physics and are never quantised.
     no_quant = ("field", "time_step", "readout")
     clamp_sites = ("R", "psi", "output")
@@ -194,6 +200,12 @@ class KSSM(RecurrentModel):
     @property
     def layers(self) -> list[nn.Module]:
         return self.blocks
+
+    @property
+    def knobs(self) -> tuple[str, ...]:
+        """Names of the arrays [] that controllers turn."""
+        each = ("k_scale", "sigma") if self.args.controlled else ()
+        return tuple(f"blocks.{i}.mixer.populations.{name}" for i in range(len(self.blocks)) for name in each)
 
     def runner(self, i: int, intervention: Intervention | None):
         clamps = () if intervention is None else (*intervention.of("R", i), *intervention.of("psi", i))

@@ -42,12 +42,30 @@ class Populations(nn.Module):
             self.coupling = mx.zeros((2, G))
         self._kappa, self._leaf = kappa, leaf
 
+    def add_knobs(self) -> None:
+        """k_scale [], the gain of the field, 1, and sigma [], the strength of noise on the phases, 0: frozen.
+
+        Noise that is independent and Cauchy keeps a population on its manifold and widens it: gamma + sigma.
+        Of infinitely many oscillators it leaves nothing random, so nothing is drawn, in training neither.
+        Source: Toenjes & Pikovsky 2020, Phys. Rev. E 102, 052315.
+        """
+        self.k_scale, self.sigma = mx.array(1.0), mx.array(0.0)
+        self.freeze(keys=["k_scale", "sigma"], recurse=False)
+
+    @property
+    def gamma(self) -> mx.array:
+        """Width of each population, noise included. Shapes: [G]."""
+        gamma = mx.exp(self.log_gamma)
+        return gamma + self.sigma if "sigma" in self else gamma
+
     def drive(self, u: mx.array, below: Planar | None) -> tuple[Planar, mx.array]:
         """Field and time step of each token, fp32. Shapes: u [B, T, D] -> h [B, T, G], Delta [B, T, G]."""
         field = self.field(u).astype(mx.float32)
         h = Planar(*mx.split(field, 2, axis=-1))
         if below is not None and "coupling" in self:
             h = h + Planar(self.coupling[0], self.coupling[1]) * below
+        if "k_scale" in self:
+            h = h * self.k_scale
         return h, softplus(self.time_step(u).astype(mx.float32))
 
     def evolve(
@@ -70,15 +88,14 @@ class Populations(nn.Module):
         if self._leaf == "hold":
             maps = _masked_maps(self._hold(h, dt), resets, valid)
             return lambda i, j, z0: disc_scan(Disc(*(m.map(lambda x: x[:, i:j]) for m in maps)), z0)
-        gamma = mx.exp(self.log_gamma)
-        a, k = flow(gamma * dt, self.omega * dt), kick(h * dt, self._kappa)
+        a, k = flow(self.gamma * dt, self.omega * dt), kick(h * dt, self._kappa)
         a, k = _masked_kicks(a, k, resets, valid)
         return lambda i, j, z0: mobius_scan(
             a.map(lambda x: x[:, i:j]), k.map(lambda x: x[:, i:j]), z0, self._kappa
         )
 
     def _hold(self, h: Planar, dt: mx.array) -> Disc:
-        lam = Planar(-mx.exp(self.log_gamma), self.omega).complex
+        lam = Planar(-self.gamma, self.omega).complex
         return Disc(*map(Planar.of, hold_leaf(lam, h.complex, dt, self._kappa)))
 
     def lyapunov(
@@ -93,7 +110,7 @@ class Populations(nn.Module):
         before = state_before(z, z0, resets)
         if self._leaf == "hold":
             return 0.5 * mx.log(derivative(self._hold(h, dt), before).abs2)
-        gamma_tau = mx.exp(self.log_gamma) * dt
+        gamma_tau = self.gamma * dt
         shrunk = mx.exp(-2 * gamma_tau) * before.abs2
         r2_after, r2_before = (mx.minimum(self._kappa * r2, 1 - 6e-8) for r2 in (z.abs2, shrunk))
         return -gamma_tau + mx.log1p(-r2_after) - mx.log1p(-r2_before)

@@ -56,7 +56,7 @@ class SelfCoupledPopulations(Populations):
     def _rates(self) -> tuple[mx.array, mx.array, mx.array]:
         """gamma, K1, K2. Shapes: [G] each."""
         gamma = mx.exp(self.log_gamma)
-        return gamma, self.self_coupling[0] * gamma, self.self_coupling[1] * gamma
+        return self.gamma, self.self_coupling[0] * gamma, self.self_coupling[1] * gamma
 
     def _turn(self, dt: mx.array) -> Planar:
         sine, cosine = sincos(self.omega * dt)
