@@ -10,7 +10,7 @@ import numpy as np
 from kssm_mlx.checks.arms import blocks_with, run_arm
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 
-STARTS, STEPS = 32, 400
+STARTS, STEPS = 32, 200
 LINK, APART, BASIN, OTHERS, KICK, STILL = 0.05, 0.1, 0.05, 0.2, 0.01, 1e-3
 
 
@@ -34,14 +34,14 @@ class Portrait(NamedTuple):
 @check("C26", level="P", title="a bistable model has two states", source="liminal.md C26", passes=1)
 def bistability(ctx: Context) -> Check:
     """Asked of models that say so: `triadic` or variant "bistable" in the configuration. Every population of
-    every block starts from 32 states spread over the disc and reads 400 tokens that say nothing. Final states
+    every block starts from 32 states spread over the disc and reads 200 tokens that say nothing. Final states
     linked by distances <= 0.05 are one cluster; a population that still turns is judged by R. Then each final
-    state is moved by 1 % of the disc, and reads 400 tokens more.
+    state is moved by 1 % of the disc, and reads 200 tokens more.
 
     Protocol: `model.free_states(block, steps, z0)`, the states after `steps` tokens of zero field, [S, 2, G].
     Threshold: two clusters > 0.1 apart with > 5 % of the starts each and > 80 % together, to which kicked
     states come back at least half of the way, in one population of every block or more: slow ones need more
-    than 400 tokens. Otherwise the model must not be called bistable.
+    than 200 tokens. Otherwise the model must not be called bistable.
     Caught: v3, whose two roots +-sqrt(u) act alike and whose oscillators are made anew at every token.
     Sabotage: a population with one attractor; a state that stays wherever it is put; a state that a kick to
     one side leaves; K-SSM v3; a triadic coupling outside its window.
@@ -79,10 +79,11 @@ def _clearest(block: int, share: float, portraits: list[Portrait]) -> str:
 def _portraits(model: Any, block: int, groups: int, seed: int) -> list[Portrait]:
     """One portrait per population."""
     rng = np.random.default_rng((seed, 26))
-    radius, angle = np.sqrt(rng.uniform(0, 0.98, (STARTS, 1))), rng.uniform(-np.pi, np.pi, (STARTS, 1))
-    rest = _quiet(model, block, np.broadcast_to(radius * np.exp(1j * angle), (STARTS, groups)))
+    # R evenly from 0.01 to 0.99, psi by the golden angle: no chance decides how many starts a basin has.
+    starts = np.linspace(0.01, 0.99, STARTS) * np.exp(2.399963j * np.arange(STARTS))
+    rest = _quiet(model, block, np.repeat(starts[:, None], groups, axis=1))
     kicked = (1 - KICK) * rest + KICK * np.exp(1j * rng.uniform(-np.pi, np.pi, rest.shape))
-    later, again = _quiet(model, block, rest), _quiet(model, block, kicked)
+    later, again = np.split(_quiet(model, block, np.concatenate([rest, kicked])), 2)
     turning = np.max(np.abs(later - rest), axis=0) > STILL
     seen = [np.where(turning, np.abs(z), z) for z in (later, again)]
     return [portrait(*(z[:, g] for z in seen)) for g in range(groups)]

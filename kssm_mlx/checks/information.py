@@ -30,7 +30,7 @@ def information(ctx: Context) -> Check:
     """
     ctx.need("model")
     texts = [passage(ctx, rows=2, stream=i) for i in range(TEXTS)]
-    R = _draws(ctx, texts, "R")
+    R = _draws(ctx, texts, ("R",), NOISES)
     tokens = np.stack([np.array(t) for t in texts])
     ratio = {b: float(_ratio(r)) for b, r in R.items()}
     eta = {b: float(np.median(_explained(r[:, 0], tokens))) for b, r in R.items()}
@@ -50,18 +50,17 @@ def information(ctx: Context) -> Check:
     )
 
 
-def _draws(ctx: Context, texts: list, quantity: str) -> dict[int, np.ndarray]:
-    """Block -> the quantity [texts, noises, B, T, ...]. Raises: NotMeasurable where the trace lacks it."""
-    arms = [[run_arm(ctx.model, t, ctx.seed + s).trace for s in range(NOISES)] for t in texts]
-    blocks = blocks_with(arms[0][0], quantity)
-    if not blocks:
-        raise NotMeasurable(f'the trace has no "block00/{quantity}"')
-    return {
-        b: np.stack([np.stack([blocks_with(trace, quantity)[b] for trace in row]) for row in arms]).astype(
-            np.float64
-        )
-        for b in blocks
-    }
+def _draws(ctx: Context, texts: list, names: tuple[str, ...], noises: int) -> dict[int, np.ndarray]:
+    """Block -> the first of the quantities that the trace has, [texts, noises, B, T, ...].
+
+    Raises: NotMeasurable where it has none of them.
+    """
+    arms = [[run_arm(ctx.model, t, ctx.seed + s).trace for s in range(noises)] for t in texts]
+    name = next((n for n in names if blocks_with(arms[0][0], n)), None)
+    if name is None:
+        raise NotMeasurable(f'the trace has no "block00/{names[-1]}"')
+    drawn = [[blocks_with(trace, name) for trace in row] for row in arms]
+    return {b: np.array([[of[b] for of in row] for row in drawn], np.float64) for b in drawn[0][0]}
 
 
 def _ratio(R: np.ndarray) -> float:
@@ -84,7 +83,7 @@ def _explained(R: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return 1 - within / total
 
 
-@check("C23", level="P", title="the oscillators differ", source="liminal.md C23", passes=24)
+@check("C23", level="P", title="the oscillators differ", source="liminal.md C23", passes=6)
 def diversity(ctx: Context) -> Check:
     """The phases of a block (theta, or psi of its populations where it has no theta) at the same place of 6
     texts of 2 rows, under equal noise. Apart: circular standard deviation over texts of theta_i - theta_1,
@@ -98,7 +97,7 @@ def diversity(ctx: Context) -> Check:
     """
     ctx.need("model")
     texts = [passage(ctx, rows=2, stream=i) for i in range(TEXTS)]
-    theta = _phases(ctx, texts)
+    theta = {b: drawn[:, 0] for b, drawn in _draws(ctx, texts, ("theta", "psi"), 1).items()}
     if all(t.shape[-1] < 2 for t in theta.values()):
         raise NotMeasurable("the blocks have one oscillator each")
     apart = {b: float(_apart(t)) for b, t in theta.items()}
@@ -115,15 +114,6 @@ def diversity(ctx: Context) -> Check:
         apart={str(b): v for b, v in apart.items()},
         dimensions={str(b): v for b, v in rank.items()},
     )
-
-
-def _phases(ctx: Context, texts: list) -> dict[int, np.ndarray]:
-    """Block -> phases [texts, B, T, ..., N] under equal noise."""
-    try:
-        drawn = _draws(ctx, texts, "theta")
-    except NotMeasurable:
-        drawn = _draws(ctx, texts, "psi")
-    return {b: theta[:, 0] for b, theta in drawn.items()}
 
 
 def _apart(theta: np.ndarray) -> float:
