@@ -4,10 +4,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from kssm_mlx.errors import CheckpointError
+from kssm_mlx.experiments.start import take
 from kssm_mlx.models import build, configure
 from kssm_mlx.training.controls import control
 from kssm_mlx.training.recipe import Control, Train
-from kssm_mlx.training.state import initial_state, with_knobs
+from kssm_mlx.training.state import initial_state, to_arrays, with_knobs
 from kssm_mlx.training.step import make_step
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -64,3 +66,14 @@ def test_twenty_actions_of_a_controller_move_R_and_the_knobs_keep_it():
     assert braked < rest - 0.01 and raised > rest + 0.01
     gains = [tree["blocks"][0]["mixer"]["populations"]["k_scale"].item() for tree in (low, high)]
     assert gains == pytest.approx([0.95**20, 5.0], rel=1e-5)
+
+
+def test_whoever_loads_the_weights_of_a_run_gets_its_knobs():
+    model, name = small(controlled=True), "blocks.1.mixer.populations.k_scale"
+    state = initial_state(model, Train())
+    weights, _ = to_arrays(state._replace(knobs={**state.knobs, name: mx.array(1.5)}))
+    fresh = small(controlled=True)
+    take(fresh, weights)
+    assert fresh.blocks[1].mixer.populations.k_scale.item() == 1.5
+    with pytest.raises(CheckpointError, match="k_scale"):
+        take(fresh, {key: array for key, array in weights.items() if key != name})

@@ -10,6 +10,7 @@ from kssm_mlx.models.base import head_of
 from kssm_mlx.training import losses
 from kssm_mlx.training.evaluation import evaluate
 from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.regularisers import terms
 from kssm_mlx.training.step import make_gradient
 
 V, B, T = 19, 2, 12
@@ -65,3 +66,18 @@ def test_a_vocabulary_of_fifty_thousand_is_cut_and_one_of_bytes_is_not():
     assert losses.chunk_for(4, 512, 50280) == 83
     assert losses.chunk_for(16, 128, 256) is None
     assert losses.chunk_for(1, 8, 1 << 30) == 1
+
+
+def test_what_is_monitored_is_the_same_and_changes_no_gradient(chunks_of_five, monkeypatch):
+    train, model = Train(batch_size=B, context=T), small("kssm")
+
+    def watched(monitor: bool, **options):
+        step = make_gradient(model, train, monitor=monitor, **options)
+        return step(model.trainable_parameters(), TOKENS, None, None)[0]
+
+    parts = watched(True)
+    regular = watched(False, loss=terms({"coherence": {"weight": 1.0, "target": 0.0, "width": 0.0}}))
+    assert mx.array_equal(parts.grads["norm"]["weight"], watched(False).grads["norm"]["weight"]).item()
+    assert regular.terms["term_coherence"].item() > 0  # terms of the trace leave the chunks alone
+    monkeypatch.setattr(losses, "MOST_LOGITS", 1 << 24)
+    assert parts.observed["U"].item() == pytest.approx(watched(True).observed["U"].item(), rel=1e-5)
