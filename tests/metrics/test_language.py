@@ -29,6 +29,17 @@ def test_other_units_never_meet(other):
     assert Nats(1.0) != other
 
 
+def test_values_that_know_their_origin_meet_their_like_only():
+    ours, theirs = (Nats(2.0, tokenizer=t, text="shakespeare") for t in ("a1", "b2"))
+    with pytest.raises(ConfigError, match="tokens of two tokenizers; convert both with to_bits_per_byte"):
+        ours - theirs
+    assert ours.to_bits_per_byte(4.0) - theirs.to_bits_per_byte(2.0) < 0
+    with pytest.raises(ConfigError, match="of two texts; evaluate both on one"):
+        ours - Nats(1.0, tokenizer="a1", text="pydoc")
+    with pytest.raises(ConfigError, match="of two texts"):
+        ours.to_bits_per_byte(4.0) - BitsPerByte(1.0, text="pydoc")
+
+
 @pytest.mark.parametrize("bytes_per_token", [0.0, -1.0, math.nan])
 def test_bytes_per_token_must_be_positive(bytes_per_token):
     with pytest.raises(ConfigError, match="expected a positive number"):
