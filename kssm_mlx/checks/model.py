@@ -9,6 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from kssm_mlx.checks.bands import Band, banded
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.probes import (
     deviation,
@@ -80,10 +81,10 @@ def future_leak(ctx: Context) -> Check:
             tokens[:, t:] = swap(base[:, t:], vocabulary(ctx.model), stream=t)
             past = logits_of(ctx.model, tokens, training, ctx.seed)[:, :t]
             leaks[f"{'train' if training else 'eval'}, t={t}"] = deviation(past, reference[:, :t], scale)
-    return _at_most(
+    return banded(
         "C2",
         leaks,
-        tolerance(ctx.model, 1e-5),
+        Band(high=tolerance(ctx.model, 1e-5)),
         "future tokens change earlier logits: look for a mean, norm or attention over time without a mask",
     )
 
@@ -113,10 +114,10 @@ def batch_leak(ctx: Context) -> Check:
             logits_of(ctx.model, random_tokens(ctx, 2, 9, stream=10 + i), training, ctx.seed + i)
         again = logits_of(ctx.model, base, training, ctx.seed)
         leaks[f"after 5 calls, {word}"] = deviation(again, reference, scale)
-    return _at_most(
+    return banded(
         "C3",
         leaks,
-        tolerance(ctx.model, 1e-5),
+        Band(high=tolerance(ctx.model, 1e-5)),
         "an answer depends on other rows or earlier calls: look for a mean over axis 0 or a stored buffer",
     )
 
@@ -204,10 +205,10 @@ def step_by_step(ctx: Context) -> Check:
         if hasattr(model, "forward"):
             pieces["pieces of 1, 7, 24, 32"] = _through_forward(model, tokens, (1, 8, 32))
     scale = spread(whole)
-    return _at_most(
+    return banded(
         "C5",
         {name: deviation(to_numpy(piece), whole, scale) for name, piece in pieces.items()},
-        tolerance(model, 1e-4),
+        Band(high=tolerance(model, 1e-4)),
         "the carried state is not the state of the parallel form: put every recurrent quantity in the cache",
     )
 
@@ -249,17 +250,4 @@ def determinism(ctx: Context) -> Check:
         "0",
         "evaluation draws random numbers, or the logits are not finite: pass keys and draw only in training",
         difference=difference,
-    )
-
-
-def _at_most(id: str, measured: dict[str, float], limit: float, fix: str) -> Check:
-    """The verdict "every measured deviation <= limit", naming the worst; NaN is worst of all."""
-    worst = max(measured, key=lambda name: np.nan_to_num(measured[name], nan=np.inf))
-    return verdict(
-        id,
-        all(value <= limit for value in measured.values()),
-        f"{measured[worst]:.1e} ({worst})",
-        f"<= {limit:g}",
-        fix,
-        deviations=measured,
     )

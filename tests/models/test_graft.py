@@ -170,7 +170,7 @@ def test_defects_of_the_hook_have_names():
     assert check("C2", model).verdict == "fail"
     leak = check("C3", model)
     assert leak.verdict == "fail"
-    found = leak.numbers["deviations"]
+    found = leak.numbers["measured"]
     assert min(found["other rows, train"], found["after 5 calls, train"]) > 1e-5
     assert found["other rows, eval"] == 0
     parity = check("C4", model)
