@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.oscillators.zones import Range
-from kssm_mlx.training.recipe import Control
+from kssm_mlx.training.steering import Control
 
 # The last names of the knobs that are turned: what couples oscillators, and the spread of their noise.
 COUPLINGS = ("K", "k_scale")

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kssm_mlx.training.recipe import Patience
+from kssm_mlx.training.steering import Patience
 
 EARLY = 0.2  # of the run, in which the interval between improvements is measured
 WINDOW = 5  # evaluations that T3, T4 and T9 look back at

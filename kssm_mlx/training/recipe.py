@@ -34,17 +34,12 @@ from pydantic import (
 
 from kssm_mlx.data.tasks import PREFIX, make_task
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.oscillators import zones
+from kssm_mlx.training.steering import Control, Group, Monitor, Section
 
 RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
 
 
-class _Section(BaseModel):
-    # Strict: `steps = "12"`, `clip = true` and `learning_rate = inf` are slips, not numbers.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Expected(_Section):
+class Expected(Section):
     """The number the recipe should reach: `kssm report` compares and says so."""
 
     metric: str
@@ -52,14 +47,14 @@ class Expected(_Section):
     tolerance: float = Field(ge=0)
 
 
-class About(_Section):
+class About(Section):
     question: str = ""
     hardware: str = ""
     minutes: float | None = None
     expected: Expected | None = None
 
 
-class Data(_Section):
+class Data(Section):
     """source: `pydoc`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `hf:DATASET`, `task:NAME`.
 
     tokenizer: `bytes`, `chars`, `hf:PATH|REPO`, `world:PATH`; of a task always `ids`.
@@ -73,7 +68,7 @@ class Data(_Section):
     split: Literal["auto", "documents", "contiguous"] = "auto"
     validation: float = Field(0.1, gt=0, lt=0.5)
     seed: int = Field(0, ge=0)
-    task: dict[str, Any] = {}
+    task: dict[str, Any] = Field({})
 
     @model_validator(mode="before")
     @classmethod
@@ -111,7 +106,7 @@ class Model(BaseModel):
         return "model"
 
 
-class Host(_Section):
+class Host(Section):
     """host: a folder, a weight file or a repository, verified beforehand; or "recipe:NAME", which is trained
     here first.
 
@@ -170,14 +165,7 @@ def _kind_of_model(value: Any) -> str:
     return "(host)" if hosted else "(fresh)"
 
 
-class Group(_Section):
-    """Of one component: learning_rate multiplies that of the run, weight_decay takes the place of it."""
-
-    learning_rate: float = Field(1.0, ge=0)
-    weight_decay: float | None = Field(None, ge=0)
-
-
-class Train(_Section):
+class Train(Section):
     """Learning rate in units of AdamW; decay, clip and schedule as in training/optim.py and schedules.py.
 
     decay: "matrices" spares what the model names in `no_decay`; "all" shrinks every parameter, as the
@@ -198,7 +186,7 @@ class Train(_Section):
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     decay: Literal["matrices", "all"] = "matrices"
-    groups: dict[str, Group] = {}
+    groups: dict[str, Group] = Field({})
     component_gradients: bool = False
     clip: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -216,73 +204,7 @@ class Train(_Section):
         return self
 
 
-class Patience(_Section):
-    """When the held-out loss ends the run or lowers its learning rate: the rules of training/monitors.py.
-
-    intervals: patience in intervals between improvements, 3 to 5; cut: what the learning rate is multiplied
-    with when it is spent; cuts: how often, before the run stops. plateau: share of the run without an
-    improvement, overfit: rise above the best, that stop it. improvement: the least fall that counts.
-    """
-
-    intervals: float = Field(4.0, gt=0)
-    cut: float = Field(0.6, gt=0, lt=1)
-    cuts: int = Field(2, ge=0)
-    plateau: float = Field(0.2, gt=0, le=1)
-    overfit: float = Field(0.05, gt=0)
-    improvement: float = Field(0.005, ge=0, lt=1)
-
-
-class Monitor(_Section):
-    """profile: the tone map, and target: the range of R (and U) aimed for, of oscillators/zones.py.
-
-    product: a range of R·U that belongs to the target too. A run has one of each. patience: rules on the
-    held-out loss that act; none by default.
-    """
-
-    profile: str = "C"
-    target: str = "v3"
-    product: tuple[float, float] | None = Field(None, strict=False)
-    patience: Patience | None = None
-
-    @model_validator(mode="after")
-    def _possible(self):
-        for name, known in ((self.profile, zones.PROFILES), (self.target, zones.TARGETS)):
-            if name not in known:
-                raise ValueError(
-                    f"unknown name {name!r}; it is one of {', '.join(known)}{nearest(name, known)}"
-                )
-        R, U, _ = zones.TARGETS[self.target]
-        if self.product and not zones.feasible(R, U or (0.0, 1.0), self.product):
-            raise ValueError(
-                f"target {self.target!r} (R in {R}, U in {U or (0.0, 1.0)}) never has R·U in {self.product}; "
-                "take another target, or leave product out"
-            )
-        return self
-
-
-class Control(_Section):
-    """A rule of training/controls.py and how hard it turns the knobs.
-
-    R, U: the ranges to stay in, the rule's own by default. BRAKE takes the share `brake` off the coupling and
-    sets a noise of `noise_gain` times what is too much, at most `noise_limit`; BOOST and ESCAPE add the share
-    `boost`; the coupling stays within bounds.
-    label_only: name the action, turn nothing. persist = false: begin every step from the knobs the run began
-    with, as a controller did whose knob the optimizer restored.
-    """
-
-    rule: Literal["drift", "dual", "hook"]
-    R: tuple[float, float] | None = Field(None, strict=False)
-    U: tuple[float, float] | None = Field(None, strict=False)
-    brake: float = Field(0.05, ge=0, lt=1)
-    boost: float = Field(0.1, ge=0)
-    noise_gain: float = Field(0.1, ge=0)
-    noise_limit: float = Field(0.2, ge=0)
-    bounds: tuple[float, float] = Field((0.1, 5.0), strict=False)
-    label_only: bool = False
-    persist: bool = True
-
-
-class Eval(_Section):
+class Eval(Section):
     every: int = Field(200, ge=1)
     tokens: int = Field(65536, ge=256)
     prompt: str = ""
@@ -290,24 +212,24 @@ class Eval(_Section):
     temperature: float = Field(0.8, ge=0)
 
 
-class Save(_Section):
+class Save(Section):
     every: int = Field(200, ge=1)
     keep: int = Field(3, ge=1)
 
 
-class Recipe(_Section):
+class Recipe(Section):
     about: About = About()
     data: Data = Data()
     model: Annotated[
         Annotated[Model, Tag("(fresh)")] | Annotated[Host, Tag("(host)")], Discriminator(_kind_of_model)
     ] = Model()
     train: Train = Train()
-    loss: dict[str, dict[str, Any]] = {}
+    loss: dict[str, dict[str, Any]] = Field({})
     monitor: Monitor | None = None
     control: Control | None = None
     eval: Eval = Eval()
     save: Save = Save()
-    waive: dict[str, str] = {}
+    waive: dict[str, str] = Field({})
 
     @model_validator(mode="after")
     def _rows_fit(self):

@@ -4,7 +4,8 @@ import pytest
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.training.controls import RULES, control, refuse_without_knobs
-from kssm_mlx.training.recipe import Control, parse
+from kssm_mlx.training.recipe import parse
+from kssm_mlx.training.steering import Control
 
 KNOBS = {"core.K": 2.0, "core.sigma": 0.01, "core.other": 7.0}
 

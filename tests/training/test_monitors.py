@@ -13,7 +13,7 @@ from kssm_mlx.training.monitors import (
     overfits,
     unresolved,
 )
-from kssm_mlx.training.recipe import Patience
+from kssm_mlx.training.steering import Patience
 
 STEADY = Patience()
 

@@ -1,0 +1,90 @@
+"""The sections of a recipe that watch and steer a run: component groups, monitors, patience, control."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kssm_mlx.errors import nearest
+from kssm_mlx.oscillators import zones
+
+
+class Section(BaseModel):
+    """A table of a recipe."""
+
+    # Strict: `steps = "12"`, `clip = true` and `learning_rate = inf` are slips, not numbers.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Group(Section):
+    """Of one component: learning_rate multiplies that of the run, weight_decay takes the place of it."""
+
+    learning_rate: float = Field(1.0, ge=0)
+    weight_decay: float | None = Field(None, ge=0)
+
+
+class Patience(Section):
+    """When the held-out loss ends the run or lowers its learning rate: the rules of training/monitors.py.
+
+    intervals: patience in intervals between improvements, 3 to 5; cut: what the learning rate is multiplied
+    with when it is spent; cuts: how often, before the run stops. plateau: share of the run without an
+    improvement, overfit: rise above the best, that stop it. improvement: the least fall that counts.
+    """
+
+    intervals: float = Field(4.0, gt=0)
+    cut: float = Field(0.6, gt=0, lt=1)
+    cuts: int = Field(2, ge=0)
+    plateau: float = Field(0.2, gt=0, le=1)
+    overfit: float = Field(0.05, gt=0)
+    improvement: float = Field(0.005, ge=0, lt=1)
+
+
+class Monitor(Section):
+    """profile: the tone map, and target: the range of R (and U) aimed for, of oscillators/zones.py.
+
+    product: a range of R·U that belongs to the target too. A run has one of each. patience: rules on the
+    held-out loss that act; none by default.
+    """
+
+    profile: str = "C"
+    target: str = "v3"
+    product: tuple[float, float] | None = Field(None, strict=False)
+    patience: Patience | None = None
+
+    @model_validator(mode="after")
+    def _possible(self):
+        for name, known in ((self.profile, zones.PROFILES), (self.target, zones.TARGETS)):
+            if name not in known:
+                raise ValueError(
+                    f"unknown name {name!r}; it is one of {', '.join(known)}{nearest(name, known)}"
+                )
+        R, U, _ = zones.TARGETS[self.target]
+        if self.product and not zones.feasible(R, U or (0.0, 1.0), self.product):
+            raise ValueError(
+                f"target {self.target!r} (R in {R}, U in {U or (0.0, 1.0)}) never has R·U in {self.product}; "
+                "take another target, or leave product out"
+            )
+        return self
+
+
+class Control(Section):
+    """A rule of training/controls.py and how hard it turns the knobs.
+
+    R, U: the ranges to stay in, the rule's own by default. BRAKE takes the share `brake` off the coupling and
+    sets a noise of `noise_gain` times what is too much, at most `noise_limit`; BOOST and ESCAPE add the share
+    `boost`; the coupling stays within bounds.
+    label_only: name the action, turn nothing. persist = false: begin every step from the knobs the run began
+    with, as a controller did whose knob the optimizer restored.
+    """
+
+    rule: Literal["drift", "dual", "hook"]
+    R: tuple[float, float] | None = Field(None, strict=False)
+    U: tuple[float, float] | None = Field(None, strict=False)
+    brake: float = Field(0.05, ge=0, lt=1)
+    boost: float = Field(0.1, ge=0)
+    noise_gain: float = Field(0.1, ge=0)
+    noise_limit: float = Field(0.2, ge=0)
+    bounds: tuple[float, float] = Field((0.1, 5.0), strict=False)
+    label_only: bool = False
+    persist: bool = True
