@@ -14,27 +14,23 @@ import mlx.nn as nn
 
 from kssm_mlx import models
 from kssm_mlx.data.tokens import TokenData
-from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, WeightMismatch
+from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
 from kssm_mlx.experiments.grown import grow, source_of
 from kssm_mlx.experiments.hosts import open_model
 from kssm_mlx.models import adapters
-from kssm_mlx.models.base import Trained, mode
-from kssm_mlx.models.graft import graft, kl_from_host
+from kssm_mlx.models.base import Trained
+from kssm_mlx.models.graft import graft
 from kssm_mlx.models.graft_configs import configure
 from kssm_mlx.training.recipe import Host, Recipe
 from kssm_mlx.training.state import flatten
 from kssm_mlx.weights import verified
 from kssm_mlx.weights.hub import resolve
 
-NEUTRAL = 0.05  # nats: C12
-PROBE = (4, 64)  # rows and tokens of held-out text that a graft is compared with its host on
-
 
 @dataclass(frozen=True)
 class Start:
     """model: with what the recipe trains made trainable; host: the root digest of its weights, or None;
-    host_notes: how far these were verified ("verified"), what was found ("findings"), and how far a graft is
-    from its host at the start ("graft_kl", nats per token).
+    host_notes: how far these were verified ("verified") and what was found ("findings").
     """
 
     model: nn.Module
@@ -49,13 +45,12 @@ def start(recipe: Recipe, data: TokenData, *, host: str | None = None, verify: b
     recipe, takes a host that has not passed verification.
     Raises: ConfigError for a configuration or a host that cannot be trained on this data; WeightMismatch for
         a host that has not passed `kssm verify-weights`, or that has changed since the run began; CheckFailed
-        for a graft that changes what the host says before anything is trained.
+        for a host trained here that does not pass.
     """
     section, seed = recipe.model, recipe.train.seed
     if isinstance(section, Host):
         grow(section)
-        began = _hosted(section, data, seed, host, verify)
-        return _measured(began, section, data) if section.graft else began
+        return _hosted(section, data, seed, host, verify)
     config = models.configure(
         section.family,
         section.size,
@@ -111,22 +106,6 @@ def _hosted(section: Host, data: TokenData, seed: int, expected: str | None, ver
             'take "lora" or "full", or give it a [model.graft]'
         )
     return Start(model, host.digest, host.notes)
-
-
-def _measured(began: Start, section: Host, data: TokenData) -> Start:
-    """Raises: CheckFailed for a graft that is not neutral, unless it is a legacy one."""
-    rows, length = PROBE
-    ids = data.validation.ids[: rows * length]
-    probe = mx.array(ids[: len(ids) // length * length].reshape(-1, length))
-    with mode(began.model, True):
-        kl = kl_from_host(began.model, probe)
-    if not (kl <= NEUTRAL or section.graft["legacy"]):
-        raise CheckFailed(
-            f"C12: the graft changes what the host predicts before anything is trained: got KL {kl:.3f} nats "
-            f"per token, expected <= {NEUTRAL:g}. Start it closer to the identity, or set "
-            "model.graft.legacy = true to reproduce what was published"
-        )
-    return replace(began, host_notes={**began.host_notes, "graft_kl": kl})
 
 
 def _open_verified(source: str) -> Trained:

@@ -45,14 +45,6 @@ def graft(host: nn.Module, config: Graft, seed: int = 0) -> nn.Module:
     return grafted
 
 
-def kl_from_host(model: nn.Module, tokens: mx.array) -> float:
-    """Mean KL(host || grafted) in nats per token. Shapes: tokens [B, T]."""
-    log_p, log_q = (
-        nn.log_softmax(m.forward(tokens).logits.astype(mx.float32), axis=-1) for m in (model.host, model)
-    )
-    return (mx.exp(log_p) * (log_p - log_q)).sum(-1).mean().item()
-
-
 @dataclass
 class Applied:
     """A core at work in one call: it is given the stream once, and keeps what that leaves behind.

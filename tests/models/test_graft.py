@@ -13,13 +13,14 @@ from kssm_mlx.checks.base import Context
 from kssm_mlx.checks.suites import run_suite
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention
-from kssm_mlx.models.graft import graft, kl_from_host
+from kssm_mlx.models.graft import graft
 from kssm_mlx.models.graft_configs import HookGraft, LogitGraft, PhaseBlockGraft, configure
 from kssm_mlx.models.phase_cores import HookCore, LogitCore, PhaseBlock
 from kssm_mlx.training.recipe import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 from tests.integrations.exported import tiny
+from tests.models.divergence import kl_from_host
 
 TOKENS = mx.array(np.random.default_rng(0).integers(0, 256, (3, 20)).astype(np.int32))
 HOSTS = ("mamba", "mamba2", "rwkv", "rwkv7")
