@@ -16,9 +16,10 @@ def report(
 ) -> None:
     """Draw runs and write their cards.
 
-    Several runs also get one picture of their validation curves and one table.
+    Several runs also get one picture of their validation curves and one table, and it is said how they
+    compare with the first and what that rests on; runs that differ in train.seed only are one arm.
     """
-    from kssm_mlx.reports import compare
+    from kssm_mlx.reports import claims, compare
     from kssm_mlx.reports import report as write
 
     written = [path for run in runs for path in write(run)]
@@ -26,3 +27,5 @@ def report(
         written += compare(runs, out)
     for path in written:
         typer.echo(path)
+    for sentence in claims(runs) if len(runs) > 1 else ():
+        typer.echo(sentence)

@@ -1,4 +1,4 @@
-"""Several runs side by side: one picture of their validation curves and one table."""
+"""Several runs side by side: one picture of their validation curves, what may be said, and one table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from kssm_mlx import files
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.reports.card import measure, table
+from kssm_mlx.reports.claims import claims
 from kssm_mlx.reports.run import Run
 from kssm_mlx.reports.style import MUTED, PALETTE, picture
 
@@ -28,9 +29,9 @@ def write_comparison(runs: list[Run], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = plot_validation(runs, folder / "comparison.png")
-        files.replace(
-            folder / "comparison.md", f"# Comparison\n\n![validation]({drawn.name})\n\n{summary(runs)}\n"
-        )
+        said = "".join(f"- {sentence}\n" for sentence in claims(runs))
+        page = f"# Comparison\n\n![validation]({drawn.name})\n\n{said}\n{summary(runs)}\n"
+        files.replace(folder / "comparison.md", page)
     except OSError as e:
         raise CheckpointError(
             f"cannot write the comparison to {folder}: {(e.strerror or str(e)).lower()}"
@@ -40,7 +41,7 @@ def write_comparison(runs: list[Run], folder: Path) -> list[Path]:
 
 def plot_validation(runs: list[Run], path: Path) -> Path:
     """Validation over steps, one curve per run, best value in the legend."""
-    same_text = len({str(run.recipe.get("data")) for run in runs}) == 1
+    same_text = _same_tokens(runs)
     column, unit = ("nats_per_token", "nats per token") if same_text else ("bits_per_byte", "bits per byte")
     with picture(path, (9, 5.2)) as figure:
         ax = figure.add_subplot()
@@ -64,13 +65,21 @@ def plot_validation(runs: list[Run], path: Path) -> Path:
 
 
 def summary(runs: list[Run]) -> str:
-    """One row per run; "differs in" lists the settings that are not the same in all of them."""
+    """One row per run; "differs in" lists the settings that are not the same in all of them.
+
+    Nats of tokens that are not the same stand in no column together.
+    """
     settings = [_settings(run.recipe) for run in runs]
     varied = sorted({key for s in settings for key in s if len({repr(t.get(key)) for t in settings}) > 1})
-    return table(HEADER, (_row(run, s, varied) for run, s in zip(runs, settings)))
+    nats = _same_tokens(runs)
+    return table(HEADER, (_row(run, s, varied, nats) for run, s in zip(runs, settings)))
 
 
-def _row(run: Run, settings: dict[str, Any], varied: list[str]) -> tuple[str, ...]:
+def _same_tokens(runs: list[Run]) -> bool:
+    return len({str(run.recipe.get("data")) for run in runs}) == 1
+
+
+def _row(run: Run, settings: dict[str, Any], varied: list[str], nats: bool) -> tuple[str, ...]:
     best = run.best or {}
     parameters = run.manifest.get("parameters")
     return (
@@ -78,7 +87,7 @@ def _row(run: Run, settings: dict[str, Any], varied: list[str]) -> tuple[str, ..
         ", ".join(f"{key} {settings[key]}" for key in varied if key in settings),
         f"{parameters:,}" if parameters else "not recorded",
         str(run.steps),
-        measure(best.get("nats_per_token"), best.get("se")),
+        measure(best.get("nats_per_token"), best.get("se")) if nats else "other tokens",
         measure(best.get("bits_per_byte")),
         measure(run.measured("context_gain"), run.measured("context_gain_se"), 3),
     )

@@ -1,0 +1,115 @@
+"""What runs allow one to say: a sentence for each arm against the first, never without what it rests on.
+
+Runs that differ in train.seed alone are one arm. The numbers are those of the last evaluation, in nats/token
+where tokenizer and text are the same, else in bits/byte; of two texts nothing is said. With two seeds or more
+on both sides the seeds are compared, otherwise the windows of the text, which say that the weights differ.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.metrics import stats
+from kssm_mlx.metrics.language import BitsPerByte, Nats
+from kssm_mlx.metrics.stats import Comparison
+from kssm_mlx.reports.run import Run
+
+WORDS = ("about", "waive", "eval", "save")  # sections that change nothing in what is trained
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The last evaluation of a run in both units; spread: standard deviation over its windows, in nats."""
+
+    nats: Nats
+    bits: BitsPerByte
+    spread: float
+    windows: int
+
+
+def claims(runs: list[Run]) -> list[str]:
+    """One sentence per arm but the first."""
+    arms = _arms([run for run in runs if run.evaluations])
+    if not arms:
+        return ["None of the runs has an evaluation: nothing can be said."]
+    (first, base), *others = arms.items()
+    if not others:
+        return [f"{first} is one arm, of {_count(base)}: nothing to compare it with."]
+    return [_claim(name, arm, first, base) for name, arm in others]
+
+
+def _arms(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs of one recipe but for the seed, one of each seed, by the name of the first."""
+    grouped: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        table = {name: section for name, section in run.recipe.items() if name not in WORDS}
+        train = dict(table.get("train", {}))
+        seed = train.pop("seed", 0)
+        question = json.dumps({**table, "train": train}, sort_keys=True)
+        grouped.setdefault(question, {}).setdefault(seed, run)
+    arms = [list(group.values()) for group in grouped.values()]
+    return {arm[0].name: arm for arm in arms}
+
+
+def _claim(name: str, arm: list[Run], first: str, base: list[Run]) -> str:
+    ours, theirs = ([_measured(run) for run in runs] for runs in (arm, base))
+    try:
+        unit = _unit([*theirs, *ours])
+    except ConfigError as e:
+        return f"{name} and {first}: nothing can be said; {e}."
+    if min(len(arm), len(base)) > 1:
+        found, rests = _over_seeds(ours, theirs, unit), f"{min(len(arm), len(base))} seeds"
+    else:
+        found = _over_windows(ours[0], theirs[0], unit)
+        rests = "1 run, over windows of the text: the noise of seeds is not in it"
+    return f"{name} against {first}, {unit}: {found}. Evidence: {rests}{_excused([*arm, *base])}."
+
+
+def _measured(run: Run) -> Measured:
+    row, index = run.evaluations[-1], run.manifest.get("data", {})
+    text = "".join(str(index.get(part, "")) for part in ("corpus", "split"))
+    tokenizer = index.get("tokenizer", {}).get("digest", "")
+    windows = row.get("tokens", 0) // run.recipe.get("train", {}).get("context", 1)
+    return Measured(
+        nats=Nats(row["nats_per_token"], tokenizer=tokenizer, text=text),
+        bits=BitsPerByte(row["bits_per_byte"], text=text),
+        spread=(row.get("se") or math.nan) * math.sqrt(windows),
+        windows=windows,
+    )
+
+
+def _unit(measured: list[Measured]) -> str:
+    """Raises: ConfigError for values that meet in neither unit."""
+    try:
+        [m.nats - measured[0].nats for m in measured]
+    except ConfigError:
+        [m.bits - measured[0].bits for m in measured]
+        return measured[0].bits.unit
+    return measured[0].nats.unit
+
+
+def _over_seeds(ours: list[Measured], theirs: list[Measured], unit: str) -> Comparison:
+    return stats.unpaired(*([_in(m, unit) for m in side] for side in (ours, theirs)))
+
+
+def _over_windows(ours: Measured, theirs: Measured, unit: str) -> Comparison:
+    moments = [(_in(m, unit), m.spread * _in(m, unit) / m.nats.value, m.windows) for m in (ours, theirs)]
+    return stats.from_moments(*moments)
+
+
+def _in(measured: Measured, unit: str) -> float:
+    return measured.nats.value if unit == measured.nats.unit else measured.bits.value
+
+
+def _count(arm: list[Run]) -> str:
+    return "1 run" if len(arm) == 1 else f"{len(arm)} seeds"
+
+
+def _excused(runs: list[Run]) -> str:
+    """The checks that any of the runs failed, and was let go on all the same."""
+    verdicts = [check for run in runs for stage in run.checks.values() for check in stage]
+    ids = {check["id"] for check in verdicts if check["verdict"] in ("fail", "waived")}
+    return f"; failed or waived: {', '.join(sorted(ids))}" if ids else ""

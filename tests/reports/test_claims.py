@@ -1,0 +1,84 @@
+"""Claims of reports: what the numbers bear, with the evidence they bear it by, and nothing else."""
+
+import json
+
+from kssm_mlx.reports import claims, compare
+from tests.reports.report_fakes import write_run
+
+
+def data(tokenizer="a1", corpus="pydoc"):
+    return {"tokenizer": {"digest": tokenizer}, "corpus": {"digest": corpus}, "split": {"seed": 0}}
+
+
+def run(folder, nats, seed=0, kappa=1.0, se=0.02, bytes_per_token=1.4427, **origin):
+    """A run whose last evaluation is `nats`, over 64 windows of 32 tokens."""
+    write_run(folder, kappa=kappa, steps=20)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    bits = nats * 1.4427 / bytes_per_token
+    rows[-1] |= {"nats_per_token": nats, "se": se, "bits_per_byte": bits, "tokens": 2048}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["train"] |= {"seed": seed, "context": 32}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    (folder / "manifest.json").write_text(json.dumps({"data": data(**origin)}))
+    return folder
+
+
+def test_one_run_each_says_so(tmp_path):
+    runs = [run(tmp_path / "on", 1.50), run(tmp_path / "off", 1.70, kappa=0.0)]
+    (said,) = claims(runs)
+    assert said.startswith("off against on, nats/token: different: +0.2 [")
+    assert "Evidence: 1 run, over windows of the text: the noise of seeds is not in it" in said
+    assert said.endswith("; failed or waived: C18.")
+
+
+def test_seeds_are_one_arm_and_the_evidence(tmp_path):
+    on = [run(tmp_path / f"on{i}", 1.50 + 0.01 * i, seed=i) for i in range(3)]
+    off = [run(tmp_path / f"off{i}", 1.70 - 0.01 * i, seed=i, kappa=0.0) for i in range(3)]
+    (said,) = claims([*on, *off])
+    assert said.startswith("off0 against on0, nats/token: different: +0.18 [") and "n 3" in said
+    assert "Evidence: 3 seeds; failed" in said
+
+
+def test_a_difference_within_the_noise_of_seeds_is_none(tmp_path):
+    on = [run(tmp_path / f"on{i}", 1.50 + 0.1 * i, seed=i) for i in range(3)]
+    off = [run(tmp_path / f"off{i}", 1.52 + 0.1 * i, seed=i, kappa=0.0) for i in range(3)]
+    (said,) = claims([*on, *off])
+    assert "no difference found: +0.02 [" in said and "would have found 0." in said
+
+
+def test_the_same_run_under_two_names_is_one_arm(tmp_path):
+    said = claims([run(tmp_path / "a", 1.5), run(tmp_path / "b", 1.5)])
+    assert said == ["a is one arm, of 1 run: nothing to compare it with."]
+
+
+def test_two_tokenizers_are_compared_in_bits_per_byte(tmp_path):
+    runs = [
+        run(tmp_path / "bytes", 1.5),
+        run(tmp_path / "bpe", 4.5, kappa=0.5, bytes_per_token=4.0, tokenizer="b2"),
+    ]
+    (said,) = claims(runs)
+    assert said.startswith("bpe against bytes, bits/byte: ")
+
+
+def test_of_two_texts_nothing_is_said(tmp_path):
+    runs = [run(tmp_path / "here", 1.5), run(tmp_path / "there", 1.4, kappa=0.5, corpus="shakespeare")]
+    (said,) = claims(runs)
+    assert said.startswith("there and here: nothing can be said; cannot compare") and "of two texts" in said
+
+
+def test_the_comparison_says_it_too_and_keeps_other_tokens_apart(tmp_path):
+    other = {"kappa": 0.5, "bytes_per_token": 4.0, "tokenizer": "b2"}
+    runs = [run(tmp_path / "bytes", 1.5), run(tmp_path / "bpe", 4.5, **other)]
+    recipe = json.loads((runs[1] / "recipe.json").read_text())
+    recipe["data"]["tokenizer"] = "hf:bpe"
+    (runs[1] / "recipe.json").write_text(json.dumps(recipe))
+    text = compare(runs, tmp_path / "both")[1].read_text()
+    assert "- bpe against bytes, bits/byte: " in text and "other tokens" in text and "4.5000" not in text
+
+
+def test_without_an_evaluation_nothing_can_be_said(tmp_path):
+    runs = [run(tmp_path / "a", 1.5), run(tmp_path / "b", 1.5, kappa=0.0)]
+    for folder in runs:
+        (folder / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 1, "loss": 2.0}) + "\n")
+    assert claims(runs) == ["None of the runs has an evaluation: nothing can be said."]
