@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -12,7 +13,7 @@ from mlx.utils import tree_flatten
 from kssm_mlx.checks.base import Context
 from kssm_mlx.checks.suites import run_suite
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Clamp, Intervention
+from kssm_mlx.models.base import Clamp, Intervention, head_of
 from kssm_mlx.models.graft import graft
 from kssm_mlx.models.graft_configs import HookGraft, LogitGraft, PhaseBlockGraft, configure
 from kssm_mlx.models.phase_cores import HookCore, LogitCore, PhaseBlock
@@ -153,6 +154,28 @@ def test_order_and_phases_are_named_per_block(name):
     assert R.shape[:2] == (3, 20) and (R >= 0).all() and (R <= 1 + 1e-6).all()
     phases = trace.get(f"block{block:02d}/theta", trace.get(f"block{block:02d}/psi"))
     assert mx.abs(phases).max() <= math.pi + 1e-5
+
+
+@pytest.mark.parametrize("name", ["everywhere", "mixer", "phase_block"])
+def test_checkpointed_blocks_give_the_same_gradient(name):
+    gradients = []
+    for recomputed in (False, True):
+        model = grafted(awake=True, **CORES[name])
+        model.host.unfreeze()
+        model.checkpoint_blocks = recomputed
+        loss = nn.value_and_grad(model, lambda t, m=model: m.forward(t).logits.square().mean())
+        gradients.append(flat(loss(TOKENS)[1]))
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(close(g, gradients[0][n], 1e-5) or not g.any() for n, g in gradients[1].items())
+
+
+def test_what_projects_is_found_inside_the_host():
+    """A large vocabulary is scored in chunks, each projected with a head that is named on its own."""
+    for family, name in (("mamba", "backbone.embeddings"), ("rwkv", "head")):
+        model = grafted(family)
+        found = flat(head_of(model, model.parameters()))
+        assert list(found) == [f"host.{name}.weight"]
+        assert mx.array_equal(found[f"host.{name}.weight"], flat(model.host.parameters())[f"{name}.weight"])
 
 
 def test_a_mixer_core_sees_the_channels_before_gate_and_projection():
