@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -36,7 +35,7 @@ def statistics(ctx: Context) -> Check:
     base = _losses(ctx.baseline)
     losses = {name: _losses(runs) for name, runs in arms(ctx.runs).items()}
     found = {name: stats.paired(_by_window(of), _by_window(base)) for name, of in losses.items()}
-    found = dict(zip(found, _corrected(list(found.values()))))
+    found = dict(zip(found, stats.corrected(list(found.values()))))
     seeds = {name: stats.unpaired(of.mean(axis=1), base.mean(axis=1)) for name, of in losses.items()}
     judged = {name: _judge(found[name], seeds[name]) for name in found}
     worst = max(judged, key=lambda name: ("pass", "warn", "fail").index(judged[name][0]))
@@ -81,9 +80,3 @@ def _windows(run: Context):
 
 def _by_window(losses: np.ndarray) -> dict[int, float]:
     return dict(enumerate(losses.mean(axis=0)))
-
-
-def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
-    """The comparisons with p corrected for their number."""
-    corrected = stats.holm([comparison.p for comparison in comparisons])
-    return [replace(comparison, p=p) for comparison, p in zip(comparisons, corrected)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -102,6 +102,12 @@ def holm(ps: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(ps) - rank) * ps[i]))
         corrected[i] = worst if math.isfinite(ps[i]) else math.nan
     return corrected
+
+
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons, each with the p it has when all of them were asked."""
+    ps = holm([comparison.p for comparison in comparisons])
+    return [replace(comparison, p=p) for comparison, p in zip(comparisons, ps)]
 
 
 def trend(values: Sequence[float], pieces: int = 50) -> tuple[float, float]:

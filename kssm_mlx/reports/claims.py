@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.metrics import stats
@@ -30,15 +31,31 @@ class Measured:
     windows: int
 
 
+class Found(NamedTuple):
+    """rests: the evidence in words."""
+
+    unit: str
+    comparison: Comparison
+    rests: str
+
+
 def claims(runs: list[Run]) -> list[str]:
-    """One sentence per arm but the first."""
+    """One sentence per arm but the first; p is corrected for their number."""
     arms = _arms([run for run in runs if run.evaluations])
     if not arms:
         return ["None of the runs has an evaluation: nothing can be said."]
     (first, base), *others = arms.items()
     if not others:
         return [f"{first} is one arm, of {_count(base)}: nothing to compare it with."]
-    return [_claim(name, arm, first, base) for name, arm in others]
+    asked = {name: _compare(arm, base) for name, arm in others}
+    found = {name: answer for name, answer in asked.items() if isinstance(answer, Found)}
+    corrected = dict(zip(found, stats.corrected([answer.comparison for answer in found.values()])))
+    return [
+        f"{name} against {first}, {found[name].unit}: {corrected[name]}. Evidence: {found[name].rests}."
+        if name in found
+        else f"{name} and {first}: nothing can be said; {answer}."
+        for name, answer in asked.items()
+    ]
 
 
 def _arms(runs: list[Run]) -> dict[str, list[Run]]:
@@ -54,18 +71,18 @@ def _arms(runs: list[Run]) -> dict[str, list[Run]]:
     return {arm[0].name: arm for arm in arms}
 
 
-def _claim(name: str, arm: list[Run], first: str, base: list[Run]) -> str:
+def _compare(arm: list[Run], base: list[Run]) -> Found | str:
+    """What was found, or why nothing can be."""
     ours, theirs = ([_measured(run) for run in runs] for runs in (arm, base))
     try:
         unit = _unit([*theirs, *ours])
     except ConfigError as e:
-        return f"{name} and {first}: nothing can be said; {e}."
+        return str(e)
+    excused = _excused([*arm, *base])
     if min(len(arm), len(base)) > 1:
-        found, rests = _over_seeds(ours, theirs, unit), f"{min(len(arm), len(base))} seeds"
-    else:
-        found = _over_windows(ours[0], theirs[0], unit)
-        rests = "1 run, over windows of the text: the noise of seeds is not in it"
-    return f"{name} against {first}, {unit}: {found}. Evidence: {rests}{_excused([*arm, *base])}."
+        return Found(unit, _over_seeds(ours, theirs, unit), f"{min(len(arm), len(base))} seeds{excused}")
+    rests = "1 run, over windows of the text: the noise of seeds is not in it"
+    return Found(unit, _over_windows(ours[0], theirs[0], unit), rests + excused)
 
 
 def _measured(run: Run) -> Measured:
