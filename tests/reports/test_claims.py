@@ -88,4 +88,4 @@ def test_p_is_corrected_for_the_number_of_arms(tmp_path):
     base, small, large = (run(tmp_path / f"k{i}", 1.5 + 0.04 * i, kappa=float(i)) for i in range(3))
     alone, (_, both) = claims([base, large])[0], claims([base, small, large])
     p = [float(said.split(", p ")[1].split(",")[0]) for said in (alone, both)]
-    assert 0 < p[0] and 1.8 < p[1] / p[0] < 2.2  # the smaller of two is doubled
+    assert p[0] > 0 and 1.8 < p[1] / p[0] < 2.2  # the smaller of two is doubled
