@@ -127,8 +127,7 @@ class HookCore(PhaseCore):
             theta = self.pooled(u, key)
         else:
             theta = self.walk(self.push(u, key), phases, resets, lengths)
-        R = coherence(theta)[..., None]
-        trace = {"R": mx.broadcast_to(R, (*x.shape[:2], 1)), "theta": theta}
+        trace = {"R": coherence(theta)[..., None], "theta": theta}
         y = u * (1 + 0.1 * mx.tanh(self.modulator(mx.sin(theta))))
         acts = self._acts == "always" or (self._acts == "in training" and self.training)
         return (y.astype(x.dtype) if acts else x), None if self._legacy else theta[:, -1], trace
@@ -138,11 +137,11 @@ class HookCore(PhaseCore):
         return push + self.noise(push.shape, key)
 
     def pooled(self, u: mx.array, key: mx.array | None) -> mx.array:
-        """The legacy phases [1, 1, N] of a call, which the next one goes on from."""
+        """The legacy phases of a call, the same everywhere, which the next call goes on from."""
         theta = self.step(self._buffer + self.push(u.mean((0, 1), keepdims=True), key)[0, 0])
         with suppress(ValueError, RuntimeError):  # while a compiled step is traced there is no value to keep
             self._buffer = mx.array(np.array(theta))
-        return theta[None, None]
+        return mx.broadcast_to(theta, (*u.shape[:2], theta.size))
 
     def walk(self, push: mx.array, phases, resets, lengths) -> mx.array:
         """Phases after every token. Shapes: push [B, T, N], phases [B, N] or None -> [B, T, N]."""

@@ -169,6 +169,17 @@ def test_checkpointed_blocks_give_the_same_gradient(name):
     assert all(close(g, gradients[0][n], 1e-5) or not g.any() for n, g in gradients[1].items())
 
 
+@pytest.mark.parametrize("name", ["everywhere", "hook", "final", "logits"])
+def test_phases_are_handed_from_batch_to_batch(name):
+    model, train = grafted(awake=True, **CORES[name]), Train(hand_off=True)
+    state, step = initial_state(model, train), make_step(model, train, compile=False)
+    going_on = mx.zeros((3, 19), mx.bool_)
+    state, _ = step(state, TOKENS, going_on)
+    handed, fresh = step(state, TOKENS, going_on)[1], step(state, TOKENS, ~going_on)[1]
+    assert [len(entry) for entry in state.carry] == [len(entry) for entry in model.make_cache()]
+    assert abs(handed["loss"].item() - fresh["loss"].item()) > 1e-5
+
+
 def test_what_projects_is_found_inside_the_host():
     """A large vocabulary is scored in chunks, each projected with a head that is named on its own."""
     for family, name in (("mamba", "backbone.embeddings"), ("rwkv", "head")):
