@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from kssm_mlx.checks import suites
+from kssm_mlx.checks.base import LEVELS
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError
 from kssm_mlx.experiments import run
@@ -24,11 +25,13 @@ WAIVED = {"C17": SHORT, "C18": SHORT, "C19": SHORT}
 
 
 FEW = {"P": ("C14", "C29", "C16"), "S": ("C17",)}
+MANY = {"P": ("C13", "C14", "C29", "C16", "C1", "C2"), "S": ("C4", "C8", "C17", "C18", "C19"), "R": ("C37",)}
+ALL = suites.suite
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A few checks, and no kernel that costs a second of g++; the run that all share had every check."""
+    """A few checks, and no kernel that costs a second of g++; the run that all share had many."""
     monkeypatch.setattr(suites, "suite", lambda level: FEW.get(level, ()))
     mx.disable_compile()
     yield
@@ -69,7 +72,9 @@ def finished(tmp_path_factory):
     """A finished run; tests that change it take `copied`."""
     mx.disable_compile()
     folder = tmp_path_factory.mktemp("runs") / "run"
-    result, said = train(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "suite", lambda level: MANY.get(level, ()))
+        result, said = train(folder)
     return folder, result, said
 
 
@@ -143,8 +148,9 @@ def test_rows_and_samples(finished):
 def test_checks_are_recorded_with_their_waivers(finished):
     folder, _, _ = finished
     before, after = verdicts(folder, "preflight"), verdicts(folder, "final")
-    assert {"C1", "C2", "C5", "C13", "C14", "C15", "C16", "C29"} <= before.keys()
-    assert all(c["ok"] for c in (*before.values(), *after.values()))
+    during = verdicts(folder, "during")
+    for level, found in zip("PRS", (before, during, after)):
+        assert tuple(found) == MANY[level] and all(c["ok"] for c in found.values())
     waived = {c["id"]: c["numbers"]["waived_because"] for c in after.values() if c["verdict"] == "waived"}
     assert "C17" in waived and set(waived.values()) == {SHORT}
 
@@ -184,6 +190,14 @@ def test_verify_a_run_before_and_after(copied):
     assert found["C17"].verdict == "fail", "a waiver is of one run of the checks, not for ever"
     assert verdicts(copied, "verify").keys() == found.keys()
     assert {c.level for c in run.verify(copied, level="S")} == {"S"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_check_has_an_answer_about_a_run(copied, monkeypatch, level):
+    monkeypatch.setattr(suites, "suite", ALL)
+    found = run.verify(copied, level=level)
+    assert found and [c.got for c in found if "traceback" in c.numbers] == []
 
 
 def test_the_same_recipe_is_the_same_run(finished, tmp_path):
