@@ -8,13 +8,14 @@ from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.arms import blocks_with, passage, run_arm
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import component_of, with_parameters
+from kssm_mlx.models.base import with_parameters
 from kssm_mlx.training.optim import adamw
 from kssm_mlx.training.recipe import Train
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import flatten
 
 MOVED, WARN, FAIL = 0.01, 0.2, 0.5
+PHYSICS = ("omega", "gamma", "phase", "phases", "theta", "spread", "delta", "sigma")
 
 
 @check("C9", level="S", also="P", title="R is learned, not decayed", source="liminal.md C9", passes=9)
@@ -77,10 +78,9 @@ def _coherence(ctx: Context, tokens: mx.array) -> np.ndarray:
 
 
 def _shrinking(model, decays: dict[str, float]) -> list[str]:
-    """Parameters that decay although R, a scale or a zero point hangs on their size."""
+    """Parameters that decay although R, a scale or a zero point hangs on their size: vectors, and PHYSICS."""
     arrays = flatten(model.trainable_parameters())
-    own = {n for n in arrays if component_of(model, n) == "oscillator" and not n.endswith("weight")}
-    return [n for n, p in arrays.items() if decays[n] > 0 and (p.ndim < 2 or n in own)]
+    return [n for n, p in arrays.items() if decays[n] > 0 and (p.ndim < 2 or n.endswith(PHYSICS))]
 
 
 def _of_the_recipe(shrinking: list[str]) -> Check:

@@ -84,24 +84,27 @@ def _treat(ctx: Context, tokens: mx.array, free: Arm, clamp: Clamp) -> tuple[flo
 
 @check("C21", level="G", title="treatment and control are two arms", source="liminal.md C21")
 def same_arm(ctx: Context) -> Check:
-    """For every clamp site of the model: logits with the site held in all blocks (R at 0.5, psi at 1,
-    anything else at 0.1) and without, same text, same seed.
+    """For every intervention that a claim is about, or where none is given for every clamp site of the model,
+    held in all blocks (R at 0.5, psi at 1, anything else at 0.1): logits with it and without, same text, same
+    seed.
 
     Threshold: not bitwise equal: an intervention that reaches the arithmetic changes a last digit
     somewhere.
     Caught: the baseline and the intervention of Phase-Mamba, p = 0.44 to 0.87 between two identical arms.
-    Sabotage: a model that works with its clamps in training mode only.
+    Sabotage: a model that works with its clamps in training mode only; a clamp on tokens that never come.
     """
     ctx.need("model")
+    given = {name: i.clamps for name, i in (ctx.interventions or {}).items()}
     sites = getattr(ctx.model, "clamp_sites", ())
-    if not sites:
+    treatments = given or {site: (Clamp(site, HELD.get(site, 0.1)),) for site in sites}
+    if not treatments:
         raise NotMeasurable("the model has no clamp sites, so no treatment can be given")
     tokens = passage(ctx, rows=4)
     control = run_arm(ctx.model, tokens, ctx.seed).logits
-    change = {}
-    for name in sites:
-        treated = run_arm(ctx.model, tokens, ctx.seed, Clamp(name, HELD.get(name, 0.1))).logits
-        change[name] = float(np.max(np.abs(treated - control)))
+    change = {
+        name: float(np.max(np.abs(run_arm(ctx.model, tokens, ctx.seed, *clamps).logits - control)))
+        for name, clamps in treatments.items()
+    }
     idle = [name for name, moved in change.items() if not moved > 0]
     weakest = min(change, key=lambda name: np.nan_to_num(change[name], nan=-1.0))
     return verdict(
@@ -109,7 +112,7 @@ def same_arm(ctx: Context) -> Check:
         not idle,
         f"treatment not applied: the logits are equal with and without a clamp on {', '.join(idle)}"
         if idle
-        else f"{len(change)} sites act, least {weakest}: logits move by {change[weakest]:.1e}",
+        else f"{len(change)} treatments act, least {weakest}: logits move by {change[weakest]:.1e}",
         "logits of treatment and control differ in at least one bit",
         "no comparison of these arms means anything: look for a branch on `training`, or an argument dropped",
         change=change,

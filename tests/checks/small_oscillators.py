@@ -25,6 +25,8 @@ def trained(prepared, family: str = "kssm", seed: int = 0, kind: type | None = N
     initial = train(model, data, STEPS)
     if kind is not None:
         model.__class__ = kind
+    plan = recipe.train.model_copy(update={"steps": STEPS, "learning_rate": 1e-2})
+    recipe = recipe.model_copy(update={"train": plan})
     history = [{"kind": "train", "step": STEPS, "loss": 0.0}]
     return Context(model, model.args, recipe, data, data.tokenizer, initial, history, seed=seed)
 

@@ -12,7 +12,7 @@ from kssm_mlx.checks.decay import decay_of
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.state import flatten
 from tests import fakes
-from tests.checks.small_oscillators import STEPS, on_its_floor, small, trained
+from tests.checks.small_oscillators import on_its_floor, small
 
 BARRIER = {"bistability": {"weight": 0.5}}
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -43,18 +43,10 @@ def decayed(model, plan, steps: int, seed: int = 0) -> Context:
     return Context(model, model.args, plan, initial=initial, history=[{"step": steps}], seed=seed)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_what_a_kssm_learns_is_not_decay(prepared, seed):
-    context = trained(prepared, seed=seed)
-    context.recipe = recipe(STEPS, learning_rate=1e-2)
-    check = run("C9", context)
-    assert check.verdict == "pass" and abs(check.numbers["share"]) < 0.1
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_climb_of_v3_is_decay(seed):
-    plan = recipe(300, learning_rate=0.05, decay="all")
-    check = run("C9", decayed(small("kssm_v3", 40, seed, noise="off"), plan, 300, seed))
+    plan = recipe(60, learning_rate=0.25, decay="all")
+    check = run("C9", decayed(small("kssm_v3", 40, seed, noise="off"), plan, 60, seed))
     assert check.verdict == "fail" and check.numbers["share"] == pytest.approx(1, abs=0.02)
     assert "by decay alone +" in check.got and 'train.decay = "matrices"' in check.fix
     assert "blocks.0.bank.omega" in check.numbers["shrinking"]

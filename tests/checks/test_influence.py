@@ -7,6 +7,7 @@ import pytest
 
 from kssm_mlx.checks import suites
 from kssm_mlx.checks.base import Context
+from kssm_mlx.models.base import Clamp, Intervention
 from kssm_mlx.models.kssm import KSSM
 from tests import fakes
 from tests.checks.small_oscillators import on_its_floor, small, trained
@@ -69,7 +70,7 @@ def as_kind(context: Context, kind: type) -> Context:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_trained_kssm_passes(prepared, seed):
-    checks = suites.run_suite(trained(prepared, seed=seed), IDS)
+    checks = suites.run_suite(trained(prepared, seed=seed), (*IDS, "C9"))
     assert [(c.id, c.got) for c in checks if c.verdict != "pass"] == []
 
 
@@ -92,6 +93,13 @@ def test_a_broken_intervention_is_caught(run_of_kssm, id, kind, got, fix):
     check = run(id, as_kind(run_of_kssm, kind))
     assert check.verdict == "fail"
     assert got in check.got and fix in check.fix
+
+
+def test_a_clamp_on_tokens_that_never_come_is_no_treatment(run_of_kssm):
+    late, now = (Intervention((Clamp("R", 0.5, start=start),)) for start in (1000, 0))
+    check = run("C21", replace(run_of_kssm, interventions={"late": late, "now": now}))
+    assert check.verdict == "fail" and check.got.endswith("with and without a clamp on late")
+    assert run("C21", replace(run_of_kssm, interventions={"now": now})).verdict == "pass"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -123,6 +131,21 @@ def test_a_common_shift_is_one_dimension():
         block.bank_norm.weight = mx.linspace(0, 2, 32)  # now the mean of z depends on the token
     check = run("C23", Context(model, model.args))
     assert check.verdict == "fail" and "1.0 dimensions" in check.got
+
+
+def test_phases_that_lock_only_warn():
+    class Locked(KSSM):
+        """Half of a trace's phases follow the first, half the second."""
+
+        def hidden(self, *args, **more):
+            hidden, cache, trace = super().hidden(*args, **more)
+            locked = {n: mx.tile(a[..., :2], (1, 1, 12)) for n, a in trace.items() if n.endswith("/psi")}
+            return hidden, cache, {**trace, **locked}
+
+    model = small("kssm", 40)
+    model.__class__ = Locked
+    check = run("C23", Context(model, model.args))
+    assert check.verdict == "warn" and "few directions together" in check.fix
 
 
 def test_v1_knows_the_current_token_and_nothing_else(prepared):
