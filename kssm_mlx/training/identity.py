@@ -100,11 +100,11 @@ def _tokenizer(of: dict[str, Any]) -> str:
 
 
 def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"steps": 5}} -> {"train.steps": 5}, as it reads back from JSON."""
+    """{"train": {"steps": 5}} -> {"train.steps": 5}, as it reads back from JSON, infinity as a word."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             flat.update(dotted(value, f"{prefix}{name}."))
         else:
-            flat[prefix + name] = json.loads(json.dumps(value))
+            flat[prefix + name] = json.loads(json.dumps(value), parse_constant=str)
     return flat

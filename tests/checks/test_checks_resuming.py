@@ -1,13 +1,17 @@
 """C33: a run that goes on as it was passes; one that forgets something on the way is caught."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 
+from kssm_mlx import models
 from kssm_mlx.checks import resuming
 from kssm_mlx.training import loop
 from kssm_mlx.training.state import from_arrays
 from tests.checks.contexts import changed, fresh, fresh_kssm, measure
 from tests.fakes import TinyRecurrent
+from tests.integrations.exported import SMALL
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
@@ -24,6 +28,15 @@ def test_a_resumed_run_is_the_same_run(prepared, seed, hand_off):
 
 def test_of_a_kssm_too(prepared):
     assert measure("C33", fresh_kssm(prepared)).verdict == "pass"
+
+
+def test_a_configuration_with_infinity_resumes(prepared):
+    """JSON has no infinity; Mamba-2's limit of the time step is one."""
+    context = fresh(prepared)
+    sizes = SMALL["mamba2"] | {"num_hidden_layers": 1}
+    config = models.configure("mamba2", "xs", vocab_size=context.data.vocab_size, overrides=sizes)
+    check = measure("C33", replace(context, model=models.build(config), config=config))
+    assert check.verdict == "pass", check.got
 
 
 def test_a_schedule_that_starts_again_is_caught(prepared, monkeypatch):
