@@ -33,7 +33,8 @@ def fitting(definition: Definition, ctx: Context) -> tuple[Context, str]:
         return ctx, f"{own}: there is no small model like it"
     model = _built(small, ctx.seed)
     note = f"a fresh model of {size(model):,} parameters with the same options"
-    return replace(ctx, model=model, config=small, host=None, initial=None, history=None), note
+    fresh = dict.fromkeys(("host", "initial", "history", "run_folder", "manifest"))
+    return replace(ctx, model=model, config=small, **fresh), note
 
 
 def reduced(config: Any) -> Any | None:
