@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops import elementary
-from kssm_mlx.ops.elementary import decay, exp, logsumexp, sigmoid, silu, sincos, softplus, tanh_by_x
+from kssm_mlx.ops.elementary import decay, exp, logsumexp, relu2, sigmoid, silu, sincos, softplus, tanh_by_x
 
-FUNCTIONS = {"exp": exp, "sigmoid": sigmoid, "silu": silu, "softplus": softplus, "tanh_by_x": tanh_by_x}
+FUNCTIONS = {
+    "exp": exp,
+    "sigmoid": sigmoid,
+    "silu": silu,
+    "softplus": softplus,
+    "relu2": relu2,
+    "tanh_by_x": tanh_by_x,
+}
 
 
 def _sigmoid(x):
@@ -24,6 +31,7 @@ TRUTH = {
     "sigmoid": _sigmoid,
     "silu": lambda x: x * _sigmoid(x),
     "softplus": lambda x: np.logaddexp(x, 0),
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
     "tanh_by_x": _tanh_by_x,
 }
 SLOPE = {
@@ -31,6 +39,7 @@ SLOPE = {
     "sigmoid": lambda x: _sigmoid(x) * _sigmoid(-x),
     "silu": lambda x: _sigmoid(x) * (1 + x * _sigmoid(-x)),
     "softplus": _sigmoid,
+    "relu2": lambda x: 2 * np.maximum(x, 0),
     "tanh_by_x": lambda s: _slope_of_tanh_by_x(np.sqrt(np.maximum(s, 1e-30))),
 }
 

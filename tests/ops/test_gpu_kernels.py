@@ -11,7 +11,7 @@ import pytest
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import gpu
-from kssm_mlx.ops.kernels import parity
+from kssm_mlx.ops.kernels import in_time, parity
 from kssm_mlx.ops.kernels.conv import FORWARD
 from kssm_mlx.ops.mobius_scan import flow, kick
 from kssm_mlx.oscillators.planar import Planar
@@ -148,3 +148,38 @@ def test_one_wrong_term_is_seen(op, right, wrong, cpp, monkeypatch):
     assert sum(right in text.read_text() for text in gpu.FOLDER.glob(f"{op}*.inc")) == 1
     monkeypatch.setattr(gpu.Kernel, "body", property(lambda kernel: body(kernel).replace(right, wrong)))
     assert parity.compare(op, 3, 37, 6) > 20 * parity.TOLERANCES[mx.float32]
+
+
+# --- time in parts --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_parts(monkeypatch):
+    """Time cut into three, wherever a kernel can."""
+    monkeypatch.setattr(in_time, "parts", lambda T, lanes: 3)
+
+
+@pytest.mark.parametrize("T", [50, 96, 130])
+@pytest.mark.parametrize("op", ["mobius_scan", "selective_scan", "ssd", "wkv4"])
+def test_time_in_parts(op, T, dialect, three_parts):
+    """Values, states and gradients are those of one walk, with documents and padding in any part."""
+    masked = parity.CASES[op].masked
+    assert parity.compare(op, 3, T, 6, masked=masked, against="reference") <= TOLERANCES[mx.float32]
+
+
+def test_parts_are_for_gpus_with_few_lanes(monkeypatch):
+    monkeypatch.setattr(gpu, "dialect", lambda: "cpp")
+    assert in_time.parts(65536, 64) == 1
+    monkeypatch.setattr(gpu, "dialect", lambda: "metal")
+    assert in_time.parts(65536, 64) == 256
+    assert in_time.parts(65536, 8192) == 2
+    assert in_time.parts(65536, 32768) == 1
+    assert in_time.parts(in_time.LEAST, 64) == 1
+
+
+@pytest.mark.parametrize("T", [1, 16, 47, 48, 49])
+def test_cut_and_join(T):
+    x = mx.random.normal((2, T, 3))
+    assert mx.array_equal(in_time.join(in_time.cut(x, 3), 3, T), x)
+    y = mx.random.normal((6, 4))
+    assert mx.array_equal(in_time.batch(in_time.rows(y, 3)), y)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from kssm_mlx.ops.gpu import Kernel, gradients, streams
+from kssm_mlx.ops.kernels import in_time
+from kssm_mlx.oscillators.mobius import Disc, act
 from kssm_mlx.oscillators.planar import Planar
 
 # Complex numbers and four arrays of them: a longer chunk would not fit in registers.
@@ -18,6 +20,14 @@ FORWARD = Kernel(
     side="G",
     apart="kappa:0",
     chunk=CHUNK,
+)
+COMPOSE = Kernel(
+    "mobius_scan_compose",
+    sizes="T G",
+    inputs="a_re a_im k_re k_im kappa",
+    outputs="q_re q_im r_re r_im d_re d_im",
+    side="G",
+    apart="kappa:0",
 )
 BACKWARD = Kernel(
     "mobius_scan_backward",
@@ -41,7 +51,27 @@ def mobius_scan(a: Planar, k: Planar, z0: Planar | None, kappa: float | mx.array
 @mx.custom_function
 def _scan(*primals):
     B, T, G = primals[2].shape
+    n = in_time.parts(T, B * G)
+    return _states(*primals) if n == 1 else _states_in_parts(n, *primals)
+
+
+def _states(*primals) -> tuple[mx.array, ...]:
+    B, T, G = primals[2].shape
     return tuple(FORWARD(primals, [(B, T, G)] * 2, lanes=B * G, T=T, G=G))
+
+
+def _states_in_parts(n: int, z0_re, z0_im, *moving) -> tuple[mx.array, ...]:
+    *moving, kappa = moving
+    T = moving[0].shape[1]
+    moving = [in_time.cut(x, n, fill) for x, fill in zip(moving, (1, 0, 0, 0), strict=True)]
+    B, L, G = moving[0].shape
+    composed = COMPOSE((*moving, kappa), [(B, G)] * 6, lanes=B * G, T=L, G=G)
+    z, entering = Planar(z0_re, z0_im), []
+    for q_re, q_im, r_re, r_im, d_re, d_im in zip(*(in_time.rows(x, n) for x in composed)):
+        entering.append(z)
+        z = act(Disc(Planar(q_re, q_im), Planar(r_re, r_im), Planar(d_re, d_im)), z)
+    starts = (in_time.batch(side) for side in zip(*((s.re, s.im) for s in entering)))
+    return tuple(in_time.join(x, n, T) for x in _states(*starts, *moving, kappa))
 
 
 @_scan.vjp

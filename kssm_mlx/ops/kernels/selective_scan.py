@@ -6,9 +6,12 @@ kept once per chunk; then, all chunks side by side, the gradients of each channe
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
+from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.scan import begins, inside
 
 ARGUMENTS = "h0 x dt A B C marks"
@@ -49,11 +52,31 @@ def _sizes(x: mx.array, B: mx.array) -> dict[str, int]:
 
 @mx.custom_function
 def _scan(h0, x, dt, A, B, C, marks):
+    n = in_time.parts(x.shape[1], x.shape[0] * x.shape[2])
+    return (_states if n == 1 else partial(_states_in_parts, n))(h0, x, dt, A, B, C, marks)
+
+
+def _states(h0, x, dt, A, B, C, marks) -> tuple[mx.array, ...]:
     rows, T, D = x.shape
     kept = (rows, chunks(T), *h0.shape[1:])
     return tuple(
         FORWARD((h0, x, dt, A, B, C, marks), [x.shape, h0.shape, kept], lanes=rows * D, **_sizes(x, B))
     )
+
+
+def _states_in_parts(n: int, h0, x, dt, A, B, C, marks) -> tuple[mx.array, ...]:
+    """A part maps h to decay h + own: what a document begun inside leaves of h is nothing."""
+    T = x.shape[1]
+    x, dt, B, C, marks = (in_time.cut(v, n) for v in (x, dt, B, C, marks))
+    own = _states(mx.zeros((x.shape[0], *h0.shape[1:])), x, dt, A, B, C, marks)[1]
+    decay = mx.exp(dt.astype(mx.float32).sum(axis=1)[:, None] * A.T)
+    decay = mx.where(marks.any(axis=1)[:, None, None], 0, decay)
+    h, entering = h0, []
+    for factor, end in zip(in_time.rows(decay, n), in_time.rows(own, n)):
+        entering.append(h)
+        h = factor * h + end
+    y, _, saved = _states(in_time.batch(entering), x, dt, A, B, C, marks)
+    return in_time.join(y, n, T), h, in_time.join(saved, n, chunks(T))
 
 
 @_scan.vjp

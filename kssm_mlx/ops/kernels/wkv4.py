@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from kssm_mlx.ops.gpu import PADDING, Kernel, chunks, gradients, marks, streams
+from kssm_mlx.ops.gpu import BEGINS, PADDING, Kernel, chunks, gradients, marks, streams
+from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.scan import begins, float32, inside
-from kssm_mlx.ops.wkv4 import WKV4State, empty_state
+from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, empty_state
 
 FORWARD = Kernel("wkv4_forward", "T C", "num0 den0 max0 w u k v marks", "y num1 den1 max1 saved", "C")
 BACKWARD = Kernel(
@@ -32,8 +33,36 @@ def wkv4(w, u, k, v, state=None, *, resets=None, lengths=None) -> tuple[mx.array
 @mx.custom_function
 def _scan(*primals):
     B, T, C = primals[5].shape
+    n = in_time.parts(T, B * C)
+    return _states(*primals) if n == 1 else _states_in_parts(n, *primals)
+
+
+def _states(*primals) -> tuple[mx.array, ...]:
+    B, T, C = primals[5].shape
     shapes = [(B, T, C)] + [(B, C)] * 3 + [(B, chunks(T), 3, C)]
     return tuple(FORWARD(primals, shapes, lanes=B * C, T=T, C=C))
+
+
+def _states_in_parts(n: int, num, den, most, w, u, k, v, told) -> tuple[mx.array, ...]:
+    """A part fades the sums by w a token, unless a document begins in it, and adds its own."""
+    T = k.shape[1]
+    k, v, told = in_time.cut(k, n), in_time.cut(v, n), in_time.cut(told, n, PADDING)
+    own = _states(*empty_state(k.shape[0], k.shape[2]), w, u, k, v, told)[1:4]
+    fade = (told != PADDING).sum(axis=1)[:, None] * w
+    fade = mx.where((told == BEGINS).any(axis=1)[:, None], EMPTY, fade)
+    s, entering = WKV4State(num, den, most), []
+    for faded, *end in zip(*(in_time.rows(x, n) for x in (fade, *own))):
+        entering.append(s)
+        s = _sum(WKV4State(s.num, s.den, mx.maximum(s.max + faded, EMPTY)), WKV4State(*end))
+    starts = (in_time.batch(part) for part in zip(*entering))
+    y, *_, saved = _states(*starts, w, u, k, v, told)
+    return in_time.join(y, n, T), *s, in_time.join(saved, n, chunks(T))
+
+
+def _sum(x: WKV4State, y: WKV4State) -> WKV4State:
+    most = mx.maximum(x.max, y.max)
+    of_x, of_y = mx.exp(x.max - most), mx.exp(y.max - most)
+    return WKV4State(of_x * x.num + of_y * y.num, of_x * x.den + of_y * y.den, most)
 
 
 @_scan.vjp
