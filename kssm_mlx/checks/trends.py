@@ -90,11 +90,12 @@ def _series(ctx: Context) -> tuple[dict[int, list[float]], list[float]]:
     R: dict[int, list[float]] = {}
     losses = []
     for trace, loss in _passes(ctx):
+        blocks = blocks_with(trace, "R")
+        if not blocks:
+            raise NotMeasurable('the trace has no "block00/R"')
         losses.append(loss)
-        for block, value in blocks_with(trace, "R").items():
+        for block, value in blocks.items():
             R.setdefault(block, []).append(value.astype(mx.float32).mean().item())
-    if not R:
-        raise NotMeasurable('the trace has no "block00/R"')
     return R, losses
 
 
