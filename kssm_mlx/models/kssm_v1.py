@@ -104,8 +104,7 @@ class KSSMv1(Precursor):
     def layers(self) -> list[nn.Module]:
         return self.blocks
 
-    def embed(self, tokens: mx.array, positions: mx.array, key: mx.array | None) -> mx.array:
-        del positions, key
+    def embed(self, tokens: mx.array) -> mx.array:
         return self.embedding(tokens)
 
     def project(self, hidden: mx.array) -> mx.array:

@@ -11,14 +11,15 @@ intervention: it scales the stream by F / mean R just before a LayerNorm, which 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.base import Intervention, held
+from kssm_mlx.models.base import Clamp, Intervention, held
 from kssm_mlx.models.oscillator_bank import evenly_spread, observed, pulled_together
-from kssm_mlx.models.precursor import Block, PositionedPrecursor, dropout, uniform_linear
+from kssm_mlx.models.precursor import Block, PositionedPrecursor, split, uniform_linear
+from kssm_mlx.models.transformer import dropout
 from kssm_mlx.oscillators.order import mean_vector, unit_vector
 
 
@@ -88,15 +89,27 @@ class KSSMv2(PositionedPrecursor):
         self.blocks = [Block(config, Bank(config, a), b, config.dropout) for a, b in halves]
         self.aggregate = uniform_linear(keys[1], config.n_layers, 1)  # never read
 
-    def embed(self, tokens: mx.array, positions: mx.array, key: mx.array | None) -> mx.array:
-        x = super().embed(tokens, positions, key)
-        return dropout(x, self.args.dropout, key) if self.training else x
+    def enter(self, tokens, cache, resets, lengths, key):
+        x, (entry, key, coherences) = super().enter(tokens, cache, resets, lengths, key)
+        key, own = split(key, 2)
+        return dropout(x, self.args.dropout, own) if self.training else x, (entry, key, coherences)
 
-    def finish(self, x: mx.array, trace: dict[str, Any], intervention: Intervention | None) -> mx.array:
-        """The final norm, after "forced_R", which acts here once, whatever block its clamp names."""
-        for clamp in intervention.clamps if intervention else ():
-            if clamp.site == "forced_R":
-                mean_R = mx.mean(mx.stack([R for name, R in trace.items() if name.endswith("/R")]))
-                scaled = x * (clamp.value / mean_R).astype(x.dtype)
-                x = mx.where(held(clamp, 0, x.shape[1], 1), scaled, x)
-        return self.norm(x)
+    def runner(self, i: int, intervention: Intervention | None):
+        """Behind the last block acts "forced_R", once, whatever block its clamp names."""
+        run = super().runner(i, intervention)
+        forced = [c for c in intervention.clamps if c.site == "forced_R"] if intervention else []
+        return forcing(run, forced) if forced and i == len(self.blocks) - 1 else run
+
+
+def forcing(run, clamps: list[Clamp]):
+    """The last block, whose stream is scaled by F / mean R of all blocks, rows and tokens, as published."""
+
+    def run_and_force(x, entry, carried, resets, lengths):
+        x, entry, carried, trace = run(x, entry, carried, resets, lengths)
+        mean_R = mx.mean(mx.stack(carried[2]))
+        for clamp in clamps:
+            scaled = x * (clamp.value / mean_R).astype(x.dtype)
+            x = mx.where(held(clamp, 0, x.shape[1], 1), scaled, x)
+        return x, entry, carried, trace
+
+    return run_and_force

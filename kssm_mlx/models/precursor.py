@@ -7,57 +7,47 @@ what came before. They are kept as published, unread parameters included, for ho
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.base import Intervention, Output, clamp_output, refuse_unknown_clamps
+from kssm_mlx.models.attention import positions
+from kssm_mlx.models.base import Intervention
 from kssm_mlx.models.recurrent import RecurrentModel
+from kssm_mlx.models.transformer import dropout
 
 
 class Precursor(RecurrentModel):
-    """A model whose blocks are `block(x, key, clamps) -> x, trace`; the cache counts positions, at most.
+    """A model whose blocks are `block(x, key, clamps) -> x, trace`; all that a cache can hold is a position.
 
-    A family adds `embed(tokens, positions, key)`, `finish(x, trace, intervention)` and `project(hidden)`.
+    What goes from block to block beside the stream: the cache entry of each, the key, the R of those before.
     """
 
     memoryless = True
 
-    def forward(
-        self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None
-    ) -> Output:
-        """Shapes: tokens [B, T] int -> logits [B, T, V], new cache, trace; key for what a family draws."""
-        hidden, new, trace = self.hidden(tokens, cache, intervention, resets=resets, lengths=lengths, key=key)
-        return Output(self.project(hidden), new, trace)
-
-    def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None):
-        """What the head reads, [B, T, D], with the new cache and the trace."""
-        L = len(self.layers)
-        refuse_unknown_clamps(intervention, self.clamp_sites, L)
-        trace = {"intervention": intervention.describe()} if intervention else {}
-        first = cache[0][0] if self.slots and cache is not None else None
-        positions, after = count_positions(tokens, first, resets, lengths)
-        keys = split(key, L + 1)
-        x = self.embed(tokens, positions, keys[L])
-        for i in range(L):
-            y, own = self.runner(i, intervention)(x, keys[i])
-            x = clamp_output(x, y, intervention, i)
-            trace |= {f"block{i:02d}/{name}": value for name, value in own.items()}
-        return self.finish(x, trace, intervention), [[after] * len(self.slots) for _ in range(L)], trace
+    def enter(self, tokens, cache, resets, lengths, key):
+        return self.embed(tokens), ([], key, ())
 
     def runner(self, i: int, intervention: Intervention | None):
         clamps = () if intervention is None else tuple(c for c in intervention.clamps if c.block in (None, i))
-        return partial(super().runner(i, intervention), clamps=clamps)
+        block = partial(super().runner(i, intervention), clamps=clamps)
 
-    def finish(self, x: mx.array, trace: dict[str, Any], intervention: Intervention | None) -> mx.array:
+        def run(x, entry, carried, resets, lengths):
+            entry, key, coherences = carried
+            key, own = split(key, 2)
+            y, trace = block(x, own)
+            return y, entry, (entry, key, (*coherences, trace["R"])), trace
+
+        return run
+
+    def finish(self, x: mx.array) -> mx.array:
         return x
 
 
 class PositionedPrecursor(Precursor):
     """Token and learned position, pre-norm residual blocks, a final norm, a tied head: v2 and v3."""
 
-    slots = ("position",)  # [B] int32, tokens since the document began
+    slots = ("position",)  # [B, 1] int32, where the last token stood in its document
     fp32 = ("omega", "spread")
     clamp_sites = ("output",)
 
@@ -75,11 +65,20 @@ class PositionedPrecursor(Precursor):
     def layers(self) -> list[nn.Module]:
         return self.blocks
 
-    def embed(self, tokens: mx.array, positions: mx.array, key: mx.array | None) -> mx.array:
+    def enter(self, tokens, cache, resets, lengths, key):
         """Beyond `max_length` the last position stands for all that follow."""
-        return self.embedding(tokens) + self.positions[mx.minimum(positions, self.args.max_length - 1)]
+        B, T = tokens.shape
+        past = mx.full((B, 1), -1) if cache is None or cache[0][0] is None else cache[0][0]
+        at = positions(past, resets, lengths, T)
+        x = self.embed(tokens) + self.positions[mx.clip(at, 0, self.args.max_length - 1)]
+        last = T if lengths is None else lengths[:, None]
+        stood = mx.concatenate([past, at], axis=1)
+        return x, ([mx.take_along_axis(stood, mx.broadcast_to(last, (B, 1)), axis=1)], key, ())
 
-    def finish(self, x: mx.array, trace: dict[str, Any], intervention: Intervention | None) -> mx.array:
+    def embed(self, tokens: mx.array) -> mx.array:
+        return self.embedding(tokens)
+
+    def finish(self, x: mx.array) -> mx.array:
         return self.norm(x)
 
     def project(self, hidden: mx.array) -> mx.array:
@@ -123,31 +122,6 @@ def uniform_linear(key: mx.array, inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def dropout(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
-    """x with a share `rate` of its entries 0 and the others scaled up to keep the mean."""
-    return x if rate == 0 else x * mx.random.bernoulli(1 - rate, x.shape, key=key) / (1 - rate)
-
-
 def split(key: mx.array | None, count: int) -> list[mx.array | None]:
     """Keys to draw with, or as many None, which stand for MLX's own stream."""
     return [None] * count if key is None else list(mx.random.split(key, count))
-
-
-def count_positions(
-    tokens: mx.array, first: mx.array | None, resets: mx.array | None, lengths: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    """How many tokens of its document stand before each token, and before the one after each row's last.
-
-    Shapes: tokens [B, T]; first [B] int32, zeros when None; resets [B, T]; lengths [B] -> [B, T], [B] int32.
-    """
-    B, T = tokens.shape
-    first = mx.zeros((B,), mx.int32) if first is None else first
-    t = mx.arange(T, dtype=mx.int32)
-    positions = first[:, None] + t
-    if resets is not None:
-        began = mx.cummax(mx.where(resets, t, -1), axis=1)
-        positions = mx.where(began < 0, positions, t - began)
-    if lengths is None:
-        return positions, positions[:, -1] + 1
-    ends = mx.concatenate([first[:, None], positions + 1], axis=1)
-    return positions, mx.take_along_axis(ends, mx.clip(lengths, 0, T)[:, None], axis=1).squeeze(1)
