@@ -176,7 +176,10 @@ class HybridV3(RecurrentModel):
         keys = mx.random.split(mx.random.key(seed), config.n_layers + 2)
         V, D = config.vocab_size, config.d_model
         self.embedding = nn.Embedding(V, D)
-        self.embedding.weight = 0.02 * mx.random.normal((V, D), key=keys[0])
+        # The blocks begin small, so a tied head meets the embedding it came from: at 1/D with a logit of 1.
+        self.embedding.weight = (1 / D if config.tie_embeddings else 0.02) * mx.random.normal(
+            (V, D), key=keys[0]
+        )
         self.blocks = [Block(config, key, i in config.anchors) for i, key in enumerate(keys[2:])]
         self.norm = nn.RMSNorm(D, config.norm_eps)
         if not config.tie_embeddings:
