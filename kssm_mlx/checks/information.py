@@ -90,9 +90,10 @@ def diversity(ctx: Context) -> Check:
     mean over places and i, in radians. Dimensions: participation ratio (sum of eigenvalues)^2 / sum of
     their squares of the covariance of exp(i theta). The least block counts.
 
-    Threshold: apart > 1e-3 and at least 1.5 dimensions, or the block passes on one number however wide it
-    is: a common shift has 1.0 to 1.1. Warn below min(8, N / 8) of N oscillators. A fresh K-SSM has 1.4
-    radians and a third of N dimensions; 16 phases that pull each other with K = 2 have 1.9 to 3.
+    Threshold: apart > 1e-3, and dimensions >= min(8, N / 8) of N oscillators, below which it warns, and below
+    half of that or 1.5 it fails: the block passes on one number or two however wide it is. A common shift has
+    1.0 to 1.5; a fresh K-SSM has 1.4 radians and a third of N dimensions; 16 phases that pull each other with
+    K = 2 have 1.9 to 3.
     Caught: v3, one common shift for all 192 oscillators: their differences never change.
     Sabotage: phases that share one shift.
     """
@@ -105,12 +106,13 @@ def diversity(ctx: Context) -> Check:
     rank = {b: participation(np.exp(1j * t).reshape(-1, t.shape[-1])) for b, t in theta.items()}
     needed = {b: min(DIMENSIONS, t.shape[-1] / 8) for b, t in theta.items()}
     least = min(rank, key=lambda b: (apart[b] > APART, np.nan_to_num(rank[b] / needed[b])))
-    alike = not (apart[least] > APART and rank[least] >= ONE)
+    fewest = max(ONE, needed[least] / 2)
+    alike = not (apart[least] > APART and rank[least] >= fewest)
     return verdict(
         "C23",
         "fail" if alike else "warn" if rank[least] < needed[least] else "pass",
         f"apart {apart[least]:.1e} rad, {rank[least]:.1f} dimensions (block {least})",
-        f"apart > {APART:g} rad, >= {needed[least]:g} dimensions (fails below {ONE})",
+        f"apart > {APART:g} rad, >= {needed[least]:g} dimensions (fails below {fewest:g})",
         "all oscillators get the same drive: give each one its own projection of the input"
         if alike
         else "the oscillators move in a few directions together: weaken their coupling, or use fewer",
