@@ -196,7 +196,8 @@ def learnability(ctx: Context) -> Check:
     Threshold: order gain >= 0.05 passes, < 0.01 fails, between warns (G2, G4); the evidence, order gain x
     ln V x tokens scored, >= 15 nats, as likely by chance as five standard errors (G3); the entropy of the
     unigram >= 0.1 ln V, or a constant answer is already good (G5). A pass is proof; a failure is not, where
-    a rule never repeats a context (modular addition): waive it with that reason.
+    a rule never repeats a context (modular addition): waive it with that reason. Whether this model learns
+    one batch of it is N18.
     Caught: random logits in place of data (Phase-RWKV Attempt 3) and the broken interleaved task (gain 0.00
     against 0.92 for the sound one).
     Sabotage: uniform random tokens; the text with its tokens permuted; one token repeated.
