@@ -34,7 +34,8 @@ def influence(ctx: Context) -> Check:
     weights.
     Caught: v2, which scaled the stream by R* / R just before a norm that takes the scale out; v3's script,
     which scaled features 0 to 2 where R is feature 64; the hook that did nothing in evaluation.
-    Sabotage: K-SSM v2; a clamp on another quantity; a model with random weights; one that ignores clamps.
+    Sabotage: K-SSM v2; a clamp on another quantity; a model with random weights; one that ignores clamps; one
+    that is loud with noise.
     """
     ctx.need("model")
     site = next((s for s in ("R", "forced_R") if s in getattr(ctx.model, "clamp_sites", ())), None)
@@ -51,9 +52,10 @@ def influence(ctx: Context) -> Check:
     floor = noise_floor(
         lambda seed: mean_kl(*(run_arm(ctx.model, tokens, s).logits for s in (seed, seed + 100))), ctx.seeds
     )
-    reaches = nats >= max(NATS, FLOORS * floor.mean)
     reasons = {
-        "R does not reach the logits: a norm takes it out, a bypass goes past it, or see C21": not reaches,
+        "R does not reach the logits: a norm takes it out, a bypass goes past it, or see C21": not nats
+        >= NATS,
+        "the effect drowns in the model's own noise": not nats >= FLOORS * floor.mean,
         "the clamp does not hold R: it acts on something else, or too late": not missed <= MISS,
         "the logits move no more than under any push of that size: the model does not use R": not nats > push,
     }

@@ -33,6 +33,19 @@ class WrongQuantity(KSSM):
         return super().hidden(tokens, cache, intervention, **more)
 
 
+class Loud(KSSM):
+    """Noise in evaluation that nobody hears the clamp through."""
+
+    stochastic = True
+
+    def forward(self, tokens, cache=None, intervention=None, *, key=None, **more):
+        out = super().forward(tokens, cache, intervention, **more)
+        return out._replace(logits=out.logits + 10 * mx.random.normal(out.logits.shape, key=key))
+
+    def hidden(self, *args, key=None, **more):
+        return super().hidden(*args, **more)
+
+
 class SameForAll(KSSM):
     """R is written into the trace as a constant."""
 
@@ -85,6 +98,7 @@ def test_a_trained_kssm_passes(prepared, seed):
             "treatment not applied: the logits are equal with and without a clamp on R, psi",
             "",
         ),
+        ("C20", Loud, "noise 1", "drowns in the model's own noise"),
         ("C22", SameForAll, "variance over texts 0 x noise", "the same whatever is read"),
         ("C22", Jittery, "x noise (block", "the same whatever is read"),
     ],
