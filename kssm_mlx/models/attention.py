@@ -46,9 +46,14 @@ class Attention(nn.Module):
         self.out = linear(k_out, d_model, d_model, std=out_std, bias=bias)
         self._heads, self._rotary, self._reach, self._causal = heads, rotary, reach, causal
 
-    def __call__(self, x, entry, resets, lengths, clamps: tuple[Clamp, ...] = ()):
-        """Shapes: x [B, T, D] -> y [B, T, D] and the entry: keys, values [B, S, H, d], position [B, S]."""
-        q, k, v = (mx.unflatten(part, -1, (self._heads, -1)) for part in mx.split(self.qkv(x), 3, axis=-1))
+    def __call__(self, x, entry, resets, lengths, clamps: tuple[Clamp, ...] = (), inside=None, trace=None):
+        """Shapes: x [B, T, D] -> y [B, T, D] and the entry: keys, values [B, S, H, d], position [B, S].
+
+        inside: what an intervention does to the heads, written into `trace` (acts.py).
+        """
+        q, k, v = mx.split(self.qkv(x), 3, axis=-1)
+        q, k = (inside.routing(z) for z in (q, k)) if inside else (q, k)
+        q, k, v = (mx.unflatten(z, -1, (self._heads, -1)) for z in (q, k, v))
         past = self._blank(k) if entry[0] is None else entry
         at = positions(past[2], resets, lengths, x.shape[1])
         document = mx.zeros_like(at)
@@ -57,7 +62,8 @@ class Attention(nn.Module):
         keys, values, where = (mx.concatenate(parts, axis=1) for parts in zip(past, (k, v, at)))
         y = self._look(q, keys, values, where, at, document)
         cache = self._kept(keys, values, _of_last(where, document), lengths, x.shape[1])
-        return self.out(hold(y, clamps).flatten(-2)), cache
+        y = hold(y, clamps).flatten(-2)
+        return self.out(inside.units(y, trace) if inside else y), cache
 
     def _blank(self, k: mx.array) -> list[mx.array]:
         """The cache before the first token: empty, or `reach` places where there is nothing."""

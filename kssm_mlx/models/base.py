@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.acts import Act, Inside, Noise
 
 Cache = list
 
@@ -57,17 +58,38 @@ class Clamp:
 
 @dataclass(frozen=True)
 class Intervention:
-    """What an experiment changes inside a forward pass: an argument, exact, and written into the trace."""
+    """What an experiment changes inside a forward pass: an argument, exact, and written into the trace.
+
+    clamps hold values, acts (acts.py) sizes and units; key: what noise among them is drawn from, which the
+    walk takes from the step's.
+    """
 
     clamps: tuple[Clamp, ...] = ()
+    acts: tuple[Act, ...] = ()
+    key: mx.array | None = None
 
     def of(self, site: str, block: int) -> tuple[Clamp, ...]:
         """The clamps on `site` of `block`, in the order given."""
         return tuple(c for c in self.clamps if c.site == site and c.block in (None, block))
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws random numbers, and so wants a key in training."""
+        return any(isinstance(act, Noise) for act in self.acts)
+
+    def at(self, *sites: str) -> tuple[Act, ...]:
+        """The acts on these sites, in the order given."""
+        return tuple(act for act in self.acts if act.site in sites)
+
+    def inside(self, block: int) -> Inside | None:
+        """What the mixer of a block carries out; None where there is nothing."""
+        acts = tuple(act for act in self.acts if act.block in (None, block))
+        return Inside(acts, self.key, block) if acts else None
+
     def describe(self) -> list[str]:
-        """One line per clamp, for the trace and the run folder."""
-        return [
+        """One line per clamp and act, for the trace and the run folder."""
+        acts = [act.describe() for act in self.acts]
+        return acts + [
             f"{c.site}={_show(c.value)} block={'all' if c.block is None else c.block} "
             f"units={'all' if c.units is None else list(c.units)} tokens={c.start}:{c.stop or ''} {c.where}"
             for c in self.clamps
@@ -115,8 +137,15 @@ class LanguageModel(Protocol):
     def quant_predicate(self): ...
 
 
-def refuse_unknown_clamps(intervention: Intervention | None, sites: tuple[str, ...], n_blocks: int) -> None:
-    """Raise ConfigError for a clamp that the model would silently ignore."""
+def refuse_unknown_clamps(
+    intervention: Intervention | None, sites: tuple[str, ...], n_blocks: int, act_sites: tuple[str, ...] = ()
+) -> None:
+    """Raise ConfigError for a clamp or an act that the model would silently ignore."""
+    for act in intervention.acts if intervention else ():
+        if act.site not in ("", *act_sites):
+            raise ConfigError(f"{act.describe()}: this model has the sites {', '.join(act_sites) or 'none'}")
+        if act.block is not None and not 0 <= act.block < n_blocks:
+            raise ConfigError(f"{act.describe()}, but the model has blocks 0 to {n_blocks - 1}")
     for clamp in intervention.clamps if intervention else ():
         if clamp.site not in sites:
             raise ConfigError(f"no clamp site {clamp.site!r}; this model has {', '.join(sites)}")

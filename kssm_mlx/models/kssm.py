@@ -27,7 +27,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Intervention
 from kssm_mlx.models.layers import GatedMLP, linear
 from kssm_mlx.models.populations import Populations, clamp_states
-from kssm_mlx.models.recurrent import RecurrentModel
+from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel
 from kssm_mlx.models.self_coupled import SelfCoupledPopulations
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu
@@ -114,7 +114,7 @@ class Mixer(nn.Module):
         self.out_proj = linear(keys[4], D, D, std=(2 * config.n_layers * D) ** -0.5)
         self._harmonics = config.harmonics
 
-    def __call__(self, x, entry, below, clamps, resets, lengths):
+    def __call__(self, x, entry, below, clamps, resets, lengths, inside=None):
         """Shapes: x [B, T, D] -> y [B, T, D], new cache entry, states Planar [B, T, G], trace."""
         conv_state, z0 = entry[0], _state(entry[1])
         u, gate = mx.split(self.in_proj(x), 2, axis=-1)
@@ -124,13 +124,14 @@ class Mixer(nn.Module):
         u = silu(u)
         valid = None if lengths is None else mx.arange(x.shape[1])[None] < lengths[:, None]
         h, dt = self.populations.drive(u, below)
+        if inside:
+            h, dt = h.map(inside.routing), inside.routing(dt)
         in_state = tuple(c for c in clamps if c.where == "state")
         z = free = self.populations.evolve(h, dt, z0, in_state, resets, valid)
         for clamp in clamps:
             z = clamp_states(z, clamp, clamp.value, 0)
         harmonics = [z**n for n in range(1, self._harmonics + 1)]
         features = mx.concatenate([part for zn in harmonics for part in (zn.re, zn.im)], axis=-1)
-        y = self.readout(features.astype(x.dtype)) + self.skip * u
         carried = mx.stack([free.re[:, -1], free.im[:, -1]], axis=1)
         trace = {
             "R": mx.sqrt(z.abs2),
@@ -140,6 +141,9 @@ class Mixer(nn.Module):
             "lyapunov": self.populations.lyapunov(free, z0, h, dt, resets),
             "state": carried,
         }
+        if inside:
+            features = _by_population(features, h.re.shape[-1], partial(inside.units, trace=trace))
+        y = self.readout(features.astype(x.dtype)) + self.skip * u
         return self.out_proj(y * silu(gate)), [conv_state, carried], z, trace
 
 
@@ -155,10 +159,10 @@ class Block(nn.Module):
         out_std = (2 * config.n_layers * config.mlp_hidden) ** -0.5
         self.mlp = GatedMLP(k_mlp, config.d_model, config.mlp_hidden, out_std)
 
-    def __call__(self, x, entry, below, resets, lengths, clamps=()):
+    def __call__(self, x, entry, below, resets, lengths, clamps=(), inside=None):
         # `below` is a plain pair of arrays: mx.checkpoint differentiates arrays, and no dataclasses.
         below = None if below is None else Planar(*below)
-        y, entry, z, trace = self.mixer(self.mixer_norm(x), entry, below, clamps, resets, lengths)
+        y, entry, z, trace = self.mixer(self.mixer_norm(x), entry, below, clamps, resets, lengths, inside)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), entry, (z.re, z.im), trace
 
@@ -171,6 +175,7 @@ class KSSM(RecurrentModel):
     # Field, time step and readout set the physics and are never quantised.
     no_quant = ("field", "time_step", "readout")
     clamp_sites = ("R", "psi", "output")
+    act_sites = EVERY_SITE
     no_decay = (
         "omega",
         "log_gamma",
@@ -223,6 +228,22 @@ class KSSM(RecurrentModel):
             mx.eval(z.re, z.im)
         return mx.stack([z.re, z.im], axis=1)
 
+    def state_view(self, entry: list) -> mx.array:
+        """The order parameters, real and imaginary parts side by side. Shapes: -> [B, 2G]."""
+        return entry[1].swapaxes(1, 2).flatten(1)
+
+    def with_state(self, entry: list, view: mx.array) -> list:
+        """An order parameter beyond 1 is put on the unit circle: R is at most 1."""
+        z = mx.unflatten(view, 1, (-1, 2))
+        z = z / mx.maximum(1, mx.linalg.norm(z, axis=-1, keepdims=True))
+        return [entry[0], z.swapaxes(1, 2)]
+
+    def disturbed(self, view: mx.array, noise: mx.array) -> mx.array:
+        """Every population turned by an angle of its own: noise of phases."""
+        z, angle = mx.unflatten(view, 1, (-1, 2)), mx.unflatten(noise, 1, (-1, 2))[..., 0]
+        turned = Planar(z[..., 0], z[..., 1]) * Planar.polar(mx.ones_like(angle), angle)
+        return mx.stack([turned.re, turned.im], axis=-1).flatten(1)
+
     def embed(self, tokens: mx.array) -> mx.array:
         return self.embedding(tokens)
 
@@ -235,6 +256,12 @@ class KSSM(RecurrentModel):
             # Unscaled, a fresh model would bet on the token it has just read.
             return self.args.d_model**-0.5 * self.embedding.as_linear(hidden)
         return self.head(hidden)
+
+
+def _by_population(features: mx.array, G: int, change) -> mx.array:
+    """`change` of features [B, T, 2nG] while those of each population stand side by side."""
+    grouped = mx.unflatten(features, -1, (-1, G)).swapaxes(-1, -2)
+    return mx.unflatten(change(grouped.flatten(-2)), -1, (G, -1)).swapaxes(-1, -2).flatten(-2)
 
 
 def _state(packed: mx.array | None) -> Planar | None:

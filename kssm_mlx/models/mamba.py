@@ -26,7 +26,7 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.layers import inverse_softplus, linear
-from kssm_mlx.models.recurrent import RecurrentModel, field, given, refuse_unless
+from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, refuse_unless
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu, softplus
 from kssm_mlx.ops.selective_scan import selective_scan
@@ -158,22 +158,24 @@ class Mixer(nn.Module):
         self._split = [R, R + N]
         self._norm_eps = config.mixer_rms_eps if config.model_type == "falcon_mamba" else None
 
-    def __call__(self, x, entry, resets, lengths, tap=None):
+    def __call__(self, x, entry, resets, lengths, tap=None, inside=None):
         """Shapes: x [B, T, D] -> y [B, T, D], new cache entry, trace. tap: see `Block`."""
         conv_state, state = entry
         u, z = mx.split(self.in_proj(x), 2, axis=-1)
         kernel, bias = self.conv1d.weight[..., 0], self.conv1d.get("bias")
         u, conv_state = causal_conv(u, kernel, bias, conv_state, resets=resets, lengths=lengths)
         u = silu(u)
-        dt, B, C = mx.split(self.x_proj(u), self._split, axis=-1)
+        dt, B, C = mx.split(self.x_proj(inside.routing(u) if inside else u), self._split, axis=-1)
         if self._norm_eps is not None:
             dt, B, C = (mx.fast.rms_norm(v, None, self._norm_eps) for v in (dt, B, C))
         dt = softplus(self.dt_proj(dt).astype(mx.float32))
+        dt = inside.routing(dt) if inside else dt
         A = -mx.exp(self.A_log.astype(mx.float32))
         y, state = selective_scan(u, dt, A, B, C, state, resets=resets, lengths=lengths)
         y = y + self.D * u
         y = (tap(y) if tap else y) * silu(z)
         trace = {"dt": dt, "decay": mx.exp(dt * A.max(axis=-1)), "state": state}
+        y = inside.units(y, trace) if inside else y
         return self.out_proj(y.astype(x.dtype)), [conv_state, state], trace
 
 
@@ -192,7 +194,8 @@ def time_step_bias(key: mx.array, n: int) -> mx.array:
 class Block(nn.Module):
     """x + mixer(norm x), the stream in fp32 when the configuration says so.
 
-    tap: what is done to the scan's output [B, T, I] before its gate and the output projection.
+    tap: what is done to the scan's output [B, T, I] before its gate and the output projection. inside: what
+    an intervention does to the units of the mixer, see acts.py.
     """
 
     def __init__(self, config: MambaConfig, mixer: nn.Module):
@@ -200,8 +203,9 @@ class Block(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mixer = mixer
 
-    def __call__(self, x, entry, carried, resets, lengths, tap=None):
-        y, entry, trace = self.mixer(self.norm(x.astype(self.norm.weight.dtype)), entry, resets, lengths, tap)
+    def __call__(self, x, entry, carried, resets, lengths, tap=None, inside=None):
+        x_normed = self.norm(x.astype(self.norm.weight.dtype))
+        y, entry, trace = self.mixer(x_normed, entry, resets, lengths, tap, inside)
         return x + y, entry, carried, trace
 
 
@@ -225,6 +229,7 @@ class Mamba(RecurrentModel):
     """
 
     slots = ("conv", "state")
+    act_sites = EVERY_SITE
     fp32 = ("A_log", ".D", "dt_proj.bias")
     no_decay = ("A_log", ".D", "bias", "norm.weight", "norm_f.weight", "conv1d.weight")
     no_quant = ("x_proj", "dt_proj", "conv1d")

@@ -160,7 +160,7 @@ class Mixer(nn.Module):
         self._parts, self._conv_parts = [I, 2 * I + 2 * GN], [I, I + GN]
         self._groups, self._limit = config.n_groups, config.time_step_limit
 
-    def __call__(self, x, entry, resets, lengths, tap=None):
+    def __call__(self, x, entry, resets, lengths, tap=None, inside=None):
         """Shapes: x [B, T, D] -> y [B, T, D], new cache entry, trace. tap: see `mamba.Block`."""
         conv_state, state = entry
         z, u, dt = mx.split(self.in_proj(x), self._parts, axis=-1)
@@ -168,13 +168,16 @@ class Mixer(nn.Module):
         u, conv_state = causal_conv(u, kernel, bias, conv_state, resets=resets, lengths=lengths)
         u, B, C = mx.split(silu(u), self._conv_parts, axis=-1)
         u = mx.unflatten(u, -1, (self.dt_bias.size, -1)).astype(mx.float32)
-        B, C = (mx.unflatten(v, -1, (self._groups, -1)) for v in (B, C))
         dt = mx.clip(softplus(dt.astype(mx.float32) + self.dt_bias), *self._limit)
+        if inside:
+            dt, B, C = inside.routing(dt), *(inside.routing(v, self._groups) for v in (B, C))
+        B, C = (mx.unflatten(v, -1, (self._groups, -1)) for v in (B, C))
         A = -mx.exp(self.A_log.astype(mx.float32))
         y, state = ssd(u, dt, A, B, C, state, resets=resets, lengths=lengths)
         y = (y + self.D[:, None] * u).flatten(-2)
         y = self.norm(tap(y) if tap else y, z)
         trace = {"dt": dt, "decay": mx.exp(dt * A), "state": state}
+        y = inside.units(y, trace) if inside else y
         return self.out_proj(y.astype(x.dtype)), [conv_state, state], trace
 
 

@@ -8,12 +8,14 @@ a K-SSM block; None elsewhere).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models import acted
 from kssm_mlx.models.base import (
     Cache,
     Intervention,
@@ -22,6 +24,8 @@ from kssm_mlx.models.base import (
     continue_in_place,
     refuse_unknown_clamps,
 )
+
+EVERY_SITE = ("S0", "S1", "S2", "S3", "S4", "routing")  # of a family whose blocks take `inside` (acts.py)
 
 
 class RecurrentModel(nn.Module):
@@ -32,6 +36,7 @@ class RecurrentModel(nn.Module):
     """
 
     clamp_sites = ("output",)
+    act_sites: tuple[str, ...] = ("S0", "S1", "S4")
     slots: tuple[str, ...]
     fp32: tuple[str, ...]
     no_quant: tuple[str, ...]
@@ -64,7 +69,11 @@ class RecurrentModel(nn.Module):
 
         key: for a family that draws random numbers in training (`stochastic`); the others have no use for it.
         """
-        refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers))
+        refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers), self.act_sites)
+        if intervention and intervention.acts:
+            intervention, key = acted.prepared(intervention, cache, key)
+            if intervention.at("S3"):
+                return acted.token_by_token(self, tokens, cache, intervention, resets, lengths, key)
         trace = {"intervention": intervention.describe()} if intervention else {}
         if lengths is not None:
             # A chunk of a longer prompt may end before a row does, or begin after it ended.
@@ -76,6 +85,8 @@ class RecurrentModel(nn.Module):
             x = clamp_output(x, y, intervention, i)
             new.append(entry)
             trace |= {f"block{i:02d}/{name}": value for name, value in own.items()}
+        if intervention and intervention.acts:
+            return acted.at_the_end(self, x, intervention, trace), new, trace
         return self.finish(x), new, trace
 
     def enter(self, tokens, cache, resets, lengths, key):
@@ -85,7 +96,22 @@ class RecurrentModel(nn.Module):
     def runner(self, i: int, intervention: Intervention | None):
         """Block i as a function; a family whose blocks hold clamps of their own binds them here."""
         block = self.layers[i]
-        return nn.utils.checkpoint(block) if self.checkpoint_blocks else block
+        inside = intervention.inside(i) if intervention and "S2" in self.act_sites else None
+        run = partial(block, inside=inside) if inside else block
+        return nn.utils.checkpoint(block, run) if self.checkpoint_blocks else run
+
+    def state_view(self, entry: list) -> mx.array:
+        """The state in a cache entry as vectors whose equal parts are the units. Shapes: -> [B, C]."""
+        return entry[self.slots.index("state")].reshape(entry[0].shape[0], -1)
+
+    def with_state(self, entry: list, view: mx.array) -> list:
+        """The inverse of `state_view`: the entry with this state."""
+        i = self.slots.index("state")
+        return [*entry[:i], view.reshape(entry[i].shape).astype(entry[i].dtype), *entry[i + 1 :]]
+
+    def disturbed(self, view: mx.array, noise: mx.array) -> mx.array:
+        """A state view after noise of the same shape."""
+        return view + noise
 
     def slots_of(self, i: int) -> tuple[str, ...]:
         """The names of the arrays of block i's cache entry: `slots`, unless the blocks differ."""

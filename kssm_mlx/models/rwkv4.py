@@ -24,8 +24,9 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
+from kssm_mlx.models.acts import LEAST
 from kssm_mlx.models.layers import linear
-from kssm_mlx.models.recurrent import RecurrentModel, field, given, orthogonal, token_shift
+from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, orthogonal, token_shift
 from kssm_mlx.ops.elementary import sigmoid
 from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, wkv4
 
@@ -83,7 +84,7 @@ def preset(size: str, vocab_size: int, context: int) -> RWKV4Config:
 
 
 class TimeMixing(nn.Module):
-    """The attention of RWKV. Shapes: x [B, T, D] -> y [B, T, D], shift, WKV state, decay.
+    """The attention of RWKV. Shapes: x [B, T, D] -> y [B, T, D], shift, WKV state, trace.
 
     tap: what is done to the weighted average [B, T, A] before the receptance gate and the output projection.
     """
@@ -105,15 +106,17 @@ class TimeMixing(nn.Module):
         self.receptance = linear(key, D, A, std=0.0)
         self.output = linear(key, A, D, std=0.0)
 
-    def __call__(self, x, shift, state, resets, lengths, tap=None):
+    def __call__(self, x, shift, state, resets, lengths, tap=None, inside=None):
         past, shift = token_shift(x, shift, resets, lengths)
         k = self.key(mix(x, past, self.time_mix_key))
         v = self.value(mix(x, past, self.time_mix_value))
         r = sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
+        k, r = (inside.routing(z) for z in (k, r)) if inside else (k, r)
         w = -mx.exp(self.time_decay.astype(mx.float32))
         y, state = wkv4(w, self.time_first, k, v, state, resets=resets, lengths=lengths)
-        y = tap(y) if tap else y
-        return self.output(r * y.astype(x.dtype)), shift, state, mx.exp(w)
+        y = r * (tap(y) if tap else y).astype(x.dtype)
+        trace = {"decay": mx.exp(w), "state": mx.stack(state, axis=1)}
+        return self.output(inside.units(y, trace) if inside else y), shift, state, trace
 
 
 class ChannelMixing(nn.Module):
@@ -160,16 +163,15 @@ class Block(nn.Module):
         self._divisor = 2 ** (layer // every) if divided else 1
         self._halve = every > 0 and (layer + 1) % every == 0
 
-    def __call__(self, x, entry, carried, resets, lengths, tap=None):
+    def __call__(self, x, entry, carried, resets, lengths, tap=None, inside=None):
         shift, ffn_shift, *sums = entry
         state = None if sums[0] is None else _blank_rows(WKV4State(*sums))
         if "pre_ln" in self:
             x = self.pre_ln(x)
-        y, shift, state, decay = self.attention(self.ln1(x), shift, state, resets, lengths, tap)
+        y, shift, state, trace = self.attention(self.ln1(x), shift, state, resets, lengths, tap, inside)
         x = x + y / self._divisor
         y, ffn_shift = self.feed_forward(self.ln2(x), ffn_shift, resets, lengths)
         x = x + y / self._divisor
-        trace = {"decay": decay, "state": mx.stack(state, axis=1)}
         return x / 2 if self._halve else x, [shift, ffn_shift, *state], carried, trace
 
 
@@ -199,6 +201,7 @@ class RWKV4(RecurrentModel):
     """
 
     slots = ("shift", "ffn_shift", "num", "den", "max")
+    act_sites = EVERY_SITE
     fp32 = ("time_decay", "time_first")
     no_decay = (
         *("time_decay", "time_first", "time_mix_key", "time_mix_value", "time_mix_receptance"),
@@ -214,6 +217,13 @@ class RWKV4(RecurrentModel):
             V, D = config.vocab_size, config.hidden_size
             self.head = linear(k_head, D, V)
             self.head.weight = orthogonal(k_head, V, D, gain=0.5 * max(1.0, (V / D) ** 0.5))
+
+    def state_view(self, entry: list) -> mx.array:
+        """The weighted average that stands in the two sums. Shapes: -> [B, A]."""
+        return entry[2] / mx.maximum(entry[3], LEAST)
+
+    def with_state(self, entry: list, view: mx.array) -> list:
+        return [*entry[:2], view * entry[3], *entry[3:]]
 
     def embed(self, tokens: mx.array) -> mx.array:
         return self.rwkv.embeddings(tokens)

@@ -30,7 +30,15 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.layers import linear
-from kssm_mlx.models.recurrent import RecurrentModel, field, given, orthogonal, refuse_unless, token_shift
+from kssm_mlx.models.recurrent import (
+    EVERY_SITE,
+    RecurrentModel,
+    field,
+    given,
+    orthogonal,
+    refuse_unless,
+    token_shift,
+)
 from kssm_mlx.ops.elementary import sigmoid
 from kssm_mlx.ops.wkv7 import wkv7
 
@@ -174,13 +182,15 @@ class TimeMixing(nn.Module):
         self.o_proj = linear(keys[6], D, D, std=0.0)
         self.g_norm = HeadNorm(H, K, config.norm_eps * K, ((layer + 1) / L) ** 0.7)
 
-    def __call__(self, x, shift, state, v_first, resets, lengths, tap=None):
+    def __call__(self, x, shift, state, v_first, resets, lengths, tap=None, inside=None):
         past, shift = token_shift(x, shift, resets, lengths)
         delta = past - x
         xr, xw, xk, xv, xa, xg = (x + delta * self[f"x_{name}"] for name in "rwkvag")
         r, k, v, g = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv), self.g_lora(xg)
         log_w = -math.exp(-0.5) * sigmoid(self.w_lora(xw).astype(mx.float32))
         a = sigmoid(self.a_lora(xa))
+        if inside:
+            r, k, log_w, a = (inside.routing(z) for z in (r, k, log_w, a))
         if v_first is None:
             v_first = v
         else:
@@ -191,8 +201,8 @@ class TimeMixing(nn.Module):
         y, state = wkv7(r, log_w, k, v, -kappa, kappa * a, state, resets=resets, lengths=lengths)
         y = self.g_norm(y) + (r * k * self.r_k).sum(-1, keepdims=True) * v
         y = tap(y.flatten(-2)) if tap else y.flatten(-2)
-        y = self.o_proj(y.astype(x.dtype) * g)
-        return y, shift, state, v_first, {"decay": mx.exp(log_w), "rate": a, "state": state}
+        y, trace = y.astype(x.dtype) * g, {"decay": mx.exp(log_w), "rate": a, "state": state}
+        return self.o_proj(inside.units(y, trace) if inside else y), shift, state, v_first, trace
 
 
 def unit(x: mx.array) -> mx.array:
@@ -228,12 +238,12 @@ class Block(nn.Module):
         self.attn = TimeMixing(config, k_attn, layer)
         self.ffn = ChannelMixing(config, k_ffn, layer)
 
-    def __call__(self, x, entry, carried, resets, lengths, tap=None):
+    def __call__(self, x, entry, carried, resets, lengths, tap=None, inside=None):
         shift, state, ffn_shift = entry
         if "pre_norm" in self:
             x = self.pre_norm(x)
         y, shift, state, carried, trace = self.attn(
-            self.attn_norm(x), shift, state, carried, resets, lengths, tap
+            self.attn_norm(x), shift, state, carried, resets, lengths, tap, inside
         )
         x = x + y
         y, ffn_shift = self.ffn(self.ffn_norm(x), ffn_shift, resets, lengths)
@@ -261,6 +271,7 @@ class RWKV7(RecurrentModel):
     """
 
     slots = ("shift", "state", "ffn_shift")
+    act_sites = EVERY_SITE
     fp32 = ("w_lora.lora.2.bias",)
     no_decay = (*(f".x_{c}" for c in "rwkvag"), "k_k", "k_a", "r_k", "bias", "norm.weight")
     no_quant = ("lora.0", "lora.2")

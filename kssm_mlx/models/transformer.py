@@ -79,8 +79,12 @@ SIZES = {
 
 
 def preset(size: str, vocab_size: int, context: int) -> TransformerConfig:
-    """The configuration behind one word; `l` is GPT-2 small but for its context of 1024."""
-    return TransformerConfig(vocab_size=vocab_size, context=context, **SIZES[size])
+    """The configuration behind one word; `l` is GPT-2 small.
+
+    1024 positions, as in GPT-2, so that more than a training window can be generated; those after it stay as
+    they began.
+    """
+    return TransformerConfig(vocab_size=vocab_size, context=max(context, 1024), **SIZES[size])
 
 
 class Block(nn.Module):
@@ -103,14 +107,16 @@ class Block(nn.Module):
             self.mlp = MLP(k_mlp, D, config.wide, activation=config.activation, **weights)
         self._dropout = config.dropout
 
-    def __call__(self, x, entry, key, resets, lengths, clamps=()):
+    def __call__(self, x, entry, key, resets, lengths, clamps=(), inside=None):
+        trace = {}
         key, k_attention, k_mlp = (None,) * 3 if key is None else mx.random.split(key, 3)
-        y, entry = self.attention(x if self._post else self.norm1(x), entry, resets, lengths, clamps)
+        normed = x if self._post else self.norm1(x)
+        y, entry = self.attention(normed, entry, resets, lengths, clamps, inside, trace)
         x = x + self._drop(y, k_attention)
         x = self.norm1(x) if self._post else x
         if "mlp" in self:
             x = x + self._drop(self.mlp(x if self._post else self.norm2(x)), k_mlp)
-        return self.norm2(x) if self._post else x, entry, key, {}
+        return self.norm2(x) if self._post else x, entry, key, trace
 
     def _drop(self, y: mx.array, key: mx.array | None) -> mx.array:
         return dropout(y, self._dropout, key) if self.training else y
@@ -130,6 +136,7 @@ class Transformer(RecurrentModel):
 
     slots = ("keys", "values", "position")
     clamp_sites = ("heads", "output")
+    act_sites = ("S0", "S1", "S2", "S4", "routing")
     fp32: tuple[str, ...] = ()
     no_quant: tuple[str, ...] = ()
     no_decay = ("bias", "norm1.weight", "norm2.weight", "norm.weight", "position")

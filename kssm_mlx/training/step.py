@@ -23,7 +23,7 @@ from kssm_mlx.models.base import Cache, Intervention, head_of, mode, with_parame
 from kssm_mlx.training import observables, optim, regularisers
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
 from kssm_mlx.training.recipe import Train
-from kssm_mlx.training.regularisers import Term
+from kssm_mlx.training.regularisers import Term, apart
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import TrainState, flatten, with_knobs
 
@@ -121,7 +121,7 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
 
     Where the vocabulary is large, never all logits at once: they are None then, unless `keep_logits`.
     """
-    stochastic = getattr(model, "stochastic", False)
+    stochastic = getattr(model, "stochastic", False) or (intervention is not None and intervention.stochastic)
 
     def call(method, params, inputs, carry, resets, key):
         options = {"resets": resets, "key": key} if stochastic else {"resets": resets}
@@ -132,7 +132,7 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
         chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
         if chunk is None or keep_logits:
             logits, cache, trace = call(model.forward, params, inputs, carry, resets, key)
-            watched = {"U": observables.uncertainty(logits, targets)} if monitor else {}
+            watched = {"U": observables.uncertainty(apart(logits), apart(targets))} if monitor else {}
             return *cross_entropy(logits, targets), logits, cache, {**trace, **watched}
         hidden, cache, trace = call(model.hidden, params, inputs, carry, resets, key)
 
