@@ -97,6 +97,19 @@ def assert_learns(model: nn.Module, fresh: nn.Module, silent: tuple[str, ...] = 
     assert dead == {path for path in gradients if path.endswith(silent)} if silent else not dead, dead
 
 
+def assert_checkpoints_change_nothing(model: nn.Module) -> None:
+    """Recomputed activations give the same gradient."""
+    x = tokens(2)
+
+    def gradient():
+        loss = lambda m: nn.losses.cross_entropy(m(x[:, :-1]), x[:, 1:]).mean()  # noqa: E731
+        return nn.value_and_grad(model, loss)(model)[1]
+
+    plain = gradient()
+    model.checkpoint_blocks = True
+    assert_close(gradient(), plain, 1e-6)
+
+
 def count(model: nn.Module, but: str = "-") -> int:
     """Parameters, without those whose name holds `but`."""
     return sum(x.size for path, x in tree_flatten(model.parameters()) if but not in path)

@@ -37,6 +37,7 @@ def small(name: str, **overrides) -> Hybrid:
         promises.assert_rows_are_alone,
         promises.assert_documents_are_alone,
         promises.assert_no_future,
+        promises.assert_checkpoints_change_nothing,
     ],
 )
 def test_a_hybrid_keeps_the_promises_of_a_recurrence(name, promise):
