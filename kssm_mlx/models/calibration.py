@@ -90,10 +90,12 @@ def _forgets_scale(model: nn.Module) -> bool:
 class Held(nn.Module):
     """A model under an intervention, wherever models go: evaluation, generation, checks."""
 
+    clamp_sites = ()
+
     def __init__(self, model: nn.Module, intervention: Intervention):
         super().__init__()
-        self.model = model
-        self._intervention = intervention
+        self.model, self._intervention = model, intervention
+        self.args, self.model_type = model.args, model.model_type
 
     def __call__(self, tokens, cache=None):
         return continue_in_place(self, tokens, cache)
@@ -103,8 +105,9 @@ class Held(nn.Module):
             raise ConfigError("this model is held by an intervention already; give the model itself another")
         return self.model.forward(tokens, cache, self._intervention, **options)
 
-    def __getattr__(self, name):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.model, name)
+    def make_cache(self):
+        return self.model.make_cache()
+
+    @property
+    def layers(self):
+        return self.model.layers
