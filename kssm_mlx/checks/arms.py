@@ -15,7 +15,7 @@ import numpy as np
 from kssm_mlx.checks.base import Context, NotMeasurable
 from kssm_mlx.checks.probes import mode, probe_length, random_tokens, short_context, to_numpy
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.models.base import Clamp, Intervention
+from kssm_mlx.models.base import Intervention
 from kssm_mlx.training.losses import split_rows
 
 MOST = 64  # tokens of a row: enough for a state to settle, few enough for seconds on a large model
@@ -37,25 +37,27 @@ def passage(ctx: Context, rows: int = 8, stream: int = 0) -> mx.array:
     return split_rows(mx.array(batch.tokens))[0]
 
 
-def run_arm(model: Any, tokens: mx.array, seed: int = 0, *clamps: Clamp) -> Arm:
+def run_arm(model: Any, tokens: mx.array, seed: int = 0, treatment: Intervention | None = None) -> Arm:
     """The model on `tokens`; the same seed gives a stochastic model the same noise."""
-    out = _forward(model, tokens, seed, clamps, "forward")
+    out = _forward(model, tokens, seed, treatment, "forward")
     trace = {name: to_numpy(value) for name, value in out.trace.items() if isinstance(value, mx.array)}
     return Arm(to_numpy(out.logits), trace)
 
 
-def hidden_of(model: Any, tokens: mx.array, seed: int = 0, *clamps: Clamp) -> np.ndarray:
+def hidden_of(
+    model: Any, tokens: mx.array, seed: int = 0, treatment: Intervention | None = None
+) -> np.ndarray:
     """What the head reads, [B, T, D]. Raises: NotMeasurable for a model that does not give it."""
     if not hasattr(model, "hidden"):
         raise NotMeasurable("the model has no hidden(): a placebo after its final norm cannot be made")
-    return to_numpy(_forward(model, tokens, seed, clamps, "hidden")[0])
+    return to_numpy(_forward(model, tokens, seed, treatment, "hidden")[0])
 
 
-def _forward(model: Any, tokens: mx.array, seed: int, clamps: tuple[Clamp, ...], method: str):
+def _forward(model: Any, tokens: mx.array, seed: int, treatment: Intervention | None, method: str):
     noise = {"key": mx.random.key(seed)} if getattr(model, "stochastic", False) else {}
     mx.random.seed(seed)
     with mode(model, False):
-        return getattr(model, method)(tokens, None, Intervention(clamps) if clamps else None, **noise)
+        return getattr(model, method)(tokens, None, treatment, **noise)
 
 
 def mean_kl(reference: np.ndarray, other: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from kssm_mlx.checks.arms import Arm, blocks_with, hidden_of, mean_kl, passage, 
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.noise import noise_floor, placebo
 from kssm_mlx.checks.probes import to_numpy
-from kssm_mlx.models.base import Clamp
+from kssm_mlx.models.base import Clamp, Intervention
 
 LEVELS = (0.2, 0.5, 0.8)
 MISS, NATS, FLOORS = 0.05, 1e-3, 3.0
@@ -75,10 +75,10 @@ def influence(ctx: Context) -> Check:
 
 def _treat(ctx: Context, tokens: mx.array, free: Arm, clamp: Clamp) -> tuple[float, float, float]:
     """(|R - R*|, KL of the treatment, KL of its placebo)."""
-    held = run_arm(ctx.model, tokens, ctx.seed, clamp)
+    held = run_arm(ctx.model, tokens, ctx.seed, Intervention((clamp,)))
     missed = np.max(np.abs(blocks_with(held.trace, "R")[clamp.block] - clamp.value))
     before = hidden_of(ctx.model, tokens, ctx.seed)
-    moved = hidden_of(ctx.model, tokens, ctx.seed, clamp) - before
+    moved = hidden_of(ctx.model, tokens, ctx.seed, Intervention((clamp,))) - before
     pushed = (before + placebo(moved, ctx.seed)).astype(np.float32)
     disturbed = to_numpy(ctx.model.project(mx.array(pushed)))
     return float(missed), mean_kl(free.logits, held.logits), mean_kl(free.logits, disturbed)
@@ -96,23 +96,23 @@ def same_arm(ctx: Context) -> Check:
     Sabotage: a model that works with its clamps in training mode only; a clamp on tokens that never come.
     """
     ctx.need("model")
-    given = {name: i.clamps for name, i in (ctx.interventions or {}).items()}
     sites = getattr(ctx.model, "clamp_sites", ())
-    treatments = given or {site: (Clamp(site, HELD.get(site, 0.1)),) for site in sites}
+    held = {site: Intervention((Clamp(site, HELD.get(site, 0.1)),)) for site in sites}
+    treatments = ctx.interventions or held
     if not treatments:
         raise NotMeasurable("the model has no clamp sites, so no treatment can be given")
     tokens = passage(ctx, rows=4)
     control = run_arm(ctx.model, tokens, ctx.seed).logits
     change = {
-        name: float(np.max(np.abs(run_arm(ctx.model, tokens, ctx.seed, *clamps).logits - control)))
-        for name, clamps in treatments.items()
+        name: float(np.max(np.abs(run_arm(ctx.model, tokens, ctx.seed, treatment).logits - control)))
+        for name, treatment in treatments.items()
     }
     idle = [name for name, moved in change.items() if not moved > 0]
     weakest = min(change, key=lambda name: np.nan_to_num(change[name], nan=-1.0))
     return verdict(
         "C21",
         not idle,
-        f"treatment not applied: the logits are equal with and without a clamp on {', '.join(idle)}"
+        f"treatment not applied: the logits are equal with and without {', '.join(idle)}"
         if idle
         else f"{len(change)} treatments act, least {weakest}: logits move by {change[weakest]:.1e}",
         "logits of treatment and control differ in at least one bit",

@@ -95,7 +95,7 @@ def test_a_trained_kssm_passes(prepared, seed):
         (
             "C21",
             IgnoresClamps,
-            "treatment not applied: the logits are equal with and without a clamp on R, psi",
+            "treatment not applied: the logits are equal with and without R, psi",
             "",
         ),
         ("C20", Loud, "noise 1", "drowns in the model's own noise"),
@@ -112,7 +112,7 @@ def test_a_broken_intervention_is_caught(run_of_kssm, id, kind, got, fix):
 def test_a_clamp_on_tokens_that_never_come_is_no_treatment(run_of_kssm):
     late, now = (Intervention((Clamp("R", 0.5, start=start),)) for start in (1000, 0))
     check = run("C21", replace(run_of_kssm, interventions={"late": late, "now": now}))
-    assert check.verdict == "fail" and check.got.endswith("with and without a clamp on late")
+    assert check.verdict == "fail" and check.got.endswith("with and without late")
     assert run("C21", replace(run_of_kssm, interventions={"now": now})).verdict == "pass"
 
 
