@@ -11,7 +11,7 @@ of its block, behind the host's arrays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -86,6 +86,11 @@ class _Hosted:
         """Those of the host, and what a core adds to the stream: held at 0, the core is not there."""
         return (*self.host.clamp_sites, "graft")
 
+    @property
+    def act_sites(self) -> tuple[str, ...]:
+        """Those of the host; a core after the last norm has its own state, which S3 would not reach."""
+        return tuple(site for site in self.host.act_sites if (site, self._site) != ("S3", "final"))
+
     def component(self, path: str) -> str:
         own = path.startswith("graft.")
         return "oscillator" if own else component_of(self.host, path.removeprefix("host."))
@@ -151,6 +156,15 @@ class Grafted(_Hosted, RecurrentModel):
     def project(self, hidden: mx.array) -> mx.array:
         return self.host.project(hidden)
 
+    def state_view(self, entry: list) -> mx.array:
+        return self.host.state_view(entry)
+
+    def with_state(self, entry: list, view: mx.array) -> list:
+        return self.host.with_state(entry, view)
+
+    def disturbed(self, view: mx.array, noise: mx.array) -> mx.array:
+        return self.host.disturbed(view, noise)
+
     def enter(self, tokens, cache, resets, lengths, key):
         """Beside what the host carries from block to block goes the key of the noise."""
         x, carried = self.host.enter(tokens, cache, resets, lengths, key)
@@ -165,11 +179,11 @@ class Grafted(_Hosted, RecurrentModel):
 
     def runner(self, i: int, intervention: Intervention | None):
         """Block i of the host, with its core where it has one."""
-        self.host.checkpoint_blocks = self.checkpoint_blocks
         inside = i in self._blocks and self._site != "final"
-        # What a tap reads would be lost to the gradient of a checkpointed block.
         tapped = inside and self._site == "mixer"
-        block = self.host.layers[i] if tapped else self.host.runner(i, intervention)
+        # What a tap reads would be lost to the gradient of a checkpointed block.
+        self.host.checkpoint_blocks = self.checkpoint_blocks and not tapped
+        block = self.host.runner(i, intervention)
 
         def run(x, entry, carried, resets, lengths):
             (carried, key), n = carried, self.own(i)
@@ -207,9 +221,9 @@ class GraftedHead(_Hosted, nn.Module):
         self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None
     ) -> Output:
         """Shapes: tokens [B, T] int -> logits [B, T, V], new cache, trace."""
-        refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers))
-        clamps = intervention.clamps if intervention else ()
-        below = Intervention(tuple(c for c in clamps if c.site != "graft")) if clamps else None
+        refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers), self.act_sites)
+        clamps = tuple(c for c in intervention.clamps if c.site != "graft") if intervention else ()
+        below = replace(intervention, clamps=clamps) if intervention else None
         out = self.host.forward(tokens, cache, below, resets=resets, lengths=lengths, key=key)
         n = self.own(len(self.layers) - 1)
         phases = [cache[-1][n]] if cache is not None and self.graft[0].carries else []

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from kssm_mlx.checks.base import Context
 from kssm_mlx.checks.suites import run_suite
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.acts import Amplitude, Silence
 from kssm_mlx.models.base import Clamp, Intervention, head_of
 from kssm_mlx.models.graft import graft
 from kssm_mlx.models.graft_configs import HookGraft, LogitGraft, PhaseBlockGraft, configure
@@ -143,6 +144,18 @@ def test_held_at_zero_the_graft_is_not_there(name):
     none = model.forward(TOKENS, intervention=Intervention((Clamp("graft", 0.0),))).logits
     assert close(none, model.host(TOKENS), 1e-6)
     assert not close(model(TOKENS), model.host(TOKENS), 1e-2)
+
+
+@pytest.mark.parametrize("name", ["carried", "mixer", "final", "logits"])
+def test_acts_reach_the_host_through_a_graft(name):
+    """The graft is neutral, so what an act does to the host is all that it does."""
+    model = grafted("mamba2", **CORES[name])
+    for act in (Silence(block=1), Amplitude(site="S3"), Amplitude(site="S1", target=2.0)):
+        if act.site in model.act_sites:
+            under = Intervention(acts=(act,))
+            got, expected = (m.forward(TOKENS, intervention=under) for m in (model, model.host))
+            assert close(got.logits, expected.logits) and not close(got.logits, model(TOKENS), 1e-2)
+    assert ("S3" in model.act_sites) == (name != "final")
 
 
 @pytest.mark.parametrize("name", CORES)
