@@ -9,6 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from kssm_mlx.checks.arms import mean_kl
 from kssm_mlx.checks.bands import Band, banded
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.probes import (
@@ -169,19 +170,13 @@ def _clamps_output(model) -> bool:
 
 def _block_influence(ctx: Context, tokens: np.ndarray) -> dict[int, float]:
     """Block -> mean KL in nats between the model and the model whose block adds nothing."""
-    full = _log_softmax(logits_of(ctx.model, tokens))
-    kl = {}
+    full, kl = logits_of(ctx.model, tokens), {}
     for block in range(len(ctx.model.layers)):
         held = Intervention((Clamp("output", 0.0, block=block),))
         with mode(ctx.model, False):
-            ablated = _log_softmax(to_numpy(ctx.model.forward(mx.array(tokens), intervention=held).logits))
-        kl[block] = float(np.mean(np.sum(np.exp(full) * (full - ablated), axis=-1)))
+            ablated = to_numpy(ctx.model.forward(mx.array(tokens), intervention=held).logits)
+        kl[block] = mean_kl(full, ablated)
     return kl
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 @check("C5", level="P", title="parallel = step by step with carried state", source="liminal.md C5", passes=70)
