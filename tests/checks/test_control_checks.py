@@ -8,6 +8,7 @@ from kssm_mlx.checks.base import Context
 from kssm_mlx.models.graft import graft
 from kssm_mlx.models.graft_configs import configure
 from kssm_mlx.training.recipe import Recipe, parse
+from tests.checks.small_oscillators import small
 from tests.integrations.exported import tiny
 from tests.training.controlled_model import ControlledModel
 
@@ -75,6 +76,13 @@ def test_a_controller_in_name_only_is_caught(kind, control, got, fix):
     check = run("C27", kind(), recipe(control))
     assert check.verdict == "fail"
     assert got in check.got and fix in check.fix
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rule", ["drift", "dual", "hook"])
+def test_a_controlled_kssm_passes(rule, seed):
+    check = run("C27", small("kssm", 8, seed, controlled=True), recipe({"rule": rule}), seed)
+    assert check.verdict == "pass", check.got
 
 
 @pytest.mark.parametrize("core", ["hook", "carried"])
