@@ -174,10 +174,20 @@ def columns(
     """`term_<name>`, the weighted value, and `<name>_<part>` of each term."""
     found = {}
     for term in terms:
-        value, parts = term.function(logits, targets, trace)
+        own = {name: apart(a) for name, a in trace.items() if isinstance(a, mx.array)}
+        value, parts = term.function(None if logits is None else apart(logits), apart(targets), own)
         found[f"term_{term.name}"] = term.weight * value
         found |= {f"{term.name}_{part}": number for part, number in parts.items()}
     return found
+
+
+def apart(a: mx.array) -> mx.array:
+    """The same array as a node that `mx.compile` merges with no other, nor what is computed from it.
+
+    Where it merges nodes with several users (the mask of scored positions in two terms) or an output with a
+    node inside (R in a term and as a column), MLX 0.32.4 can lose an edge: "_Map_base::at".
+    """
+    return mx.depends(a, a)
 
 
 def _term(name: str, options: Mapping[str, Any]) -> Term:
