@@ -12,6 +12,7 @@ from kssm_mlx.checks.behaviour import counting
 from kssm_mlx.checks.pretrained import TOKENS, Host
 from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.corpora import open_corpus
+from kssm_mlx.data.tasks import Task
 from kssm_mlx.data.tokenizers import Tokenizer
 from kssm_mlx.data.tokens import TokenData, TokenSplit, encode_documents
 from kssm_mlx.errors import DataError
@@ -24,7 +25,7 @@ GAIN_TOKENS = 16384  # each costs a forward pass of one token; standard error be
 
 class Reading(NamedTuple):
     """What a model is scored on. windows: of a number of tokens; tokens: how many by default; ladder:
-    nats/token of counting, given how many tokens were scored.
+    nats/token of counting, given how many tokens were scored; task: whose rows these are, if a task's.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Reading(NamedTuple):
     tokens: int
     bytes_per_token: float
     ladder: Callable[[int], dict[str, float]]
+    task: Task | None = None
 
 
 def evaluate(
@@ -49,7 +51,8 @@ def evaluate(
     folder = run_folder(Path(path))
     reading = _of_run(trained, folder, source) if folder else _of_model(trained, source)
     tokens = tokens or reading.tokens
-    numbers = evaluation.evaluate(trained.model, reading.windows(tokens), reading.bytes_per_token)
+    windows = reading.windows(tokens)
+    numbers = evaluation.evaluate(trained.model, windows, reading.bytes_per_token, reading.task)
     gain = evaluation.context_gain(trained.model, reading.windows(min(tokens, GAIN_TOKENS)))
     return {
         "data": reading.name,
@@ -76,8 +79,8 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
         rungs = ngram_ladder(data.train.ids, split.ids[:scored], data.vocab_size)
         return {rung: rungs[rung] for rung in ("uniform", "unigram", "bigram", "trigram")}
 
-    name = source or f"validation of {folder}"
-    return Reading(name, windows, recipe["eval"]["tokens"], bytes_per_token, ladder)
+    name, task = source or f"validation of {folder}", data.task if source is None else None
+    return Reading(name, windows, recipe["eval"]["tokens"], bytes_per_token, ladder, task)
 
 
 def _of_model(trained: Trained, source: str | None) -> Reading:

@@ -29,9 +29,11 @@ from kssm_mlx.experiments.targets import context_of_targets
 from kssm_mlx.experiments.tracking import tracked
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import Trained
+from kssm_mlx.models.calibration import Held
 from kssm_mlx.training import checkpoint, lock
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.disk import writing
+from kssm_mlx.training.freezing import holding
 from kssm_mlx.training.loop import Hooks, Result, train_loop
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten
@@ -69,6 +71,9 @@ def train(
         context = context_of(recipe, folder, data, host_of(folder) if resume else None)
         describe(folder, recipe, context, waivers, verify=verify)
         console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
+        held = holding(recipe, context.model)
+        for line in (*(held.intervention.describe() if held.intervention else ()), *held.warnings):
+            console.print(line, soft_wrap=True, markup=False)
         examination = Examination(context, waivers, verify, console)
         examination.before()
         with tracked(track, folder, recipe, resume=resume) as log:
@@ -85,6 +90,8 @@ def train(
                     on_eval=lambda step, state, row: (log(step, row), examination.during(step, state)),
                 ),
                 console=console,
+                masks=held.masks or None,
+                intervention=held.intervention,
             )
         console.print("checking what came out", soft_wrap=True)
         examination.after()
@@ -112,7 +119,9 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     digests = {name: tensor_digest(array) for name, array in trained.items()}
     digest = root_digest({**digests, **({"host": began.host} if began.host else {})})
     notes = {**began.host_notes, "step": snapshot.step}
-    return Trained(began.model, data.tokenizer, str(chosen), digest, notes)
+    held = holding(recipe, began.model).intervention
+    model = Held(began.model, held) if held else began.model
+    return Trained(model, data.tokenizer, str(chosen), digest, notes)
 
 
 def verify(

@@ -69,7 +69,7 @@ def units_of(model: nn.Module, count: int = 4) -> Units:
             f"{model.model_type} has {finest} heads, channels or groups; {count} units cannot share them"
         )
     shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
-    prefixes = [f"{name}.{mixer}." for name in _blocks(model)]
+    prefixes = [f"{name}.{mixer}." for name in block_paths(model)]
     parts = {
         role: tuple(
             tuple(
@@ -87,7 +87,7 @@ def units_of(model: nn.Module, count: int = 4) -> Units:
     return Units(parts["routing"], parts["slack"], tuple(_left(own, claimed)))
 
 
-def _blocks(model: nn.Module) -> list[str]:
+def block_paths(model: nn.Module) -> list[str]:
     """The paths of the blocks."""
     names = {id(module): name for name, module in model.named_modules()}
     return [names[id(block)] for block in model.layers]

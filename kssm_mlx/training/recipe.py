@@ -7,9 +7,12 @@
     [loss]   terms beside the cross-entropy, each a table: [loss.uncertainty] weight = 0.1
     [monitor] the tone map and the target zone whose names and residence are logged
     [control] a rule that turns the model's knobs between steps
+    [freeze] which units of the mixers stay as they began
+    [clamp]  a size that is held in every forward pass
     [eval]   how often, on how much, what to sample
     [save]   checkpoints
     [waive]  checks that may fail, each with the reason: C1 = "memoryless on purpose"
+    [smoke]  what `--smoke` changes: train = { steps = 12 }, so that the whole run takes seconds
 
 `load("default")` finds a shipped recipe by name, `load("my.toml")` a file. `--set model.kappa=0` overrides.
 """
@@ -34,7 +37,7 @@ from pydantic import (
 
 from kssm_mlx.data.tasks import PREFIX, make_task
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.training.steering import Control, Group, Monitor, Section
+from kssm_mlx.training.steering import Clamp, Control, Freeze, Group, Monitor, Section
 
 RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
 
@@ -218,6 +221,8 @@ class Save(Section):
 
 
 class Recipe(Section):
+    """smoke: what made this the smoke form of its recipe, a try of the machinery; empty of the recipe itself."""
+
     about: About = About()
     data: Data = Data()
     model: Annotated[
@@ -227,9 +232,12 @@ class Recipe(Section):
     loss: dict[str, dict[str, Any]] = Field({})
     monitor: Monitor | None = None
     control: Control | None = None
+    freeze: Freeze | None = None
+    clamp: Clamp | None = None
     eval: Eval = Eval()
     save: Save = Save()
     waive: dict[str, str] = Field({})
+    smoke: dict[str, Any] = Field({})
 
     @model_validator(mode="after")
     def _rows_fit(self):
@@ -269,10 +277,14 @@ def shipped() -> dict[str, Path]:
     return {}
 
 
-def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+def load(
+    name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, smoke: bool = False
+) -> Recipe:
     """The recipe of a shipped name or a TOML file, with `overrides` such as {"model.kappa": 0} applied.
 
-    Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest) or a wrong type.
+    smoke: in its smoke form; the overrides win.
+    Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest) or a wrong type, and
+        for a recipe without a smoke form.
     """
     known = shipped()
     path = known.get(str(name_or_path), Path(name_or_path))
@@ -287,9 +299,23 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> R
         raise ConfigError(f"{path} is not valid TOML: {e}") from None
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    changes = table.pop("smoke", {})
+    if smoke:
+        _make_smoke(table, changes, str(name_or_path))
     for key, value in (overrides or {}).items():
         _set(table, key, value)
     return parse(table, where=str(name_or_path))
+
+
+def _make_smoke(table: dict[str, Any], changes: Any, where: str) -> None:
+    """Turn a recipe's table into that of its smoke form; what it should reach is no longer said."""
+    if not changes or not isinstance(changes, dict):
+        raise ConfigError(f"{where} has no [smoke] table, such as train = {{ steps = 12 }}; run it without --smoke")
+    for key, value in dotted(changes).items():
+        _set(table, key, value)
+    for said in ("expected", "minutes"):
+        table.get("about", {}).pop(said, None)
+    table["smoke"] = changes
 
 
 def parse(table: dict[str, Any], where: str = "recipe") -> Recipe:

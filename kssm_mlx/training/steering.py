@@ -1,4 +1,4 @@
-"""The sections of a recipe that watch and steer a run: component groups, monitors, patience, control."""
+"""The sections of a recipe that watch and steer a run: groups, monitors, patience, control, freeze, clamp."""
 
 from __future__ import annotations
 
@@ -88,3 +88,40 @@ class Control(Section):
     bounds: tuple[float, float] = Field((0.1, 5.0), strict=False)
     label_only: bool = False
     persist: bool = True
+
+
+class Freeze(Section):
+    """units: which of the `of` equal parts of every mixer (models/units.py) are frozen.
+
+    mode: "param" holds their routing and slack; "route" also lets nothing learn through their routing;
+    "ablate" also silences them; "coarse" (legacy) freezes whole mixers. shared: what no unit has for itself.
+    head: the head and the final norm are frozen too, so that they cannot undo a clamp before them.
+    """
+
+    units: list[int] = Field([1, 2, 3])
+    of: int = Field(4, ge=1)
+    mode: Literal["param", "route", "ablate", "coarse"] = "param"
+    shared: Literal["train", "freeze"] = "train"
+    head: bool = False
+
+
+class Clamp(Section):
+    """An amplitude clamp (models/acts.py) to `target`, a number or one per unit.
+
+    scope "frozen" belongs to weights, not to a recipe: it is for evaluations (experiments/clamps.py), and a
+    mean-preserving clamp is trained with the statistics of its batch.
+    """
+
+    site: Literal["S0", "S1", "S2", "S3"] = "S2"
+    kind: Literal["naive", "mean-preserving"] = "naive"
+    scope: Literal["token", "batch"] = "token"
+    target: float | list[float]
+    of: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if self.kind == "mean-preserving" and self.scope == "token":
+            raise ValueError('one vector has no mean over tokens; set clamp.scope = "batch"')
+        if isinstance(self.target, list) and len(self.target) != self.of:
+            raise ValueError(f"{len(self.target)} targets for clamp.of = {self.of} units; give one each")
+        return self
