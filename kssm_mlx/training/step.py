@@ -1,6 +1,6 @@
 """One step of training: a pure function (state, tokens, resets) -> (state, metrics), compiled once.
 
-    1. gradient   of the summed nats of the rows, with the number of tokens they are the sum of
+    1. gradient   of the summed nats of the rows (and of what terms add), with the number of tokens
     2. sum        over the micro-batches, then one division by the count: the gradient of the whole batch
     3. clip       by the global norm
     4. update     by AdamW at the learning rate of this step, unless the gradient is not finite
