@@ -56,7 +56,8 @@ def grow(section: Host) -> None:
 
 
 def _home(name: str) -> Path:
-    recipe = recipes.load(name).model_dump(mode="json", exclude={"about"})
+    # As written: an option that a later version adds does not make it another host.
+    recipe = recipes.load(name).model_dump(mode="json", exclude={"about"}, exclude_unset=True)
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     return verified.store().parent / "hosts" / f"{Path(name).stem}-{digest[:12]}"
 
