@@ -123,7 +123,7 @@ class CharTokenizer(_Described):
 
 
 class IdTokenizer(_Described):
-    """Tokens that mean nothing but themselves, as in a synthetic task: their text is "17 4 4095"."""
+    """Tokens that mean nothing but themselves, as in a synthetic task: their text is "17 4 4095 "."""
 
     name = "ids"
     separator_id = None
@@ -138,7 +138,7 @@ class IdTokenizer(_Described):
             raise DataError(f"{text[:40]!r} is not a text of ids; expected numbers such as '17 4'") from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(map(str, self._in_range(ids)))
+        return "".join(f"{id} " for id in self._in_range(ids))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "ids", "vocab_size": self.vocab_size}
