@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-LEAST_TURNS = 3
+LEAST_TURNS = 5
 
 
 class Contender(NamedTuple):

@@ -1,9 +1,10 @@
-"""Oscillators: our integrator and the bank of groups beside NumPy, with the error against float64."""
+"""Oscillators: our integrator and the bank of groups beside NumPy and JAX, with the error against float64."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 
 import mlx.core as mx
 import numpy as np
@@ -42,19 +43,22 @@ def _integrators(N: int, steps: int) -> dict[str, Contender]:
     theta, omega = _population(N)
     ours = mx.array(theta, mx.float32), mx.array(omega, mx.float32)
     narrow = theta.astype(np.float32), omega.astype(np.float32)
-    return {
-        "numpy float32": Contender(lambda: _numpy(*narrow, steps), mlx=False),
-        "ours": arrays(lambda: _ours(*ours, steps)),
-    }
+    found = {"numpy float32": Contender(lambda: _numpy(*narrow, steps), mlx=False)}
+    if find_spec("jaxkuramoto"):
+        run = _jax(narrow[1], steps)
+        found["jaxkuramoto"] = Contender(lambda: run(narrow[0]).block_until_ready(), mlx=False)
+    return found | {"ours": arrays(lambda: _ours(*ours, steps))}
 
 
 def errors(N: int, steps: int) -> dict[str, float]:
     """|R - R in float64| after the last step, of each contender."""
     theta, omega = _population(N)
     exact = _coherence(_numpy(theta, omega, steps))
-    narrow = _coherence(_numpy(theta.astype(np.float32), omega.astype(np.float32), steps))
-    own = _coherence(np.array(_ours(mx.array(theta, mx.float32), mx.array(omega, mx.float32), steps)))
-    return {"numpy float32": abs(narrow - exact), "ours": abs(own - exact)}
+    narrow = theta.astype(np.float32), omega.astype(np.float32)
+    last = {"numpy float32": _numpy(*narrow, steps), "ours": _ours(*map(mx.array, narrow), steps)}
+    if find_spec("jaxkuramoto"):
+        last["jaxkuramoto"] = _jax(narrow[1], steps)(narrow[0])
+    return {name: abs(_coherence(np.array(phases)) - exact) for name, phases in last.items()}
 
 
 def _population(N: int) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +79,16 @@ def _numpy(theta: np.ndarray, omega: np.ndarray, steps: int) -> np.ndarray:
     for _ in range(steps):
         theta = runge_kutta(RK4, slope, theta, theta.dtype.type(DT)).astype(theta.dtype)
     return theta
+
+
+def _jax(omega: np.ndarray, steps: int):
+    """theta -> theta by jaxkuramoto's equations and its Runge-Kutta step, compiled once."""
+    import jax
+    from jaxkuramoto import Kuramoto, solver
+
+    slope = Kuramoto(jax.numpy.array(omega), COUPLING).vector_fn
+    step = lambda _, theta: solver.runge_kutta(slope, 0.0, DT, theta)  # noqa: E731
+    return jax.jit(lambda theta: jax.lax.fori_loop(0, steps, step, theta))
 
 
 def _coherence(theta: np.ndarray) -> float:

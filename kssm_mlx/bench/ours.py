@@ -47,6 +47,20 @@ def _overrides(family: str, shape: Shape) -> dict[str, Any]:
     return {**common, "head_dim": 64} if family == "rwkv7" else common
 
 
+def in_bits(model: nn.Module, bits: int | None) -> nn.Module:
+    """The model with its wide projections in groups of 64 weights of so many bits; as it is for None."""
+    if bits:
+        nn.quantize(model, group_size=64, bits=bits, class_predicate=_wide(model))
+    return model
+
+
+def _wide(model: nn.Module):
+    """What may be quantised: what the model says, and no row that a group of 64 does not divide."""
+    allowed = getattr(model, "quant_predicate", None) or (lambda path, module: True)
+    fits = lambda module: hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0  # noqa: E731
+    return lambda path, module: fits(module) and bool(allowed(path, module))
+
+
 def parameters(model: nn.Module) -> int:
     return sum(p.size for _, p in tree_flatten(model.parameters()))
 

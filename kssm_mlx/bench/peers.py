@@ -1,10 +1,12 @@
-"""The same models by others: mlx-lm, and transformers where torch is installed. Same shapes, own weights."""
+"""The same models by others: mlx-lm, and where torch is installed transformers and `rwkv`. Own weights."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -98,6 +100,44 @@ def _same_threads(torch: Any) -> None:
         torch.set_num_threads(int(told[0]))
 
 
+def has_rwkv() -> bool:
+    return find_spec("torch") is not None and find_spec("rwkv") is not None
+
+
+def rwkv_prefill(shape: Shape, tokens: mx.array) -> Contender:
+    """The `rwkv` package on a random RWKV-7. Shapes: tokens [1, T]."""
+    os.environ.update(RWKV_V7_ON="1", RWKV_CUDA_ON="0", RWKV_JIT_ON="1")
+    import torch
+    from rwkv.model import RWKV
+
+    _same_threads(torch)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        torch.save(_rwkv7_weights(shape, torch), f"{path}.pth")
+        model = RWKV(model=str(path), strategy="cpu fp32")
+    ids = tokens[0].tolist()
+    return Contender(lambda: model.forward(ids, None, full_output=True), mlx=False)
+
+
+def _rwkv7_weights(shape: Shape, torch: Any) -> dict[str, Any]:
+    """Tensors of the shapes that the package reads, under its names."""
+    D, V, F, K = shape.width, shape.vocabulary, 4 * shape.width, 64
+    ranks = {"w": 32, "a": 32, "v": 32, "g": 64}
+    found = {"emb.weight": (V, D), "head.weight": (V, D), "ln_out.weight": (D,), "ln_out.bias": (D,)}
+    for i in range(shape.layers):
+        block, norms = f"blocks.{i}", ("ln1", "ln2", *(("ln0",) if i == 0 else ()))
+        found |= {f"{block}.{norm}.{part}": (D,) for norm in norms for part in ("weight", "bias")}
+        found |= {f"{block}.att.x_{name}": (1, 1, D) for name in "rwkvag"}
+        found |= {f"{block}.att.{name}": (1, 1, D) for name in ("k_k", "k_a", "w0", "a0", "v0")}
+        found |= {f"{block}.att.{name}1": (D, rank) for name, rank in ranks.items()}
+        found |= {f"{block}.att.{name}2": (rank, D) for name, rank in ranks.items()}
+        found |= {f"{block}.att.r_k": (D // K, K), f"{block}.ffn.x_k": (1, 1, D)}
+        found |= {f"{block}.att.{n}.weight": (D, D) for n in ("receptance", "key", "value", "output")}
+        found |= {f"{block}.att.ln_x.{part}": (D,) for part in ("weight", "bias")}
+        found |= {f"{block}.ffn.key.weight": (F, D), f"{block}.ffn.value.weight": (D, F)}
+    return {name: 0.02 * torch.randn(size) for name, size in found.items()}
+
+
 def torch_prefill(model: Any, tokens: mx.array) -> Contender:
     import torch
 
@@ -129,17 +169,19 @@ def torch_training(model: Any, tokens: mx.array) -> Contender:
 def contenders(
     family: str,
     shape: Shape,
-    mlx: Callable[[nn.Module], Contender],
-    torch: Callable[[Any], Contender],
+    by_mlx: Callable[[nn.Module], Contender],
+    by_torch: Callable[[Any], Contender],
+    *,
+    torch: bool,
     plain: bool,
 ) -> dict[str, Contender]:
-    """Every peer that is there for `family`. plain: transformers' own loop over time as well."""
+    """Every peer that is there for `family`. torch: those of transformers; plain: its own loop over time."""
     found = {}
     if family in MLX_LM:
-        found["mlx-lm"] = mlx(mlx_lm(family, shape))
-    if family in TRANSFORMERS and has_transformers():
+        found["mlx-lm"] = by_mlx(mlx_lm(family, shape))
+    if torch and family in TRANSFORMERS and has_transformers():
         if plain or family == "rwkv":
-            found["transformers"] = torch(transformers(family, shape))
+            found["transformers"] = by_torch(transformers(family, shape))
         if family == "mamba" and find_spec("mambapy"):
-            found["transformers, mambapy"] = torch(transformers(family, shape, scan=True))
+            found["transformers, mambapy"] = by_torch(transformers(family, shape, scan=True))
     return found

@@ -1,12 +1,14 @@
-"""The recurrences alone: forward and backward over T, and the Möbius scan beside Mamba's at equal lanes."""
+"""The recurrences alone, in every form: forward and backward over T; the Möbius scan beside Mamba's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import mlx.core as mx
 
 from kssm_mlx.bench.measure import Case, Contender, arrays
+from kssm_mlx.ops import dispatch, gpu
 from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
 from kssm_mlx.ops.selective_scan import selective_scan
 from kssm_mlx.ops.ssd import ssd
@@ -19,6 +21,10 @@ B, D, N, HEADS, K = 1, 64, 16, 1, 64
 EQUAL_T = 512
 
 
+# The compiled form of a long sequence takes seconds where a kernel takes milliseconds.
+LONGEST_COMPILED = 4096
+
+
 def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
     for name, (function, draw) in OPS.items():
         for T in lengths:
@@ -27,7 +33,7 @@ def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
                 f"{name}: forward and backward, B {B}, T {T}",
                 B * T,
                 "tokens",
-                lambda function=function, draw=draw, T=T: {name_of(function): both_ways(function, draw(T))},
+                lambda name=name, function=function, draw=draw, T=T: _forms(name, function, draw(T)),
                 {"op": name, "T": T},
             )
     yield Case(
@@ -42,8 +48,16 @@ def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
     )
 
 
-def name_of(function: Callable) -> str:
-    return function.__name__.lstrip("_")
+def _forms(op: str, function: Callable, inputs: tuple[mx.array, ...]) -> dict[str, Contender]:
+    """Every form this device can run; last, under its own name, the one that `auto` takes."""
+    kernel = dispatch.kernel(op, "auto") is not None
+    T = inputs[-1].shape[1]
+    found = {}
+    if not kernel or T <= LONGEST_COMPILED:
+        found["compiled"] = both_ways(partial(function, impl="compiled"), inputs)
+    if gpu.dialect():
+        found["kernel"] = both_ways(partial(function, impl="kernel"), inputs)
+    return found if kernel or "kernel" not in found else {n: found[n] for n in ("kernel", "compiled")}
 
 
 def both_ways(function: Callable, inputs: tuple[mx.array, ...]) -> Contender:
@@ -58,8 +72,8 @@ def _normal(seed: int, *shape: int) -> mx.array:
     return mx.random.normal(shape, key=mx.random.key(seed))
 
 
-def _selective_scan(*args: mx.array) -> tuple[mx.array, ...]:
-    return selective_scan(*args)[:1]
+def _selective_scan(*args: mx.array, impl: str = "auto") -> tuple[mx.array, ...]:
+    return selective_scan(*args, impl=impl)[:1]
 
 
 def _mamba(T: int, D: int = D) -> tuple[mx.array, ...]:
@@ -73,8 +87,8 @@ def _mamba(T: int, D: int = D) -> tuple[mx.array, ...]:
     )
 
 
-def _ssd(*args: mx.array) -> tuple[mx.array, ...]:
-    return ssd(*args)[:1]
+def _ssd(*args: mx.array, impl: str = "auto") -> tuple[mx.array, ...]:
+    return ssd(*args, impl=impl)[:1]
 
 
 def _mamba2(T: int) -> tuple[mx.array, ...]:
@@ -83,16 +97,16 @@ def _mamba2(T: int) -> tuple[mx.array, ...]:
     return _normal(0, B, T, HEADS, D), steps, -mx.ones((HEADS,)), *sources
 
 
-def _wkv4(*args: mx.array) -> tuple[mx.array, ...]:
-    return wkv4(*args)[:1]
+def _wkv4(*args: mx.array, impl: str = "auto") -> tuple[mx.array, ...]:
+    return wkv4(*args, impl=impl)[:1]
 
 
 def _rwkv4(T: int) -> tuple[mx.array, ...]:
     return -mx.exp(_normal(0, D)), _normal(1, D), _normal(2, B, T, D), _normal(3, B, T, D)
 
 
-def _wkv7(*args: mx.array) -> tuple[mx.array, ...]:
-    return wkv7(*args)[:1]
+def _wkv7(*args: mx.array, impl: str = "auto") -> tuple[mx.array, ...]:
+    return wkv7(*args, impl=impl)[:1]
 
 
 def _rwkv7(T: int) -> tuple[mx.array, ...]:
@@ -101,8 +115,8 @@ def _rwkv7(T: int) -> tuple[mx.array, ...]:
     return draw[0], -0.6 * mx.sigmoid(draw[1]), draw[2], draw[3], -kappa, kappa * mx.sigmoid(draw[5])
 
 
-def _mobius_scan(a_re, a_im, k_re, k_im) -> tuple[mx.array, ...]:
-    z = mobius_scan(Planar(a_re, a_im), Planar(k_re, k_im))
+def _mobius_scan(a_re, a_im, k_re, k_im, *, impl: str = "auto") -> tuple[mx.array, ...]:
+    z = mobius_scan(Planar(a_re, a_im), Planar(k_re, k_im), impl=impl)
     return z.re, z.im
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,19 @@ def rows(record: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             t["name"],
             f"{t['milliseconds']:.1f}",
             f"{record['work'] / t['milliseconds'] * 1e3:,.0f} {record['unit']}",
-            f"{t['ratio']:.2f}x ({t['low']:.2f} to {t['high']:.2f})",
+            _range(t),
             _times(t["cpu_ratio"]),
             str(t["turns"]),
             "" if t["peak_megabytes"] is None else f"{t['peak_megabytes']:.0f}",
             f"{t['first_call_seconds']:.1f}",
         )
+
+
+def _range(t: dict[str, Any]) -> str:
+    """Empty where the first contender failed: there is nothing to compare with."""
+    if t["ratio"] is None or math.isnan(t["ratio"]):
+        return ""
+    return f"{t['ratio']:.2f}x ({t['low']:.2f} to {t['high']:.2f})"
 
 
 def write(results: dict[str, Any], folder: Path, name: str) -> None:
@@ -61,7 +69,8 @@ def markdown(results: dict[str, Any], name: str, pictures: list[str]) -> str:
     parts = [*head, *_targets(results["targets"]), *(f"![{p}]({p})" for p in pictures)]
     parts += _exponents(results["exponents"]) + _roofline(results["roofline"])
     for record in results["cases"]:
-        parts += [f"## {record['title']}", _table(HEADER, rows(record)), *_errors(record["facts"])]
+        when = "Measured on {on}, commit {commit}.".format(**record["measured"])
+        parts += [f"## {record['title']}", when, _table(HEADER, rows(record)), *_errors(record["facts"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,9 +80,18 @@ def _table(header: tuple[str, ...], body) -> str:
 
 
 def _targets(targets: list[dict[str, Any]]) -> list[str]:
-    columns = ("must", "aim", "ratio", "cpu_ratio")
-    body = [(t["what"], *(_times(t[c]) for c in columns), t["reached"]) for t in targets]
+    body = [(t["what"], *(_number(t, c) for c in COLUMNS), t["reached"]) for t in targets]
     return ["## Targets", _table(("what", "must", "aim", "measured", "by CPU time", ""), body)]
+
+
+COLUMNS = ("must", "aim", "ratio", "cpu_ratio")
+
+
+def _number(target: dict[str, Any], column: str) -> str:
+    value = target[column]
+    if value is None or target["of"] in ("speed", "memory"):
+        return _times(value)
+    return f"{100 * value:.0f} %" if target["of"] == "share" else f"{value:.2f}"
 
 
 def _times(ratio: float | None) -> str:
@@ -90,7 +108,7 @@ def _exponents(found: dict[str, float]) -> list[str]:
 def _roofline(shares: dict[str, float]) -> list[str]:
     if not shares:
         return []
-    body = [(title, f"{100 * share:.1f} %") for title, share in shares.items()]
+    body = [(key, f"{100 * share:.1f} %") for key, share in shares.items()]
     return [
         "## Share of the measured matrix rate, counting matrix products only",
         _table(("", "share"), body),

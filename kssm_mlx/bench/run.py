@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -31,49 +32,74 @@ def bench(
 ) -> Path:
     """Run the cases and write `<device>.json`, `.md` and the pictures into `folder`; returns the JSON's path.
 
+    Cases that the folder holds from an earlier run and that are not run now stay, with their own date.
     show: called with each case's record as soon as it is measured.
     Raises: ConfigError when there is nothing to run.
     """
     if not cases:
         raise ConfigError("no case is left to run; see the names in benchmarks or leave --only out")
     folder.mkdir(parents=True, exist_ok=True)
-    records, timings = [], {}
+    facts = environment.facts()
+    path = folder / f"{device_name(facts)}.json"
+    records = _earlier(path)
     for case in cases:
-        timings[case.key] = compare(case.make(), turns, budget)
-        records.append(record(case, timings[case.key]))
+        measured = record(case, compare(case.make(), turns, budget), facts["commit"])
+        records[case.key] = measured
         if show:
-            show(records[-1])
-    results = {
-        "environment": environment.facts(),
-        "rates": machine_rates(),
-        "cases": records,
-        "exponents": exponents(records),
-        "targets": [
-            {**asdict(o.target), "ratio": o.ratio, "cpu_ratio": o.cpu_ratio, "reached": o.reached}
-            for o in outcomes(timings)
-        ],
-    }
-    results["roofline"] = roofline(records, results["rates"])
-    name = device_name(results["environment"])
-    path = folder / f"{name}.json"
-    files.replace(path, json.dumps(_plain(results), indent=1) + "\n")
-    report.write(results, folder, name)
+            show(measured)
+    results = _plain(summary(list(records.values()), facts, machine_rates()))
+    files.replace(path, json.dumps(results, indent=1) + "\n")
+    report.write(results, folder, path.stem)
     return path
 
 
-def record(case: Case, timings: list[Timing]) -> dict[str, Any]:
+def _earlier(path: Path) -> dict[str, dict[str, Any]]:
+    """The records of an earlier run by key; none where there was none, or one of another format."""
+    try:
+        found = {r["key"]: r for r in json.loads(path.read_text("utf-8"))["cases"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if all("measured" in r for r in found.values()) else {}
+
+
+def summary(records: list[dict[str, Any]], facts: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
+    """Everything the report says."""
+    powers, shares = exponents(records), roofline(records, rates)
+    timings = {r["key"]: [_timing(t) for t in r["timings"]] for r in records}
+    return {
+        "environment": facts,
+        "rates": rates,
+        "cases": records,
+        "exponents": powers,
+        "roofline": shares,
+        "targets": [
+            {**asdict(o.target), "ratio": o.ratio, "cpu_ratio": o.cpu_ratio, "reached": o.reached}
+            for o in outcomes(timings, powers, shares)
+        ],
+    }
+
+
+def record(case: Case, timings: list[Timing], commit: str | None) -> dict[str, Any]:
     """One case as plain data; a fact that is a function is computed now."""
     facts = {name: value() if callable(value) else value for name, value in case.facts.items()}
     head = {"key": case.key, "title": case.title, "work": case.work, "unit": case.unit}
-    return {**head, "facts": facts, "timings": [asdict(t) for t in timings]}
+    measured = {"on": date.today().isoformat(), "commit": commit}
+    return {**head, "measured": measured, "facts": facts, "timings": [asdict(t) for t in timings]}
+
+
+def _timing(values: dict[str, Any]) -> Timing:
+    """The inverse of `asdict` and a way through JSON, where a number that is none is null."""
+    may_be_none = ("cpu_ratio", "peak_megabytes")
+    nan = float("nan")
+    return Timing(**{k: nan if v is None and k not in may_be_none else v for k, v in values.items()})
 
 
 def exponents(records: list[dict[str, Any]]) -> dict[str, float]:
-    """b of time ~ T^b for every recurrence, by least squares on the logarithms."""
+    """b of time ~ T^b for every recurrence in its usual form, by least squares on the logarithms."""
     points: dict[str, list[tuple[float, float]]] = {}
     for r in records:
-        if "op" in r["facts"] and not r["timings"][0]["failed"]:
-            point = math.log(r["facts"]["T"]), math.log(r["timings"][0]["milliseconds"])
+        if "op" in r["facts"] and not r["timings"][-1]["failed"]:
+            point = math.log(r["facts"]["T"]), math.log(r["timings"][-1]["milliseconds"])
             points.setdefault(r["facts"]["op"], []).append(point)
     return {op: _slope(p) for op, p in points.items() if len(p) > 1}
 
@@ -86,13 +112,13 @@ def _slope(points: list[tuple[float, float]]) -> float:
 
 
 def roofline(records: list[dict[str, Any]], rates: dict[str, float]) -> dict[str, float]:
-    """Share of the measured matrix rate that Mamba's prefill reaches, counting its matrix products only."""
+    """Share of the matrix rate that each of Mamba's prefills reaches, counting its matrix products only."""
     shares = {}
     for r in records:
         facts, own = r["facts"], r["timings"][-1]
         if facts.get("family") == "mamba" and facts.get("what") == "prefill" and not own["failed"]:
             done = r["work"] * mamba_products(facts["d"], facts["layers"], facts["vocabulary"])
-            shares[r["title"]] = done / (own["milliseconds"] / 1e3) / 1e9 / rates["gemm_gflops"]
+            shares[r["key"]] = done / (own["milliseconds"] / 1e3) / 1e9 / rates["gemm_gflops"]
     return shares
 
 

@@ -27,7 +27,7 @@ class Sizes:
     wide: int
     lengths: tuple[int, ...] = (128, 512, 2048)
     training_lengths: tuple[int, ...] = (128, 512)
-    op_lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
+    op_lengths: tuple[int, ...] = (512, 4096, 65536)
     oscillators: tuple[int, ...] = (100, 10_000, 1_000_000)
     decoded: int = 64
 
@@ -43,7 +43,6 @@ def sizes(full: bool) -> Sizes:
         wide=1024 if gpu else 512,
         lengths=(128, 512, 2048, 8192),
         training_lengths=(128, 512, 2048),
-        op_lengths=(512, 2048, 8192, 65536),
         oscillators=(100, 1000, 10_000, 100_000, 1_000_000),
     )
 
@@ -57,6 +56,8 @@ def cases(size: Sizes) -> Iterator[Case]:
             yield _training(family, size.shape, T)
         for batch in (1, 8):
             yield _decoding(family, size.shape, batch, size.decoded)
+        yield _decoding(family, size.shape, 1, size.decoded, bits=4)
+    yield _author(size.shape)
     yield _wide_prefill(size)
     yield _equal_parameters(size)
     yield from recurrence_cases(size.op_lengths)
@@ -67,7 +68,8 @@ def _prefill(family: str, shape: Shape, T: int) -> Case:
     def make() -> dict[str, Contender]:
         tokens = shape.tokens(T)
         ways = partial(peers.mlx_prefill, tokens=tokens), partial(peers.torch_prefill, tokens=tokens)
-        found = peers.contenders(family, shape, *ways, plain=True)
+        # Their loops over time take minutes of a long prompt.
+        found = peers.contenders(family, shape, *ways, torch=T <= 512, plain=T <= 512)
         return found | {"ours": ours.prefill(ours.build(family, shape), tokens)}
 
     return _case(f"{family}/prefill/T{T}", f"{family}: prefill", shape, shape.batch, T, make)
@@ -78,20 +80,35 @@ def _training(family: str, shape: Shape, T: int) -> Case:
         tokens = shape.tokens(T + 1)
         ways = partial(peers.mlx_training, tokens=tokens), partial(peers.torch_training, tokens=tokens)
         # Differentiating transformers' own loop over time did not end in minutes at T = 512.
-        found = peers.contenders(family, shape, *ways, plain=T <= 128)
+        found = peers.contenders(family, shape, *ways, torch=T <= 512, plain=T <= 128)
         return found | {"ours": ours.training(ours.build(family, shape), tokens)}
 
     return _case(f"{family}/train/T{T}", f"{family}: training step", shape, shape.batch, T, make)
 
 
-def _decoding(family: str, shape: Shape, batch: int, count: int) -> Case:
+def _decoding(family: str, shape: Shape, batch: int, count: int, bits: int | None = None) -> Case:
     def make() -> dict[str, Contender]:
         found = {}
         if family in peers.MLX_LM:
-            found["mlx-lm"] = peers.mlx_decoding(peers.mlx_lm(family, shape), batch, count)
-        return found | {"ours": ours.decoding(ours.build(family, shape), batch, count)}
+            model = ours.in_bits(peers.mlx_lm(family, shape), bits)
+            found["mlx-lm"] = peers.mlx_decoding(model, batch, count)
+        return found | {"ours": ours.decoding(ours.in_bits(ours.build(family, shape), bits), batch, count)}
 
-    return _case(f"{family}/decode/B{batch}", f"{family}: tokens one by one", shape, batch, count, make)
+    words = f" of {bits} bits" if bits else ""
+    key = f"{family}/decode/B{batch}" + (f"/{bits}bits" if bits else "")
+    return _case(key, f"{family}{words}: tokens one by one", shape, batch, count, make)
+
+
+def _author(shape: Shape) -> Case:
+    """RWKV-7 beside the package of its author, which reads one row at a time."""
+    T = 512
+
+    def make() -> dict[str, Contender]:
+        tokens = shape.tokens(T, batch=1)
+        found = {"rwkv": peers.rwkv_prefill(shape, tokens)} if peers.has_rwkv() else {}
+        return found | {"ours": ours.prefill(ours.build("rwkv7", shape), tokens)}
+
+    return _case("rwkv7/author/T512", "rwkv7: prefill of one row", shape, 1, T, make)
 
 
 def _wide_prefill(size: Sizes) -> Case:
@@ -122,6 +139,6 @@ def _equal_parameters(size: Sizes) -> Case:
 
 def _case(key: str, title: str, shape: Shape, batch: int, T: int, make) -> Case:
     title = f"{title}, d {shape.width}, {shape.layers} layers, B {batch}, T {T}"
-    family, what, _ = key.split("/")
+    family, what, *_ = key.split("/")
     facts = {"family": family, "what": what, "T": T, "B": batch, "d": shape.width, "layers": shape.layers}
     return Case(key, title, batch * T, "tokens", make, {**facts, "vocabulary": shape.vocabulary})

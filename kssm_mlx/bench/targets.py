@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from kssm_mlx.bench.measure import Timing
+from kssm_mlx.bench.recurrences import OPS
 
 
 @dataclass(frozen=True)
 class Target:
-    """what is measured in the case `key`: the speed of the last contender over that of `against` (the fastest
-    of those named), or with `memory` the peak memory of the last over that of `against`. must, aim: the ratio
-    that had to be reached, and the one hoped for.
+    """of "speed": that of the last contender of the case `key` over that of `against`, the fastest of those
+    named; of "memory": its peak over that of `against`; of "exponent": the power of T of the op `key`; of
+    "share": the part of the machine's matrix rate that the case `key` reaches. must, aim: the number that had
+    to be reached, and the one hoped for.
     """
 
     what: str
@@ -20,7 +23,11 @@ class Target:
     against: tuple[str, ...]
     must: float
     aim: float
-    memory: bool = False
+    of: Literal["speed", "memory", "exponent", "share"] = "speed"
+
+    @property
+    def small_is_good(self) -> bool:
+        return self.of in ("memory", "exponent")
 
 
 TORCH = ("transformers", "transformers, mambapy")
@@ -35,7 +42,12 @@ TARGETS = (
     Target("Mamba training step, T 512, against the best torch path", "mamba/train/T512", TORCH, 2, 5),
     Target("Mamba training step, T 128, against the best torch path", "mamba/train/T128", TORCH, 1, 2),
     Target(
-        "Mamba peak training memory, T 512, against mlx-lm", "mamba/train/T512", ("mlx-lm",), 0.6, 0.4, True
+        "Mamba peak training memory, T 512, against mlx-lm",
+        "mamba/train/T512",
+        ("mlx-lm",),
+        0.6,
+        0.4,
+        "memory",
     ),
     Target("Mamba tokens one by one, B 1, against mlx-lm", "mamba/decode/B1", ("mlx-lm",), 1.4, 2),
     Target("Mamba-2 prefill, T 512, against mlx-lm", "mamba2/prefill/T512", ("mlx-lm",), 1.5, 3),
@@ -60,6 +72,8 @@ TARGETS = (
         50,
     ),
     Target("kuramoto_bank against NumPy", "oscillators/bank/forward", ("numpy float32",), 1, 4),
+    *(Target(f"time of {op} over T, exponent", op, (), 1.1, 1.03, "exponent") for op in OPS),
+    Target("Mamba prefill, d 512, share of the matrix rate", "mamba/prefill/wide", (), 0.20, 0.35, "share"),
 )
 
 
@@ -75,16 +89,23 @@ class Outcome:
     def reached(self) -> str:
         if self.ratio is None:
             return "not measured"
-        better = (
-            (lambda limit: self.ratio <= limit) if self.target.memory else (lambda limit: self.ratio >= limit)
-        )
-        return "aim" if better(self.target.aim) else "must" if better(self.target.must) else "missed"
+        sign = -1 if self.target.small_is_good else 1
+        good = {name: sign * self.ratio >= sign * getattr(self.target, name) for name in ("aim", "must")}
+        return next((name for name, reached in good.items() if reached), "missed")
 
 
-def outcomes(measured: dict[str, list[Timing]]) -> Iterator[Outcome]:
-    """Every target against the timings by case key."""
+def outcomes(
+    measured: dict[str, list[Timing]],
+    exponents: dict[str, float] | None = None,
+    shares: dict[str, float] | None = None,
+) -> Iterator[Outcome]:
+    """Every target against the timings by case key, the exponents by op and the shares by case key."""
+    single = {"exponent": exponents or {}, "share": shares or {}}
     for target in TARGETS:
-        yield Outcome(target, *_ratios(target, measured.get(target.key, [])))
+        if target.of in single:
+            yield Outcome(target, single[target.of].get(target.key))
+        else:
+            yield Outcome(target, *_ratios(target, measured.get(target.key, [])))
 
 
 def _ratios(target: Target, timings: list[Timing]) -> tuple[float | None, float | None]:
@@ -94,7 +115,7 @@ def _ratios(target: Target, timings: list[Timing]) -> tuple[float | None, float 
     if not peers or good[-1] is not timings[-1]:
         return None, None
     own, peer = good[-1], min(peers, key=lambda t: t.milliseconds)
-    if target.memory:
+    if target.of == "memory":
         return own.peak_megabytes / peer.peak_megabytes, None
     by_cpu = None if own.cpu_ratio is None else own.cpu_ratio / peer.cpu_ratio
     return own.ratio / peer.ratio, by_cpu

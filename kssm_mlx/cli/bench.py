@@ -18,7 +18,7 @@ def bench(
     full: Annotated[
         bool, typer.Option("--full", help="Longer sequences, up to 65,536; takes hours.")
     ] = False,
-    turns: Annotated[int, typer.Option(min=3, help="Turns per case, at most.")] = 7,
+    turns: Annotated[int, typer.Option(min=5, help="Turns per case, at most.")] = 7,
     names: Annotated[bool, typer.Option("--names", help="List the cases and stop.")] = False,
 ) -> None:
     """Measure ours beside mlx-lm, transformers and NumPy, as far as they are installed."""

@@ -11,6 +11,7 @@ import pytest
 from kssm_mlx.bench import peers, report
 from kssm_mlx.bench.measure import Case, Contender, Timing, arrays, compare
 from kssm_mlx.bench.ours import Shape
+from kssm_mlx.bench.recurrences import OPS
 from kssm_mlx.bench.run import bench, exponents, mamba_products
 from kssm_mlx.bench.suite import Sizes, cases
 from kssm_mlx.bench.targets import TARGETS, outcomes
@@ -35,12 +36,12 @@ def test_everything_is_written_and_readable(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "has_transformers", lambda: False)
     shown = []
     keys = ("mamba/prefill/", "ops/wkv4", "oscillators/mean-field")
-    path = bench(chosen(*keys), tmp_path, turns=3, show=shown.append, budget=0)
+    path = bench(chosen(*keys), tmp_path, turns=5, show=shown.append, budget=0)
     results = json.loads(path.read_text())
     assert [r["key"] for r in results["cases"]] == [r["key"] for r in shown] == [c.key for c in chosen(*keys)]
     for record in results["cases"]:
         assert [t["failed"] for t in record["timings"]] == [""] * len(record["timings"])
-        assert all(t["turns"] == 3 and t["milliseconds"] > 0 for t in record["timings"])
+        assert all(t["turns"] == 5 and t["milliseconds"] > 0 for t in record["timings"])
         assert record["timings"][0]["ratio"] == 1
     assert set(results["exponents"]) == {"wkv4"}
     assert results["cases"][-1]["facts"]["error"]["ours"] < 1e-3
@@ -55,16 +56,34 @@ def test_everything_is_written_and_readable(tmp_path, monkeypatch):
 @pytest.mark.parametrize("part", ["mamba2/", "rwkv/", "rwkv7/", "kssm/", "ops/mobius_scan", "ops/wkv7"])
 def test_every_family_runs(part, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "has_transformers", lambda: False)
-    results = json.loads(bench(chosen(part)[-1:], tmp_path, turns=3, budget=0).read_text())
+    results = json.loads(bench(chosen(part)[-1:], tmp_path, turns=5, budget=0).read_text())
     assert all(t["milliseconds"] > 0 for t in results["cases"][0]["timings"])
 
 
-def test_turns_are_interleaved_and_at_least_three():
+def test_turns_are_interleaved_and_at_least_five():
     calls = []
     contenders = {name: Contender(lambda name=name: calls.append(name)) for name in "ab"}
-    timings = compare(contenders, turns=5, budget=0)
-    assert calls == ["a", "b"] + ["a", "b"] * 3
-    assert [t.turns for t in timings] == [3, 3]
+    timings = compare(contenders, turns=7, budget=0)
+    assert calls == ["a", "b"] + ["a", "b"] * 5
+    assert [t.turns for t in timings] == [5, 5]
+
+
+def test_what_is_not_run_again_stays_with_its_own_date(tmp_path):
+    def case(key):
+        return Case(key, key, 1, "tokens", lambda: {"ours": arrays(mx.ones, 1)})
+
+    path = bench([case("x/prefill/T1"), case("y/prefill/T1")], tmp_path, turns=5)
+    old = json.loads(path.read_text())
+    old["cases"][0]["measured"]["on"] = "2020-01-01"
+    path.write_text(json.dumps(old))
+    records = json.loads(bench([case("y/prefill/T1")], tmp_path, turns=5).read_text())["cases"]
+    assert [(r["key"], r["measured"]["on"] == "2020-01-01") for r in records] == [
+        ("x/prefill/T1", True),
+        ("y/prefill/T1", False),
+    ]
+    path.write_text('{"cases": [{"key": "of another format"}]}')
+    records = json.loads(bench([case("y/prefill/T1")], tmp_path, turns=5).read_text())["cases"]
+    assert [r["key"] for r in records] == ["y/prefill/T1"]
 
 
 def test_a_contender_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
@@ -74,7 +93,7 @@ def test_a_contender_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
     case = Case(
         "x/prefill/T1", "x", 1, "tokens", lambda: {"peer": Contender(crash), "ours": arrays(mx.ones, 1)}
     )
-    results = json.loads(bench([case], tmp_path, turns=3).read_text())
+    results = json.loads(bench([case], tmp_path, turns=5).read_text())
     peer, ours = results["cases"][0]["timings"]
     assert "499000" in peer["failed"]
     assert peer["milliseconds"] is None and ours["ratio"] is None
@@ -108,9 +127,17 @@ def test_outcomes_compare_with_the_fastest_peer_named():
     assert missing == {"not measured"}
 
 
+def test_exponents_and_shares_are_targets_too():
+    powers = {"wkv4": 1.0, "wkv7": 1.05, "mobius_scan": 1.2}
+    found = {o.target.key: o.reached for o in outcomes({}, powers, {"mamba/prefill/wide": 0.3})}
+    assert [found[op] for op in powers] == ["aim", "must", "missed"]
+    assert found["mamba/prefill/wide"] == "must"
+    assert found["ssd"] == "not measured"
+
+
 def test_every_target_names_a_case_of_the_default_or_the_full_suite():
     full = Sizes(TINY.shape, 64, (128, 512, 2048), (128, 512, 2048), (8,), (100,), 2)
-    assert {t.key for t in TARGETS} <= {case.key for case in cases(full)}
+    assert {t.key for t in TARGETS} <= {case.key for case in cases(full)} | set(OPS)
 
 
 def test_exponents_are_of_the_fitted_power():
