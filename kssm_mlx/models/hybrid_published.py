@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.models.layers import linear
-from kssm_mlx.ops.elementary import sigmoid
+from kssm_mlx.ops.elementary import relu2, sigmoid
 from kssm_mlx.ops.wkv7 import wkv7
 
 STD = 0.02
@@ -45,7 +45,7 @@ class PublishedRWKV(nn.Module):
     def __call__(self, n, entry, v_first, resets, lengths):
         y, state, decay = self._mix(self.norm1(n), entry[0], resets, lengths)
         a = n + y
-        R = a + self.down(mx.square(nn.relu(self.up(self.norm2(a)))))
+        R = a + self.down(relu2(self.up(self.norm2(a))))
         return R, [state], v_first, {"state": state, "decay": decay}
 
     def _mix(self, u, state, resets, lengths):

@@ -28,7 +28,7 @@ from kssm_mlx.models.attention import Attention
 from kssm_mlx.models.hybrid_memory import Memory
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.recurrent import RecurrentModel
-from kssm_mlx.ops.elementary import sigmoid
+from kssm_mlx.ops.elementary import relu2, sigmoid
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ChannelMixing(nn.Module):
         self.value = linear(keys[2], hidden, D, std=(2 * config.n_layers * hidden) ** -0.5)
 
     def __call__(self, z: mx.array) -> mx.array:
-        return sigmoid(self.receptance(z)) * self.value(mx.square(nn.relu(self.key(z))))
+        return sigmoid(self.receptance(z)) * self.value(relu2(self.key(z)))
 
 
 class Block(nn.Module):

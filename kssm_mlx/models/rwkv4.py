@@ -27,7 +27,7 @@ import mlx.nn as nn
 from kssm_mlx.models.acts import LEAST
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, orthogonal, token_shift
-from kssm_mlx.ops.elementary import sigmoid
+from kssm_mlx.ops.elementary import relu2, sigmoid
 from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, wkv4
 
 
@@ -137,7 +137,7 @@ class ChannelMixing(nn.Module):
         past, shift = token_shift(x, shift, resets, lengths)
         k = self.key(mix(x, past, self.time_mix_key))
         r = sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
-        return r * self.value(mx.square(nn.relu(k))), shift
+        return r * self.value(relu2(k)), shift
 
 
 def mix(x: mx.array, past: mx.array, mu: mx.array) -> mx.array:

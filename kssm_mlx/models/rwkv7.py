@@ -39,7 +39,7 @@ from kssm_mlx.models.recurrent import (
     refuse_unless,
     token_shift,
 )
-from kssm_mlx.ops.elementary import sigmoid
+from kssm_mlx.ops.elementary import relu2, sigmoid
 from kssm_mlx.ops.wkv7 import wkv7
 
 
@@ -222,7 +222,7 @@ class ChannelMixing(nn.Module):
 
     def __call__(self, x, shift, resets, lengths):
         past, shift = token_shift(x, shift, resets, lengths)
-        return self.value(nn.relu2(self.key(x + (past - x) * self.x_k))), shift
+        return self.value(relu2(self.key(x + (past - x) * self.x_k))), shift
 
 
 class Block(nn.Module):
