@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.scan import begins, inside
 
@@ -35,7 +36,7 @@ def wkv7(r, log_w, k, v, a, b, state=None, *, resets=None, lengths=None) -> tupl
         resets = begins(resets, lengths)
     S0 = mx.zeros((B, H, K, V)) if state is None else state.astype(mx.float32).swapaxes(2, 3)
     r, k, v, a, b = streams(r, k, v, a, b)
-    y, S, _, _ = _scan(S0, r, mx.exp(log_w.astype(mx.float32)), k, v, a, b, marks(resets, B, T))
+    y, S, _, _ = _scan(S0, r, exp(log_w.astype(mx.float32)), k, v, a, b, marks(resets, B, T))
     return y, S.swapaxes(2, 3)
 
 
