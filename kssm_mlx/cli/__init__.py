@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from kssm_mlx.cli.bench import bench
 from kssm_mlx.cli.convert import convert
+from kssm_mlx.cli.data import data
 from kssm_mlx.cli.doctor import doctor
 from kssm_mlx.cli.evaluate import evaluate
 from kssm_mlx.cli.export import export
@@ -87,5 +88,6 @@ def main(
 
 for command in (train, verify, generate, report, export, convert, simulate, recipes, doctor, bench):
     app.command()(command)
+app.add_typer(data, name="data")
 app.command("eval")(evaluate)
 app.command("verify-weights")(verify_weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -28,3 +30,10 @@ class Bytes:
 
     def advance(self, n: int) -> None:
         self._bar.advance(self._task, n)
+
+    def through(self, texts: Sequence[str]) -> Iterator[str]:
+        """`texts`, each counted when the next one is asked for."""
+        self.start(sum(len(text.encode()) for text in texts))
+        for text in texts:
+            yield text
+            self.advance(len(text.encode()))

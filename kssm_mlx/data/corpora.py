@@ -1,10 +1,14 @@
 """Where text comes from: a named source becomes a list of documents with a licence and a digest.
 
-pydoc         the language reference inside every CPython (`pydoc_data.topics`): real English, no download
-file:PATH     one document
-dir:PATH      every .txt and .md file below PATH, in the order of their names
-jsonl:PATH    the field `text` of every line
-hf:NAME       the field `text` of the train split of a Hugging Face dataset; hf:NAME:CONFIG picks a config
+pydoc            the language reference inside every CPython (`pydoc_data.topics`): real English, no download
+themes           800 short samples on sixteen themes, our own; themes:seed=1,samples=900 for others
+file:PATH        one document
+dir:PATH         every .txt and .md file below PATH, in the order of their names
+jsonl:PATH       the field `text` of every line
+gutenberg:DIR    the books of a folder of Project Gutenberg texts, cleaned, each once
+wikitext:PATH    the articles of a raw WikiText file; of a folder, with the official validation split;
+                 wikitext-joined:PATH the same with its @-@, @,@ and @.@ undone
+hf:NAME          the field `text` of the train split of a Hugging Face dataset; hf:NAME:CONFIG picks a config
 """
 
 from __future__ import annotations
@@ -14,22 +18,40 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from kssm_mlx.errors import ConfigError, DataError, nearest
 
 REPEAT = 64  # bytes; the length of passage that check C15 counts as shared between training and validation
+REPLACED = 1e-5  # most U+FFFD per character in a prepared corpus: more is text that was decoded wrongly
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text as a list of documents. `digest` is a sha256 over the documents, so it names the content."""
+    """Text as a list of documents. `digest` is a sha256 over all of them, so it names the content.
+
+    validation: the held-out documents of a corpus that comes split, which are not among `documents`.
+    whole: the documents are works, so that the split "auto" cuts none in two however few they are.
+    """
 
     name: str
     source: str
     documents: list[str]
     licence: str
     digest: str
+    validation: tuple[str, ...] = ()
+    whole: bool = False
+
+
+class Texts(NamedTuple):
+    """What a reader makes of its target; the fields as in `Corpus`."""
+
+    documents: list[str]
+    licence: str
+    validation: tuple[str, ...] = ()
+    whole: bool = False
 
 
 def open_corpus(source: str) -> Corpus:
@@ -39,17 +61,18 @@ def open_corpus(source: str) -> Corpus:
         that is missing, unreadable, empty or not UTF-8.
     """
     kind, _, target = source.partition(":")
-    if kind not in _READERS or (kind == "pydoc") == bool(target):
+    if kind not in _READERS or (kind == "pydoc" and target) or (kind not in _BUILT_IN and not target):
         raise ConfigError(
-            f"data.source is {source!r}; expected pydoc, file:PATH, dir:PATH, jsonl:PATH or hf:NAME"
-            f"{nearest(kind, _READERS)}"
+            f"data.source is {source!r}; expected pydoc, themes, file:PATH, dir:PATH, jsonl:PATH, "
+            f"gutenberg:FOLDER, wikitext:PATH, wikitext-joined:PATH or hf:NAME{nearest(kind, _READERS)}"
         )
-    documents, licence = _READERS[kind](target)
-    documents = [text for text in documents if text.strip()]
+    texts = Texts(*_READERS[kind](target))
+    documents = [text for text in texts.documents if text.strip()]
     if not documents:
         raise DataError(f"{source} holds no text; expected at least one document that is not blank")
-    name = kind if kind == "pydoc" else Path(target).name
-    return Corpus(name, source, documents, licence, corpus_digest(documents))
+    name = source if kind in _BUILT_IN else Path(target).name
+    digest = corpus_digest([*documents, *texts.validation])
+    return Corpus(name, source, documents, texts.licence, digest, texts.validation, texts.whole)
 
 
 def corpus_digest(documents: Iterable[str]) -> str:
@@ -102,13 +125,34 @@ def _pydoc(_: str) -> tuple[list[str], str]:
     return [kept[name] for name in sorted(kept)], "PSF-2.0"
 
 
+def _themes(target: str) -> Texts:
+    from kssm_mlx.data.themes import parse_options, themed_samples
+
+    return Texts([sample.text for sample in themed_samples(**parse_options(target))], "MIT")
+
+
+def _gutenberg(target: str) -> Texts:
+    from kssm_mlx.data.gutenberg import LICENCE, shelf
+
+    books = shelf(Path(target).expanduser()).books
+    return Texts([book.text for book in books], LICENCE, whole=True)
+
+
+def _wikitext(target: str, joined: bool = False) -> Texts:
+    from kssm_mlx.data.wikitext import LICENCE, splits
+
+    train, validation = splits(Path(target).expanduser(), joined)
+    texts, held_out = ([article.text for article in side] for side in (train, validation))
+    return Texts(texts, LICENCE, tuple(held_out), whole=True)
+
+
 def _file(target: str) -> tuple[list[str], str]:
     return [read_text(Path(target).expanduser())], "as given by the user"
 
 
 def _dir(target: str) -> tuple[list[str], str]:
     root = Path(target).expanduser()
-    paths = sorted(_text_files(root), key=lambda path: path.relative_to(root).as_posix())
+    paths = sorted(text_files(root), key=lambda path: path.relative_to(root).as_posix())
     if not paths:
         raise DataError(f"{root} has no .txt or .md file; expected at least one, in it or below it")
     return [read_text(path) for path in paths], "as given by the user"
@@ -140,7 +184,28 @@ def _hf(target: str) -> tuple[list[str], str]:
     return list(rows["text"]), rows.info.license or "see the dataset's card"
 
 
-_READERS = {"pydoc": _pydoc, "file": _file, "dir": _dir, "jsonl": _jsonl, "hf": _hf}
+_BUILT_IN = ("pydoc", "themes")
+_READERS = {
+    "pydoc": _pydoc,
+    "themes": _themes,
+    "file": _file,
+    "dir": _dir,
+    "jsonl": _jsonl,
+    "gutenberg": _gutenberg,
+    "wikitext": _wikitext,
+    "wikitext-joined": partial(_wikitext, joined=True),
+    "hf": _hf,
+}
+
+
+def refuse_replaced(text: str, where: str | Path) -> None:
+    """Raises: DataError for text in which more than `REPLACED` of the characters are U+FFFD."""
+    count = text.count("\ufffd")
+    if count > REPLACED * len(text):
+        raise DataError(
+            f"{where}: {count} of {len(text)} characters are U+FFFD, a share of more than {REPLACED:g}; it "
+            "was once decoded with the wrong encoding or tokenizer, so take it from its source again"
+        )
 
 
 def read_text(path: Path) -> str:
@@ -163,7 +228,7 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-def _text_files(root: Path) -> Iterator[Path]:
+def text_files(root: Path) -> Iterator[Path]:
     """Paths of the .txt and .md files below `root`, hidden folders left out."""
 
     def stop(e: OSError):

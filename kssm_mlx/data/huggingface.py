@@ -2,6 +2,7 @@
 
 bytes   a BPE without merges over the byte alphabet, ids the byte values; NUL is the end of a text
 chars   a BPE without merges over the characters; what is not among them is dropped, where ours refuses it
+chars-reserved   the same behind the control tokens and the ids kept free; what is not among them is <|unk|>
 hf      the tokenizer.json it was made from
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from kssm_mlx.data.control_chars import CONTROL, RESERVED, UNKNOWN, ControlCharTokenizer
 from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer, HFTokenizer, Tokenizer
 from kssm_mlx.errors import DataError
 
@@ -42,6 +44,10 @@ def ours(table: dict[str, Any]) -> Tokenizer | None:
         return None
     if vocabulary == _byte_vocabulary():
         return ByteTokenizer()
+    if vocabulary.items() >= _reserved().items():
+        characters = "".join(sorted(vocabulary.keys() - _reserved().keys()))
+        if vocabulary == _reserved() | {c: RESERVED + i for i, c in enumerate(characters)}:
+            return ControlCharTokenizer(characters)
     characters = "".join(sorted(vocabulary))
     if vocabulary == {c: i for i, c in enumerate(characters)} and not table.get("pre_tokenizer"):
         return CharTokenizer(characters)
@@ -62,6 +68,12 @@ def _backend(tokenizer: Tokenizer):
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         # In a sequence of one: for a bare ByteLevel mlx-lm drops the first space of what it generates.
         backend.decoder = decoders.Sequence([decoders.ByteLevel()])
+    elif isinstance(tokenizer, ControlCharTokenizer):
+        characters = {c: RESERVED + i for i, c in enumerate(tokenizer.characters)}
+        backend = Backend(models.BPE(_reserved() | characters, [], unk_token=CONTROL[UNKNOWN]))
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL])
+        return backend
     else:
         raise DataError(f"a tokenizer.json cannot describe {tokenizer.name}; export without a tokenizer")
     if tokenizer.separator_id is not None:
@@ -69,9 +81,19 @@ def _backend(tokenizer: Tokenizer):
     return backend
 
 
-def _byte_vocabulary() -> dict[str, int]:
-    """The characters that stand for bytes 1 to 255 in GPT-2's alphabet, and NUL, which stands for itself."""
+def byte_symbols() -> dict[int, str]:
+    """Byte -> the character that stands for it in GPT-2's alphabet."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
-    alphabet = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    return {NUL: 0} | {symbol: byte for symbol, byte in alphabet.items() if byte}
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def _byte_vocabulary() -> dict[str, int]:
+    """The characters that stand for bytes 1 to 255 in GPT-2's alphabet, and NUL, which stands for itself."""
+    return {NUL: 0} | {symbol: byte for byte, symbol in byte_symbols().items() if byte}
+
+
+def _reserved() -> dict[str, int]:
+    """The control tokens and names for the ids that are kept free."""
+    free = (f"<|reserved_{id}|>" for id in range(len(CONTROL), RESERVED))
+    return {token: id for id, token in enumerate([*CONTROL, *free])}

@@ -1,4 +1,6 @@
-"""Held-out text: whole documents, or the tail of the one stream. The two sides never share a character."""
+"""Held-out text: whole documents, the tail of the one stream, or what a corpus itself holds out. The two
+sides never share a character.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,38 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kssm_mlx.errors import DataError
+from kssm_mlx.data.corpora import Corpus
+from kssm_mlx.errors import ConfigError, DataError
 
 MANY = 20  # documents from which "auto" holds out whole ones
 
 
-def resolve(method: str, documents: int) -> str:
-    """What "auto" means for this many documents; other methods are themselves."""
+def resolve(method: str, documents: int, whole: bool = False) -> str:
+    """What "auto" means for this many documents, never cut if `whole`; other methods are themselves."""
     if method != "auto":
         return method
-    return "documents" if documents >= MANY else "contiguous"
+    return "documents" if whole or documents >= MANY else "contiguous"
+
+
+def split_corpus(
+    corpus: Corpus, method: str, share: float, seed: int
+) -> tuple[tuple[list[str], list[str]], str, float]:
+    """((training, validation), method, share of validation that the recipe asks for or the corpus has).
+
+    Raises: ConfigError for a corpus that comes split and a method other than "auto", DataError if one side
+        would be empty.
+    """
+    if not corpus.validation:
+        method = resolve(method, len(corpus.documents), corpus.whole)
+        return split_documents(corpus.documents, method, share, seed), method, share
+    if method != "auto":
+        raise ConfigError(
+            f"data.split is {method!r}, but {corpus.source} comes with its own validation text; leave split "
+            "out, or name the training file alone"
+        )
+    train, validation = corpus.documents, list(corpus.validation)
+    held_out, rest = (sum(map(len, side)) for side in (validation, train))
+    return (train, validation), "official", held_out / (held_out + rest)
 
 
 def split_documents(

@@ -16,6 +16,7 @@ from kssm_mlx.errors import ConfigError, DataError, nearest
 
 FILE = "tokenizer.json"
 FORMAT = "kssm-tokenizer/1"
+NAMED = ("gpt2", "cl100k", "neox")  # tokenizers that models were published with: data/published.py
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "[SEP]", "<|im_end|>")
 
 
@@ -202,23 +203,46 @@ class StreamDecoder:
         return rest
 
 
-def make_tokenizer(spec: str, documents: Sequence[str] | None = None) -> Tokenizer:
-    """The tokenizer `bytes`, `chars` (of `documents`), `hf:PATH|REPO` or `world:PATH` (RWKV's vocabulary).
+def make_tokenizer(
+    spec: str, documents: Sequence[str] | None = None, train: Sequence[str] | None = None
+) -> Tokenizer:
+    """The tokenizer of a word or of a file.
 
-    Raises: ConfigError for another word, DataError for a tokenizer file that cannot be had.
+    bytes                           the 256 bytes
+    chars, chars-reserved           the characters of `documents`, alone or behind 32 reserved ids
+    bpe:16384                       as many tokens as that, learned from `train`, the side that is trained on
+    hf:PATH|REPO, world:PATH        a tokenizer.json, RWKV's vocabulary
+    gpt2:, cl100k:, neox:PATH       a file that must have the number of tokens of that name
+
+    Raises: ConfigError for another word or a corpus that is missing, DataError for a file that cannot be
+        had or is another tokenizer.
     """
+    kind, _, target = spec.partition(":")
     if spec == "bytes":
         return ByteTokenizer()
+    if spec in ("chars", "chars-reserved", f"bpe:{target}") and not documents:
+        raise ConfigError(f"tokenizer {spec!r} is built from a corpus; give documents, or use 'bytes'")
     if spec == "chars":
-        if not documents:
-            raise ConfigError("tokenizer 'chars' is built from a corpus; give documents, or use 'bytes'")
         return CharTokenizer.from_documents(documents)
-    if spec.startswith("hf:") and spec != "hf:":
-        return _huggingface(_hf_content(spec[3:]), spec)
-    if spec.startswith("world:") and spec != "world:":
-        return _world().from_file(spec[6:], spec)
-    hint = nearest(spec, ("bytes", "chars"))
-    raise ConfigError(f"data.tokenizer is {spec!r}; expected bytes, chars, hf:PATH|REPO or world:PATH{hint}")
+    if spec == "chars-reserved":
+        return _control_chars().from_documents(documents)
+    if kind == "bpe" and target.isdecimal():
+        from kssm_mlx.data.bpe import train_bpe
+
+        return train_bpe(documents if train is None else train, int(target))
+    if kind == "hf" and target:
+        return _huggingface(_hf_content(target), spec)
+    if kind == "world" and target:
+        return _world().from_file(target, spec)
+    if kind in NAMED and target:
+        from kssm_mlx.data.published import published
+
+        return published(kind, target)
+    raise ConfigError(
+        f"data.tokenizer is {spec!r}; expected bytes, chars, chars-reserved, bpe:SIZE, hf:PATH|REPO, "
+        f"world:PATH, {', '.join(f'{name}:PATH' for name in NAMED)}"
+        f"{nearest(spec, ('bytes', 'chars', 'chars-reserved'))}"
+    )
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -255,7 +279,15 @@ def _from_description(described: dict[str, Any], name: str) -> Tokenizer:
         return _world().from_description(described, name)
     if described["kind"] == "ids":
         return IdTokenizer(described["vocab_size"])
+    if described["kind"] == "chars-reserved":
+        return _control_chars()(described["characters"])
     return ByteTokenizer() if described["kind"] == "bytes" else CharTokenizer(described["characters"])
+
+
+def _control_chars():
+    from kssm_mlx.data.control_chars import ControlCharTokenizer  # which stands on this module
+
+    return ControlCharTokenizer
 
 
 def _world():

@@ -23,7 +23,7 @@ import numpy as np
 from kssm_mlx import files
 from kssm_mlx.data.corpora import open_corpus
 from kssm_mlx.data.index import FILES, FORMAT, INDEX, SCORED, SPLITS, read_index
-from kssm_mlx.data.splits import resolve, split_documents
+from kssm_mlx.data.splits import split_corpus
 from kssm_mlx.data.tasks import PREFIX, Task, make_task
 from kssm_mlx.data.tasks.files import task_origin, task_rows
 from kssm_mlx.data.tokenizers import FILE as TOKENIZER
@@ -170,22 +170,22 @@ def encode_documents(name: str, documents: Sequence[str], tokenizer: Tokenizer) 
 
 def _of_text(recipe: DataRecipe) -> _Source:
     corpus = open_corpus(recipe.source)
-    tokenizer, count = make_tokenizer(recipe.tokenizer, corpus.documents), len(corpus.documents)
-    method = resolve(recipe.split, count)
+    both, method, share = split_corpus(corpus, recipe.split, recipe.validation, recipe.seed)
+    everything = [*corpus.documents, *corpus.validation]
+    tokenizer = make_tokenizer(recipe.tokenizer, everything, both[0])
     origin = {
         "corpus": {
             "name": corpus.name,
             "source": corpus.source,
             "licence": corpus.licence,
             "digest": corpus.digest,
-            "documents": count,
+            "documents": len(everything),
         },
         "tokenizer": _named(tokenizer),
-        "split": {"method": method, "validation": recipe.validation, "seed": recipe.seed},
+        "split": {"method": method, "validation": share, "seed": recipe.seed},
     }
 
     def sides() -> list[tuple[TokenSplit, int]]:
-        both = split_documents(corpus.documents, method, recipe.validation, recipe.seed)
         return [
             (encode_documents(name, texts, tokenizer), sum(len(text.encode()) for text in texts))
             for name, texts in zip(SPLITS, both, strict=True)

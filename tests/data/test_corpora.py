@@ -70,8 +70,8 @@ def test_the_digest_sees_where_a_document_ends():
     "source, message",
     [
         ("pidoc", "did you mean 'pydoc'"),
-        ("pydoc:x", "expected pydoc, file:PATH"),
-        ("file:", "expected pydoc, file:PATH"),
+        ("pydoc:x", "expected pydoc, themes, file:PATH"),
+        ("file:", "expected pydoc, themes, file:PATH"),
         ("jsnl:a", "did you mean 'jsonl'"),
     ],
 )

@@ -183,7 +183,8 @@ def test_a_missing_path_is_not_asked_of_the_hub():
 
 
 @pytest.mark.parametrize(
-    "spec, message", [("byte", "did you mean 'bytes'"), ("hf:", "expected bytes, chars, hf:")]
+    "spec, message",
+    [("byte", "did you mean 'bytes'"), ("hf:", "expected bytes, chars, chars-reserved, bpe:")],
 )
 def test_an_unknown_tokenizer_is_refused(spec, message):
     with pytest.raises(ConfigError, match=message):
