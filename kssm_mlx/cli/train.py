@@ -12,10 +12,15 @@ from kssm_mlx.errors import CheckFailed, ConfigError
 
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (see kssm recipes) or a TOML file.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/RECIPE]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.  [default: runs/RECIPE, runs/RECIPE-smoke]")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting.")
     ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The recipe's [smoke] form: all that it does, tiny, in seconds.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest good checkpoint.")] = False,
     allow_config_change: Annotated[
         bool, typer.Option("--allow-config-change", help="Resume although the recipe has changed.")
@@ -42,11 +47,11 @@ def train(
     """
     from kssm_mlx.training.recipe import load, parse_override
 
-    loaded = load(recipe, dict(parse_override(text) for text in set_ or []))
+    loaded = load(recipe, dict(parse_override(text) for text in set_ or []), smoke=smoke)
     if not verify:
         loaded = without_verification(loaded)
     waivers = parse_waivers(waive or [])
-    folder = out or Path("runs") / Path(recipe).stem
+    folder = out or Path("runs") / f"{Path(recipe).stem}{'-smoke' if smoke else ''}"
 
     from kssm_mlx.cli.tables import console
     from kssm_mlx.experiments.run import train as run

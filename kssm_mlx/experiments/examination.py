@@ -1,7 +1,8 @@
 """The checks of a run at their three times: before step 1, at every evaluation, at the end.
 
 A failed check stops the run unless a waiver says why it need not. With `--no-verify` nothing is stopped: it
-is said what would have been, and the verdicts are recorded as they are.
+is said what would have been, and the verdicts are recorded as they are. So it is with the checks at the end
+of a smoke run, which judge what a dozen steps cannot have learned.
 """
 
 from __future__ import annotations
@@ -45,23 +46,26 @@ class Examination:
 
     def after(self) -> None:
         self.context.history = rows(self.context.run_folder)
-        self._examine("S", "final", "at the end")
+        smoke = bool(self.context.recipe.smoke)
+        self._examine("S", "final", "at the end", mercy="--smoke" if smoke else None)
 
-    def _examine(self, level: str, stage: str, when: str) -> None:
+    def _examine(self, level: str, stage: str, when: str, mercy: str | None = None) -> None:
+        """mercy: the option for which failures do not stop the run."""
+        mercy = mercy if self.verify else "--no-verify"
         found = suites.run_suite(self.context, level, self.waivers)
         suites.write_checks(self.context.run_folder, stage, found)
-        if self.verify:
+        if mercy is None:
             require(found)
         for check in found:
             if not check.ok:
-                self._tell(check, when)
+                self._tell(check, when, mercy)
 
-    def _tell(self, check: Check, when: str) -> None:
+    def _tell(self, check: Check, when: str, mercy: str) -> None:
         """Once per check: what fails at one evaluation mostly fails at the next."""
         if check.id not in self._told:
             self._told.add(check.id)
             self.console.print(
-                f"--no-verify: would have been stopped {when} by {check.id} {check.title}: "
+                f"{mercy}: would have been stopped {when} by {check.id} {check.title}: "
                 f"got {check.got}, expected {check.expected}",
                 markup=False,
                 soft_wrap=True,

@@ -221,7 +221,7 @@ class Save(Section):
 
 
 class Recipe(Section):
-    """smoke: what made this the smoke form of its recipe, a try of the machinery; empty of the recipe itself."""
+    """smoke: the table that made this the smoke form of a recipe; empty in any other."""
 
     about: About = About()
     data: Data = Data()
@@ -277,14 +277,12 @@ def shipped() -> dict[str, Path]:
     return {}
 
 
-def load(
-    name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, smoke: bool = False
-) -> Recipe:
+def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, smoke: bool = False) -> Recipe:
     """The recipe of a shipped name or a TOML file, with `overrides` such as {"model.kappa": 0} applied.
 
     smoke: in its smoke form; the overrides win.
-    Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest) or a wrong type, and
-        for a recipe without a smoke form.
+    Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest), a wrong type, and a
+        smoke form that there is not.
     """
     known = shipped()
     path = known.get(str(name_or_path), Path(name_or_path))
@@ -310,9 +308,10 @@ def load(
 def _make_smoke(table: dict[str, Any], changes: Any, where: str) -> None:
     """Turn a recipe's table into that of its smoke form; what it should reach is no longer said."""
     if not changes or not isinstance(changes, dict):
-        raise ConfigError(f"{where} has no [smoke] table, such as train = {{ steps = 12 }}; run it without --smoke")
-    for key, value in dotted(changes).items():
-        _set(table, key, value)
+        raise ConfigError(
+            f"{where} has no [smoke] table, such as train = {{ steps = 12 }}; run it without --smoke"
+        )
+    _set_all(table, changes)
     for said in ("expected", "minutes"):
         table.get("about", {}).pop(said, None)
     table["smoke"] = changes
@@ -335,6 +334,15 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value
+
+
+def _set_all(table: dict[str, Any], changes: dict[str, Any], section: str = "") -> None:
+    """Set what is at the leaves of `changes`, and leave what is beside them."""
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            _set_all(table, value, f"{section}{key}.")
+        else:
+            _set(table, section + key, value)
 
 
 def _set(table: dict[str, Any], dotted: str, value: Any) -> None:

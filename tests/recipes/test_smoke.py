@@ -1,0 +1,112 @@
+"""The smoke form of every shipped recipe runs to its end, goes on where it was cut off, and is evaluated."""
+
+import io
+import json
+import math
+import shutil
+
+import mlx.core as mx
+import pytest
+from rich.console import Console
+
+from kssm_mlx.checks import suites
+from kssm_mlx.errors import CheckFailed, ConfigError
+from kssm_mlx.experiments import run
+from kssm_mlx.experiments.evaluation import evaluate
+from kssm_mlx.training.recipe import load, parse, shipped
+
+RECIPE = """
+about = { question = "Does it run?", minutes = 5, expected = { metric = "R", value = 0.5, tolerance = 0.1 } }
+data = { source = "pydoc", tokenizer = "chars" }
+model = { family = "kssm_v1", size = "s" }
+train = { steps = 900, learning_rate = 3e-3, warmup = 2 }
+waive = { C1 = "memoryless", C7 = "as published" }
+
+[smoke]
+"train.steps" = 4
+model.size = "xs"
+train = { batch_size = 4, context = 16 }
+eval = { every = 2, tokens = 256, sample_tokens = 0 }
+save = { every = 2 }
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A recipe in whose smoke form keys are dotted, nested and quoted."""
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def trained(recipe, folder, **options):
+    out = io.StringIO()
+    result = run.train(recipe, folder, console=Console(file=out, width=200), **options)
+    return result, out.getvalue()
+
+
+def latest(folder):
+    """The folder of the last checkpoint, and its tensors."""
+    at = folder / "checkpoints" / (folder / "checkpoints" / "LATEST").read_text().strip()
+    arrays = {path.name: mx.load(str(path)) for path in sorted(at.glob("*.safetensors"))}
+    mx.eval(arrays)
+    return at, arrays
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch):
+    recipe, folder = load(name, smoke=True), tmp_path / "run"
+    steps = recipe.train.steps
+    result, _ = trained(recipe, folder)
+    assert result.step == steps and math.isfinite(result.evaluation["nats_per_token"])
+    assert json.loads((folder / "checks.json").read_text()).keys() >= {"preflight", "during", "final"}
+
+    last, unbroken = latest(folder)
+    shutil.rmtree(last)
+    monkeypatch.setattr(suites, "suite", lambda level: ())  # asked and answered above
+    result, _ = trained(recipe, folder, resume=True)
+    assert (result.started_at, result.step) == (recipe.save.every, steps)
+    _, again = latest(folder)
+    for file in unbroken:
+        assert again[file].keys() == unbroken[file].keys()
+        assert all(mx.array_equal(again[file][n], unbroken[file][n]) for n in unbroken[file]), file
+
+    numbers = evaluate(run.load(folder), str(folder))
+    assert numbers["nats_per_token"] > 0 and numbers["tokens"] >= 128
+
+
+def test_the_smoke_form_changes_what_its_table_says(small):
+    full, smoke = load(small), load(small, smoke=True)
+    assert (full.train.steps, full.model.size, full.smoke) == (900, "s", {})
+    assert (smoke.train.steps, smoke.model.size, smoke.train.context) == (4, "xs", 16)
+    assert smoke.train.learning_rate == full.train.learning_rate
+    assert smoke.about.question == full.about.question
+    assert full.about.expected and smoke.about.expected is smoke.about.minutes is None
+    assert load(small, {"train.steps": 7}, smoke=True).train.steps == 7
+    assert parse(smoke.model_dump()) == smoke  # recipe.json says what it was
+
+
+def test_a_recipe_without_a_smoke_form_says_so(tmp_path):
+    (tmp_path / "bare.toml").write_text("train = { steps = 3 }")
+    with pytest.raises(ConfigError, match=r"bare.toml has no \[smoke\] table"):
+        load(tmp_path / "bare.toml", smoke=True)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_checks_at_the_end_are_told_and_do_not_stop_a_smoke_run(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "suite", lambda level: {"P": ("C1",), "S": ("C17",)}.get(level, ()))
+    _, said = trained(load(small, smoke=True), tmp_path / "run")
+    assert "--smoke: would have been stopped at the end by C17 better than counting: got" in said
+    saved = json.loads((tmp_path / "run" / "checks.json").read_text())
+    assert saved["final"][0]["verdict"] == "fail"
+    serious = load(small, smoke=True).model_copy(update={"smoke": {}})
+    with pytest.raises(CheckFailed, match="C17 better than counting"):
+        trained(serious, tmp_path / "serious")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_checks_before_step_1_stop_a_smoke_run_as_any_other(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "suite", lambda level: ("C1",) if level == "P" else ())
+    unwaived = load(small, smoke=True).model_copy(update={"waive": {}})
+    with pytest.raises(CheckFailed, match="C1 earlier tokens"):
+        trained(unwaived, tmp_path / "run")
