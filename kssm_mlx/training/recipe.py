@@ -281,8 +281,8 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
     """The recipe of a shipped name or a TOML file, with `overrides` such as {"model.kappa": 0} applied.
 
     smoke: in its smoke form; the overrides win.
-    Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest), a wrong type, and a
-        smoke form that there is not.
+    Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest), a wrong type, and
+        a smoke form that there is not.
     """
     known = shipped()
     path = known.get(str(name_or_path), Path(name_or_path))
