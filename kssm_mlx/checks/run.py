@@ -68,7 +68,8 @@ def ladder(ctx: Context) -> Check:
     context, V = ctx.recipe.train.context, vocabulary(ctx.model)
     got = evaluate(ctx.model, _windows(ctx, ctx.recipe.eval.tokens), ctx.data.bytes_per_token_validation)
     loss, scored = got["nats_per_token"], got["tokens"]
-    counted = ngram_ladder(ctx.data.train.ids, ctx.data.validation.ids[: scored + 1], V)
+    ids, targets = ctx.data.validation.first(scored)
+    counted = ngram_ladder(ctx.data.train.ids, ids, V, scored=targets)
     rungs = {rung: counted[rung] for rung in RUNGS}
     name, margin = ("bigram", 0.1) if is_final(ctx) else ("unigram", 0.3)
     limit = min(rungs[name] - margin, math.log(V))

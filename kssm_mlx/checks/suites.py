@@ -37,6 +37,7 @@ from kssm_mlx.checks import (  # noqa: F401  each module registers its checks
     run,
     saturation,
     sized,
+    tasks,
     trends,
 )
 from kssm_mlx.checks.base import (

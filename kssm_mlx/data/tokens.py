@@ -62,6 +62,15 @@ class TokenSplit:
     scored: np.ndarray | None = None
     row: int | None = None
 
+    def first(self, targets: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The ids up to the last of the first `targets` scored ones, and which of them are; None for text,
+        where all are but the first.
+        """
+        if self.scored is None:
+            return self.ids[: targets + 1], None
+        stop = int(np.searchsorted(np.cumsum(self.scored, dtype=np.int64), targets)) + 1
+        return self.ids[:stop], self.scored[:stop].astype(bool)
+
 
 @dataclass(frozen=True)
 class TokenData:

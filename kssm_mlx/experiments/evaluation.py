@@ -25,7 +25,7 @@ GAIN_TOKENS = 16384  # each costs a forward pass of one token; standard error be
 
 class Reading(NamedTuple):
     """What a model is scored on. windows: of a number of tokens; tokens: how many by default; ladder:
-    nats/token of counting, given how many tokens were scored; task: whose rows these are, if a task's.
+    nats/token of counting, given how many targets were scored; task: whose rows these are, if a task's.
     """
 
     name: str
@@ -58,7 +58,7 @@ def evaluate(
         "data": reading.name,
         **numbers,
         **{name: gain[name] for name in ("context_gain", "context_gain_se")},
-        "ladder": reading.ladder(numbers["tokens"] + 1),
+        "ladder": reading.ladder(numbers["tokens"]),
     }
 
 
@@ -75,8 +75,9 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
     def windows(count: int) -> Iterator[Batch]:
         return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])
 
-    def ladder(scored: int) -> dict[str, float]:
-        rungs = ngram_ladder(data.train.ids, split.ids[:scored], data.vocab_size)
+    def ladder(targets: int) -> dict[str, float]:
+        ids, scored = split.first(targets)
+        rungs = ngram_ladder(data.train.ids, ids, data.vocab_size, scored=scored)
         return {rung: rungs[rung] for rung in ("uniform", "unigram", "bigram", "trigram")}
 
     name, task = source or f"validation of {folder}", data.task if source is None else None
@@ -98,7 +99,7 @@ def _of_model(trained: Trained, source: str | None) -> Reading:
         host.windows,
         TOKENS,
         text_read.bytes_per_token_validation,
-        lambda scored: counting(ids, scored, V),
+        lambda targets: counting(ids, targets + 1, V),
     )
 
 

@@ -31,15 +31,20 @@ class _Sample(NamedTuple):
 
 
 def ngram_ladder(
-    train: np.ndarray, validation: np.ndarray, vocab_size: int, period: int | None = None
+    train: np.ndarray,
+    validation: np.ndarray,
+    vocab_size: int,
+    period: int | None = None,
+    scored: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Validation cross entropy of n-gram models of the training tokens, in nats/token.
 
     Keys: uniform, unigram, bigram, trigram, all scored on the same tokens (from the third on), and
     bigram_entropy, the conditional entropy of the training tokens themselves (no smoothing). With `period`
     also position_bigram, which knows the position modulo `period`: all a model can learn from its place.
+    scored: which validation tokens count; all unless given.
 
-    Shapes: train [N], validation [M], ids below vocab_size.
+    Shapes: train [N], validation [M], ids below vocab_size; scored bool [M].
     Raises: DataError for fewer than 3 tokens on either side and for ids outside the vocabulary.
     Source: Witten, Bell 1991, method C.
     """
@@ -49,14 +54,15 @@ def ngram_ladder(
         counted, asked = (_Sample(contexts(ids), ids[LONGEST:]) for ids in sides)
         return _witten_bell(counted, asked, lower, vocab_size)
 
+    counts = slice(None) if scored is None else np.asarray(scored, bool)[LONGEST:]
     lower = np.full(sides[1].size - LONGEST, 1 / vocab_size)
     ladder = {"uniform": math.log(vocab_size)}
     for order, name in enumerate(("unigram", "bigram", "trigram")):
         lower = rung(partial(_last, order=order, vocab_size=vocab_size), lower)
-        ladder[name] = _nats(lower)
+        ladder[name] = _nats(lower[counts])
         if name == "bigram" and period:
             placed = partial(_placed, vocab_size=vocab_size, period=period)
-            ladder["position_bigram"] = _nats(rung(placed, lower))
+            ladder["position_bigram"] = _nats(rung(placed, lower)[counts])
     return {**ladder, "bigram_entropy": bigram_entropy(sides[0], vocab_size)}
 
 

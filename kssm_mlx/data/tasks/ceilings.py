@@ -36,7 +36,10 @@ class Forecast(NamedTuple):
 
 
 def forecast(stream: np.ndarray, low: int, high: int, vocab: int) -> Forecast:
-    """The Bayes predictor of one tiled stream. Shapes: stream [n] ids."""
+    """The Bayes predictor of one tiled stream; where no period fits, it has nothing to say.
+
+    Shapes: stream [n] ids.
+    """
     n, periods = stream.size, np.arange(low, high + 1)
     m = np.arange(n + 1)
     seen = periods[:, None] <= m
@@ -44,7 +47,7 @@ def forecast(stream: np.ndarray, low: int, high: int, vocab: int) -> Forecast:
     fits = np.cumprod(~seen[:, :n] | (says[:, :n] == stream), axis=1)
     fits = np.concatenate([np.ones((periods.size, 1)), fits], axis=1)
     weight = fits * np.exp(-np.log(vocab) * (np.minimum(periods[:, None], m) - np.minimum(low, m)))
-    weight /= weight.sum(axis=0)
+    weight /= np.maximum(weight.sum(axis=0), np.finfo(float).tiny)
     uniform = (weight * ~seen).sum(axis=0) / vocab
     shares = (weight * seen * (says == says[:, None])).sum(axis=1) * seen + uniform
     truth = (weight * seen)[:, :n] * (says[:, :n] == stream)
