@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kssm_mlx.data.control_chars import ControlCharTokenizer
 from kssm_mlx.data.huggingface import ours, tokenizer_files
 from kssm_mlx.data.rwkv_world import WorldTokenizer
 from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer, load_tokenizer, make_tokenizer
@@ -18,6 +19,7 @@ TOKENIZERS = {
     "bytes": ByteTokenizer(),
     "chars": CharTokenizer.from_documents([TEXT]),
     "chars with separator": CharTokenizer.from_documents([TEXT, "c"]),
+    "chars behind reserved ids": ControlCharTokenizer.from_documents([TEXT]),
 }
 
 
