@@ -141,6 +141,8 @@ def degenerate_generation(ctx: Context) -> Check:
     Sabotage: a model that repeats one token; one that goes round a loop of 5.
     """
     ctx.need("model", "data", "tokenizer")
+    if getattr(ctx.data, "task", None) is not None:
+        raise NotMeasurable("a row of a task ends where it ends; its answers are judged, no continuation")
     breaks = _breaks(ctx)
     limits = _limits(_real_windows(ctx), breaks)
     sampled = _measure(_continuations(ctx, 0.8), breaks)

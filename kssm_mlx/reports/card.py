@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,20 @@ def results(run: Run) -> list[tuple[str, str]]:
         ("validation bits/byte", measure(bits, se * bits / nats if se and bits else None)),
         ("perplexity", measure(best.get("perplexity"), best.get("perplexity_se"), 3)),
         ("context gain, nats", measure(run.measured("context_gain"), run.measured("context_gain_se"), 3)),
+        *of_task(best),
         *((f"{rung} of the same text, nats/token", f"{value:.4f}") for rung, value in run.ladder.items()),
     ]
+
+
+def of_task(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What an evaluation on a task has beside its loss; of text, nothing."""
+    names = {
+        "accuracy": "accuracy",
+        "ceiling": "accuracy of the best causal predictor",
+        "floor": "loss of the best causal predictor, nats/token",
+        "skill": "skill, 0 of a guess, 1 of the best",
+    }
+    return [(words, f"{numbers[name]:.4f}") for name, words in names.items()] if "skill" in numbers else []
 
 
 def samples(run: Run) -> list[tuple[str, str]]:

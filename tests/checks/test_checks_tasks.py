@@ -8,6 +8,7 @@ from kssm_mlx import models
 from kssm_mlx.checks.base import Context
 from kssm_mlx.data.tasks import TASKS, make_task
 from kssm_mlx.data.tokens import prepare
+from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.models.base import Output
 from kssm_mlx.training.recipe import parse
 from tests.checks.contexts import measure
@@ -93,5 +94,21 @@ def test_a_score_above_the_ceiling_is_a_leak(sees, verdict, tmp_path):
     assert check.verdict == verdict, check.got
 
 
-def test_counting_leaves_tasks_to_their_rule(tmp_path):
-    assert measure("C29", context(tmp_path, **STREAMS)).verdict == "not measurable"
+@pytest.mark.parametrize("id", ["C19", "C29"])
+def test_what_is_asked_of_texts_is_not_asked_of_tasks(id, tmp_path):
+    ctx = context(tmp_path, **STREAMS)
+    ctx.model, ctx.history = Seeing(ctx.data.vocab_size, True), [{"kind": "train", "step": 1000}]
+    check = measure(id, ctx)
+    assert check.verdict == "not measurable" and "a task" in check.got
+
+
+def test_counting_scores_the_targets_of_a_task_only(tmp_path):
+    """After "=" a sum is uniform for whoever sees two tokens; the padding, which is certain, is not asked."""
+    ctx = context(tmp_path, "modular", p=13, length=8)
+    ids, scored = ctx.data.validation.first(50)
+    assert scored.sum() == 50 and scored[-1] and ids.size == scored.size
+    rungs = [
+        ngram_ladder(ctx.data.train.ids, ids, ctx.data.vocab_size, scored=s)["trigram"]
+        for s in (None, scored)
+    ]
+    assert rungs[0] < 1.5 < np.log(13) - 0.1 < rungs[1]

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.reports import compare, report
-from kssm_mlx.reports.card import against_expected, results
+from kssm_mlx.reports.card import against_expected, of_task, results
 from kssm_mlx.reports.plots import plot_loss
 from kssm_mlx.reports.run import open_run
 from kssm_mlx.reports.style import smooth
@@ -138,3 +138,9 @@ def test_smoothing_keeps_a_line_level_and_averages_noise():
     noise = np.random.default_rng(0).normal(size=2000)
     assert smooth(noise, 100).std() < 0.2 < noise.std()
     assert smooth(np.array([]), 0).size == 0
+
+
+def test_an_evaluation_on_a_task_shows_what_anybody_can_reach():
+    numbers = {"accuracy": 0.5, "ceiling": 0.75, "floor": 2.1914, "skill": 0.6667}
+    assert [value for _, value in of_task(numbers)] == ["0.5000", "0.7500", "2.1914", "0.6667"]
+    assert of_task({"accuracy": 0.5}) == []
