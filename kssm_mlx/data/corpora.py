@@ -44,6 +44,11 @@ class Corpus:
     validation: tuple[str, ...] = ()
     whole: bool = False
 
+    @property
+    def scored(self) -> list[str]:
+        """What a model is scored on that was trained elsewhere: all of it, or the corpus's own validation."""
+        return list(self.validation) or self.documents
+
 
 class Texts(NamedTuple):
     """What a reader makes of its target; the fields as in `Corpus`."""

@@ -16,6 +16,8 @@ from typing import NamedTuple
 LONG = 48  # letters and digits from which a paragraph is the same text and not a common phrase
 CONTAINED = 0.5  # share of a book's long paragraphs that another has, from which it is a part of that one
 
+_WORD = re.compile(r"[^\W_]+")
+
 
 class Book(NamedTuple):
     """id: its number at Project Gutenberg; None where neither its header nor its file's name has one."""
@@ -24,10 +26,6 @@ class Book(NamedTuple):
     id: int | None
     title: str
     text: str
-
-    @property
-    def paragraphs(self) -> list[str]:
-        return self.text.split("\n\n")
 
 
 class Shelf(NamedTuple):
@@ -44,26 +42,28 @@ def each_once(books: Sequence[Book]) -> Shelf:
     seen: dict[int | str | None, str] = {}  # number, and text -> the file that has it
     owners: dict[str, str] = {}  # key of a long paragraph -> the file that has it
     for book in sorted(books, key=lambda book: (-len(book.text), book.file)):
-        if why := _there_already(book, seen, owners):
+        paragraphs = book.text.split("\n\n")
+        keys = [key(part) for part in paragraphs]
+        if why := _there_already(book, [k for k in keys if k], seen, owners):
             left_out[book.file] = why
             continue
-        keys = {part: key(part) for part in book.paragraphs}
-        new = [part for part in book.paragraphs if keys[part] not in owners]
+        new = [part for part, k in zip(paragraphs, keys) if k not in owners]
         kept[book.file] = book._replace(text="\n\n".join(new))
         seen |= {book.id: book.file, book.text: book.file}
-        owners |= {k: book.file for k in keys.values() if k and k not in owners}
+        owners.update((k, book.file) for k in keys if k and k not in owners)
     return Shelf([kept[book.file] for book in books if book.file in kept], left_out)
 
 
-def _there_already(book: Book, seen: Mapping[int | str | None, str], owners: Mapping[str, str]) -> str:
-    """Why `book` is not taken; the empty string if it is."""
+def _there_already(
+    book: Book, long: Sequence[str], seen: Mapping[int | str | None, str], owners: Mapping[str, str]
+) -> str:
+    """Why `book`, whose long paragraphs have the keys `long`, is not taken; the empty string if it is."""
     if not book.text:
         return "it has no text"
     if book.id is not None and book.id in seen:
         return f"{seen[book.id]} has the same number, {book.id}"
     if book.text in seen:
         return f"{seen[book.text]} has the same text"
-    long = [k for k in map(key, book.paragraphs) if k]
     there = [owners[k] for k in long if k in owners]
     if long and len(there) >= CONTAINED * len(long):
         most = max(sorted(set(there)), key=there.count)
@@ -79,5 +79,7 @@ def key(paragraph: str) -> str | None:
 
 def words(text: str) -> list[str]:
     """Words without case, accents and punctuation."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    return re.findall(r"[^\W_]+", "".join(c for c in plain if not unicodedata.combining(c)))
+    plain = text.casefold()
+    if not plain.isascii():
+        plain = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
+    return _WORD.findall(plain)

@@ -86,7 +86,7 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
 
 def _of_model(trained: Trained, source: str | None) -> Reading:
     """The text as L5 of `kssm verify-weights` reads it. Raises: DataError without a tokenizer for it."""
-    text = None if source is None else "\n".join(open_corpus(source).documents)
+    text = None if source is None else "\n".join(open_corpus(source).scored)
     host = Host(model=trained.model, tokenizer=trained.tokenizer, text=text)
     try:
         text_read = host.reading
@@ -108,7 +108,7 @@ def _held_out(data: TokenData) -> tuple[TokenSplit, float]:
 
 
 def _foreign(source: str, tokenizer: Tokenizer) -> tuple[TokenSplit, float]:
-    """All of another corpus as one split, and its UTF-8 bytes per token."""
-    documents = open_corpus(source).documents
+    """All of another corpus, or its own validation, as one split, and its UTF-8 bytes per token."""
+    documents = open_corpus(source).scored
     split = encode_documents(source, documents, tokenizer)
     return split, sum(len(text.encode()) for text in documents) / max(split.ids.size, 1)

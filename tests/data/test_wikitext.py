@@ -80,6 +80,17 @@ def test_the_official_split_is_kept_and_shares_nothing(folder, tmp_path):
     assert (data.index["corpus"]["documents"], data.index["corpus"]["licence"]) == (6, "CC-BY-SA-3.0")
 
 
+def test_a_model_from_elsewhere_is_scored_on_the_official_validation(folder):
+    from kssm_mlx.data.tokenizers import ByteTokenizer
+    from kssm_mlx.experiments.evaluation import _foreign
+
+    split, bytes_per_token = _foreign(f"wikitext:{folder}", ByteTokenizer())
+    text = "".join("\0" + a.text for a in splits(folder)[1])
+    assert ByteTokenizer().decode(split.ids) == text and 0.98 < bytes_per_token < 1
+    one = open_corpus(f"wikitext:{folder / 'wiki.train.raw'}")
+    assert one.scored == one.documents
+
+
 def test_the_digest_names_both_sides(folder):
     before = open_corpus(f"wikitext:{folder}").digest
     write(folder / "wiki.valid.raw", article("Another", "a test"))
