@@ -1,4 +1,4 @@
-"""`kssm data`: text made, cleaned, counted and cut into tokens, all from files on this machine."""
+"""`kssm data`: text made, cleaned, counted and cut into tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-data = typer.Typer(rich_markup_mode=None, help="Make, clean, count and tokenise text, from local files only.")
+data = typer.Typer(rich_markup_mode=None, help="Make, clean, count and tokenise text.")
 
 Out = Annotated[Path, typer.Argument(help="The JSONL file to write; a recipe reads it as jsonl:PATH.")]
 

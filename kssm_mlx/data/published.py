@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kssm_mlx.data.huggingface import byte_symbols
-from kssm_mlx.data.tokenizers import HFTokenizer, _hf_content, _read
+from kssm_mlx.data.tokenizers import FILE, HFTokenizer, _read
 from kssm_mlx.errors import DataError
 
 RANKS = ".tiktoken"
@@ -62,11 +62,11 @@ def published(name: str, target: str) -> HFTokenizer:
 
     Raises: DataError for a file that cannot be read or has another number of tokens.
     """
-    known, spec = PUBLISHED[name], f"{name}:{target}"
-    if target.endswith(RANKS):
-        tokenizer = _from_ranks(read_ranks(Path(target).expanduser()), known, spec)
+    known, spec, path = PUBLISHED[name], f"{name}:{target}", Path(target).expanduser()
+    if path.suffix == RANKS:
+        tokenizer = _from_ranks(read_ranks(path), known, spec)
     else:
-        tokenizer = HFTokenizer(_hf_content(target), spec)
+        tokenizer = HFTokenizer(_read(path / FILE if path.is_dir() else path), spec)
     if tokenizer.vocab_size not in known.sizes:
         others = [other for other, its in PUBLISHED.items() if tokenizer.vocab_size in its.sizes]
         raise DataError(

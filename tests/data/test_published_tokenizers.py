@@ -124,6 +124,11 @@ def test_a_broken_list_of_ranks_is_refused(tmp_path, change, message):
         read_ranks(path)
 
 
+def test_a_path_that_is_missing_is_not_asked_of_the_hub():
+    with pytest.raises(DataError, match="cannot read the tokenizer openai-community/gpt2: no such file"):
+        make_tokenizer("gpt2:openai-community/gpt2")
+
+
 def test_a_bpe_learned_here_passes_for_none_of_them(tmp_path):
     tokenizer = train_bpe(open_corpus("themes:samples=100").documents, 300)
     (tmp_path / "tokenizer.json").write_text(tokenizer.backend.to_str())
