@@ -97,15 +97,15 @@ def _evaluated_loss(oracle: Oracle, train: Train) -> float:
 @check("C31", level="P", title="padding teaches nothing", source="liminal.md C31", passes=3)
 def padding(ctx: Context) -> Check:
     """Share: of the targets of 8 training batches, those that are padding (-1) or lie in 16 or more equal
-    tokens in a row, which is padding that nobody marked. Mask: the model's mean loss over 4 rows of random
-    tokens, three of them cut short by padding, once -1 and once ids that are not scored, against the mean of
-    what is left, by hand.
+    tokens in a row (of a shorter row, half of it or more), which is padding that nobody marked. Mask: the
+    model's mean loss over 4 rows of random tokens, three of them cut short by padding, once -1 and once ids
+    that are not scored, against the mean of what is left, by hand.
 
     Threshold: share <= 20 %: the rest is work for nothing, and unmarked it is what the model learns first.
     Mask: both within 1e-6 of it, relative, float32 rounding: what is not scored changes neither the sum nor
     the number it is divided by.
-    Caught: Phase-Mamba in MLX (512 tokens filled up with id 0) and Phase-RWKV (256 with the end of text,
-    about 87 %): the loss was mostly that of predicting padding.
+    Caught: the modular task scored on its padding; Phase-Mamba in MLX (512 tokens filled up with id 0) and
+    Phase-RWKV (256 with the end of text, about 87 %): the loss was mostly that of predicting padding.
     Sabotage: a corpus filled up with zeros; a loss that counts padding.
     """
     ctx.need("model", "recipe", "data")
@@ -137,11 +137,11 @@ def _targets(ctx: Context) -> list[np.ndarray]:
 
 
 def _filled(targets: np.ndarray) -> float:
-    """The share of targets that are padding, marked (-1) or not: in a row of at least 16 equal ids."""
+    """The share of targets that are padding, marked (-1) or not: equal ids, at least 16 or half of a row."""
     marked, scored = targets == -1, targets >= 0
     edges = np.diff(targets, axis=1, prepend=-(1 << 30)) != 0
     runs = np.cumsum(edges.reshape(-1)) - 1
-    long = np.bincount(runs)[runs].reshape(targets.shape) >= RUN
+    long = np.bincount(runs)[runs].reshape(targets.shape) >= min(RUN, targets.shape[1] / 2)
     counted = marked | scored
     return float((marked | (scored & long)).sum() / max(1, counted.sum()))
 

@@ -16,6 +16,7 @@ from kssm_mlx.checks.base import Context
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import ConfigError, DataError
+from kssm_mlx.experiments.failures import broken
 from kssm_mlx.experiments.folder import (
     BESIDE_RECIPE,
     host_of,
@@ -92,7 +93,7 @@ def context_of(recipe: Recipe, folder: Path, data: TokenData, host: str | None =
 
 
 def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Context:
-    return Context(
+    context = Context(
         model=began.model,
         config=began.model.args,
         recipe=recipe,
@@ -104,6 +105,7 @@ def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Co
         host_notes=began.host_notes,
         builder=None if began.host else partial(models.build, began.model.args),
     )
+    return broken(context) if recipe.failure else context
 
 
 def _refuse_unusable(data: TokenData, recipe: Recipe) -> None:

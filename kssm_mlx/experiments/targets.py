@@ -37,7 +37,7 @@ def _context(target: str | Path) -> Context:
     path = Path(target).expanduser()
     if is_run(path):
         return context_of_run(path)
-    named = str(target) in recipes.shipped() or path.suffix == ".toml"
+    named = str(target) in {**recipes.shipped(), **recipes.failures()} or path.suffix == ".toml"
     if not named and (path.exists() or "/" in str(target)):
         return _of_weights(target)
     return context_of_recipe(target)

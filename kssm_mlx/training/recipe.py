@@ -11,6 +11,7 @@
     [clamp]  a size that is held in every forward pass
     [eval]   how often, on how much, what to sample
     [save]   checkpoints
+    [failure] of a run that is meant to be stopped: by which checks, and what is broken in it
     [waive]  checks that may fail, each with the reason: C1 = "memoryless on purpose"
     [smoke]  what `--smoke` changes: train = { steps = 12 }, so that the whole run takes seconds
 
@@ -57,12 +58,26 @@ class About(Section):
     expected: Expected | None = None
 
 
-class Data(Section):
-    """source: `pydoc`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `hf:DATASET`, `task:NAME`.
+class Failure(Section):
+    """A run of the notes that failed and passed for a result: kept alive to see it stopped.
 
-    tokenizer: `bytes`, `chars`, `hf:PATH|REPO`, `world:PATH`; of a task always `ids`.
+    stopped_by: ids of the checks that stop it. breaks: what is broken where no key of a recipe can, a name in
+    experiments/failures.py.
+    """
+
+    stopped_by: list[str] = Field(min_length=1)
+    breaks: str = ""
+
+
+class Data(Section):
+    """source: `pydoc`, `themes`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `gutenberg:FOLDER`, `wikitext:PATH`,
+    `hf:DATASET`, `task:NAME`; all in `kssm_mlx.data.corpora`.
+
+    tokenizer: `bytes`, `chars`, `chars-reserved`, `bpe:SIZE`, `hf:PATH|REPO`, `world:PATH`, `gpt2:PATH`,
+    `cl100k:PATH`, `neox:PATH`; of a task always `ids`.
     split: "documents" holds out whole documents, "contiguous" the last `validation` share of the one stream,
-    "auto" takes documents when there are at least 20 of them.
+    "auto" takes the split that the corpus brings; or documents, when there are at least 20 of them or they
+    are books or articles.
     task: the options of a task, as in `kssm_mlx.data.tasks`, which has its own split.
     """
 
@@ -238,6 +253,7 @@ class Recipe(Section):
     save: Save = Save()
     waive: dict[str, str] = Field({})
     smoke: dict[str, Any] = Field({})
+    failure: Failure | None = None
 
     @model_validator(mode="after")
     def _rows_fit(self):
@@ -270,11 +286,20 @@ class Recipe(Section):
 
 def shipped() -> dict[str, Path]:
     """Name -> file of the recipes that come with the package (in a clone: the top-level folder)."""
+    return {p.stem: p for p in _files("")}
+
+
+def failures() -> dict[str, Path]:
+    """The same of the failed runs of the notes, `failures/NAME`, and of the host that some of them take."""
+    return {f"failures/{p.stem}": p for p in _files("failures")}
+
+
+def _files(folder: str) -> list[Path]:
     package = Path(__file__).resolve().parents[1]
-    for folder in (package / "recipes", package.parent / "recipes"):
-        if folder.is_dir():
-            return {p.stem: p for p in sorted(folder.glob("*.toml"))}
-    return {}
+    for home in (package / "recipes", package.parent / "recipes"):
+        if home.is_dir():
+            return sorted((home / folder).glob("*.toml"))
+    return []
 
 
 def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, smoke: bool = False) -> Recipe:
@@ -284,12 +309,12 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
     Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest), a wrong type, and
         a smoke form that there is not.
     """
-    known = shipped()
+    known = {**shipped(), **failures()}
     path = known.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
         raise ConfigError(
-            f"no recipe {str(name_or_path)!r}: neither a file nor one of {', '.join(known) or 'none shipped'}"
-            f"{nearest(str(name_or_path), known)}"
+            f"no recipe {str(name_or_path)!r}: neither a file nor one of "
+            f"{', '.join(shipped()) or 'none shipped'}{nearest(str(name_or_path), known)}"
         )
     try:
         table = tomllib.loads(path.read_text("utf-8"))
