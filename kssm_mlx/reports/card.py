@@ -54,7 +54,7 @@ def against_expected(run: Run) -> str:
         return ""
     name, value, tolerance = expected["metric"], expected["value"], expected["tolerance"]
     promise = f"expected {name} {value:g} ± {tolerance:g} {UNITS.get(name, '')}".rstrip()
-    got = (run.best or {}).get(name, run.measured(name))
+    got = _reached(run, name)
     if got is None:
         return f"{promise}; not measured"
     gap = got - value
@@ -64,6 +64,12 @@ def against_expected(run: Run) -> str:
         else f"{abs(gap):.4f} {'above' if gap > 0 else 'below'}"
     )
     return f"{promise}; reached {got:.4f}, {where}"
+
+
+def _reached(run: Run, name: str) -> float | None:
+    """A number of the best evaluation, of the last step (as R), or of a check."""
+    _, steps = run.series("train", name)
+    return (run.best or {}).get(name, steps[-1] if steps.size else run.measured(name))
 
 
 def results(run: Run) -> list[tuple[str, str]]:

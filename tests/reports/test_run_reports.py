@@ -97,6 +97,7 @@ def test_results_carry_units_and_standard_errors(tmp_path):
         ("nats_per_token", 1.60, "within the tolerance"),
         ("nats_per_token", 1.50, "above"),
         ("context_gain", 0.9, "0.0900 below"),
+        ("R_block01", 0.5, "reached 0.6000, 0.1000 above"),
         ("accuracy", 0.9, "not measured"),
     ],
 )
