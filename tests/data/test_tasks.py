@@ -49,6 +49,10 @@ def test_the_oracle_reaches_the_bound(name):
     assert task.skill(expected) == pytest.approx(1) and task.skill(task.baseline) == pytest.approx(0)
 
 
+def test_nobody_has_skill_where_nothing_can_be_learned():
+    assert make_task("interleaved", {"broken": True}).skill(0.5) == 0
+
+
 @every_task
 def test_no_validation_row_is_a_training_row(name):
     task = make_task(name, {**SMALL[name], "train_rows": 300, "validation_rows": 60})

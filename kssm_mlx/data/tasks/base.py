@@ -65,8 +65,9 @@ class Task(ABC):
         return Bound(1.0, 0.0)
 
     def skill(self, accuracy: float, metric: str = "scored") -> float:
-        """0 for no skill, 1 for the ceiling."""
-        return (accuracy - self.baseline) / (self.bound(metric).accuracy - self.baseline)
+        """0 for no skill, 1 for the ceiling; 0 too where the ceiling leaves no room for any."""
+        room = self.bound(metric).accuracy - self.baseline
+        return (accuracy - self.baseline) / room if room else 0.0
 
     def rows(self, split: str) -> int:
         """How many rows the token files of a split have."""
