@@ -1,18 +1,24 @@
 """Does the model do what a causal sequence model does? Seconds, untrained or trained, on random tokens.
 
 Deviations are max |Δ logit| in units of the standard deviation of the logits, so that a threshold means the
-same for a fresh model (logits of 0.02) and a trained one (logits of 10).
+same for a fresh model (logits of 0.02) and a trained one (logits of 10). Before step 1, projections that
+begin at zero are woken for the measurement (`probes.awake`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
+from kssm_mlx import models
 from kssm_mlx.checks.arms import mean_kl
 from kssm_mlx.checks.bands import Band, banded
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.probes import (
+    awake,
     deviation,
     logits_of,
     mode,
@@ -24,10 +30,13 @@ from kssm_mlx.checks.probes import (
     tolerance,
     vocabulary,
 )
-from kssm_mlx.models.base import Clamp, Intervention
+from kssm_mlx.models.base import Clamp, Intervention, with_parameters
+
+NOISE_OFF = {"dropout": 0.0, "noise": "off"}  # fields of a configuration, and what they are without noise
 
 
 @check("C1", level="P", title="earlier tokens reach the prediction", source="liminal.md C1", passes=8)
+@awake
 def receptive_field(ctx: Context) -> Check:
     """Swap the token at lag k = 1, 2, 4 .. T/2 (and 8) before the last position in 8 random sequences;
     e_k = max |Δ logits at the last position| / std(logits). The reach is the longest k with e_k > 1e-4.
@@ -61,6 +70,7 @@ def receptive_field(ctx: Context) -> Check:
 
 
 @check("C2", level="P", title="no token sees its future", source="liminal.md C2, allostasis.md G6", passes=8)
+@awake
 def future_leak(ctx: Context) -> Check:
     """Change every token after t, for t at a quarter, half and three quarters of 4 random sequences; the
     leak is max |Δ logits at positions <= t| / std(logits), in training and in evaluation mode.
@@ -91,6 +101,7 @@ def future_leak(ctx: Context) -> Check:
 
 
 @check("C3", level="P", title="rows and calls are independent", source="liminal.md C3", passes=16)
+@awake
 def batch_leak(ctx: Context) -> Check:
     """Batch: change all other rows of a batch of 4 and compare the logits of row 0. Order: repeat the same
     input after 5 unrelated calls. Both in training and in evaluation mode, as max |Δ logits| / std(logits).
@@ -131,21 +142,25 @@ def batch_leak(ctx: Context) -> Check:
     also="S",
     passes=2,
 )
+@awake
 def train_eval_parity(ctx: Context) -> Check:
-    """max |logits in training mode - logits in evaluation mode| / std(logits) on 4 random sequences. After
-    20 or more steps, and where the model can clamp a block's "output": mean KL(model || model with the
-    block's output held at 0) over the tokens, for each block.
+    """max |logits in training mode - logits in evaluation mode| / std(logits) on 4 random sequences; those in
+    training mode with noise and dropout off (of a model that draws, from one of its class and weights whose
+    configuration has neither), those in evaluation mode as the model gives them. After 20 or more steps, and
+    where the model can clamp a block's "output": mean KL(model || model with the block's output held at 0)
+    over the tokens, for each block.
 
-    Threshold: parity <= 1e-5 (2e-2 below float32); no model here has dropout, so the two modes are one
-    function. KL >= 1e-4 nats per block: a trained block that changes the prediction by less is not in the
-    path.
+    Threshold: parity <= 1e-5 (2e-2 below float32): without its noise, what is trained and what is evaluated
+    are one function. KL >= 1e-4 nats per block: a trained block that changes the prediction by less is not in
+    the path.
     Caught: the hook that returned the unmodified output in eval: intervention and baseline were the same
     arm.
-    Sabotage: a model whose blocks work in training mode only; one whose second block adds nothing.
+    Sabotage: a model whose blocks work in training mode only; one whose second block adds nothing; dropout
+    that stays on in evaluation.
     """
     ctx.need("model")
     tokens = random_tokens(ctx, 4, min(probe_length(ctx), 64), stream=4)
-    trained_view = logits_of(ctx.model, tokens, True, ctx.seed)
+    trained_view = _trained_without_noise(ctx, tokens)
     evaluated = logits_of(ctx.model, tokens)
     gap, limit = deviation(trained_view, evaluated, spread(trained_view)), tolerance(ctx.model, 1e-5)
     kl = _block_influence(ctx, tokens) if ctx.step >= 20 and _clamps_output(ctx.model) else {}
@@ -164,6 +179,23 @@ def train_eval_parity(ctx: Context) -> Check:
     )
 
 
+def _trained_without_noise(ctx: Context, tokens: np.ndarray) -> np.ndarray:
+    """Logits in training mode with noise and dropout off. Raises: NotMeasurable where they cannot be."""
+    model = ctx.model
+    if not getattr(model, "stochastic", False):
+        return logits_of(model, tokens, True, ctx.seed)
+    off = {name: value for name, value in NOISE_OFF.items() if hasattr(model.args, name)}
+    knobs = [name for name in getattr(model, "knobs", ()) if name.endswith("sigma")]
+    if not (off or knobs):
+        raise NotMeasurable(f"the model draws in training, and its args have no {' or '.join(NOISE_OFF)}")
+    weights, quiet = dict(nn.utils.tree_flatten(model.parameters())), model
+    if off:
+        quiet = models.build(replace(model.args, **off))
+        quiet.__class__ = type(model)
+    silent = nn.utils.tree_unflatten(list({**weights, **dict.fromkeys(knobs, mx.array(0.0))}.items()))
+    return with_parameters(quiet, silent, lambda: logits_of(quiet, tokens, True, ctx.seed))
+
+
 def _clamps_output(model) -> bool:
     return "output" in getattr(model, "clamp_sites", ())
 
@@ -180,6 +212,7 @@ def _block_influence(ctx: Context, tokens: np.ndarray) -> dict[int, float]:
 
 
 @check("C5", level="P", title="parallel = step by step with carried state", source="liminal.md C5", passes=70)
+@awake
 def step_by_step(ctx: Context) -> Check:
     """Logits of 2 random sequences of T = 64 in one call, against one token at a time through
     `model(tokens, cache)`, which writes the state back in place, and against pieces of 1, 7, 24 and 32 tokens
@@ -228,6 +261,7 @@ def _through_forward(model, tokens: mx.array, cuts: tuple[int, ...]) -> mx.array
 
 
 @check("C6", level="P", title="evaluation is deterministic", source="liminal.md C6", passes=2)
+@awake
 def determinism(ctx: Context) -> Check:
     """max |Δ logits| of the same input of 4 random sequences given twice in evaluation mode.
 

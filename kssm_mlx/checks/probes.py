@@ -4,13 +4,15 @@ spread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from kssm_mlx.checks.base import Context, NotMeasurable
+from kssm_mlx.checks.base import Check, Context, NotMeasurable
 from kssm_mlx.models.base import mode
 from kssm_mlx.training import losses
 
@@ -52,6 +54,41 @@ def logits_of(model: nn.Module, tokens: np.ndarray, training: bool = False, seed
         if training:
             mx.random.seed(seed)
         return to_numpy(model(mx.array(tokens)))
+
+
+def awake(measure: Callable[[Context], Check]) -> Callable[[Context], Check]:
+    """A check as it is made before step 1: matrices that begin at zero hold small random numbers meanwhile.
+
+    The output projections of a fresh RWKV or of a graft are zero, so what lies behind them shows in no logit,
+    whether it is sound or not.
+    """
+
+    @wraps(measure)
+    def measured(ctx: Context) -> Check:
+        asleep = _zero_matrices(ctx.model) if ctx.step == 0 else []
+        if not asleep:
+            return measure(ctx)
+        ctx.model.update(nn.utils.tree_unflatten(_stirred(asleep, ctx.seed)))
+        try:
+            return measure(ctx)
+        finally:
+            ctx.model.update(nn.utils.tree_unflatten(asleep))
+
+    return measured
+
+
+def _zero_matrices(model: nn.Module | None) -> list[tuple[str, mx.array]]:
+    flat = nn.utils.tree_flatten(model.parameters()) if isinstance(model, nn.Module) else []
+    return [(name, p) for name, p in flat if p.ndim == 2 and not mx.any(p != 0)]
+
+
+def _stirred(asleep: list[tuple[str, mx.array]], seed: int) -> list[tuple[str, mx.array]]:
+    """The same matrices, normal, of half the size that passes signals on."""
+    keys = mx.random.split(mx.random.key(seed), len(asleep) + 1)
+    return [
+        (name, 0.5 * p.shape[1] ** -0.5 * mx.random.normal(p.shape, p.dtype, key=key))
+        for (name, p), key in zip(asleep, keys)
+    ]
 
 
 def to_numpy(array: mx.array) -> np.ndarray:

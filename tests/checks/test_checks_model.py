@@ -8,7 +8,8 @@ import pytest
 
 from kssm_mlx.checks import suites
 from kssm_mlx.checks.base import Context
-from kssm_mlx.models import build, configure
+from kssm_mlx.models import build, configure, graft_configs
+from kssm_mlx.models.graft import graft
 from kssm_mlx.training.recipe import parse
 from tests import fakes
 
@@ -110,12 +111,54 @@ def test_bfloat16_is_judged_at_its_own_rounding():
     assert checks[-2].expected == "<= 0.02"
 
 
-def test_a_head_of_zeros_hides_influence_but_not_gradients():
+def test_a_head_of_zeros_hides_nothing_before_step_1():
     model = fakes.TinyRecurrent()
     model.head.weight, model.head.bias = mx.zeros_like(model.head.weight), mx.zeros_like(model.head.bias)
-    assert run("C1", model).verdict == "not measurable"
-    assert "all logits are equal" in run("C1", model).got
-    assert run("C7", model).verdict == "pass"
+    assert run("C1", model).verdict == run("C7", model).verdict == "pass"
+    assert not mx.any(model.head.weight != 0)  # woken for the measurement only
+    trained = run("C1", model, history=[{"step": 1}])
+    assert trained.verdict == "not measurable" and "all logits are equal" in trained.got
+
+
+@pytest.mark.parametrize("id, kind", [("C1", fakes.Memoryless), ("C5", fakes.Forgetful)])
+def test_a_defect_behind_a_projection_of_zeros_is_caught(id, kind):
+    """Fresh RWKVs and grafts begin with such projections."""
+    model = kind()
+    for block in model.blocks:
+        block.out.weight = mx.zeros_like(block.out.weight)
+    assert run(id, model).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    "family, noise", [("transformer", {"dropout": 0.2}), ("kssm_v2", {}), ("kssm_v3", {"noise": "training"})]
+)
+def test_noise_in_training_is_no_difference_between_the_modes(family, noise):
+    model = build(configure(family, "xs", vocab_size=40, overrides=noise))
+    assert model.stochastic and run("C4", model).verdict == "pass"
+
+
+def test_dropout_that_stays_on_is_caught():
+    model = build(configure("transformer", "xs", vocab_size=40, overrides={"dropout": 0.2}))
+
+    class LeftOn(type(model)):
+        def train(self, mode=True):
+            return super().train(True)
+
+    model.__class__ = LeftOn
+    check = run("C4", model)
+    assert check.verdict == "fail" and "a branch on `training`" in check.fix
+
+
+def test_of_a_graft_the_noise_is_turned_off_by_its_knob():
+    host = build(configure("mamba", "xs", vocab_size=40))
+    noisy = graft(host, graft_configs.configure({"core": "hook", "sigma": 0.3}))
+    assert noisy.stochastic and run("C4", noisy).verdict == "pass"
+
+
+def test_noise_without_a_switch_is_not_measurable():
+    model = fakes.TinyRecurrent()
+    model.stochastic = True
+    assert "its args have no dropout or noise" in run("C4", model).got
 
 
 def test_a_trained_block_that_does_nothing_is_caught():
