@@ -10,6 +10,8 @@ from kssm_mlx.models.base import with_parameters
 from kssm_mlx.models.kssm_v3 import solved
 from tests.models.small_kssm import assert_close, tokens
 from tests.models.small_precursors import precursor
+from tests.models.test_kssm_v1 import gelu
+from tests.models.test_kssm_v2 import layer_norm
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
@@ -38,6 +40,32 @@ def test_the_bank_in_numpy():
     features = np.concatenate([Z.real, Z.imag, np.abs(Z)], -1)
     np.testing.assert_allclose(y, features @ p["readout.weight"].T + p["readout.bias"], atol=1e-5)
     np.testing.assert_allclose(trace["R"], np.abs(Z[..., :1]), atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["bistable", "monostable"])
+def test_the_whole_model_in_numpy(variant):
+    model, ids = precursor("kssm_v3", variant=variant), tokens(2, 7)
+    p = {name: np.array(a, np.float64) for name, a in tree_flatten(model.parameters())}
+
+    def affine(x, name):
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    def norm(x, name):
+        return layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"])
+
+    x = p["embedding.weight"][np.array(ids)] + p["positions"][:7]
+    for i in range(2):
+        z = norm(x, f"blocks.{i}.bank_norm")
+        a, b, c, d, e, f, g, h, _, _ = np.moveaxis(affine(z, f"blocks.{i}.bank.to_parameters"), -1, 0)
+        u = (d * g - c * h) / (a * g - c * e + 1e-6)
+        u = (np.clip(u, 0.1, 10) if variant == "bistable" else u)[..., None]
+        theta = p[f"blocks.{i}.bank.omega"] + z.mean(-1, keepdims=True)
+        Z = np.exp(1j * theta).mean(-1, keepdims=True)
+        theta = theta + 2 / (1 + np.exp(-u)) * np.abs(Z) * np.sin(np.angle(Z) - theta)
+        Z = np.stack([np.exp(1j * n * theta).mean(-1) for n in range(1, 9)], -1)
+        x = x + affine(np.concatenate([Z.real, Z.imag, np.abs(Z)], -1), f"blocks.{i}.bank.readout")
+        x = x + affine(gelu(affine(norm(x, f"blocks.{i}.mlp_norm"), f"blocks.{i}.up")), f"blocks.{i}.down")
+    np.testing.assert_allclose(model(ids), norm(x, "norm") @ p["embedding.weight"].T, atol=1e-3)
 
 
 def test_the_control_differs_by_the_clamp_alone():
