@@ -240,7 +240,8 @@ def component_of(model: nn.Module, path: str) -> str:
             return tag
     # A family of one mixer is named for it; in a hybrid, the mixers are.
     mixers = ("rwkv", "mamba", "fusion", "attention")
-    return next((tag for tag in mixers if tag in model.model_type or tag in names), "mixer")
+    family = getattr(model, "model_type", "")
+    return next((tag for tag in mixers if tag in family or tag in names), "mixer")
 
 
 def head_of(model: nn.Module, parameters: Mapping) -> dict[str, Any]:

@@ -59,9 +59,8 @@ def adamw(model: nn.Module, train: Train) -> AdamW:
         own = group(name).weight_decay
         return (train.weight_decay if own is None else own) if decays else 0.0
 
-    mask = (
-        decay_mask(params, model.no_decay) if train.decay == "matrices" else tree_map(lambda _: True, params)
-    )
+    spared = getattr(model, "no_decay", ())
+    mask = decay_mask(params, spared) if train.decay == "matrices" else tree_map(lambda _: True, params)
     rates = tree_map_with_path(lambda name, _: group(name).learning_rate, params)
     return AdamW(train.beta1, train.beta2, train.epsilon, tree_map_with_path(decay, mask), rates)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.checks import suites
-from kssm_mlx.checks.base import REGISTRY, Context, Definition, verdict
+from kssm_mlx.checks import overfit, suites
+from kssm_mlx.checks.base import REGISTRY, Context, Definition, NotMeasurable, verdict
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.experiments import run
 from kssm_mlx.experiments.own_model import Plain
@@ -23,8 +23,12 @@ from tests.integrations.exported import exported, tiny
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
 OWN = """
+    from types import SimpleNamespace
+
     import mlx.core as mx
     import mlx.nn as nn
+
+    from kssm_mlx.models.base import Output
 
     class Model(nn.Module):
         '''Ids to logits, and nothing else.'''
@@ -38,6 +42,27 @@ OWN = """
 
     def build(seed):
         return Model(seed)
+
+    class Foreign(Model):
+        '''With names of the protocol that mean something else.'''
+        no_decay, stochastic, args = ("embed.weight",), True, SimpleNamespace(vocab_size=16)
+        def __init__(self, seed):
+            super().__init__(seed)
+            self.hidden = nn.Linear(8, 8)
+        def forward(self, tokens):
+            return self(tokens)
+
+    class Bare(Model):
+        '''The protocol, but no more of it than `forward`.'''
+        args = SimpleNamespace(vocab_size=16)
+        def forward(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None):
+            return Output(self(tokens), cache, {})
+
+    def foreign(seed):
+        return Foreign(seed)
+
+    def bare():
+        return Bare(0)
 
     def with_tokenizer():
         return Model(0), "a tokenizer"
@@ -133,16 +158,45 @@ def test_the_command_exits_by_the_verdicts(own):
     assert unusable.exit_code == 2 and unusable.stderr.startswith("kssm: cannot import")
 
 
-def test_it_takes_the_place_of_a_recipes_model(own, tmp_path):
-    (tmp_path / "text.txt").write_text("abcdefghijklmnop\n" * 400)
-    (tmp_path / "small.toml").write_text(
-        f'[data]\nsource = "file:{tmp_path}/text.txt"\ntokenizer = "chars"\n'
+def small_recipe(folder: Path, letters: str) -> Path:
+    (folder / "text.txt").write_text(f"{letters}\n" * 400)
+    (folder / "small.toml").write_text(
+        f'[data]\nsource = "file:{folder}/text.txt"\ntokenizer = "chars"\n'
         "[train]\ncontext = 16\nbatch_size = 4\n[eval]\ntokens = 256\n"
     )
-    ctx = context_of_targets([tmp_path / "small.toml"], f"{own}:build")
+    return folder / "small.toml"
+
+
+def test_it_takes_the_place_of_a_recipes_model(own, tmp_path):
+    ctx = context_of_targets([small_recipe(tmp_path, "abcdefghijklmnop")], f"{own}:build")
     assert isinstance(ctx.model, Plain) and ctx.data.vocab_size == 17 and not ctx.trained
     (tokens,) = suites.run_suite(ctx, ["C13"])
     assert tokens.verdict == "fail" and "vocabulary of model 16, tokenizer 17" in tokens.got
+
+
+@pytest.mark.parametrize("name", ["build", "foreign", "bare"])
+def test_no_check_stumbles_over_it(own, tmp_path, monkeypatch, name):
+    """Whatever a model lacks is "not measurable", in words; the lock (C39) asks no model."""
+    ctx = context_of_targets([small_recipe(tmp_path, "abcdefghijklmno")], f"{own}:{name}")
+    ctx.untrained = True
+    monkeypatch.setattr(overfit, "STEPS", 5)
+    found = {c.id: c for c in suites.run_suite(ctx, REGISTRY.keys() - {"C39"})}
+    assert {id: c.got for id, c in found.items() if "traceback" in c.numbers} == {}
+    assert {found[id].verdict for id in ("C2", "C6", "C16", "C30")} == {"pass"}
+    assert found["C9"].got == 'the trace has no "block00/R"'
+
+
+def test_a_forward_that_is_something_else_is_left_alone(own):
+    foreign, bare = (context_of_targets([], f"{own}:{name}").model for name in ("foreign", "bare"))
+    assert isinstance(foreign, Plain) and not hasattr(foreign, "hidden")
+    assert foreign.stochastic and foreign.no_decay == ("embed.weight",)
+    assert type(bare).__name__ == "Bare"
+
+
+def test_a_wrapped_model_says_that_it_cannot_reset():
+    model, tokens = Plain(TinyRecurrent(), 32), mx.zeros((1, 3), mx.int32)
+    with pytest.raises(NotMeasurable, match="TinyRecurrent takes no resets, and there is more than one"):
+        model.forward(tokens, resets=tokens == 0)
 
 
 # --- weights --------------------------------------------------------------------------------------------
