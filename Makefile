@@ -8,7 +8,7 @@ WORKERS ?= 2
 PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all bench parity lint clean
+.PHONY: help run test test-all bench detect parity lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test-all: $(VENV)/.installed ## the slow tests too
 
 bench: $(VENV)/.installed ## forms and architectures side by side on this machine, into benchmarks/results
 	@$(BIN)/python -m benchmarks
+
+detect: $(VENV)/.installed ## every failed run and sabotage against every check, into docs/detection.md
+	@$(BIN)/python -m kssm_mlx.experiments.detection
 
 # torch is only a witness here, so it is not among the tests' ordinary requirements.
 parity: $(VENV)/.installed ## recompute the upstream logits with transformers and compare them with the frozen ones

@@ -39,7 +39,8 @@ NOISE_OFF = {"dropout": 0.0, "noise": "off"}  # fields of a configuration, and w
 @awake
 def receptive_field(ctx: Context) -> Check:
     """Swap the token at lag k = 1, 2, 4 .. T/2 (and 8) before the last position in 8 random sequences;
-    e_k = max |Δ logits at the last position| / std(logits). The reach is the longest k with e_k > 1e-4.
+    e_k = max |Δ logits at the last position| / std(logits), under equal noise where a model draws in
+    evaluation. The reach is the longest k with e_k > 1e-4.
 
     Threshold: e_1 > 1e-4 and e_8 > 1e-4: a hundred times float32 rounding, yet passed by any recurrence whose
     state outlives a few tokens. The reach is reported, not judged: no family here declares a span.
@@ -53,9 +54,8 @@ def receptive_field(ctx: Context) -> Check:
     rows = np.tile(base, (len(lags), 1, 1))
     for row, k in zip(rows, lags):
         row[:, -1 - k] = swap(row[:, -1 - k], vocabulary(ctx.model), stream=k)
-    reference = logits_of(ctx.model, base)[:, -1]
+    reference, *changed = (_under_equal_noise(ctx, row)[:, -1] for row in (base, *rows))
     scale = spread(reference)
-    changed = [logits_of(ctx.model, row)[:, -1] for row in rows]
     e = {k: deviation(c, reference, scale) for k, c in zip(lags, changed)}
     reach = max((k for k in lags if e[k] > 1e-4), default=0)
     return verdict(
@@ -67,6 +67,11 @@ def receptive_field(ctx: Context) -> Check:
         reach=reach,
         e={str(k): v for k, v in e.items()},
     )
+
+
+def _under_equal_noise(ctx: Context, tokens: np.ndarray) -> np.ndarray:
+    mx.random.seed(ctx.seed)
+    return logits_of(ctx.model, tokens)
 
 
 @check("C2", level="P", title="no token sees its future", source="liminal.md C2, allostasis.md G6", passes=8)

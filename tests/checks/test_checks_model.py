@@ -129,6 +129,14 @@ def test_a_defect_behind_a_projection_of_zeros_is_caught(id, kind):
     assert run(id, model).verdict == "fail"
 
 
+def test_noise_is_no_memory():
+    class NoisyMemoryless(fakes.Noisy, fakes.Memoryless):
+        """K-SSM v3: no path from token to token, and noise in evaluation."""
+
+    check = run("C1", NoisyMemoryless())
+    assert check.verdict == "fail" and check.numbers["reach"] == 0
+
+
 @pytest.mark.parametrize(
     "family, noise", [("transformer", {"dropout": 0.2}), ("kssm_v2", {}), ("kssm_v3", {"noise": "training"})]
 )

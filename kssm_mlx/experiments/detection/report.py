@@ -1,0 +1,134 @@
+"""docs/detection.md and the table for the README, from docs/results/detection.json alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+RESULT, PAGE, SUMMARY = (
+    DOCS / "results" / "detection.json",
+    DOCS / "detection.md",
+    DOCS / "results" / "detection-failures.md",
+)
+
+Found = dict[str, Any]
+
+
+def read() -> Found:
+    return json.loads(RESULT.read_text("utf-8"))
+
+
+def page(found: Found) -> str:
+    """The whole of docs/detection.md."""
+    parts = (
+        "# Detection\n",
+        "Made by `make detect` from [results/detection.json](results/detection.json); edit nothing here.\n",
+        _numbers(found),
+        "## Healthy controls\n\nA finished run of each family under all checks, and level P before step 1. "
+        "The claim compares two learning rates of Mamba, three seeds each.\n",
+        _controls(found["controls"]),
+        "## Failed runs of the notes\n\nRecipes in `recipes/failures/`; `kssm train failures/NAME` ends with "
+        "exit code 1. In bold what was expected.\n",
+        _rows({name: row for name, row in found["rows"].items() if _of_notes(name)}),
+        "## Sabotages\n\nOne thing broken in a healthy run. In bold what was expected.\n",
+        _rows({name: row for name, row in found["rows"].items() if not _of_notes(name)}),
+        "## Matrix\n\n● fails as expected, ○ fails too, ! warns, · passes; empty: not asked, not measurable. "
+        "Columns: the checks that fired at least once.\n",
+        _matrix(found),
+    )
+    return "\n".join(parts)
+
+
+def summary(found: Found) -> str:
+    """The failed runs of the notes and the checks that stop them, for the README."""
+    rows = {name: row for name, row in found["rows"].items() if _of_notes(name)}
+    cells = [
+        [f"`{name.removeprefix('failures/')}`", row["what"], ", ".join(row["expected"])]
+        for name, row in rows.items()
+    ]
+    return _table(["failed run", "its question", "stopped by"], cells)
+
+
+def _of_notes(name: str) -> bool:
+    return name.startswith("failures/")
+
+
+def _numbers(found: Found) -> str:
+    rows, controls = found["rows"], found["controls"]
+    caught = sum(bool(row["caught"]) for row in rows.values())
+    as_said = sum(all(id in row["caught"] for id in row["expected"]) for row in rows.values())
+    fired = {id for row in rows.values() for id in row["caught"]}
+    verdicts = sum(c["verdicts"] for c in controls.values())
+    false = sum(len(got) for c in controls.values() for got in c["failed"].values())
+    warned = sum(len(got) for c in controls.values() for got in c["warned"].values())
+    return (
+        f"{len(rows)} rows: {caught} caught, {as_said} by every check that was named beforehand; "
+        f"{len(fired)} of {len(found['checks'])} checks fired. {verdicts} verdicts on healthy controls: "
+        f"{false} failures, {warned} warnings. Took {found['seconds'] / 60:.0f} minutes.\n"
+    )
+
+
+def _controls(controls: Found) -> str:
+    cells = [
+        [name, str(c["seeds"]), str(c["verdicts"]), _counts(c["failed"]), _counts(c["warned"])]
+        for name, c in controls.items()
+    ]
+    return _table(["control", "seeds", "verdicts", "failed", "warned"], cells)
+
+
+def _counts(said: dict[str, list[str]]) -> str:
+    return ", ".join(f"{id} ({len(got)})" for id, got in said.items()) or "none"
+
+
+def _rows(rows: Found) -> str:
+    cells = [
+        [name.removeprefix("failures/"), row["what"], _caught(row), row["caught"].get(row["expected"][0], "")]
+        for name, row in rows.items()
+    ]
+    return _table(["row", "what is broken", "caught by", "the first of them said"], cells)
+
+
+def _caught(row: Found) -> str:
+    expected = [f"**{id}**" for id in row["expected"] if id in row["caught"]]
+    return ", ".join([*expected, *(id for id in row["caught"] if id not in row["expected"])]) or "nothing"
+
+
+def _matrix(found: Found) -> str:
+    fired = {id for row in found["rows"].values() for id in row["caught"]}
+    columns = [id for id in found["checks"] if id in fired]
+    cells = [
+        [name.removeprefix("failures/"), *(_mark(row, id) for id in columns)]
+        for name, row in found["rows"].items()
+    ]
+    return _table(["row", *columns], cells)
+
+
+def _mark(row: Found, id: str) -> str:
+    if id in row["caught"]:
+        return "●" if id in row["expected"] else "○"
+    return "!" if id in row["warned"] else "·" if id in row["silent"] else ""
+
+
+def _table(head: list[str], cells: list[list[str]]) -> str:
+    return "".join(map(_line, [head, ["---"] * len(head), *cells]))
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
+
+
+def slips(found: Found) -> list[str]:
+    """One line for each row that a named check missed, or could not measure, and each control that failed."""
+    missed = [
+        f"{name}: expected {id}, caught by {', '.join(row['caught']) or 'nothing'}"
+        for name, row in found["rows"].items()
+        for id in row["expected"]
+        if id not in row["caught"] or id in row["crashed"]
+    ]
+    return missed + [
+        f"control {name}: failed by {id}: {got[0]}"
+        for name, control in found["controls"].items()
+        for id, got in control["failed"].items()
+    ]
