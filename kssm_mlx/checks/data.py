@@ -190,21 +190,21 @@ def learnability(ctx: Context) -> Check:
     """By counting: gain = 1 - (least nats/token of any predictor) / ln V, over the unigram, bigram and
     trigram of the training tokens scored on validation, and the adaptive in-context coders (orders 1-3,
     strides 1-4) on up to 300 validation windows. The control is the same after the tokens of each split are
-    permuted. What counts is order gain = gain - control: what a model can learn beyond the frequencies of
-    the tokens.
+    permuted. What counts is order gain = gain - control: what a model can learn beyond the frequencies of the
+    tokens.
 
-    Threshold: order gain >= 0.05 passes, < 0.01 fails, between warns (G2, G4); the evidence, order gain x
-    ln V x tokens scored, >= 15 nats, as likely by chance as five standard errors (G3); the entropy of the
-    unigram >= 0.1 ln V, or a constant answer is already good (G5). A pass is proof; a failure is not, where
-    a rule never repeats a context; the rows of a task, whose rule is known, are judged by G1 instead. Whether
-    this model learns one batch of it is N18.
+    Threshold: order gain >= 0.05 passes, < 0.01 fails, between warns (G2, G4); the evidence, order gain x ln
+    V x tokens scored, >= 15 nats, as likely by chance as five standard errors (G3); the entropy of the
+    unigram >= 0.1 ln V, or a constant answer is already good (G5). A pass is proof; a failure is not, where a
+    rule never repeats a context; the rows of a task, whose rule is known, are judged by G1 to G5 instead.
+    Whether this model learns one batch of it is N18.
     Caught: random logits in place of data (Phase-RWKV Attempt 3) and the broken interleaved task (gain 0.00
     against 0.92 for the sound one).
     Sabotage: uniform random tokens; the text with its tokens permuted; one token repeated.
     """
     ctx.need("data")
     if getattr(ctx.data, "task", None) is not None:
-        raise NotMeasurable("a task has a rule, which G1 runs; counting is for text")
+        raise NotMeasurable("a task has a rule, which G2 runs; counting is for text")
     V, rng = ctx.data.vocab_size, np.random.default_rng(ctx.seed)
     train = np.asarray(ctx.data.train.ids[:MOST_TRAIN])
     validation = np.asarray(ctx.data.validation.ids[:MOST_VALIDATION])

@@ -1,11 +1,11 @@
-"""What every check measures and why, by id: those of runs (C) and those of weights (W)."""
+"""What every check measures and why, by id: of runs (C), states (D), tasks (G), and of weights (W)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kssm_mlx.checks import arithmetic, behaviour, plugins
+from kssm_mlx.checks import arithmetic, behaviour, host, kernels, plugins
 from kssm_mlx.checks.base import Definition, explain
 from kssm_mlx.checks.pretrained import LAYERS, TITLES
 from kssm_mlx.checks.reasons import REASONS
@@ -16,7 +16,8 @@ from kssm_mlx.weights import findings
 
 SOURCES = {"W7": "liminal.md C10", "W19": "liminal.md C10", "W20": "liminal.md C13", "W25": "liminal.md C11"}
 SOURCES |= {"W0": "issue 3", "W22": "liminal.md C5", "W24": "liminal.md C11", "W26": "liminal.md C18"}
-SOURCES |= {"W27": "liminal.md C19"}
+SOURCES |= {"W27": "liminal.md C19", "H2": "perf.md section 1"}
+DOCTOR = "doctor"  # where others have a level
 
 
 class Entry(NamedTuple):
@@ -36,7 +37,7 @@ class Entry(NamedTuple):
 def definitions() -> dict[str, Entry]:
     """Every check, plug-ins too, by their letters, each in the order of the numbers."""
     plugins.load()
-    entries = [*map(_registered, REGISTRY.values()), *_files(), *_models()]
+    entries = [*map(_registered, REGISTRY.values()), *_files(), *_models(), *_machine()]
     entries.append(_entry("W0", "P", HOST_CHECK, host_verdict))
     return {e.id: e for e in sorted(entries, key=lambda e: _ordinal(e.id))}
 
@@ -52,8 +53,8 @@ def _registered(d: Definition) -> Entry:
 
 
 def definition(id: str) -> Entry:
-    """The check of an id. Raises: ConfigError with the nearest one."""
-    known = definitions()
+    """The check of an id, in capitals or not. Raises: ConfigError with the nearest one."""
+    known, id = definitions(), id.strip().upper()
     if id not in known:
         raise ConfigError(f"no check {id!r}{nearest(id, known)}; docs/checks.md has all of them")
     return known[id]
@@ -74,10 +75,19 @@ def _models() -> list[Entry]:
     return [_entry(id, layer, TITLES[id], functions[id]) for layer, ids in LAYERS.items() for id in ids]
 
 
+def _machine() -> list[Entry]:
+    """H1 to H6 and K0, K1, ..., which `kssm doctor` asks of the machine."""
+    of_host = [_entry(id, DOCTOR, host.TITLES[id], function) for id, function in host.CHECKS.items()]
+    functions = {"K0": kernels.bridge}
+    return of_host + [
+        _entry(id, DOCTOR, title, functions.get(id, kernels.judge)) for id, title in kernels.titles().items()
+    ]
+
+
 def _entry(id: str, level: str, title: str, function: Callable) -> Entry:
     text = (function.__doc__ or "").removeprefix(f"{id}: ")
     return Entry(id, level, title, _source(id), explain(text))
 
 
 def _source(id: str) -> str:
-    return SOURCES.get(id, "issue 3, section 2")
+    return SOURCES.get(id) or {"H": "mlx.md", "K": "issue 4"}.get(id[0], "issue 3, section 2")

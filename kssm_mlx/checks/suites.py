@@ -16,10 +16,14 @@ from kssm_mlx.checks import (  # noqa: F401  each module registers its checks
     aims,
     alignment,
     basins,
+    capacity,
+    ceilings,
     checkpoints,
     comparable,
+    components,
     data,
     decay,
+    diagnosticity,
     difference,
     evidence,
     gradient,
@@ -27,17 +31,24 @@ from kssm_mlx.checks import (  # noqa: F401  each module registers its checks
     hosted,
     influence,
     information,
+    learnability,
     locks,
+    memory,
     model,
     overfit,
     physics,
     plugins,
     provenance,
+    reach,
+    reset,
     resuming,
+    robustness,
     run,
     saturation,
+    selection,
     sized,
-    tasks,
+    splits,
+    state,
     trends,
 )
 from kssm_mlx.checks.base import (
@@ -85,11 +96,11 @@ def accept(waivers: dict[str, str]) -> None:
 
 
 def select(which: str | Iterable[str]) -> tuple[str, ...]:
-    """The ids of a level, or the given ids after a look whether each exists."""
+    """The ids of a level, or the given ids, in capitals or not, after a look whether each exists."""
     if isinstance(which, str):
         return suite(which)
     plugins.load()
-    ids = tuple(which)
+    ids = tuple(id.strip().upper() for id in which)
     for id in ids:
         if id not in REGISTRY:
             raise ConfigError(f"no check {id!r}{nearest(id, REGISTRY)}; known: {', '.join(REGISTRY)}")
