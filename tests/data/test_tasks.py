@@ -49,8 +49,44 @@ def test_the_oracle_reaches_the_bound(name):
     assert task.skill(expected) == pytest.approx(1) and task.skill(task.baseline) == pytest.approx(0)
 
 
-def test_nobody_has_skill_where_nothing_can_be_learned():
-    assert make_task("interleaved", {"broken": True}).skill(0.5) == 0
+@pytest.mark.parametrize("jitter", [0.0, 0.2])
+def test_nobody_has_skill_where_nothing_can_be_learned(jitter):
+    """Nor where the baseline is above the ceiling, as that of jitter is."""
+    task = make_task("interleaved", {"broken": True, "jitter": jitter})
+    assert task.skill(task.chance) == task.skill(0.5) == 0
+
+
+def test_knowing_where_the_padding_is_is_no_skill():
+    """Of 15 targets 13 are certain; y and z are guessed."""
+    task = make_task("modular", {"whole_row": True})
+    assert task.baseline == pytest.approx(0.8678, abs=5e-5)
+    assert task.skill((13 + 2 / 113) / 15) == pytest.approx(0) and task.skill(0.9339) == pytest.approx(
+        1, 0.01
+    )
+
+
+def test_a_row_of_noise_has_no_last_target():
+    """And one row of that kind does not keep the others from being averaged."""
+    task = make_task("interleaved", {"jitter": 0.99, "length": 8})
+    assert task.bound("last").accuracy < 0.1
+    ids, _ = next(row for row in (task.sample(0, "train", i) for i in range(50)) if (row.ids == 4096).all())
+    assert not task.places(ids)["last"].any()
+
+
+@pytest.mark.parametrize(
+    "name, options, metric, message",
+    [
+        ("toy", {}, "tial", "no bound for 'tial'; this task has scored, tail, last; did you mean 'tail'"),
+        ("toy", {"length": 6}, "tail", "no bound for 'tail'; this task has scored, last"),
+        ("toy", {"length": 6, "vocab": 4096}, "tail", "no bound for 'tail'; this task has scored, last"),
+        ("modular", {}, "tail", "no bound for 'tail'; this task has scored, all"),
+        ("copy", {}, "last", "no bound for 'last'; this task has scored$"),
+        ("passkey", {}, "distance_9", "this task has scored, distance_8, distance_32, distance_96"),
+    ],
+)
+def test_there_is_no_bound_for_a_place_that_rows_do_not_have(name, options, metric, message):
+    with pytest.raises(ConfigError, match=message):
+        make_task(name, options).bound(metric)
 
 
 @every_task
@@ -215,6 +251,10 @@ def test_a_passkey_is_read_by_its_distance():
         ("induction", {"length": 2}, "length from 4"),
         ("counting", {"n": 1}, "expected 2 <= n <= length"),
         ("passkey", {"distances": []}, "at least one distance"),
+        *((name, {"train_rows": 0}, "data.task.train_rows must be at least 1, got 0") for name in TASKS),
+        ("modular", {"train_rows": -4}, "data.task.train_rows must be at least 1, got -4"),
+        ("toy", {"validation_rows": -1}, "data.task.validation_rows must be at least 1, got -1"),
+        ("modular", {"p": 3, "train_share": 0.05}, "a share between 0 and 1 of at least one pair"),
     ],
 )
 def test_unusable_options_are_refused(name, options, message):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kssm_mlx.data.tasks.ceilings import Bound
+from kssm_mlx.errors import ConfigError, nearest
 
 SPLITS = ("train", "validation")
 
@@ -30,6 +31,13 @@ class Task(ABC):
 
     train_rows: int = 10_000
     validation_rows: int = 2_000
+
+    def __post_init__(self):
+        for split in SPLITS:
+            if self.rows(split) < 1:
+                raise ConfigError(
+                    f"data.task.{split}_rows must be at least 1, got {getattr(self, f'{split}_rows')}"
+                )
 
     @property
     @abstractmethod
@@ -60,14 +68,31 @@ class Task(ABC):
         """Named parts of the targets that are worth a number of their own. Shapes: ids [L+1] -> bool [L]."""
         return {}
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What there is a bound for: the scored targets and their named parts."""
+        return ("scored", *self.places(self.sample(0, "validation", 0).ids))
+
     def bound(self, metric: str = "scored") -> Bound:
-        """Ceiling and floor over the scored targets or a named part; here the rule leaves no doubt."""
+        """Ceiling and floor over the scored targets or a named part.
+
+        Raises: ConfigError for a part that the rows of this task do not have.
+        """
+        if metric not in self.metrics:
+            raise ConfigError(
+                f"no bound for {metric!r}; this task has {', '.join(self.metrics)}"
+                f"{nearest(metric, self.metrics)}"
+            )
+        return self._bound(metric)
+
+    def _bound(self, metric: str) -> Bound:
+        """Where the rule leaves no doubt."""
         return Bound(1.0, 0.0)
 
     def skill(self, accuracy: float, metric: str = "scored") -> float:
         """0 for no skill, 1 for the ceiling; 0 too where the ceiling leaves no room for any."""
         room = self.bound(metric).accuracy - self.baseline
-        return (accuracy - self.baseline) / room if room else 0.0
+        return (accuracy - self.baseline) / room if room > 0 else 0.0
 
     def rows(self, split: str) -> int:
         """How many rows the token files of a split have."""

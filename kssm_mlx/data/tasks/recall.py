@@ -23,6 +23,7 @@ class Copy(Task):
                 f"data.task: vocab {self.vocab}, symbols {self.symbols} in {self._span} places; "
                 "expected vocab from 2 and at least one symbol, each with a place"
             )
+        super().__post_init__()
 
     @property
     def _span(self) -> int:
@@ -82,6 +83,7 @@ class Induction(Task):
             raise ConfigError(
                 f"data.task: vocab {self.vocab}, length {self.length}; expected vocab from 2, length from 4"
             )
+        super().__post_init__()
 
     @property
     def vocab_size(self) -> int:
@@ -121,6 +123,7 @@ class Passkey(Task):
                 f"data.task: vocab {self.vocab}, digits {self.digits}, distances {list(self.distances)}; "
                 "expected vocab and digits from 1 and at least one distance from 0"
             )
+        super().__post_init__()
 
     @property
     def length(self) -> int:

@@ -27,11 +27,12 @@ class Modular(Task):
     whole_row: bool = False
 
     def __post_init__(self):
-        if not (self.p >= 2 and self.length >= 4 and 0 < self.train_share < 1):
+        if not (self.p >= 2 and self.length >= 4 and 0 < self.train_share < 1 and self._train_pairs):
             raise ConfigError(
                 f"data.task: p {self.p}, length {self.length}, train_share {self.train_share}; "
-                "expected p from 2, length from 4 and a share between 0 and 1"
+                "expected p from 2, length from 4 and a share between 0 and 1 of at least one pair"
             )
+        super().__post_init__()
 
     @property
     def vocab_size(self) -> int:
@@ -41,12 +42,25 @@ class Modular(Task):
     def chance(self) -> float:
         return 1 / self.p
 
+    @property
+    def baseline(self) -> float:
+        """Chance; over whole rows, what one reaches who knows all but x, y and z."""
+        return (self.length - 2 + 2 * self.chance) / self.length if self.whole_row else self.chance
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("scored", "all")
+
+    @property
+    def _train_pairs(self) -> int:
+        return int(self.train_share * self.p**2)
+
     def rows(self, split: str) -> int:
-        train = int(self.train_share * self.p**2)
-        return min(super().rows(split), train if split == "train" else self.p**2 - train)
+        pairs = self._train_pairs if split == "train" else self.p**2 - self._train_pairs
+        return min(super().rows(split), pairs)
 
     def sample(self, seed: int, split: str, index: int) -> Row:
-        first = 0 if split == "train" else int(self.train_share * self.p**2)
+        first = 0 if split == "train" else self._train_pairs
         x, y = divmod(int(_pairs(seed, self.p)[first + index]), self.p)
         plus, equals, pad = range(self.p, self.p + 3)
         ids = np.full(self.length + 1, pad)
@@ -58,7 +72,7 @@ class Modular(Task):
             return int(prefix[0] + prefix[2]) % self.p
         return {1: self.p, 3: self.p + 1}.get(prefix.size, self.p + 2 if prefix.size > 4 else 0)
 
-    def bound(self, metric: str = "scored") -> Bound:
+    def _bound(self, metric: str) -> Bound:
         """metric "all": over every target of the row, of which only y is uncertain."""
         if metric == "scored" and not self.whole_row:
             return Bound(1.0, 0.0)
@@ -84,6 +98,7 @@ class Counting(Task):
                 f"data.task: n {self.n}, length {self.length}; expected 2 <= n <= length, so that every "
                 "answer can occur"
             )
+        super().__post_init__()
 
     @property
     def vocab_size(self) -> int:

@@ -37,6 +37,7 @@ class Toy(Task):
                 f"data.task: vocab {self.vocab}, length {self.length}, low {self.low}, high {self.high}, "
                 f"jitter {self.jitter}; expected vocab and length from 2, 1 <= low <= high, 0 <= jitter < 1"
             )
+        super().__post_init__()
 
     @property
     def vocab_size(self) -> int:
@@ -79,10 +80,16 @@ class Toy(Task):
         """tail: where every period has been seen once; last: the last target."""
         content = ids != self.vocab
         within = (np.cumsum(content) - 1) // self.streams  # how many tokens of its stream came before
-        last = np.arange(ids.size) == np.flatnonzero(content)[-1:]
+        last = content & (np.cumsum(content) == content.sum())
         return {"tail": (content & (within >= self.high))[1:], "last": last[1:]}
 
-    def bound(self, metric: str = "scored") -> Bound:
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Without a tail where no stream outlasts the longest pattern."""
+        tail = ("tail",) if self.length // self.streams >= self.high else ()
+        return ("scored", *tail, "last")
+
+    def _bound(self, metric: str) -> Bound:
         if self.broken:
             return Bound(self.chance, math.log(self.vocab))
         if self.jitter or self.vocab < EXACT_FROM:
