@@ -141,14 +141,26 @@ def _load(name: str, mode: int) -> ctypes.CDLL:
 
 
 def physical_cores() -> int:
-    """Cores this process may use, hyperthreads counted once: two of them share one vector unit."""
+    """Cores this process may use, hyperthreads counted once: two of them share one vector unit.
+
+    A container may use fewer of them at a time than it sees.
+    """
     cores = set()
     for cpu in os.sched_getaffinity(0):
         try:
             cores.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
         except OSError:
             cores.add(str(cpu))
-    return len(cores)
+    return max(1, min(len(cores), _quota()))
+
+
+def _quota() -> int:
+    """Cores' worth of time that the control group grants, rounded up; very many without a limit."""
+    try:
+        granted, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return -(-int(granted) // int(period))
+    except (OSError, ValueError):
+        return sys.maxsize
 
 
 def _describe(openblas: ctypes.CDLL, prefix: str = "") -> str:

@@ -47,11 +47,15 @@ def pytest_unconfigure(config):
 def pytest_collection_modifyitems(items):
     import mlx.core as mx
 
-    available = {"metal": mx.metal.is_available(), "gpu": mx.cuda.is_available()}
+    available = {
+        "metal": mx.metal.is_available(),
+        "gpu": mx.cuda.is_available(),
+        "linux": sys.platform == "linux",
+    }
     for item in items:
         for name, here in available.items():
             if item.get_closest_marker(name) and not here:
-                item.add_marker(pytest.mark.skip(reason=f"no {name} device on this machine"))
+                item.add_marker(pytest.mark.skip(reason=f"no {name} on this machine"))
 
 
 @pytest.fixture

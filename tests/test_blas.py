@@ -220,4 +220,16 @@ def test_hyperthreads_count_once(monkeypatch):
     siblings = {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: siblings.keys())
     monkeypatch.setattr(Path, "read_text", lambda self: siblings[int(self.parts[5].removeprefix("cpu"))])
+    monkeypatch.setattr(_blas, "_quota", lambda: 8)
     assert _blas.physical_cores() == 2
+    monkeypatch.setattr(_blas, "_quota", lambda: 1)
+    assert _blas.physical_cores() == 1
+
+
+@pytest.mark.parametrize(
+    "granted, cores",
+    [("200000 100000", 2), ("150000 100000", 2), ("max 100000", sys.maxsize), ("", sys.maxsize)],
+)
+def test_the_quota_of_a_container(granted, cores, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda self: granted)
+    assert _blas._quota() == cores

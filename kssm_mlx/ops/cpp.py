@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import math
+import platform
+import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx import _blas
+from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import elementary, native
 
 PACKS = Path(__file__).parent / "kernels" / "packs.inc"
@@ -50,8 +53,8 @@ def run(
     kernel: Any, constants: dict[str, int], inputs: list[mx.array], outputs: list, lanes: int
 ) -> list[mx.array]:
     """The outputs of all lanes: a node of MLX's graph where there is a bridge, else computed at once."""
-    name = kernel.full_name(constants, inputs)
-    function = _function(source(kernel, constants, inputs, name), name)
+    dtypes = tuple(x.dtype for x in inputs)
+    function = _function(kernel, kernel.body, tuple(constants.items()), dtypes)
     if native.why_not():
         return _at_once(function, inputs, outputs, lanes)
     together = TOGETHER if sum(map(math.prod, outputs)) >= ALONE else max(lanes, 1)
@@ -69,9 +72,9 @@ def _at_once(function: int, inputs: list[mx.array], outputs: list, lanes: int) -
     return [mx.array(x) for x in given]
 
 
-def source(kernel: Any, constants: dict[str, int], inputs: Sequence[mx.array], name: str) -> str:
+def source(kernel: Any, constants: dict[str, int], dtypes: Sequence[mx.Dtype], name: str) -> str:
     """The library of one kernel: its body for one lane and for a pack, and the loop over both."""
-    read = [(word, TYPES[x.dtype]) for word, x in zip(kernel.inputs.split(), inputs[1:], strict=True)]
+    read = [(word, TYPES[dtype]) for word, dtype in zip(kernel.inputs.split(), dtypes[1:], strict=True)]
     return f"""{_numbers()}
 {PACKS.read_text()}
 {kernel.header("cpp", constants)}
@@ -141,10 +144,32 @@ def library_folder() -> Path:
 
 
 @cache
-def _function(source: str, name: str) -> int:
-    """The address of the compiled function; its library stays loaded."""
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = library_folder() / f"{name}-{digest}.so"
-    if not path.exists():
-        _blas.compile_library(source, path, "-O3", "-march=native", "-std=c++17")
-    return ctypes.cast(getattr(ctypes.CDLL(str(path)), name), ctypes.c_void_p).value
+def _function(kernel: Any, body: str, constants: tuple[tuple[str, int], ...], dtypes: tuple) -> int:
+    """The address of the compiled function; its library stays loaded.
+
+    body: that of the kernel, so that another body is another function.
+    Raises: ConfigError where it cannot be compiled or loaded.
+    """
+    name = kernel.full_name(dict(constants), dtypes)
+    code = source(kernel, dict(constants), dtypes, name)
+    try:
+        path = (
+            library_folder() / f"{name}-{hashlib.sha256((code + _processor()).encode()).hexdigest()[:16]}.so"
+        )
+        if not path.exists():
+            _blas.compile_library(code, path, "-O3", "-march=native", "-std=c++17")
+        return ctypes.cast(getattr(ctypes.CDLL(str(path)), name), ctypes.c_void_p).value
+    except (RuntimeError, OSError, AttributeError, subprocess.TimeoutExpired) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{kernel.name} cannot be compiled here ({why}); use impl='compiled'") from None
+
+
+@cache
+def _processor() -> str:
+    """What -march=native depends on: a home folder may be shared by machines, an image moved between them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return f"{platform.machine()} {flags}"

@@ -6,10 +6,10 @@
 
 A kernel is trusted on a device once it has agreed with the compiled form on it. `kssm doctor` measures that
 and writes the verdict to the user's cache folder; where no verdict stands, a GPU's kernel proves itself on a
-small case when it is first wanted. The C++ dialect, which no driver translates, is trusted from the start:
-the tests compare it on every change. What failed stays off until the kernel, MLX or the device changes.
+small case when it is first wanted. The C++ dialect, which no driver translates, is trusted once it could be
+built: the tests compare it on every change. What failed stays off until kernel, MLX or device change.
 
-On CPUs the kernels are 4 to 40 times as fast as the compiled forms (docs/performance.md), but in fp32 only.
+Kernels compute in fp32; float64 is left to the compiled forms that can do it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import mlx.core as mx
 
 from kssm_mlx import _blas, files
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.ops import gpu, native
+from kssm_mlx.ops import cpp, elementary, gpu, native
 
 IMPLS = ("auto", "compiled", "kernel")
 # Their compiled form is matrix products, which run at another rate than one lane per thread.
 COMPILED_BY_DEFAULT = ("ssd",)
-# Dialects that need no proof before their first use.
+# Dialects whose kernels need not agree with the compiled form before their first use, only be there.
 PROVEN = ("cpp",)
 
 
@@ -52,11 +52,13 @@ class Verdict:
 def kernel(op: str, impl: str, like: mx.array | None = None) -> Callable | None:
     """The kernel form of `op` if `impl` asks for it, None for the compiled form.
 
-    like: an array whose precision the result should have, for ops that also work in float64.
-    Raises: ConfigError for an unknown `impl`, or "kernel" where the default device has none.
+    like: one of the arrays [B, T, ...] that are read per token.
+    Raises: ConfigError for an unknown `impl`, "kernel" where the default device has none, and T = 0.
     """
     if impl not in IMPLS:
         raise ConfigError(f"impl is one of {', '.join(IMPLS)}, got {impl!r}{nearest(str(impl), IMPLS)}")
+    if like is not None and like.shape[1] == 0:
+        raise ConfigError(f"{op}: there is no token in an array of shape {list(like.shape)}; T must be >= 1")
     double = like is not None and like.dtype == mx.float64
     if impl == "compiled" or (impl == "auto" and (double or op in COMPILED_BY_DEFAULT)):
         return None
@@ -81,11 +83,9 @@ def _verdict(op: str, identity: str) -> Verdict:
     known = recorded().get(identity)
     if known is not None:
         return known
-    if gpu.dialect() in PROVEN:
-        return Verdict(op, True, 0.0)
     from kssm_mlx.ops.kernels import parity
 
-    verdict = parity.prove(op)
+    verdict = parity.build(op) if gpu.dialect() in PROVEN else parity.prove(op)
     if not verdict.ok:
         warnings.warn(f"{op}: the kernel is off ({verdict.why}); see kssm doctor", stacklevel=2)
     return verdict
@@ -101,8 +101,9 @@ def identity(op: str) -> str:
 def _digest(op: str) -> str:
     """Of everything the kernels of `op` are made of; ssd is made of the selective scan's."""
     own = gpu.FOLDER.glob(f"{'selective_scan' if op == 'ssd' else op}*")
-    paths = [gpu.FOLDER / "planar.inc", gpu.FOLDER / "packs.inc", *own]
-    sources = b"".join(path.read_bytes() for path in [Path(gpu.__file__), *sorted(paths)])
+    shared = [gpu.FOLDER / name for name in ("planar.inc", "packs.inc", "bridge.cpp", "in_time.py")]
+    modules = [Path(module.__file__) for module in (gpu, cpp, native, elementary)]
+    sources = b"".join(path.read_bytes() for path in [*modules, *shared, *sorted(own)])
     return hashlib.sha256(sources).hexdigest()[:12]
 
 

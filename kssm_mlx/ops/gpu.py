@@ -11,7 +11,7 @@ Which op uses its kernel when is decided in `dispatch.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -105,6 +105,8 @@ class Kernel:
 
         Raises: ConfigError when no dialect runs here or an array is too long for 32-bit indices.
         """
+        if lanes == 0:
+            return [mx.zeros(shape) for shape in outputs]
         constants = {"CHUNK": self.chunk, **{name: numbers[name] for name in self.constants.split()}}
         sizes = mx.array([lanes, *(numbers[name] for name in self.sizes.split())], mx.int32)
         for count in (lanes, *(x.size for x in inputs), *map(np.prod, outputs)):
@@ -118,11 +120,11 @@ class Kernel:
     @property
     def planar(self) -> str:
         """Complex numbers, which every body may use."""
-        return (FOLDER / "planar.inc").read_text()
+        return _text("planar.inc")
 
     @property
     def body(self) -> str:
-        return (FOLDER / f"{self.name}.inc").read_text()
+        return _text(f"{self.name}.inc")
 
     def source(self, dialect: str) -> str:
         """What stands between the braces of the kernel function."""
@@ -134,10 +136,15 @@ class Kernel:
         defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
         return HEADERS[dialect] + defines + LOOPS
 
-    def full_name(self, constants: dict[str, int], inputs: Sequence[mx.array]) -> str:
+    def full_name(self, constants: dict[str, int], dtypes: Iterable[mx.Dtype]) -> str:
         """Unique for the code that results: MLX keeps compiled kernels by name."""
-        types = "".join(cpp.TYPES[x.dtype][0] for x in inputs)
+        types = "".join(cpp.TYPES[dtype][0] for dtype in dtypes)
         return "_".join(["kssm", self.name, *(str(n) for n in constants.values()), types])
+
+
+@cache
+def _text(file: str) -> str:
+    return (FOLDER / file).read_text()
 
 
 def dialect() -> str | None:
@@ -165,7 +172,11 @@ def speaking(dialect: str | None) -> Iterator[None]:
 def _run_gpu(kernel: Kernel, constants, inputs, outputs, lanes: int) -> list[mx.array]:
     names = ("sizes", *kernel.inputs.split())
     compiled = _gpu_kernel(
-        kernel, dialect(), tuple(constants.items()), kernel.full_name(constants, inputs), names
+        kernel,
+        dialect(),
+        tuple(constants.items()),
+        kernel.full_name(constants, [x.dtype for x in inputs]),
+        names,
     )
     return compiled(
         inputs=inputs,

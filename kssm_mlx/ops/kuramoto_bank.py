@@ -73,7 +73,7 @@ def kuramoto_bank(
     Units: theta in radians; omega, K and h per unit time; tau > 0 the time one token lasts.
     Raises: ConfigError for an `impl` that is not "auto", "compiled" or "kernel".
     """
-    if kernel := dispatch.kernel("kuramoto_bank", impl):
+    if kernel := dispatch.kernel("kuramoto_bank", impl, K):
         return kernel(theta, omega, K, h, tau, steps=steps, harmonics=harmonics)
     arguments = float32(theta, omega, K, h.re, h.im, tau)
     theta, re, im, _ = _bank(steps, harmonics)(*arguments)

@@ -49,7 +49,7 @@ def selective_scan(
     Shapes: x, dt [B, T, D] with dt > 0; A [D, N] < 0; B, C [B, T, N]; state [B, D, N], zeros when None;
         resets [B, T] bool; lengths [B] int. Returns y [B, T, D] and the state [B, D, N], both fp32.
     """
-    if kernel := dispatch.kernel("selective_scan", impl):
+    if kernel := dispatch.kernel("selective_scan", impl, x):
         return kernel(x, dt, A, B, C, state, resets=resets, lengths=lengths)
     x, dt, A, B, C = float32(x, dt, A, B, C)
     T, batch = x.shape[1], x.shape[0]

@@ -59,7 +59,7 @@ def ssd(
         Returns y [B, T, H, P] and the state [B, H, P, N], both fp32.
     Raises: ConfigError for an `impl` that cannot run here (see `dispatch`).
     """
-    if kernel := dispatch.kernel("ssd", impl):
+    if kernel := dispatch.kernel("ssd", impl, x):
         return kernel(x, dt, A, B, C, state, resets=resets, lengths=lengths)
     if x.shape[1] == 1:
         return ssd_reference(x, dt, A, B, C, state, resets=resets, lengths=lengths)

@@ -75,7 +75,7 @@ def wkv4(
         lengths [B] int. Returns y [B, T, C] and the state, fp32.
     Raises: ConfigError for an `impl` that cannot run here (see `dispatch`).
     """
-    if kernel := dispatch.kernel("wkv4", impl):
+    if kernel := dispatch.kernel("wkv4", impl, k):
         return kernel(w, u, k, v, state, resets=resets, lengths=lengths)
     if k.shape[1] == 1:
         return wkv4_reference(w, u, k, v, state, resets=resets, lengths=lengths)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
+from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import cpp, dispatch, gpu, native
 from kssm_mlx.ops.kernels import parity
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the bridge is for Linux")
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +28,12 @@ def same(ours: list[mx.array], theirs: list[mx.array]) -> bool:
     return all(mx.array_equal(x, y).item() for x, y in zip(ours, theirs, strict=True))
 
 
-@linux
+@pytest.mark.linux
 def test_this_machine_has_it():
     assert native.why_not() == ""
 
 
-@linux
+@pytest.mark.linux
 def test_a_kernel_is_a_node_of_the_graph(monkeypatch):
     """Nothing is computed while a compiled function is traced, and it is traced once."""
     traces, case = [], parity.CASES["mobius_scan"]
@@ -53,8 +54,8 @@ def test_a_kernel_is_a_node_of_the_graph(monkeypatch):
     assert len(traces) == 1
 
 
-@linux
-@pytest.mark.parametrize("op", ["mobius_scan", "selective_scan", "wkv7"])
+@pytest.mark.linux
+@pytest.mark.parametrize("op", parity.CASES)
 def test_any_number_of_threads_gives_the_same_bits(op, monkeypatch):
     monkeypatch.setattr(cpp, "ALONE", 0)
     found = []
@@ -99,6 +100,85 @@ def test_why_not(broken, why, monkeypatch):
         assert dispatch.kernel("conv", "auto") is None
     finally:
         native._bridge.cache_clear()
+
+
+@pytest.mark.linux
+def test_several_python_threads_at_once():
+    """Each evaluates on a stream of its own; the team of threads serves one kernel after the other."""
+
+    def work(_):
+        with mx.stream(mx.new_stream(mx.cpu)):
+            return [np.array(x) for x in outcome("selective_scan")]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, range(8)))
+    for x, *others in zip(outcome("selective_scan"), *found, strict=True):
+        assert all(np.array_equal(x, y) for y in others)
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("damage", ["no compiler", "a broken library"])
+def test_a_kernel_that_cannot_be_built_is_off(damage, tmp_path, monkeypatch):
+    """`auto` goes on with the compiled form and says so once; "kernel" is refused in one line."""
+
+    def compile_library(code, path, *flags):
+        if damage == "no compiler":
+            raise RuntimeError("g++ is missing")
+        path.write_bytes(b"not a library")
+
+    monkeypatch.setattr(cpp, "library_folder", lambda: tmp_path)
+    monkeypatch.setattr(cpp._blas, "compile_library", compile_library)
+    monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
+    cpp._function.cache_clear()
+    dispatch._verdict.cache_clear()
+    with pytest.warns(UserWarning, match="conv: the kernel is off .*conv_forward cannot be compiled here"):
+        assert dispatch.kernel("conv", "auto") is None
+    assert dispatch.kernel("conv", "auto") is None
+    with pytest.raises(ConfigError, match=r"conv_forward cannot be compiled here .*; use impl='compiled'"):
+        outcome("conv")
+    cpp._function.cache_clear()
+    dispatch._verdict.cache_clear()
+
+
+@pytest.mark.parametrize("right", ["a.v > b.v ? a.v : b.v", "Vector{} + __builtin_inff() : y"])
+def test_a_wrong_pack_is_seen(right, tmp_path, monkeypatch, uncompiled):
+    """The proof runs packs, too: their functions are not those of a single lane."""
+    text = cpp.PACKS.read_text()
+    assert text.count(right) == 1
+    changed = tmp_path / "packs.inc"
+    changed.write_text(text.replace(right, right.replace("a.v : b.v", "b.v : a.v").replace(": y", ": y + y")))
+    monkeypatch.setattr(cpp, "PACKS", changed)
+    monkeypatch.setattr(cpp, "library_folder", lambda: tmp_path)
+    cpp._function.cache_clear()
+    verdict = parity.prove("wkv4")
+    cpp._function.cache_clear()
+    assert not verdict.ok
+    assert "differs from the compiled form" in verdict.why
+
+
+def test_packs_overflow_and_underflow_as_single_lanes_do():
+    """exp beyond float32 is infinite and below it zero, at any width."""
+    x = mx.array([-200.0, -88.0, -87.0, -1.0, 0.0, 88.0, 88.7, 89.0, 200.0, float("nan")])
+    found = [_exponentials(x, width) for width in (1, 16)]
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-6, atol=2e-38)
+
+
+def _exponentials(x: mx.array, width: int) -> np.ndarray:
+    """exp(x) as the decay of the selective scan, h = exp(dt A) h0 with A = 1 and h0 = 1."""
+    n, nothing = x.size, mx.zeros((x.size, 1, 1))
+    dt = mx.broadcast_to(x[:, None, None], (n, 1, width))
+    kernel = dispatch.kernel("selective_scan", "kernel")
+    _, h = kernel(mx.zeros_like(dt), dt, mx.ones((width, 1)), nothing, nothing, mx.ones((n, width, 1)))
+    return np.array(h[:, 0, 0])
+
+
+@pytest.mark.parametrize("op", parity.CASES)
+def test_no_token_and_no_row(op):
+    """Without a token there is nothing to say; without a row the answer is empty."""
+    case = parity.CASES[op]
+    with pytest.raises(ConfigError, match=rf"{op}: there is no token in an array of shape"):
+        case.call(case.op, case.arguments(2, 0, 4), {})
+    assert case.call(case.form("kernel"), case.arguments(0, 3, 4), {})[0].size == 0
 
 
 @pytest.mark.parametrize("given, expected", [("3", 3), ("0", 1)])

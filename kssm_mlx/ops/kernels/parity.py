@@ -6,7 +6,7 @@ another form of the same op, on lengths that no chunk divides, with documents an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,8 +20,9 @@ from kssm_mlx.oscillators.planar import Planar
 # times; gradients of bf16 arguments are bf16, of 8 bits. One wrong term shows as 1e-2 or more.
 TOLERANCES = {mx.float32: 5e-4, mx.bfloat16: 1e-2}
 
-# Rows, tokens and width of the proof: more lanes than a group has threads, a length that no chunk divides.
-PROOF = (12, 37, 6)
+# Rows, tokens and widths of the proof: more lanes than a group has threads, a length that no chunk divides;
+# in C++ one lane at a time, then packs of them on several threads.
+PROOFS = ((12, 37, 6), (12, 37, 32))
 
 Arrays = list[mx.array]
 
@@ -67,7 +68,12 @@ def compare(
     arrays = [x.astype(dtype) if i < case.moving else x for i, x in enumerate(arrays)]
     masks = documents(B, T) if masked else {}
     ours, theirs = (outcome(case, form, arrays, masks) for form in ("kernel", against))
-    return max((_distance(x, y) for x, y in zip(ours, theirs, strict=True)), key=lambda e: (e != e, e))
+    return _worst(_distance(x, y) for x, y in zip(ours, theirs, strict=True))
+
+
+def _worst(errors: Iterable[float]) -> float:
+    """The largest; NaN if any is."""
+    return max(errors, key=lambda e: (e != e, e))
 
 
 def _distance(x: mx.array, y: mx.array) -> float:
@@ -80,11 +86,26 @@ def _distance(x: mx.array, y: mx.array) -> float:
 def prove(op: str) -> Verdict:
     """The verdict of small cases in both dtypes; a kernel that does not even compile gets one too."""
     try:
-        errors = {dtype: compare(op, *PROOF, dtype=dtype) for dtype in TOLERANCES}
+        errors = {dtype: _worst(compare(op, *size, dtype=dtype) for size in PROOFS) for dtype in TOLERANCES}
     except Exception as error:  # whatever a compiler or a driver raises, the compiled form is there
-        return Verdict(op, False, float("inf"), f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return _broken(op, error)
     ok = all(error <= TOLERANCES[dtype] for dtype, error in errors.items())
     return Verdict(op, ok, errors[mx.float32], "" if ok else _disagreement(errors))
+
+
+def build(op: str) -> Verdict:
+    """The verdict of a kernel that only has to be there: built, forward and backward, and run once."""
+    try:
+        case = CASES[op]
+        mx.eval(outcome(case, "kernel", case.arguments(1, 2, 2), {}))
+    except Exception as error:  # as in `prove`
+        return _broken(op, error)
+    return Verdict(op, True, 0.0)
+
+
+def _broken(op: str, error: Exception) -> Verdict:
+    why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    return Verdict(op, False, float("inf"), why)
 
 
 def _disagreement(errors: dict) -> str:
