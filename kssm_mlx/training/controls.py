@@ -80,7 +80,10 @@ def judge(section: Control, observed: Mapping[str, float | None]) -> tuple[str, 
 
 
 def turned(section: Control, action: str, excess: float, knobs: Mapping[str, float]) -> dict[str, float]:
-    """The knobs after an action: the coupling stays where it is put, the noise lasts as long as the brake."""
+    """The knobs after an action: the coupling stays where it is put, the noise lasts as long as the brake.
+
+    The bounds end a movement and never turn it round: below them a brake does nothing.
+    """
     brakes, raises = action == "BRAKE", action == RULES[section.rule].raising
     factor = 1 - section.brake if brakes else 1 + section.boost if raises else 1.0
     low, high = section.bounds
@@ -89,7 +92,9 @@ def turned(section: Control, action: str, excess: float, knobs: Mapping[str, flo
     def turn(role: str, value: float) -> float:
         if role in NOISES:
             return noise
-        return min(max(value * factor, low), high) if role in COUPLINGS and factor != 1 else value
+        if role not in COUPLINGS:
+            return value
+        return min(value, max(value * factor, low)) if factor < 1 else max(value, min(value * factor, high))
 
     return {name: turn(name.rpartition(".")[2], value) for name, value in knobs.items()}
 

@@ -61,6 +61,15 @@ def test_raising_and_braking_pull_opposite_ways_and_stay_within_bounds(rule):
     assert decide(rule, high + 0.04, 0.5, knobs={"K": 0.101}).knobs["K"] == 0.1
 
 
+@pytest.mark.parametrize("K", [-1.0, 0.05, 0.1, 2.0, 5.0, 6.0])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_brake_never_raises_the_coupling_and_a_boost_never_lowers_it(rule, K):
+    """Also of a coupling that begins outside the bounds."""
+    low, high = RULES[rule].R
+    up, down = (decide(rule, R, 0.5, knobs={"K": K}).knobs["K"] for R in (low - 0.1, high + 0.04))
+    assert down <= K <= up and (down < K) == (K > 0.1) and (K < up) == (0 < K < 5)
+
+
 def test_noise_is_capped_where_the_published_gain_never_got():
     assert decide("drift", 1.0).knobs["core.sigma"] == pytest.approx(0.045)
     assert decide("drift", 1.0, noise_gain=1.0).knobs["core.sigma"] == 0.2
