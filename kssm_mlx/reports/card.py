@@ -48,7 +48,9 @@ def measure(value: float | None, error: float | None = None, digits: int = 4) ->
 
 
 def against_expected(run: Run) -> str:
-    """One sentence on the number the recipe promises; empty if it promises none."""
+    """One sentence on the number the recipe promises; empty if it promises none. A smoke run promises nothing."""
+    if run.recipe.get("smoke"):
+        return "a smoke run: it tries the machinery, and its numbers mean nothing"
     expected = run.recipe.get("about", {}).get("expected")
     if not expected:
         return ""

@@ -107,6 +107,8 @@ def test_the_expected_number_is_compared(tmp_path, metric, value, says):
     recipe["about"]["expected"] |= {"metric": metric, "value": value}
     (folder / "recipe.json").write_text(json.dumps(recipe))
     assert says in against_expected(open_run(folder))
+    (folder / "recipe.json").write_text(json.dumps(recipe | {"smoke": {"train": {"steps": 12}}}))
+    assert against_expected(open_run(folder)).startswith("a smoke run")
 
 
 def test_comparison_names_what_differs(tmp_path):
