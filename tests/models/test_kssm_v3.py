@@ -56,7 +56,7 @@ def test_the_whole_model_in_numpy(variant):
     x = p["embedding.weight"][np.array(ids)] + p["positions"][:7]
     for i in range(2):
         z = norm(x, f"blocks.{i}.bank_norm")
-        a, b, c, d, e, f, g, h, _, _ = np.moveaxis(affine(z, f"blocks.{i}.bank.to_parameters"), -1, 0)
+        a, _, c, d, e, _, g, h, _, _ = np.moveaxis(affine(z, f"blocks.{i}.bank.to_parameters"), -1, 0)
         u = (d * g - c * h) / (a * g - c * e + 1e-6)
         u = (np.clip(u, 0.1, 10) if variant == "bistable" else u)[..., None]
         theta = p[f"blocks.{i}.bank.omega"] + z.mean(-1, keepdims=True)
