@@ -86,7 +86,8 @@ class Context:
     the tokenizer the model is used with; initial: the trainable parameters before step 1 (flat dict);
     history: rows of metrics.jsonl; run_folder: where the run lives; host: the root digest of the verified
     weights that the model started from, None for a fresh one; host_notes: how far these were verified and
-    what was found; manifest: the run's manifest.json; seed: of every random draw a check makes.
+    what was found; manifest: the run's manifest.json; seed: of every random draw a check makes; intervention
+    and masks: what the recipe's [clamp] and [freeze] hold, see training/freezing.py.
 
     For comparisons: builder: seed -> a fresh model of the same configuration; seeds: of what is repeated;
     interventions: name -> models.base.Intervention that a claim is about; runs: one Context per run folder
@@ -107,6 +108,8 @@ class Context:
     host_notes: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     manifest: dict[str, Any] | None = None
+    intervention: Any = None
+    masks: dict[str, Any] = field(default_factory=dict)
     builder: Callable[[int], Any] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     interventions: dict[str, Any] | None = None

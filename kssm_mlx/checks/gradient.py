@@ -127,40 +127,49 @@ def _name(tensor: str, blocks: list[float]) -> str:
 
 @check("C8", level="S", title="training moved every weight", source="liminal.md C8")
 def weights_moved(ctx: Context) -> Check:
-    """For each trainable tensor ‖w - w₀‖ / ‖w₀‖ against the parameters before step 1, once 20 steps are done;
-    and whether the optimiser's saved state holds a non-zero tensor.
+    """For each trainable tensor ‖w - w₀‖ / ‖w₀‖ against the parameters before step 1, over what the recipe's
+    [freeze] lets move, once 20 steps are done; whether what it holds is equal bit for bit; and whether the
+    optimiser's saved state holds a non-zero tensor.
 
     Threshold: > 1e-6 in every tensor: one AdamW step at a learning rate of 1e-5 already moves more.
     Caught: Phase-RWKV Attempt 3: byte-identical weights at steps 300 to 500, an optimiser without state.
-    Sabotage: a frozen tensor; an optimiser file of zeros.
+    Sabotage: a tensor that stays; an optimiser file of zeros; a frozen tensor that weight decay shrinks.
     """
     ctx.need("model", "initial")
     if ctx.history is not None and ctx.step < 20:
         raise NotMeasurable(f"{ctx.step} steps done, 20 needed")
     now = dict(nn.utils.tree_flatten(ctx.model.trainable_parameters()))
     missing = sorted(set(now) ^ set(ctx.initial))
-    moved = {n: _relative_change(now[n], ctx.initial[n]) for n in now if n in ctx.initial}
+    changes = {n: _change(now[n], ctx.initial[n], ctx.masks.get(n)) for n in now if n in ctx.initial}
+    moved = {n: change for n, (change, _) in changes.items() if change is not None}
     still = [n for n, change in moved.items() if not change > 1e-6] + missing
+    loose = [n for n, (_, kept) in changes.items() if not kept]
     optimiser = _optimiser_moments(ctx.run_folder)
     least = min(moved, key=moved.get)
+    problems = [f"{len(still)} of {len(now)} tensors did not move: {', '.join(still[:4])}"] if still else []
+    problems += [f"frozen, and moved all the same: {', '.join(loose[:4])}"] if loose else []
+    problems += ["optimiser state empty"] if optimiser == 0 else []
     return verdict(
         "C8",
-        not still and optimiser != 0,
-        f"{len(still)} of {len(now)} tensors did not move: {', '.join(still[:4])}"
-        if still
-        else f"least moved {least}: {moved[least]:.1e}"
-        + ("; optimiser state empty" if optimiser == 0 else ""),
-        "every tensor moves by > 1e-6" + ("" if optimiser is None else "; optimiser state not empty"),
+        not problems,
+        "; ".join(problems) or f"least moved {least}: {moved[least]:.1e}",
+        "every tensor moves by > 1e-6, but for what is frozen"
+        + ("" if optimiser is None else "; optimiser state not empty"),
         "the optimiser does not get these parameters, or gets stale copies of them",
         least=least,
         still=still,
+        loose=loose,
         optimiser_tensors=optimiser,
     )
 
 
-def _relative_change(now: mx.array, before: mx.array) -> float:
+def _change(now: mx.array, before: mx.array, mask: mx.array | None) -> tuple[float | None, bool]:
+    """The relative change where the mask is True, None where it nowhere is; whether the rest is as it was."""
     a, b = to_numpy(now).astype(np.float64), to_numpy(before).astype(np.float64)
-    return float(np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-12))
+    free = np.broadcast_to(True if mask is None else np.array(mask), a.shape)
+    kept = np.array_equal(a[~free], b[~free])
+    change = np.linalg.norm(a[free] - b[free]) / (np.linalg.norm(b[free]) + 1e-12)
+    return (float(change) if free.any() else None), kept
 
 
 def _optimiser_moments(folder: Path | None) -> int | None:

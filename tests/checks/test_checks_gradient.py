@@ -53,6 +53,22 @@ def test_an_empty_optimiser_is_caught(trained, tmp_path):
     assert run(replace(trained, run_folder=tmp_path)).verdict == "pass"
 
 
+def test_what_is_frozen_is_to_stay_and_the_rest_to_move(trained):
+    masks = {"head.bias": mx.zeros((1,), mx.bool_)}
+    frozen = {"head.bias": now(trained)["head.bias"]}
+    context = replace(trained, initial={**trained.initial, **frozen}, masks=masks)
+    assert run(context).verdict == "pass"
+    assert run(replace(context, masks={})).got == "1 of 14 tensors did not move: head.bias"
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_frozen_part_that_moved_is_caught(trained, rows):
+    """As weight decay moves it: all of a tensor, or the rows from the third on."""
+    bias = now(trained)["head.bias"]
+    check = run(replace(trained, masks={"head.bias": mx.arange(bias.size) < rows}))
+    assert (check.verdict, check.got) == ("fail", "frozen, and moved all the same: head.bias")
+
+
 def test_before_20_steps_nothing_is_said(trained):
     check = run(replace(trained, history=[{"step": 19}]))
     assert (check.verdict, check.got) == ("not measurable", "19 steps done, 20 needed")
