@@ -14,7 +14,7 @@ import numpy as np
 
 from kssm_mlx import models
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.probes import deviation, logits_of, random_tokens, spread
+from kssm_mlx.checks.probes import as_run, deviation, logits_of, random_tokens, spread
 from kssm_mlx.training import checkpoint
 from kssm_mlx.training.checkpoint import Snapshot
 from kssm_mlx.training.state import initial_state, to_arrays
@@ -48,7 +48,7 @@ def reloads(ctx: Context) -> Check:
     if getattr(ctx.config, "model_type", None) not in models.MODELS:
         raise NotMeasurable("a checkpoint says which family to build, and this model is of none")
     tokens = random_tokens(ctx, 2, 16, stream=32)
-    here = logits_of(ctx.model, tokens)
+    here = logits_of(as_run(ctx), tokens)
     with tempfile.TemporaryDirectory(prefix="kssm-checkpoint-") as folder:
         lost = _lost(Path(folder) / "retention")
         there, error = _elsewhere(_newest(ctx) or _rehearsal(ctx, Path(folder)), tokens, Path(folder))

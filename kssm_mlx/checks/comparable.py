@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.probes import as_run
 from kssm_mlx.checks.sized import size
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.digest import root_digest
@@ -96,7 +97,7 @@ def _measured(run: Context) -> float:
     """The cross-entropy of a run's weights on the windows that its evaluations score, nats/token."""
     train = run.recipe.train
     windows = evaluation_windows(run.data.validation, run.recipe.eval.tokens, train.context, train.batch_size)
-    return float(window_losses(run.model, windows, compile=False).mean())
+    return float(window_losses(as_run(run), windows, compile=False).mean())
 
 
 def _tokens(run: Context) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, Verdict, check, verdict
 from kssm_mlx.checks.evidence import arms
+from kssm_mlx.checks.probes import as_run
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.metrics import stats
 from kssm_mlx.metrics.stats import Comparison
@@ -70,7 +71,7 @@ def _refuse_other_tokens(runs: list[Context]) -> None:
 
 def _losses(runs: Sequence[Context]) -> np.ndarray:
     """Nats/token of each run on each window. Shapes: [runs, windows]."""
-    return np.stack([window_losses(run.model, _windows(run), compile=False) for run in runs])
+    return np.stack([window_losses(as_run(run), _windows(run), compile=False) for run in runs])
 
 
 def _windows(run: Context):

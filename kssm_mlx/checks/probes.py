@@ -14,6 +14,7 @@ import numpy as np
 
 from kssm_mlx.checks.base import Check, Context, NotMeasurable
 from kssm_mlx.models.base import mode
+from kssm_mlx.models.calibration import Held
 from kssm_mlx.training import losses
 
 
@@ -40,6 +41,11 @@ def random_tokens(ctx: Context, rows: int, length: int, stream: int = 0) -> np.n
     """Uniform ids [rows, length], the same for the same (ctx.seed, stream)."""
     rng = np.random.default_rng((ctx.seed, stream))
     return rng.integers(0, vocabulary(ctx.model), (rows, length), dtype=np.int32)
+
+
+def as_run(ctx: Context) -> nn.Module:
+    """The model as its run trains and scores it: under the intervention of the recipe, where it has one."""
+    return Held(ctx.model, ctx.intervention) if ctx.intervention else ctx.model
 
 
 def swap(tokens: np.ndarray, vocab_size: int, stream: int = 0) -> np.ndarray:

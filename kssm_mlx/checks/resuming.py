@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import tempfile
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ STEPS, HALF, ROWS, CONTEXT = 20, 10, 2, 64
 LARGEST = 1 << 30  # bytes of a checkpoint that the check is willing to write four times
 TIMINGS = {"tokens_per_second", "seconds"}
 LIMITS = {"loss": 1e-5, "lr": 0.0}
-STATES = ("key", "step", "cursor", "knobs")
+STATES = ("key", "step", "cursor", "knobs", "buffers")
 
 
 @check("C33", level="S", title="a resumed run is the same run", source="liminal.md C33")
 def resume_parity(ctx: Context) -> Check:
-    """The recipe with 20 steps of 2 rows, its schedule shortened to them, once in one piece and once
-    interrupted after 10 and resumed from the checkpoint. Compared over steps 11 to 20: max |Δ loss| and every
-    other column of the rows, and at the end the random key, the place in the data and the knobs.
+    """The recipe with 20 steps of 2 rows, its schedule shortened to them, its [freeze] and [clamp] as they
+    are, once in one piece and once interrupted after 10 and resumed from the checkpoint. Compared over steps
+    11 to 20: max |Δ loss| and every other column of the rows, and at the end the random key, the place in the
+    data and the knobs.
 
     Threshold: loss within 1e-5 nats; learning rate, key, place and knobs equal; other columns within 1e-3
     relative, because a GPU may sum in another order. On a CPU all of it is equal bit for bit.
@@ -42,6 +44,8 @@ def resume_parity(ctx: Context) -> Check:
     Sabotage: a checkpoint that forgets the step of the schedule; a model with a state that is not saved.
     """
     ctx.need("model", "recipe", "data")
+    if not is_dataclass(ctx.model.args):
+        raise NotMeasurable("a checkpoint keeps the model's args, and these are no dataclass")
     size = 3 * 4 * sum(array.size for array in flatten(ctx.model.trainable_parameters()).values())
     if size > LARGEST:
         raise NotMeasurable(f"a checkpoint has {size / 1e9:.1f} GB; check a smaller size of the same recipe")
@@ -85,11 +89,12 @@ def _shortened(recipe: Recipe) -> Recipe:
 def _train(ctx: Context, folder: Path, resume: bool) -> dict[str, np.ndarray]:
     """Train from the model as it is, which is left as it was; the states at the end besides the weights."""
     recipe, silent = _shortened(ctx.recipe), Console(file=io.StringIO())
+    held = {"masks": ctx.masks or None, "intervention": ctx.intervention}
     try:
         result = with_parameters(
             ctx.model,
             ctx.model.parameters(),
-            lambda: train_loop(ctx.model, recipe, ctx.data, folder, resume=resume, console=silent),
+            lambda: train_loop(ctx.model, recipe, ctx.data, folder, resume=resume, console=silent, **held),
         )
     except Interrupted:  # by whoever is waiting for the checks
         raise KeyboardInterrupt from None

@@ -11,7 +11,14 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.probes import cross_entropy, mode, probe_length, random_tokens, vocabulary
+from kssm_mlx.checks.probes import (
+    as_run,
+    cross_entropy,
+    mode,
+    probe_length,
+    random_tokens,
+    vocabulary,
+)
 from kssm_mlx.data.batches import evaluation_windows, random_batch
 from kssm_mlx.generation import generate
 from kssm_mlx.metrics.ngrams import ngram_ladder
@@ -66,7 +73,7 @@ def ladder(ctx: Context) -> Check:
     """
     ctx.need("model", "data", "recipe")
     context, V = ctx.recipe.train.context, vocabulary(ctx.model)
-    got = evaluate(ctx.model, _windows(ctx, ctx.recipe.eval.tokens), ctx.data.bytes_per_token_validation)
+    got = evaluate(as_run(ctx), _windows(ctx, ctx.recipe.eval.tokens), ctx.data.bytes_per_token_validation)
     loss, scored = got["nats_per_token"], got["tokens"]
     ids, targets = ctx.data.validation.first(scored)
     counted = ngram_ladder(ctx.data.train.ids, ids, V, scored=targets)
@@ -100,8 +107,7 @@ def context_is_used(ctx: Context) -> Check:
     Sabotage: a model trained without memory.
     """
     ctx.need("model", "data", "recipe")
-    with mode(ctx.model, False):
-        got = context_gain(ctx.model, _windows(ctx, min(GAIN_TOKENS, ctx.recipe.eval.tokens)))
+    got = context_gain(as_run(ctx), _windows(ctx, min(GAIN_TOKENS, ctx.recipe.eval.tokens)))
     gain, limit = got["context_gain"], 0.1 if is_final(ctx) else 0.02
     return verdict(
         "C18",
@@ -143,6 +149,8 @@ def degenerate_generation(ctx: Context) -> Check:
     ctx.need("model", "data", "tokenizer")
     if getattr(ctx.data, "task", None) is not None:
         raise NotMeasurable("a row of a task ends where it ends; its answers are judged, no continuation")
+    if not hasattr(ctx.model, "make_cache"):
+        raise NotMeasurable("the model has no make_cache(), so it cannot go on token by token")
     breaks = _breaks(ctx)
     limits = _limits(_real_windows(ctx), breaks)
     sampled = _measure(_continuations(ctx, 0.8), breaks)
@@ -167,9 +175,9 @@ def _continuations(ctx: Context, temperature: float) -> np.ndarray:
     ids = ctx.data.validation.ids
     starts = np.linspace(0, ids.size - PROMPT_TOKENS, PROMPTS).astype(np.int64)
     prompts = [ctx.tokenizer.decode(np.asarray(ids[i : i + PROMPT_TOKENS])) for i in starts]
-    with mode(ctx.model, False):
+    with mode(as_run(ctx), False) as model:
         completions = generate(
-            ctx.model,
+            model,
             ctx.tokenizer,
             prompts,
             max_tokens=TOKENS,

@@ -29,6 +29,7 @@ from kssm_mlx.experiments.folder import (
 from kssm_mlx.experiments.start import Start, start, start_of_run, take
 from kssm_mlx.training import checkpoint, identity
 from kssm_mlx.training import recipe as recipes
+from kssm_mlx.training.freezing import holding
 from kssm_mlx.training.loop import refuse_second_run
 from kssm_mlx.training.recipe import WORDS, Recipe
 from kssm_mlx.training.state import flatten, from_arrays, initial_state
@@ -93,6 +94,7 @@ def context_of(recipe: Recipe, folder: Path, data: TokenData, host: str | None =
 
 
 def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Context:
+    held = holding(recipe, began.model)
     context = Context(
         model=began.model,
         config=began.model.args,
@@ -103,6 +105,8 @@ def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Co
         run_folder=folder,
         host=began.host,
         host_notes=began.host_notes,
+        intervention=held.intervention,
+        masks=held.masks,
         builder=None if began.host else partial(models.build, began.model.args),
     )
     return broken(context) if recipe.failure else context

@@ -14,6 +14,7 @@ from kssm_mlx.experiments.folder import is_run
 from kssm_mlx.experiments.hosts import open_model
 from kssm_mlx.experiments.own_model import context_of_model
 from kssm_mlx.training import recipe as recipes
+from kssm_mlx.training.freezing import holding
 from kssm_mlx.training.state import flatten
 
 
@@ -68,6 +69,7 @@ def _compared(targets: Sequence[str | Path], contexts: list[Context], model: str
 def _with_model(context: Context, spec: str) -> Context:
     """The context with this model in place of its own, which has had none of its steps."""
     own = context_of_model(spec)
+    held = holding(context.recipe, own.model) if context.recipe else None
     return replace(
         context,
         model=own.model,
@@ -77,5 +79,7 @@ def _with_model(context: Context, spec: str) -> Context:
         history=None,
         host=own.host,
         host_notes=own.host_notes,
+        intervention=held and held.intervention,
+        masks=held.masks if held else {},
         builder=own.builder,
     )

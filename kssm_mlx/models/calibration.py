@@ -96,6 +96,7 @@ class Held(nn.Module):
         super().__init__()
         self.model, self._intervention = model, intervention
         self.args, self.model_type = model.args, model.model_type
+        self.train(model.training)
 
     def __call__(self, tokens, cache=None):
         return continue_in_place(self, tokens, cache)

@@ -1,6 +1,7 @@
 """Runs with [freeze] and [clamp]: what is frozen stays, what is held is held, and resuming keeps both."""
 
 import io
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from rich.console import Console
 
 from kssm_mlx import models
+from kssm_mlx.checks import overfit, resuming, suites
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.experiments.context import context_of, context_of_run
 from kssm_mlx.experiments.run import load, train
 from kssm_mlx.models.acts import Observe
 from kssm_mlx.models.base import Intervention
@@ -17,6 +20,7 @@ from kssm_mlx.training.freezing import holding
 from kssm_mlx.training.loop import train_loop
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.state import flatten
+from tests.checks.contexts import measure
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
@@ -45,7 +49,7 @@ HELD = {
 
 def run(folder, out=None, **options):
     console = Console(file=out or io.StringIO(), width=200)
-    return train(options.pop("recipe"), folder, verify=False, console=console, **options)
+    return train(options.pop("recipe"), folder, console=console, **{"verify": False, **options})
 
 
 def built(asked):
@@ -122,3 +126,64 @@ def test_what_would_do_nothing_is_refused_before_the_first_step(tmp_path, sectio
 def test_clamps_that_cannot_be_meant_are_refused(clamp, message):
     with pytest.raises(ConfigError, match=message):
         recipe(clamp=clamp)
+
+
+# --- Checks of a run that is held: they look at the model that it trains and scores. ----------------------
+
+
+@pytest.fixture
+def held_run(tmp_path, monkeypatch):
+    """The context at the end of a run that its checks did not stop, and of which levels they are."""
+    few = {"P": ("C4", "C32"), "S": ("C8",)}
+    monkeypatch.setattr(suites, "suite", lambda level: few.get(level, ()))
+    run(tmp_path / "run", recipe=recipe(20, **HELD), verify=True)
+    assert [c["id"] for c in suites.read_checks(tmp_path / "run")["final"]] == ["C8"]
+    return context_of_run(tmp_path / "run")
+
+
+def test_a_run_that_is_held_passes_its_checks(held_run):
+    """And fails them where the intervention or the masks are forgotten: what the checks did before."""
+    runs, bare = [held_run] * 2, replace(held_run, intervention=None)
+    assert measure("C34", replace(held_run, runs=runs)).verdict == "pass"
+    assert ", its cross-entropy is " in measure("C34", replace(held_run, runs=[held_run, bare])).got
+    found, without = measure("C32", held_run), measure("C32", bare)
+    assert found.verdict == "pass", found.got
+    assert without.verdict == "fail" and without.got.startswith("logits differ by")
+    found, logged = measure("C17", held_run), [row for row in held_run.history if row["kind"] == "eval"][-1]
+    assert abs(found.numbers["loss"] - logged["nats_per_token"]) < 1e-5
+    assert abs(measure("C17", bare).numbers["loss"] - logged["nats_per_token"]) > 1e-3
+    assert "tensors did not move: " in measure("C8", replace(held_run, masks={})).got
+
+
+def started(tmp_path, **sections):
+    asked = recipe(**sections)
+    folder = tmp_path / "run"
+    return context_of(asked, folder, prepare(asked.data, folder / "data"))
+
+
+def test_resuming_is_rehearsed_with_what_is_held(tmp_path, monkeypatch):
+    loops, real = [], resuming.train_loop
+    monkeypatch.setattr(
+        resuming, "train_loop", lambda *args, **options: loops.append(options) or real(*args, **options)
+    )
+    context = started(tmp_path, **HELD)
+    assert measure("C33", context).verdict == "pass"
+    assert all(o["masks"] is context.masks and o["intervention"] is context.intervention for o in loops)
+    assert len(loops) == 2
+
+
+def test_a_batch_is_learned_under_the_clamp_and_with_a_frozen_head_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(overfit, "STEPS", 130)
+    clamped = measure("N18", started(tmp_path / "clamp", clamp=HELD["clamp"]))
+    assert clamped.verdict == "pass", clamped.got
+    frozen = started(tmp_path / "head", freeze={"units": [3], "head": True})
+    found = measure("N18", frozen)
+    assert found.verdict == "warn" and "in 130 steps" in found.got
+    assert measure("N18", replace(frozen, masks={})).verdict == "pass"
+
+
+def test_a_batch_that_terms_keep_from_being_learned_is_caught(tmp_path, monkeypatch):
+    monkeypatch.setattr(overfit, "STEPS", 60)
+    heavy = {"uncertainty": {"weight": 1e4}}
+    found = measure("N18", started(tmp_path, loss=heavy))
+    assert found.verdict == "fail" and "in 60 steps" in found.got
