@@ -35,6 +35,8 @@ with the same options, and the verdict says so. Checks and models of your own: [
 
 Sources are the project's reference notes; `Cn`, `Dn` and `Gn` are their numbers.
 
+H and K are of the machine: `kssm doctor` asks them.
+
 Levels L0 to L5 are the layers of `kssm verify-weights`: container, names, digests, values, arithmetic,
 behaviour; `--quick` and every loading of a model stop after L3. Their sabotage is done to every architecture
 in `tests/faults`.

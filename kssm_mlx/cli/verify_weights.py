@@ -59,10 +59,13 @@ def verify_weights(
 
 
 def _chosen(checks: list[dict[str, Any]], only: str | None) -> list[dict[str, Any]]:
-    """The checks of the given layers and ids. Raises: ConfigError for one that does not exist."""
+    """The checks of the given layers and ids, in capitals or not.
+
+    Raises: ConfigError for one that does not exist.
+    """
     if not only:
         return checks
-    wanted = only.split(",")
+    wanted = [name.strip().upper() for name in only.split(",")]
     known = [c["id"] for c in checks] + [c["level"] for c in checks]
     for name in wanted:
         if name not in known:
