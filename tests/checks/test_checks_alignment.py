@@ -72,6 +72,13 @@ def test_marked_padding_counts_as_padding_and_unscored_inputs_do_not():
     assert alignment._filled(np.array([np.where(row < 20, row, 7)])) == 0.5
 
 
+def test_a_short_row_is_padded_when_half_of_it_is():
+    """The modular task: four tokens that mean something, eleven that do not."""
+    row = np.array([[40, 3, 41, 43, *[42] * 11]])
+    assert alignment._filled(row) == 11 / 15
+    assert alignment._filled(np.array([[40, 3, 41, 43, 7, 1, 2, 4, 5, *[42] * 6]])) == 0
+
+
 def test_without_data_it_says_so(prepared):
     check = measure("C31", replace(fresh(prepared), data=None))
     assert (check.verdict, check.got) == ("not measurable", "needs data, none given")

@@ -166,7 +166,7 @@ def loss_not_finite(bench: Bench) -> Context:
     return context
 
 
-@sabotage("C8", "C9")
+@sabotage("C9")
 def decay_on_frequencies(bench: Bench) -> Context:
     """Weight decay on every parameter of K-SSM v3, ten times as published: R climbs by itself."""
     train = {"decay": "all", "weight_decay": 2.0, "batch_size": 4}

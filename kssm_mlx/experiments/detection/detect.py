@@ -42,8 +42,9 @@ def detect(home: Path, workers: int = 2, say: Callable[[str], None] = print) -> 
             found[name] = row.result()
             say(f"{name}: {', '.join(found[name]['caught']) or 'NOTHING'}")
         controls["claim"] = matrix.counted(claim.result(), 3)
+    facts = environment.facts()
     return {
-        "environment": environment.facts(),
+        "environment": {name: facts[name] for name in ("commit", "python", "packages", "machine", "cores")},
         "seconds": round(time.monotonic() - began),
         "checks": {id: definition.title for id, definition in REGISTRY.items()},
         "controls": controls,

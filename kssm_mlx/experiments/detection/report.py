@@ -42,13 +42,13 @@ def page(found: Found) -> str:
 
 
 def summary(found: Found) -> str:
-    """The failed runs of the notes and the checks that stop them, for the README."""
+    """For the README: the failed runs of the notes with the checks that stop them, and the numbers of all."""
     rows = {name: row for name, row in found["rows"].items() if _of_notes(name)}
     cells = [
         [f"`{name.removeprefix('failures/')}`", row["what"], ", ".join(row["expected"])]
         for name, row in rows.items()
     ]
-    return _table(["failed run", "its question", "stopped by"], cells)
+    return f"{_table(['failed run', 'its question', 'stopped by'], cells)}\n{_numbers(found)}"
 
 
 def _of_notes(name: str) -> bool:
