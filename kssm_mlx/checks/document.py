@@ -5,12 +5,16 @@ With the name of a file it writes the same table there, the checks of installed 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from kssm_mlx import files
 from kssm_mlx.checks.definitions import Entry, definitions
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+DETECTION = DOCS / "results" / "detection.json"
 
 INTRODUCTION = """# Checks
 
@@ -42,6 +46,11 @@ behaviour; `--quick` and every loading of a model stop after L3. Their sabotage 
 in `tests/faults`.
 
 """
+ALARMS = """False alarms: verdicts "fail" of all verdicts on runs that were made as they should be, from
+[results/detection.json](results/detection.json), see [detection.md](detection.md); {} of {} in all. No number
+where nothing was measured: the check was not measurable on them, or is not one of runs.
+
+"""
 PARTS = ("definition", "threshold", "caught", "sabotage")
 COLUMNS = (
     "id",
@@ -57,9 +66,28 @@ COLUMNS = (
 
 
 def render(entries: Iterable[Entry]) -> str:
-    """The Markdown of docs/checks.md, a row per entry."""
-    rows = map(_row, entries)
-    return INTRODUCTION + "".join(map(_line, [COLUMNS, ["---"] * len(COLUMNS), *rows]))
+    """The Markdown of docs/checks.md, a row per entry; false alarms are a column where they were counted."""
+    rows, columns, alarms = [_row(e) for e in entries], list(COLUMNS), false_alarms()
+    if alarms:
+        columns.append("false alarms")
+        rows = [[*row, "{} of {}".format(*alarms[row[0]]) if row[0] in alarms else ""] for row in rows]
+    said = ALARMS.format(*map(sum, zip(*alarms.values(), strict=True))) if alarms else ""
+    return INTRODUCTION + said + "".join(map(_line, [columns, ["---"] * len(columns), *rows]))
+
+
+def false_alarms() -> dict[str, tuple[int, int]]:
+    """id -> (failed, asked) on the healthy controls of the detection matrix; empty before there is one."""
+    if not DETECTION.is_file():
+        return {}
+    controls = json.loads(DETECTION.read_text("utf-8"))["controls"].values()
+    ids = {id for control in controls for id in control.get("asked", ())}
+    return {
+        id: (
+            sum(len(control["failed"].get(id, ())) for control in controls),
+            sum(control["asked"].get(id, 0) for control in controls),
+        )
+        for id in ids
+    }
 
 
 def ours() -> list[Entry]:
@@ -79,7 +107,7 @@ def main() -> None:
     if sys.argv[1:]:
         files.replace(Path(sys.argv[1]), render(definitions().values()))
     else:
-        files.replace(Path(__file__).resolve().parents[2] / "docs" / "checks.md", render(ours()))
+        files.replace(DOCS / "checks.md", render(ours()))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """`kssm verify --explain`: whatever id the tool prints, it can say what is measured and why."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 import kssm_mlx
-from kssm_mlx.checks import host, kernels
+from kssm_mlx.checks import document, host, kernels
 from kssm_mlx.checks.base import REGISTRY, Context
 from kssm_mlx.checks.definitions import definition, definitions
 from kssm_mlx.checks.pretrained import TITLES
 from kssm_mlx.checks.suites import run_suite
 from kssm_mlx.cli.verify import verify
+from kssm_mlx.experiments.detection.matrix import counted
 from kssm_mlx.weights import findings
 from tests.fakes import TinyRecurrent
 
@@ -47,3 +49,23 @@ def test_ids_may_be_in_small_letters_and_after_spaces(only):
     model = TinyRecurrent()
     assert [c.id for c in run_suite(Context(model, model.args), only)] == ["C1", "C7"]
     assert definition(" c20 ").id == "C20"
+
+
+def test_false_alarms_are_counted_over_the_controls(monkeypatch, tmp_path):
+    """As `detection.matrix.counted` writes them; C9 was not measurable, H1 is of the machine."""
+    said = [
+        {"id": id, "verdict": word, "got": ""} for id in ("C1", "C2") for word in ("pass", "fail", "warn")
+    ]
+    controls = {"mamba": counted(said[:4], 1), "kssm": counted(said[2:], 1)}
+    (tmp_path / "detection.json").write_text(json.dumps({"controls": controls}))
+    monkeypatch.setattr(document, "DETECTION", tmp_path / "detection.json")
+    assert document.false_alarms() == {"C1": (1, 4), "C2": (1, 4)}
+    page = document.render([definition(id) for id in ("C1", "C9", "H1")])
+    assert "; 2 of 8 in all." in " ".join(page.split()) and "| source | false alarms |" in page
+    assert [line.split(" | ")[-1] for line in page.splitlines()[-3:]] == ["1 of 4 |", " |", " |"]
+
+
+def test_nothing_is_said_of_alarms_that_nobody_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr(document, "DETECTION", tmp_path / "detection.json")
+    assert document.false_alarms() == {}
+    assert "false alarms" not in document.render([definition("C1")]).lower()

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from kssm_mlx import files
+from kssm_mlx.checks import document
 from kssm_mlx.experiments.detection import report
 from kssm_mlx.experiments.detection.detect import detect
 
@@ -18,6 +19,7 @@ def main() -> None:
     files.replace(report.RESULT, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     files.replace(report.PAGE, report.page(found))
     files.replace(report.SUMMARY, report.summary(found))
+    document.main()  # whose table counts the controls
     if wrong := report.slips(found):
         print("\n".join(wrong))
         sys.exit(1)
