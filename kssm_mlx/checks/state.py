@@ -56,7 +56,7 @@ def evolution(ctx: Context) -> Check:
         f"cosine {cosine[stillest]:.4f} ({stillest}), half-life {lasting[longest]:.3g} tokens ({longest})",
         f"cosine {band}, half-life >= {HALF_LIFE:g} token",
         "the state is not written: look at its gate and its input"
-        if lasts
+        if band.judge(cosine[stillest]) != "pass"
         else "the state forgets everything at once: look at its decay, see D8",
         cosine=cosine,
         half_life=lasting,
