@@ -39,7 +39,7 @@ class Examination:
         if not suites.suite("R"):
             return
         self.context.history = rows(self.context.run_folder)
-        parameters = with_knobs(state.params, state.knobs)
+        parameters = with_knobs(state.params, state.untrained)
         with_parameters(
             self.context.model, parameters, lambda: self._examine("R", "during", f"after step {step}")
         )

@@ -74,7 +74,8 @@ def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
 
     Raises: CheckpointError that names what is missing or unknown.
     """
-    moving = {*flatten(model.trainable_parameters()), *getattr(model, "knobs", ())}
+    beside = (*getattr(model, "knobs", ()), *getattr(model, "buffers", ()))
+    moving = {*flatten(model.trainable_parameters()), *beside}
     if other := trained.keys() ^ moving:
         raise CheckpointError(
             f"the checkpoint and the model disagree on {', '.join(sorted(other)[:3])}; "

@@ -100,6 +100,11 @@ class _Hosted:
         return tuple(f"graft.{n}.{name}" for n, core in enumerate(self.graft) for name in core.knobs)
 
     @property
+    def buffers(self) -> tuple[str, ...]:
+        """What a core of the legacy kind hands from call to call."""
+        return tuple(f"graft.{n}.{name}" for n, core in enumerate(self.graft) for name in core.buffers)
+
+    @property
     def stochastic(self) -> bool:
         """Whether a core draws noise in training, where its knob sigma is above zero."""
         return any(name.endswith("sigma") for name in self.knobs)

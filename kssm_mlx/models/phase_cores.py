@@ -10,7 +10,9 @@ documents begin, how long rows are, and the key of the noise. `legacy = True` is
 included; without it a core starts as (almost) the identity, is causal, keeps rows apart, does the same in
 training and in evaluation, and carries its phases in the cache. fp32, whatever the host's weights are.
 
-`knobs` are arrays [] that controllers turn between steps and that no gradient moves.
+`knobs` are arrays [] that controllers turn between steps and that no gradient moves. `buffers` are arrays
+that a call in training replaces for the next one: a step takes them from its state and leaves them there, so
+they are the same compiled, resumed and in pieces.
 
 Source: templetwo/liminal-k-ssm at 9344550, legacy/experiments: phase_block.py, phase_mamba_coupled.py,
 phase_rwkv_coupled.py, phase_rwkv_simplified.py.
@@ -19,11 +21,9 @@ phase_rwkv_coupled.py, phase_rwkv_simplified.py.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.populations import Populations
@@ -33,9 +33,10 @@ from kssm_mlx.oscillators.planar import Planar
 
 
 class PhaseCore(nn.Module):
-    """knobs: names of frozen arrays []. carries: whether the phases go from token to token."""
+    """knobs, buffers: names of frozen arrays. carries: whether the phases go from token to token."""
 
     knobs: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
     carries = False
     no_decay = ("omega", "bias", "gate", "log_gamma", "time_step.weight")
 
@@ -100,9 +101,9 @@ class PhaseBlock(PhaseCore):
 class HookCore(PhaseCore):
     """N phases that the tokens push and that scale the channels by at most a tenth.
 
-    Legacy: one push from the mean over batch and time, so rows and times see each other; phases in a buffer
-    of the module, so calls see each other; `acts` "in training", which leaves the model as it was in
-    evaluation, or "never", which returns what came in.
+    Legacy: one push from the mean over batch and time, so rows and times see each other; phases in a buffer,
+    so calls see each other, and R drifts whatever is read; `acts` "in training", which leaves the model as it
+    was in evaluation, or "never", which returns what came in. Evaluation reads the buffer and leaves it.
     """
 
     knobs = ("K", "sigma")
@@ -117,9 +118,15 @@ class HookCore(PhaseCore):
         self.turn_into_knobs(K=config.K, sigma=config.sigma)
         self._dt, self._acts, self._legacy = config.dt, acts, config.legacy
         # Equal phases would be R = 1 by construction; spread evenly, R = 0.
-        self._start = mx.zeros((N,)) if config.legacy else TWO_PI * mx.arange(N) / N - math.pi
-        self._buffer = self._start
+        self._start = TWO_PI * mx.arange(N) / N - math.pi
         self.carries = not config.legacy
+        if config.legacy:
+            self.phases = mx.zeros((N,))
+            self.freeze(keys=["phases"], recurse=False)
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        return ("phases",) if self._legacy else ()
 
     def __call__(self, x, phases, resets, lengths, key):
         u = x.astype(mx.float32)
@@ -137,10 +144,10 @@ class HookCore(PhaseCore):
         return push + self.noise(push.shape, key)
 
     def pooled(self, u: mx.array, key: mx.array | None) -> mx.array:
-        """The legacy phases of a call, the same everywhere, which the next call goes on from."""
-        theta = self.step(self._buffer + self.push(u.mean((0, 1), keepdims=True), key)[0, 0])
-        with suppress(ValueError, RuntimeError):  # while a compiled step is traced there is no value to keep
-            self._buffer = mx.array(np.array(theta))
+        """The legacy phases of a call, the same everywhere, which the next call in training goes on from."""
+        theta = self.step(self.phases + self.push(u.mean((0, 1), keepdims=True), key)[0, 0])
+        if self.training:
+            self.phases = mx.stop_gradient(theta)
         return mx.broadcast_to(theta, (*u.shape[:2], theta.size))
 
     def walk(self, push: mx.array, phases, resets, lengths) -> mx.array:
@@ -178,6 +185,10 @@ class LogitCore(PhaseCore):
     @property
     def knobs(self) -> tuple[str, ...]:
         return tuple(f"core.{name}" for name in self.core.knobs)
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        return tuple(f"core.{name}" for name in self.core.buffers)
 
     def __call__(self, x, phases, resets, lengths, key):
         y, phases, trace = self.core(self.down(x.astype(mx.float32)), phases, resets, lengths, key)

@@ -164,7 +164,8 @@ class _Run:
         identity.require_same_parameters(restored, fresh)
         keeps_carry = identity.fits(restored.carry, self.recipe)
         carry = restored.carry if keeps_carry else None
-        self.state = restored._replace(carry=carry, knobs={**fresh.knobs, **restored.knobs})
+        knobs, buffers = {**fresh.knobs, **restored.knobs}, {**fresh.buffers, **restored.buffers}
+        self.state = restored._replace(carry=carry, knobs=knobs, buffers=buffers)
         self.step = self.started_at = saved.step
         self.tokens, self.best, self.evaluation = (saved.state[k] for k in ("tokens", "best", "evaluation"))
         self.watch.visits = saved.state.get("visits", self.watch.visits)
@@ -230,7 +231,7 @@ class _Run:
         self.model.update(self._parameters())
 
     def _parameters(self) -> dict[str, Any]:
-        return with_knobs(self.state.params, self.state.knobs)
+        return with_knobs(self.state.params, self.state.untrained)
 
     def _goes_on(self) -> bool:
         return self.step < self.recipe.train.steps and not self.course.stopped

@@ -26,8 +26,9 @@ class TrainState(NamedTuple):
         (samples at an evaluation); step int32 [], updates attempted, which positions the schedule; cursor
         int32 [], batches consumed, which positions the data; carry, with `hand_off` the cache that the last
         batch left (a list per block of lists of arrays, batch first), otherwise None; knobs, dotted name ->
-        [], what controllers turn between steps: parameters of the model that no gradient moves; rate [], what
-        the learning rate of the schedule is multiplied with.
+        [], what controllers turn between steps: parameters of the model that no gradient moves; buffers, the
+        same of what the model names in `buffers`, which every forward pass replaces; rate [], what the
+        learning rate of the schedule is multiplied with.
     """
 
     params: dict[str, Any]
@@ -36,8 +37,14 @@ class TrainState(NamedTuple):
     step: mx.array
     cursor: mx.array
     knobs: dict[str, mx.array]
+    buffers: dict[str, mx.array]
     rate: mx.array
     carry: list | None = None
+
+    @property
+    def untrained(self) -> dict[str, mx.array]:
+        """What the model runs with beside the parameters that gradients move."""
+        return {**self.knobs, **self.buffers}
 
 
 def initial_state(model: nn.Module, train: Train) -> TrainState:
@@ -55,6 +62,7 @@ def initial_state(model: nn.Module, train: Train) -> TrainState:
         step=mx.array(0, mx.int32),
         cursor=mx.array(0, mx.int32),
         knobs=_knobs(model),
+        buffers=buffers_of(model),
         rate=mx.array(1.0),
     )
     mx.eval(state)
@@ -62,18 +70,25 @@ def initial_state(model: nn.Module, train: Train) -> TrainState:
 
 
 def with_knobs(params: dict[str, Any], knobs: dict[str, mx.array]) -> dict[str, Any]:
-    """The tree a model runs with: what is trained and what is turned."""
+    """The tree a model runs with: what is trained and what is turned (or `TrainState.untrained`)."""
     return tree_unflatten([*flatten(params).items(), *knobs.items()]) if knobs else params
+
+
+def buffers_of(model: nn.Module) -> dict[str, mx.array]:
+    """The model's buffers as they stand."""
+    names = getattr(model, "buffers", ())
+    arrays = flatten(model.parameters()) if names else {}
+    return {name: arrays[name] for name in sorted(names)}
 
 
 def to_arrays(state: TrainState) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
     """(model, rest): the parameters under the model's own names, everything else under the field's name.
 
     Names of the rest are such as `opt.m.layers.0.weight`, `key`, `carry.0.1`; no carry, no such name. Knobs
-    are in both: whoever loads the weights alone gets the model that ran.
+    and buffers are in both: whoever loads the weights alone gets the model that ran.
     """
     rest = {field: tree for field, tree in state._asdict().items() if field != "params" and tree is not None}
-    return {**flatten(state.params), **state.knobs}, flatten(rest)
+    return {**flatten(state.params), **state.untrained}, flatten(rest)
 
 
 def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainState:
@@ -84,13 +99,14 @@ def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainS
         raise CheckpointError(
             f"the optimizer file lacks {', '.join(sorted(missing))}; use an older checkpoint"
         )
-    if unknown := fields.keys() - needed - {"carry", "knobs", "rate"}:
+    if unknown := fields.keys() - needed - {"carry", "knobs", "buffers", "rate"}:
         raise CheckpointError(
             f"the optimizer file holds unknown {', '.join(sorted(unknown))}; it is not ours"
         )
-    knobs = flatten(fields.pop("knobs", {}))
-    params = {name: array for name, array in model.items() if name not in knobs}
-    return TrainState(params=_canonical(params), knobs=knobs, **{"rate": mx.array(1.0), **fields})
+    knobs, buffers = (flatten(fields.pop(name, {})) for name in ("knobs", "buffers"))
+    params = {name: array for name, array in model.items() if name not in knobs.keys() | buffers.keys()}
+    rest = {"rate": mx.array(1.0), **fields}
+    return TrainState(params=_canonical(params), knobs=knobs, buffers=buffers, **rest)
 
 
 def flatten(tree: Any) -> dict[str, mx.array]:

@@ -25,14 +25,15 @@ from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_ent
 from kssm_mlx.training.recipe import Train
 from kssm_mlx.training.regularisers import Term, apart
 from kssm_mlx.training.schedules import schedule
-from kssm_mlx.training.state import TrainState, flatten, with_knobs
+from kssm_mlx.training.state import TrainState, buffers_of, flatten, with_knobs
 
 Step = Callable[[TrainState, mx.array, mx.array | None], tuple[TrainState, dict[str, mx.array]]]
 
 
 class Totals(NamedTuple):
     """What micro-batches add up: the gradient of the objective (summed nats, and what terms add to them), the
-    nats, the tokens, each term times its tokens, averaged observables.
+    nats, the tokens, each term times its tokens, averaged observables; and the buffers, as the last one left
+    them.
     """
 
     grads: dict[str, Any]
@@ -40,6 +41,7 @@ class Totals(NamedTuple):
     tokens: mx.array
     terms: dict[str, mx.array]
     observed: dict[str, mx.array]
+    buffers: dict[str, mx.array] | None = None
 
 
 def make_step(
@@ -77,7 +79,7 @@ def make_step(
 
     def step(state: TrainState, tokens: mx.array, resets: mx.array | None = None):
         _, noise = mx.random.split(state.key)  # `update` keeps the other half
-        totals, carry = gradient(state.params, tokens, resets, state.carry, state.knobs, noise)
+        totals, carry = gradient(state.params, tokens, resets, state.carry, state.untrained, noise)
         return update(state._replace(carry=carry), totals)
 
     return step if train.accumulation > 1 else compiled(step)
@@ -91,33 +93,34 @@ def make_gradient(
     intervention: Intervention | None = None,
     monitor: bool = False,
 ):
-    """`gradient(params, tokens, resets, carry, knobs, key) -> (Totals, carry)` of one batch of rows.
+    """`gradient(params, tokens, resets, carry, untrained, key) -> (Totals, carry)` of one batch of rows.
 
-    key: what a model with `stochastic = True` draws its noise from; without one, MLX's global stream.
+    untrained: as in `TrainState`. key: what a model with `stochastic = True` draws its noise from; without
+    one, MLX's global stream.
     """
     lowered, loss = _compute_copy(model, train), loss or ()
     score = make_score(model, intervention, monitor=monitor, keep_logits=any(t.reads_logits for t in loss))
 
-    def objective(params, tokens, resets, carry, knobs, key):
+    def objective(params, tokens, resets, carry, untrained, key):
         inputs, targets = split_rows(tokens)
-        own = with_knobs(lowered(params), knobs)
-        nats, count, logits, cache, trace = score(own, inputs, targets, carry, resets, key)
+        own = with_knobs(lowered(params), untrained)
+        nats, count, logits, cache, trace, buffers = score(own, inputs, targets, carry, resets, key)
         terms = {k: v * count for k, v in regularisers.columns(loss, logits, targets, trace).items()}
         total = nats + sum(v for k, v in terms.items() if k.startswith("term_"))
         carry = _handed_off(model, carry, cache) if train.hand_off else None
-        return total, nats, count, terms, observables.averages(trace), carry
+        return total, nats, count, terms, observables.averages(trace), buffers, carry
 
-    def gradient(params, tokens, resets, carry, knobs=None, key=None):
-        (_, nats, count, terms, observed, carry), grads = mx.value_and_grad(objective)(
-            params, tokens, resets, carry, knobs or {}, key
+    def gradient(params, tokens, resets, carry, untrained=None, key=None):
+        (_, *summed, carry), grads = mx.value_and_grad(objective)(
+            params, tokens, resets, carry, untrained or {}, key
         )
-        return Totals(grads, nats, count, terms, observed), carry
+        return Totals(grads, *summed), carry
 
     return gradient
 
 
 def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: bool, keep_logits: bool):
-    """`score(params, inputs, targets, carry, resets, key) -> (nats, tokens, logits, cache, trace)`.
+    """`score(params, inputs, targets, carry, resets, key) -> (nats, tokens, logits, cache, trace, buffers)`.
 
     Where the vocabulary is large, never all logits at once: they are None then, unless `keep_logits`.
     """
@@ -125,16 +128,20 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
 
     def call(method, params, inputs, carry, resets, key):
         options = {"resets": resets, "key": key} if stochastic else {"resets": resets}
+
+        def run():
+            return *method(inputs, carry, intervention, **options), buffers_of(model)
+
         with mode(model, training=True):
-            return with_parameters(model, params, lambda: method(inputs, carry, intervention, **options))
+            return with_parameters(model, params, run)
 
     def score(params, inputs, targets, carry, resets, key):
         chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
         if chunk is None or keep_logits:
-            logits, cache, trace = call(model.forward, params, inputs, carry, resets, key)
+            logits, cache, trace, buffers = call(model.forward, params, inputs, carry, resets, key)
             watched = {"U": observables.uncertainty(apart(logits), apart(targets))} if monitor else {}
-            return *cross_entropy(logits, targets), logits, cache, {**trace, **watched}
-        hidden, cache, trace = call(model.hidden, params, inputs, carry, resets, key)
+            return *cross_entropy(logits, targets), logits, cache, {**trace, **watched}, buffers
+        hidden, cache, trace, buffers = call(model.hidden, params, inputs, carry, resets, key)
 
         def project(part, head):
             return with_parameters(model, head, lambda: model.project(part))
@@ -142,7 +149,7 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
         head = head_of(model, params)
         if monitor:
             trace = {**trace, "U": observables.chunked_uncertainty(hidden, head, project, targets, chunk)}
-        return *chunked_cross_entropy(hidden, head, project, targets, chunk), None, cache, trace
+        return *chunked_cross_entropy(hidden, head, project, targets, chunk), None, cache, trace, buffers
 
     return score
 
@@ -150,12 +157,13 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
 def accumulated(gradient, pieces: int):
     """`gradient` summed over `pieces` equal groups of rows, one in memory at a time."""
 
-    def total(params, tokens, resets, carry, knobs, key):
+    def total(params, tokens, resets, carry, untrained, key):
         rows, sums, carries, keys = tokens.shape[0] // pieces, None, [], mx.random.split(key, pieces)
         for i in range(pieces):
             piece = slice(i * rows, (i + 1) * rows)
-            totals, left = gradient(params, *_rows([tokens, resets, carry], piece), knobs, keys[i])
+            totals, left = gradient(params, *_rows([tokens, resets, carry], piece), untrained, keys[i])
             sums = totals if sums is None else tree_map(mx.add, sums, totals)
+            sums, untrained = sums._replace(buffers=totals.buffers), {**untrained, **totals.buffers}
             mx.eval(sums, left)
             carries.append(left)
         observed = tree_map(lambda a: a / pieces, sums.observed)
@@ -183,6 +191,9 @@ def make_update(
         grads, norm = optim.clip(grads, train.clip)
         lr, finite = learning_rate(state.step) * state.rate, mx.isfinite(norm)
         params, opt = optim.update_if(finite, adam, state.params, grads, state.opt, lr)
+        left = {
+            name: mx.where(finite, new, state.buffers[name]) for name, new in (totals.buffers or {}).items()
+        }
         metrics = {
             "loss": totals.nats / count,
             **tree_map(lambda term: term / count, totals.terms),
@@ -198,6 +209,7 @@ def make_update(
         return state._replace(
             params=hold(params, state.params),
             opt=opt,
+            buffers={**state.buffers, **left},
             key=mx.random.split(state.key)[0],
             step=state.step + 1,
             cursor=state.cursor + 1,
