@@ -48,7 +48,7 @@ def measure(value: float | None, error: float | None = None, digits: int = 4) ->
 
 
 def against_expected(run: Run) -> str:
-    """One sentence on the number the recipe promises; empty if it promises none. A smoke run promises nothing."""
+    """One sentence on the number the recipe promises, or on its smoke form; empty if there is no number."""
     if run.recipe.get("smoke"):
         return "a smoke run: it tries the machinery, and its numbers mean nothing"
     expected = run.recipe.get("about", {}).get("expected")
