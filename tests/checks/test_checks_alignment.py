@@ -62,7 +62,9 @@ def test_a_mean_over_padding_too_is_caught(prepared, monkeypatch):
         return losses.cross_entropy(logits, targets)[0], mx.array(targets.size)
 
     monkeypatch.setattr(alignment, "cross_entropy", all_counted)
-    assert measure("C31", fresh(prepared)).verdict == "fail"
+    check = measure("C31", fresh(prepared))
+    assert check.verdict == "fail" and check.got == "padding changes the loss by 5.5e-01"
+    assert check.numbers["change"] == pytest.approx(35 / 64, rel=1e-3)  # the share of padding in the rows
 
 
 def test_marked_padding_counts_as_padding_and_unscored_inputs_do_not():

@@ -46,12 +46,9 @@ def test_kssm_passes(seed, overrides):
         ("C2", fakes.Acausal, "(train, t="),
         ("C3", fakes.BatchMixing, "(other rows, "),
         ("C3", fakes.Remembering, "(after 5 calls, "),
-        ("C4", fakes.EvalNoOp, "train/eval gap"),
         ("C5", fakes.Forgetful, "(token by token)"),
-        ("C6", fakes.Noisy, "difference"),
         ("C7", fakes.DeadParameter, "no gradient in coupling"),
         ("C7", fakes.DeadRows, "project.weight (row block 8 of 10)"),
-        ("C16", fakes.TiedLoud, "nats/token"),
     ],
 )
 def test_the_broken_model_is_caught(id, sabotage, message):
@@ -59,6 +56,23 @@ def test_the_broken_model_is_caught(id, sabotage, message):
     assert check.verdict == "fail"
     assert message in check.got
     assert check.fix
+
+
+@pytest.mark.parametrize(
+    "id, sabotage, number, low, high",
+    [
+        ("C4", fakes.EvalNoOp, "gap", 1, 10),  # in spreads of the logits: nothing is left of the blocks
+        ("C6", fakes.Noisy, "difference", 3e-3, 1e-2),  # two draws of 1e-3, at the worst of 4096 logits
+        ("C16", fakes.TiedLoud, "loss", 20, 40),  # 32 squares of an N(0, 1) embedding, where ln V is 3.5
+    ],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_defect_is_caught_with_its_size(id, sabotage, number, low, high, seed):
+    check = run(id, sabotage(seed=seed), seed)
+    assert check.verdict == "fail" and check.fix
+    assert low < check.numbers[number] < high
+    shown = f"{check.numbers[number]:.3f}" if id == "C16" else f"{check.numbers[number]:.1e}"
+    assert shown in check.got
 
 
 @pytest.mark.parametrize("id", MODEL_CHECKS)
