@@ -9,7 +9,16 @@ import numpy as np
 
 from kssm_mlx.checks.bands import Band, banded
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check
-from kssm_mlx.checks.probes import deviation, mode, probe_length, random_tokens, spread, to_numpy, tolerance
+from kssm_mlx.checks.probes import (
+    awake,
+    deviation,
+    mode,
+    probe_length,
+    random_tokens,
+    spread,
+    to_numpy,
+    tolerance,
+)
 
 ROWS = 3
 
@@ -21,6 +30,7 @@ ROWS = 3
     source="groundthink.md D13, N2",
     passes=7,
 )
+@awake
 def exact_reset(ctx: Context) -> Check:
     """3 rows of random tokens, each a document A and a document B that begins at another place: the logits of
     B after `resets`, against those of B alone; and B from a cache that holds A, with a reset at its first
