@@ -1,4 +1,4 @@
-"""[freeze] and [clamp] of a recipe: what stays as it began, and what is held while the rest learns.
+"""[freeze], [clamp] and [noise] of a recipe: what stays as it began, and what is held or disturbed.
 
 Both become arguments of the step: masks on the update, so that what is frozen is bit-equal under decay too,
 and an intervention in every forward pass of training and evaluation. A resumed run takes them from its
@@ -13,13 +13,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.acts import Act, Amplitude, Detach, Silence
+from kssm_mlx.models.acts import Act, Amplitude, Detach, Noise, Silence
 from kssm_mlx.models.base import Intervention, component_of
 from kssm_mlx.models.calibration import require_effect
 from kssm_mlx.models.units import block_paths, freeze_masks
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten
 from kssm_mlx.training.steering import Clamp, Freeze
+from kssm_mlx.training.steering import Noise as NoiseSection
 
 ACTS = {"route": Detach, "ablate": Silence}  # what a mode does beside freezing
 
@@ -33,13 +34,17 @@ class Holding(NamedTuple):
 
 
 def holding(recipe: Recipe, model: nn.Module) -> Holding:
-    """The masks and the intervention of [freeze] and [clamp].
+    """The masks and the intervention of [freeze], [clamp] and [noise].
 
     Raises: ConfigError for units that the model does not have, a clamp that would do nothing, a tied head
         that cannot be frozen.
     """
-    freeze, clamp = recipe.freeze, recipe.clamp
-    acts = (*(_of_units(freeze) if freeze else ()), *(_amplitude(clamp) if clamp else ()))
+    freeze, clamp, noise = recipe.freeze, recipe.clamp, recipe.noise
+    acts = (
+        *(_of_units(freeze) if freeze else ()),
+        *(_amplitude(clamp) if clamp else ()),
+        *(_noise(noise) if noise else ()),
+    )
     intervention = Intervention(acts=acts) if acts else None
     head = freeze is not None and freeze.head
     warnings = require_effect(model, intervention, head_is_trained=not head) if intervention else []
@@ -67,5 +72,13 @@ def _of_units(freeze: Freeze) -> tuple[Act, ...]:
 
 
 def _amplitude(clamp: Clamp) -> tuple[Act, ...]:
-    target = mx.array(clamp.target) if isinstance(clamp.target, list) else clamp.target
+    target = _per_unit(clamp.target)
     return (Amplitude(site=clamp.site, kind=clamp.kind, scope=clamp.scope, target=target, of=clamp.of),)
+
+
+def _noise(noise: NoiseSection) -> tuple[Act, ...]:
+    return (Noise(site=noise.site, level=noise.level, rms=_per_unit(noise.rms), of=noise.of),)
+
+
+def _per_unit(size: float | list[float]) -> float | mx.array:
+    return mx.array(size) if isinstance(size, list) else size

@@ -9,6 +9,7 @@
     [control] a rule that turns the model's knobs between steps
     [freeze] which units of the mixers stay as they began
     [clamp]  a size that is held in every forward pass
+    [noise]  what is added to activations or states in every forward pass
     [eval]   how often, on how much, what to sample
     [save]   checkpoints
     [failure] of a run that is meant to be stopped: by which checks, and what is broken in it
@@ -38,7 +39,7 @@ from pydantic import (
 
 from kssm_mlx.data.tasks import PREFIX, make_task
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.training.steering import Clamp, Control, Freeze, Group, Monitor, Section
+from kssm_mlx.training.steering import Clamp, Control, Freeze, Group, Monitor, Noise, Section
 
 RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
 
@@ -249,6 +250,7 @@ class Recipe(Section):
     control: Control | None = None
     freeze: Freeze | None = None
     clamp: Clamp | None = None
+    noise: Noise | None = None
     eval: Eval = Eval()
     save: Save = Save()
     waive: dict[str, str] = Field({})

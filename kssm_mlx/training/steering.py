@@ -1,10 +1,10 @@
-"""The sections of a recipe that watch and steer a run: groups, monitors, patience, control, freeze, clamp."""
+"""The sections of a recipe that watch and steer a run: groups, monitors, control, freeze, clamp, noise."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from kssm_mlx.errors import nearest
 from kssm_mlx.oscillators import zones
@@ -15,6 +15,20 @@ class Section(BaseModel):
 
     # Strict: `steps = "12"`, `clip = true` and `learning_rate = inf` are slips, not numbers.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if not low < high:
+        raise ValueError(f"a range goes from the lower to the higher number, got {list(value)}")
+    return value
+
+
+# An R, a U and their product are shares. Ranges come from TOML, where a list is the only tuple.
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[float, Field(ge=0)]
+Shares = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_rising)]
+Bounds = Annotated[tuple[Size, Size], Field(strict=False), AfterValidator(_rising)]
 
 
 class Group(Section):
@@ -49,7 +63,7 @@ class Monitor(Section):
 
     profile: str = "C"
     target: str = "v3"
-    product: tuple[float, float] | None = Field(None, strict=False)
+    product: Shares | None = None
     patience: Patience | None = None
 
     @model_validator(mode="after")
@@ -79,13 +93,13 @@ class Control(Section):
     """
 
     rule: Literal["drift", "dual", "hook"]
-    R: tuple[float, float] | None = Field(None, strict=False)
-    U: tuple[float, float] | None = Field(None, strict=False)
+    R: Shares | None = None
+    U: Shares | None = None
     brake: float = Field(0.05, ge=0, lt=1)
     boost: float = Field(0.1, ge=0)
     noise_gain: float = Field(0.1, ge=0)
     noise_limit: float = Field(0.2, ge=0)
-    bounds: tuple[float, float] = Field((0.1, 5.0), strict=False)
+    bounds: Bounds = (0.1, 5.0)
     label_only: bool = False
     persist: bool = True
 
@@ -98,7 +112,7 @@ class Freeze(Section):
     head: the head and the final norm are frozen too, so that they cannot undo a clamp before them.
     """
 
-    units: list[int] = Field([1, 2, 3])
+    units: list[int] = Field([1, 2, 3], min_length=1)
     of: int = Field(4, ge=1)
     mode: Literal["param", "route", "ablate", "coarse"] = "param"
     shared: Literal["train", "freeze"] = "train"
@@ -124,4 +138,24 @@ class Clamp(Section):
             raise ValueError('one vector has no mean over tokens; set clamp.scope = "batch"')
         if isinstance(self.target, list) and len(self.target) != self.of:
             raise ValueError(f"{len(self.target)} targets for clamp.of = {self.of} units; give one each")
+        if min(self.target if isinstance(self.target, list) else [self.target]) < 0:
+            raise ValueError(f"clamp.target is a size, which is not below 0, got {self.target}")
+        return self
+
+
+class Noise(Section):
+    """Gaussian noise (models/acts.py) of `level` times `rms`, a number or one per unit: the root mean square
+    of what is there without noise, `models.calibration.calibrate`. New in every step, the same in every
+    evaluation.
+    """
+
+    site: Literal["S2", "S3", "S4"] = "S4"
+    level: float = Field(gt=0)
+    rms: float | list[float] = 1.0
+    of: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if isinstance(self.rms, list) and len(self.rms) != self.of:
+            raise ValueError(f"{len(self.rms)} rms for noise.of = {self.of} units; give one each")
         return self
