@@ -205,8 +205,10 @@ def changed(ctx: Context, ending: str, change) -> Context:
 
 
 def test_a_time_step_that_ignores_the_token_is_caught(families):
-    check = measure("D7", changed(families["mamba"], "dt_proj.weight", lambda p: 0 * p))
+    young = changed(families["mamba"], "dt_proj.weight", lambda p: 0 * p)
+    check = measure("D7", replace(young, history=[{"kind": "train", "step": 500}]))
     assert check.verdict == "fail" and "ignores its input" in check.fix
+    assert measure("D7", young).verdict == "warn"
     assert "depend on the token" in measure("D7", families["rwkv"]).got
 
 
