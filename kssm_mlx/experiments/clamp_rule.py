@@ -53,6 +53,8 @@ class Decision(NamedTuple):
     """outcome: "undetermined" for fewer than two seeds; "no stress": the clamps mean nothing; "geometry
     wins": skill was lost and amplitude did not rise; "clamp absorbed": it rose, and both clamps were equally
     harmless or harmful; "confirmed". Numbers are means over seeds; low, high: the 95 % interval of the gap.
+    Mean-preserving is trained under statistics of the batch and evaluated under others (clamps.py), so a gap
+    that is too small may be due to that; "clamp absorbed" is no evidence against the claim.
     """
 
     outcome: str
