@@ -25,6 +25,7 @@ from kssm_mlx.errors import ConfigError
 LEAST = 1e-8  # of a size that is divided by; below it nothing is scaled
 
 Site = Literal["S0", "S1", "S2", "S3", "S4"]
+BEHIND_ALL = ("S0", "S1", "S4")
 
 
 class Statistics(NamedTuple):
@@ -56,10 +57,14 @@ class Act:
     site = ""
 
     def __post_init__(self):
-        if self.units is not None and not all(0 <= unit < self.of for unit in self.units):
+        if self.of < 1:
+            raise ConfigError(f"an act on one of {self.of} equal parts; expected of = 1 or more")
+        if self.units is not None and not (self.units and all(0 <= unit < self.of for unit in self.units)):
             raise ConfigError(
-                f"an act on units {list(self.units)} of {self.of}; units are 0 to {self.of - 1}"
+                f"an act on units {list(self.units)} of {self.of}; units are 0 to {self.of - 1}, at least one"
             )
+        if self.block is not None and self.site in BEHIND_ALL:
+            raise ConfigError(f"{self.site} is behind all blocks, got block {self.block}; leave block out")
 
     @property
     def _where(self) -> str:
@@ -86,7 +91,7 @@ class Detach(Act):
 
 @dataclass(frozen=True)
 class Silence(Act):
-    """The units put out nothing."""
+    """The units put out nothing: nothing is read from them, and nothing above them feels them (X2)."""
 
     site = "S2"
 
@@ -116,6 +121,8 @@ class Amplitude(Act):
             )
         if (self.scope == "frozen") != (self.measured is not None):
             raise ConfigError(f'scope "frozen" and measured statistics go together, got {self.scope!r}')
+        if not mx.all(mx.array(self.target) >= 0).item():
+            raise ConfigError(f"{self.describe()}: a size is held at 0 or more")
 
     def describe(self) -> str:
         target = self.target.tolist() if isinstance(self.target, mx.array) else self.target
@@ -150,7 +157,7 @@ class Noise(Act):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.site not in ("S2", "S3", "S4") or self.level < 0:
+        if self.site not in ("S2", "S3", "S4") or not self.level >= 0:
             raise ConfigError(
                 f"noise of level {self.level} at {self.site!r}; sites are S2, S3, S4, levels >= 0"
             )
@@ -203,6 +210,11 @@ class Inside:
                 y = mx.unflatten(x, -1, (act.of, -1))
                 x = mx.where(_chosen(act), mx.stop_gradient(y), y).flatten(-2)
         return x
+
+    def silenced(self, x: mx.array) -> mx.array:
+        """What the units hand to the block above beside the stream [B, T, C]: of the silent ones, zero."""
+        silent = [act for act in self.acts if isinstance(act, Silence) and x.shape[-1] % act.of == 0]
+        return carry_out(x, silent)
 
     def units(self, y: mx.array, trace: dict[str, Any]) -> mx.array:
         """What the units put out [B, T, C], changed; what it was before noise is in the trace as `units`."""

@@ -8,9 +8,10 @@ which is the calling convention of mlx-lm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
@@ -54,6 +55,16 @@ class Clamp:
     start: int = 0
     stop: int | None = None
     where: str = "readout"
+
+    def __post_init__(self):
+        if self.units == ():
+            raise ConfigError(f"a clamp on {self.site!r} of no units; name some, or None for all")
+        value = mx.array(self.value)
+        # What is measured can be rounded to a little more than 1.
+        low, high = (0, 1 + 1e-5) if self.site == "R" else (-math.inf, math.inf)
+        if not mx.all((value >= low) & (value <= high)).item():
+            expected = "0 to 1" if self.site == "R" else "a number"
+            raise ConfigError(f"a clamp on {self.site!r} to {_show(self.value)}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,14 @@ class LanguageModel(Protocol):
 
     @property
     def quant_predicate(self): ...
+
+
+def refuse_counts_below_one(config, *may_be_zero: str, section: str = "model") -> None:
+    """Raises: ConfigError for a whole number of a configuration that is too small to build anything."""
+    for f in fields(config):
+        value, least = getattr(config, f.name), 0 if f.name in may_be_zero else 1
+        if f.type in ("int", "int | None") and value is not None and value < least:
+            raise ConfigError(f"{section}.{f.name} must be at least {least}, got {value}")
 
 
 def refuse_unknown_clamps(

@@ -61,9 +61,11 @@ def _states(model: nn.Module, tokens: mx.array) -> dict[Place, mx.array]:
 def require_effect(model: nn.Module, intervention: Intervention, *, head_is_trained: bool) -> list[str]:
     """What to warn of before a clamp experiment.
 
-    Raises: ConfigError for a naive clamp on what only a norm reads, which undoes it (X4).
+    Raises: ConfigError for units that do not divide what is at their site, and for a naive clamp on what only
+        a norm reads, which undoes it (X4).
     """
     warnings = []
+    _require_equal_parts(model, intervention)
     for act in intervention.acts:
         if not isinstance(act, Amplitude):
             continue
@@ -78,6 +80,19 @@ def require_effect(model: nn.Module, intervention: Intervention, *, head_is_trai
                 "or clamp in evaluation only and compare under noise"
             )
     return warnings
+
+
+def _require_equal_parts(model: nn.Module, intervention: Intervention) -> None:
+    """Raises: ConfigError that names the act, its site and how wide that is."""
+    divided = [act for act in intervention.acts if act.of > 1 and act.site not in ("", "routing")]
+    vectors = _vectors(model, mx.zeros((1, 1), mx.int32)) if divided else {}
+    for act in divided:
+        for (site, block), x in vectors.items():
+            if site == act.site.replace("S4", "S1") and (width := x.shape[-1]) % act.of:
+                raise ConfigError(
+                    f"{act.describe()}: {act.of} units cannot share the {width} channels of {act.site} in "
+                    f"block {block}"
+                )
 
 
 def _forgets_scale(model: nn.Module) -> bool:

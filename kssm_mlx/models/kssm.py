@@ -16,7 +16,7 @@ feels itself, and then has two attractors (self_coupled.py); without, it forgets
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -24,7 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Intervention
+from kssm_mlx.models.base import Intervention, refuse_counts_below_one
 from kssm_mlx.models.layers import GatedMLP, linear
 from kssm_mlx.models.populations import Populations, clamp_states
 from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel
@@ -66,10 +66,7 @@ class KSSMConfig:
         refuse_negative_curvature(self.kappa)
         if self.triadic is not None and (self.kappa, self.leaf) != (1, "kick"):
             raise ConfigError("model.triadic has a flow of its own; leave kappa at 1 and leaf at 'kick'")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and value < 1:
-                raise ConfigError(f"model.{field.name} must be at least 1, got {value}")
+        refuse_counts_below_one(self)
 
 
 QUIET = 64  # tokens of `free_states` in memory at once
@@ -143,6 +140,7 @@ class Mixer(nn.Module):
         }
         if inside:
             features = _by_population(features, h.re.shape[-1], partial(inside.units, trace=trace))
+            z = z.map(inside.silenced)  # neither does the block above feel what is silenced
         y = self.readout(features.astype(x.dtype)) + self.skip * u
         return self.out_proj(y * silu(gate)), [conv_state, carried], z, trace
 

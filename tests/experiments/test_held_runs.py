@@ -107,6 +107,7 @@ def test_a_mode_that_acts_is_part_of_the_forward_pass(mode):
     [
         ({"clamp": {"site": "S0", "target": 11.0}}, "does nothing: only the final norm reads the stream"),
         ({"freeze": {"units": [4]}}, "the units are 0 to 3"),
+        ({"clamp": {"of": 7, "target": 1.0}}, "7 units cannot share the 16 channels of S2 in block 0"),
         ({"freeze": {"head": True}, "model": {"tie_embeddings": True}}, "tied to the embedding"),
     ],
 )
@@ -121,6 +122,7 @@ def test_what_would_do_nothing_is_refused_before_the_first_step(tmp_path, sectio
     [
         ({"kind": "mean-preserving", "target": 1.0}, r'set clamp.scope = "batch"'),
         ({"target": [1.0, 2.0], "of": 4}, "2 targets for clamp.of = 4 units"),
+        ({"target": -3.0}, "clamp.target is a size, which is not below 0, got -3.0"),
     ],
 )
 def test_clamps_that_cannot_be_meant_are_refused(clamp, message):

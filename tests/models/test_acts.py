@@ -282,6 +282,32 @@ def test_noise_has_its_level_is_repeatable_and_follows_the_key(family, site):
     assert all(not mx.allclose(noisy, other, atol=1e-4) for other in [clean, *others])
 
 
+@every_family
+@pytest.mark.parametrize("site", ["S1", "S2", "S3"])
+def test_units_that_do_not_divide_their_site_are_told_before_a_run(family, site):
+    model = awake(family)
+    if site in model.act_sites:
+        told = rf"clamp at {site} .*: 7 units cannot share the \d+ channels of {site} in block 0"
+        with pytest.raises(ConfigError, match=told):
+            require_effect(model, under(Amplitude(site=site, of=7)), head_is_trained=False)
+
+
+def test_what_is_silenced_drives_nothing_above():
+    """X2: out of the readout, and out of the field of the block above; what is left still drives it."""
+    model = awake("kssm")
+    populations = model.layers[0].mixer.populations
+    omega = populations.omega
+    all_silent, one_silent = Silence(block=0), Silence(block=0, units=(1,), of=UNITS)
+    before = [held(model, act).logits for act in (all_silent, one_silent)]
+    populations.omega = omega + 1
+    assert mx.array_equal(held(model, all_silent).logits, before[0])
+    assert mx.abs(model.forward(tokens()).logits - before[0]).max().item() > 1e-2
+    populations.omega = omega + mx.where(mx.arange(8) // 2 == 1, 1.0, 0.0)
+    assert mx.array_equal(held(model, one_silent).logits, before[1])
+    populations.omega = omega + mx.where(mx.arange(8) // 2 == 2, 1.0, 0.0)
+    assert mx.abs(held(model, one_silent).logits - before[1]).max().item() > 1e-3
+
+
 def test_the_level_of_noise_is_relative_to_the_clean_size_of_its_unit():
     x, rms = mx.zeros((64, 32, 8)), mx.array([0.5, 3.0])
     y = carry_out(x, [Noise(level=0.2, rms=rms, of=2)])
@@ -350,6 +376,16 @@ def test_acts_and_gradient_checkpoints_go_together():
         (lambda: Amplitude(kind="mean-preserving"), 'use scope "frozen"'),
         (lambda: Amplitude(scope="frozen"), "measured statistics go together"),
         (lambda: Amplitude(units=(4,), of=4), "units are 0 to 3"),
+        (lambda: Silence(units=(), of=4), "an act on units .* of 4; units are 0 to 3, at least one"),
+        (lambda: Silence(of=0), "an act on one of 0 equal parts"),
+        (lambda: Amplitude(target=-3.0), "naive token clamp at S1 to -3.0 .*: a size is held at 0 or more"),
+        (lambda: Amplitude(target=mx.array([1.0, -1.0]), of=2), "a size is held at 0 or more"),
+        (lambda: Noise(level=float("nan")), "noise of level nan"),
+        *(
+            (lambda site=site: Amplitude(site=site, block=0), f"{site} is behind all blocks, got block 0")
+            for site in ("S0", "S1")
+        ),
+        (lambda: Noise(block=1), "S4 is behind all blocks, got block 1; leave block out"),
         (lambda: Noise(site="S1"), "sites are S2, S3, S4"),
         (
             lambda: held(awake("transformer"), Amplitude(site="S3")),

@@ -1,10 +1,13 @@
 """The protocol's own functions: parameters as an argument, caches written in place, clamps described."""
 
+import math
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
+from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention, clamp_output, held, with_parameters, write_back
 from tests.models.small_kssm import assert_close, awake, tokens
 
@@ -114,11 +117,27 @@ def test_clamps_are_found_by_site_and_block_in_their_order():
         (Clamp("R", 0, start=1, stop=3), 0, [[0, 0, 0], [1, 1, 1], [1, 1, 1], [0, 0, 0]]),
         (Clamp("R", 0, units=(0, 2), start=2), 0, [[0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 0, 1]]),
         (Clamp("R", 0, start=1, stop=3), 2, [[1, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]),
-        (Clamp("R", 0, units=()), 0, [[0, 0, 0]] * 4),
     ],
 )
 def test_held_tokens_and_units(clamp, first, expected):
     assert held(clamp, first, 4, 3).astype(mx.int32).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"units": ()}, "a clamp on 'R' of no units; name some, or None for all"),
+        ({"value": 3.0}, "a clamp on 'R' to 3; expected 0 to 1"),
+        ({"value": -0.1}, "a clamp on 'R' to -0.1; expected 0 to 1"),
+        ({"value": mx.array([0.5, 1.5])}, r"a clamp on 'R' to array\[2\]; expected 0 to 1"),
+        ({"value": math.nan}, "a clamp on 'R' to nan; expected 0 to 1"),
+        ({"value": math.nan, "site": "psi"}, "a clamp on 'psi' to nan; expected a number"),
+    ],
+)
+def test_a_clamp_holds_something_at_a_value_that_there_is(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Clamp(**{"site": "R", "value": 0.5, **options})
+    assert Clamp("psi", 3.0).value == 3.0 and Clamp("R", mx.array([0.0, 1 + 1e-6])).site == "R"
 
 
 def test_an_output_clamp_holds_the_difference():
