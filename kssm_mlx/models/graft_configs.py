@@ -7,12 +7,14 @@ checked here, so a recipe is refused before anything is loaded.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.phase_cores import CarriedCore, HookCore, LogitCore, PhaseBlock, PhaseCore
 from kssm_mlx.models.recurrent import RecurrentModel
 
@@ -24,9 +26,14 @@ class _Placed:
     """What the configurations share, whose fields are `core`, `site`, `layers` and `legacy` first."""
 
     def __post_init__(self):
-        for f in fields(self):
-            if f.type == "int" and getattr(self, f.name) < 1:
-                raise ConfigError(f"model.graft.{f.name} must be at least 1, got {getattr(self, f.name)}")
+        refuse_counts_below_one(self, section="model.graft")
+        if self.site == "final" and self.layers is not None:
+            raise ConfigError(
+                f'model.graft.layers = {self.layers}, but site = "final" is behind all blocks; leave it out'
+            )
+        for name in ("dt", "sigma"):
+            if not 0 <= getattr(self, name, 0.0) < math.inf:
+                raise ConfigError(f"model.graft.{name} must be at least 0, got {getattr(self, name)}")
 
     def blocks(self, count: int) -> tuple[int, ...]:
         """Which of `count` blocks hold a core, in order.
@@ -147,7 +154,7 @@ def configure(values: dict[str, Any]) -> Graft:
     from pydantic import TypeAdapter, ValidationError
 
     core = values.get("core", "carried")
-    if core not in GRAFTS:
+    if not isinstance(core, str) or core not in GRAFTS:
         raise ConfigError(
             f"model.graft: no core {core!r}; cores are {', '.join(GRAFTS)}{nearest(str(core), GRAFTS)}"
         )

@@ -24,7 +24,7 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import mamba2, rwkv7
-from kssm_mlx.models.base import Clamp, Intervention, hold
+from kssm_mlx.models.base import Clamp, Intervention, hold, refuse_counts_below_one
 from kssm_mlx.models.fusions import FUSIONS
 from kssm_mlx.models.hybrid_published import PublishedRWKV
 from kssm_mlx.models.layers import MLP, linear
@@ -56,13 +56,30 @@ class HybridConfig:
     model_type: Literal["hybrid"] = "hybrid"
 
     def __post_init__(self):
+        refuse_counts_below_one(self)
         if not self.pattern or set(self.pattern) - set("RMP"):
             raise ConfigError(f'model.pattern is made of R, M and P, such as "RM", got {self.pattern!r}')
+        if len(self.pattern) > self.n_layers:
+            raise ConfigError(
+                f"model.pattern {self.pattern!r} is longer than n_layers {self.n_layers}; it is never cut"
+            )
         if not 0 < self.share < 1:
             raise ConfigError(f"model.share is between 0 and 1, got {self.share}")
+        self._refuse_unused()
         for name, channels in (("head_dim", self.d_model), ("mamba_head_dim", self.expand * self.d_model)):
             if channels % getattr(self, name):
                 raise ConfigError(f"model.{name} {getattr(self, name)} does not divide {channels} channels")
+
+    def _refuse_unused(self) -> None:
+        """Raises: ConfigError for an option that no block of the pattern reads."""
+        fused = "P" in self.pattern
+        blends = fused and self.fusion not in ("cp", "rf")
+        for name, used in {"fusion": fused, "share": blends, "rwkv": fused or "R" in self.pattern}.items():
+            if not used and getattr(self, name) != getattr(HybridConfig, name):
+                raise ConfigError(
+                    f"model.{name} = {getattr(self, name)!r} does nothing with pattern {self.pattern!r} and "
+                    f"fusion {self.fusion!r}; leave it out"
+                )
 
     @property
     def kinds(self) -> str:

@@ -25,6 +25,7 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.attention import Attention
+from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.hybrid_memory import Memory
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.recurrent import RecurrentModel
@@ -61,11 +62,16 @@ class HybridV3Config:
     model_type: Literal["hybrid_v3"] = "hybrid_v3"
 
     def __post_init__(self):
+        refuse_counts_below_one(self)
         if self.d_model % self.n_heads:
             raise ConfigError(f"model.d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if (self.d_model // self.n_heads) ** 2 % self.groups:
             state = (self.d_model // self.n_heads) ** 2
             raise ConfigError(f"model.groups {self.groups} does not divide a head's state of {state}")
+        if not self.mlp_ratio * self.d_model >= 1:
+            raise ConfigError(f"model.mlp_ratio {self.mlp_ratio} leaves channel mixing without a channel")
+        if not 0 <= self.blend <= 1:
+            raise ConfigError(f"model.blend is a share between 0 and 1, got {self.blend}")
         if not 0 < self.retention < 1:
             raise ConfigError(f"model.retention is between 0 and 1 per token, got {self.retention}")
         if self.init == "identity" and self.decay == "published":
@@ -73,6 +79,10 @@ class HybridV3Config:
                 'decay = "published" cannot begin with a chosen retention, it is clamped and inverted; '
                 'take decay = "repaired", or init = "senior" as published'
             )
+        if self.init != "identity" and self.retention != HybridV3Config.retention:
+            raise ConfigError('model.retention is what init = "identity" begins with; leave it out otherwise')
+        if self.wiring == "v020" and self.gamma != HybridV3Config.gamma:
+            raise ConfigError('wiring = "v020" has no gamma; leave model.gamma out, or take wiring = "v3"')
         for layer in self.anchors:
             if self.wiring == "v020" or not 0 <= layer < self.n_layers:
                 raise ConfigError(f"model.attention: no anchor can be at layer {layer}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.base import Clamp, held
+from kssm_mlx.models.base import Clamp, held, refuse_counts_below_one
 from kssm_mlx.models.oscillator_bank import evenly_spread, hold_coherence, observed, pulled_together
 from kssm_mlx.models.precursor import Precursor, uniform_linear
 from kssm_mlx.oscillators.order import harmonics, mean_phase, modulus
@@ -30,6 +30,9 @@ class KSSMv1Config:
     harmonics: int = 8
     K: float = 2.0
     model_type: str = "kssm_v1"
+
+    def __post_init__(self):
+        refuse_counts_below_one(self)
 
 
 SIZES = {

@@ -16,7 +16,8 @@ from typing import Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.base import Clamp, Intervention, held
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import Clamp, Intervention, held, refuse_counts_below_one
 from kssm_mlx.models.oscillator_bank import evenly_spread, observed, pulled_together
 from kssm_mlx.models.precursor import Block, PositionedPrecursor, split, uniform_linear
 from kssm_mlx.models.transformer import dropout
@@ -36,6 +37,11 @@ class KSSMv2Config:
     embedding_init: Literal["small", "legacy"] = "small"
     norm_eps: float = 1e-5
     model_type: str = "kssm_v2"
+
+    def __post_init__(self):
+        refuse_counts_below_one(self)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout is in [0, 1), got {self.dropout}")
 
 
 SIZES = {

@@ -23,6 +23,8 @@ from typing import Literal
 import mlx.core as mx
 import mlx.nn as nn
 
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.oscillator_bank import evenly_spread, hold_coherence, observed, pulled_together
 from kssm_mlx.models.precursor import Block, PositionedPrecursor, uniform_linear
 from kssm_mlx.models.recurrent import orthogonal
@@ -49,6 +51,13 @@ class KSSMv3Config:
     embedding_init: Literal["small", "legacy"] = "small"
     norm_eps: float = 1e-5
     model_type: str = "kssm_v3"
+
+    def __post_init__(self):
+        refuse_counts_below_one(self)
+        if not self.u_floor <= self.u_ceiling:
+            raise ConfigError(
+                f"model.u_floor {self.u_floor} is above u_ceiling {self.u_ceiling}; u is clipped to both"
+            )
 
 
 SIZES = {

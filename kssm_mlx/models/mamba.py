@@ -25,6 +25,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.layers import inverse_softplus, linear
 from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, refuse_unless
 from kssm_mlx.ops.conv import causal_conv
@@ -50,6 +51,9 @@ class MambaConfig:
     residual_in_fp32: bool = True
     tie_word_embeddings: bool = True
     model_type: Literal["mamba", "falcon_mamba"] = "mamba"
+
+    def __post_init__(self):
+        refuse_counts_below_one(self)
 
     @property
     def channels(self) -> int:

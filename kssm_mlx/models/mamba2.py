@@ -21,6 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.mamba import (
     Mamba,
@@ -57,6 +58,7 @@ class Mamba2Config:
     model_type: Literal["mamba2"] = "mamba2"
 
     def __post_init__(self):
+        refuse_counts_below_one(self)
         if self.num_heads % self.n_groups:
             raise ConfigError(f"num_heads {self.num_heads} is not a multiple of n_groups {self.n_groups}")
 

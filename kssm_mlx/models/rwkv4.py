@@ -25,6 +25,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.models.acts import LEAST
+from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, orthogonal, token_shift
 from kssm_mlx.ops.elementary import relu2, sigmoid
@@ -48,6 +49,9 @@ class RWKV4Config:
     weights_rescaled: bool = False
     tie_word_embeddings: bool = False
     model_type: Literal["rwkv"] = "rwkv"
+
+    def __post_init__(self):
+        refuse_counts_below_one(self, "rescale_every")
 
     @property
     def channels(self) -> int:

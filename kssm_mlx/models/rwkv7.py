@@ -29,6 +29,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.recurrent import (
     EVERY_SITE,
@@ -61,6 +62,7 @@ class RWKV7Config:
     model_type: Literal["rwkv7"] = "rwkv7"
 
     def __post_init__(self):
+        refuse_counts_below_one(self)
         if self.hidden_size % self.head_dim:
             raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of head_dim {self.head_dim}")
 

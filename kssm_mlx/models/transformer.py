@@ -25,7 +25,7 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.attention import Attention, positions
-from kssm_mlx.models.base import Intervention
+from kssm_mlx.models.base import Intervention, refuse_counts_below_one
 from kssm_mlx.models.layers import MLP, linear
 from kssm_mlx.models.recurrent import RecurrentModel
 
@@ -56,7 +56,8 @@ class TransformerConfig:
     model_type: Literal["transformer"] = "transformer"
 
     def __post_init__(self):
-        if self.n_heads < 1 or self.d_model % self.n_heads:
+        refuse_counts_below_one(self, "d_ff")
+        if self.d_model % self.n_heads:
             raise ConfigError(f"model.d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.positions == "rotary" and self.d_model // self.n_heads % 2:
             raise ConfigError(
@@ -64,6 +65,8 @@ class TransformerConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is in [0, 1), got {self.dropout}")
+        if self.head_bias and self.tie_embeddings:
+            raise ConfigError("model.head_bias is that of an untied head; set tie_embeddings = false")
 
     @property
     def wide(self) -> int:

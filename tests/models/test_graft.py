@@ -367,6 +367,10 @@ def test_evaluation_reads_the_buffer_and_leaves_it():
         ({"oscillators": 3}, "unknown key 'model.graft.oscillators' for carried"),
         ({"groups": "8"}, "model.graft.groups: input should be a valid integer, got '8'"),
         ({"groups": 0}, "model.graft.groups must be at least 1, got 0"),
+        ({"core": ["hook"]}, r"no core \['hook'\].*did you mean 'hook'"),
+        ({"core": "hook", "sigma": -1.0}, "model.graft.sigma must be at least 0, got -1"),
+        ({"core": "phase_block", "dt": -0.1}, "model.graft.dt must be at least 0, got -0.1"),
+        ({"site": "final", "layers": 0}, 'model.graft.layers = 0, but site = "final" is behind all blocks'),
         (
             {"site": "logits"},
             "model.graft.site: input should be 'residual', 'mixer' or 'final', got 'logits'",

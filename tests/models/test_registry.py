@@ -60,6 +60,61 @@ def test_what_cannot_be_used_is_answered_in_one_line(family, size, overrides, me
     assert "\n" not in str(refusal.value)
 
 
+COUNTS = {  # those that no configuration wants at 0
+    "kssm": ("n_layers", "n_groups", "harmonics"),
+    "kssm_v1": ("n_oscillators", "harmonics"),
+    "kssm_v2": ("n_layers", "n_oscillators", "max_length"),
+    "kssm_v3": ("n_layers", "n_oscillators", "harmonics", "max_length", "d_model"),
+    "mamba": ("hidden_size", "num_hidden_layers", "intermediate_size", "time_step_rank"),
+    "mamba2": ("num_heads", "n_groups"),
+    "rwkv": ("num_hidden_layers", "attention_hidden_size"),
+    "rwkv7": ("head_dim", "num_hidden_layers"),
+    "hybrid": ("d_model", "n_layers", "head_dim", "mlp_ratio", "state_size", "expand", "conv_kernel"),
+    "hybrid_v3": ("d_model", "n_layers", "n_heads", "groups"),
+    "transformer": ("d_model", "n_layers", "n_heads"),
+}
+
+
+@pytest.mark.parametrize("family, name", [(family, name) for family in COUNTS for name in COUNTS[family]])
+@pytest.mark.parametrize("count", [0, -2])
+def test_nothing_is_built_of_no_parts(family, name, count):
+    with pytest.raises(ConfigError, match=rf"^model\.{name} must be at least 1, got {count}$"):
+        configure(family, "xs", vocab_size=5, overrides={name: count})
+
+
+@pytest.mark.parametrize(
+    "family, overrides, message",
+    [
+        ("transformer", {"d_ff": -1}, "model.d_ff must be at least 0, got -1"),
+        ("transformer", {"head_bias": True}, "head_bias is that of an untied head; set tie_embeddings = fal"),
+        ("hybrid", {"fusion": "hy", "pattern": "RM"}, "model.fusion = 'hy' does nothing with pattern 'RM'"),
+        ("hybrid", {"share": 0.3, "pattern": "R"}, "model.share = 0.3 does nothing with pattern 'R'"),
+        ("hybrid", {"share": 0.3, "fusion": "cp"}, "share = 0.3 does nothing .* fusion 'cp'; leave it out"),
+        ("hybrid", {"rwkv": "published", "pattern": "M"}, "model.rwkv = 'published' does nothing"),
+        ("hybrid", {"pattern": "RRRMMM"}, "pattern 'RRRMMM' is longer than n_layers 4; it is never cut"),
+        ("hybrid_v3", {"mlp_ratio": -1.0}, "mlp_ratio -1.0 leaves channel mixing without a channel"),
+        ("hybrid_v3", {"blend": 3}, "model.blend is a share between 0 and 1, got 3"),
+        (
+            "hybrid_v3",
+            {"init": "senior", "retention": 0.9},
+            'retention is what init = "identity" begins',
+        ),
+        ("hybrid_v3", {"wiring": "v020", "gamma": 0.5}, 'wiring = "v020" has no gamma'),
+        ("kssm_v2", {"dropout": 1.0}, r"model.dropout is in \[0, 1\), got 1.0"),
+        ("kssm_v2", {"dropout": -0.5}, r"model.dropout is in \[0, 1\), got -0.5"),
+        ("kssm_v3", {"u_floor": 11.0}, "model.u_floor 11.0 is above u_ceiling 10.0"),
+    ],
+)
+def test_options_that_would_do_nothing_or_cannot_be_meant_are_refused(family, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        configure(family, "xs", vocab_size=5, overrides=overrides)
+
+
+def test_zero_is_a_number_where_it_means_none():
+    assert configure("transformer", "xs", vocab_size=5, overrides={"d_ff": 0}).wide == 0
+    assert configure("rwkv", "xs", vocab_size=5, overrides={"rescale_every": 0}).rescale_every == 0
+
+
 def test_a_dictionary_of_another_version_is_refused():
     old = {**config_to_dict(configure("kssm", "xs", vocab_size=5)), "n_oscillators": 8}
     with pytest.raises(ConfigError, match=r"unknown key 'model\.n_oscillators'"):
