@@ -132,7 +132,7 @@ class _Run:
         self.take_step = make_step(
             model,
             recipe.train,
-            loss=terms(recipe.loss),
+            loss=terms(recipe.loss, model.args.vocab_size),
             masks=masks,
             intervention=held,
             monitor=self.watch.active,

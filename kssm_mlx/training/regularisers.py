@@ -21,18 +21,21 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import mlx.core as mx
+from pydantic import Field
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.training.observables import entropy, uncertainty
+from kssm_mlx.training.steering import Share
 
 Value = tuple[mx.array, dict[str, mx.array]]
 Form = Literal["repaired", "published"]
+Token = Annotated[int, Field(ge=0)]
 
 
-def uncertain(logits, targets, trace, *, target: float = 0.5) -> Value:
+def uncertain(logits, targets, trace, *, target: Share = 0.5) -> Value:
     """|U - target|, U the mean entropy of the predictions over ln V."""
     U = uncertainty(logits, targets)
     return mx.abs(U - target), {"U": U}
@@ -46,7 +49,7 @@ def presence(logits, targets, trace, *, form: Form = "repaired") -> Value:
     return (peaked if form == "repaired" else 1 - peaked), {}
 
 
-def tonal(logits, targets, trace, *, limit: float = 0.8) -> Value:
+def tonal(logits, targets, trace, *, limit: Share = 0.8) -> Value:
     """max(R - limit, 0), R the mean of all blocks: against over-synchronisation."""
     R = _mean_of(trace, "R", "tonal")
     return mx.maximum(R - limit, 0.0), {"R": R}
@@ -58,8 +61,8 @@ def coherence(
     trace,
     *,
     kind: Literal["ceiling", "center", "band"] = "band",
-    target: float = 0.45,
-    width: float = 0.1,
+    target: Share = 0.45,
+    width: Share = 0.1,
 ) -> Value:
     """The square of what R is above the target, off it, or off it by more than `width`."""
     R = _mean_of(trace, "R", "coherence")
@@ -79,12 +82,12 @@ def bistability(
     return det + wall, {"determinant": det, "barrier": wall}
 
 
-def eos(logits, targets, trace, *, token: int = 0) -> Value:
+def eos(logits, targets, trace, *, token: Token = 0) -> Value:
     """The mean probability given to `token`."""
     return _mean(_probabilities(logits)[..., token], targets), {}
 
 
-def eos_share(logits, targets, trace, *, token: int = 0) -> Value:
+def eos_share(logits, targets, trace, *, token: Token = 0) -> Value:
     """The share of `token` among the targets, padding included: a property of the data alone."""
     return mx.mean((mx.maximum(targets, 0) == token).astype(mx.float32)), {}
 
@@ -160,12 +163,17 @@ class Term(NamedTuple):
     reads_logits: bool
 
 
-def terms(section: Mapping[str, Mapping[str, Any]]) -> tuple[Term, ...]:
+def terms(section: Mapping[str, Mapping[str, Any]], vocab_size: int | None = None) -> tuple[Term, ...]:
     """The terms of a `[loss]` section, {"uncertainty": {"weight": 0.1, "target": 0.5}}.
 
-    Raises: ConfigError for an unknown term or option (with the nearest), a wrong value, or no weight.
+    Raises: ConfigError for an unknown term or option (with the nearest), a wrong value, or no weight; and for
+        a token that a vocabulary of this size does not have.
     """
-    return tuple(_term(name, options) for name, options in section.items())
+    found = tuple(_term(name, options) for name, options in section.items())
+    for name, options in section.items():
+        if vocab_size is not None and (token := options.get("token", 0)) >= vocab_size:
+            raise ConfigError(f"loss.{name}.token is {token}, but the ids are 0 to {vocab_size - 1}")
+    return found
 
 
 def columns(
@@ -196,7 +204,7 @@ def _term(name: str, options: Mapping[str, Any]) -> Term:
     if name not in TERMS:
         raise ConfigError(f"unknown term {name!r}{nearest(name, TERMS)}; the terms are {', '.join(TERMS)}")
     function = inspect.unwrap(TERMS[name])
-    allowed = get_type_hints(function) | {"weight": FiniteFloat}
+    allowed = get_type_hints(function, include_extras=True) | {"weight": FiniteFloat}
     known = {
         "weight",
         *(n for n, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY),

@@ -67,7 +67,7 @@ def test_a_brake_never_raises_the_coupling_and_a_boost_never_lowers_it(rule, K):
     """Also of a coupling that begins outside the bounds."""
     low, high = RULES[rule].R
     up, down = (decide(rule, R, 0.5, knobs={"K": K}).knobs["K"] for R in (low - 0.1, high + 0.04))
-    assert down <= K <= up and (down < K) == (K > 0.1) and (K < up) == (0 < K < 5)
+    assert down <= K <= up and (down < K) == (K > 0.1) and (up > K) == (0 < K < 5)
 
 
 def test_noise_is_capped_where_the_published_gain_never_got():
@@ -95,6 +95,11 @@ def test_a_model_without_knobs_is_refused_unless_only_labels_are_wanted():
         ({"monitor": {"target": "paper", "product": [0.4, 0.6]}}, r"never has R·U in \(0.4, 0.6\)"),
         ({"control": {"rule": "drift", "braek": 0.1}}, "unknown key 'control.braek'; did you mean 'brake'"),
         ({"control": {}}, "control.rule is missing"),
+        ({"control": {"rule": "drift", "R": [0.9, 0.3]}}, r"control.R: a range goes .* got \[0.9, 0.3\]"),
+        ({"control": {"rule": "drift", "R": [0.3, 1.7]}}, "control.R.1: .*less than or equal to 1, got 1.7"),
+        ({"control": {"rule": "dual", "U": [0.5, 0.5]}}, "control.U: a range goes from the lower to the"),
+        ({"control": {"rule": "drift", "bounds": [5, 0.1]}}, r"control.bounds: .* got \[5.0, 0.1\]"),
+        ({"monitor": {"product": [0.6, 0.4]}}, "monitor.product: a range goes from the lower to the higher"),
     ],
 )
 def test_sections_that_cannot_be_meant_are_refused(table, message):

@@ -227,11 +227,15 @@ def test_metrics_have_a_column_per_term_and_micro_batches_share_it_by_tokens():
         ),
         ({"tonal": {}}, "tonal.weight is missing"),
         ({"tonal": {"weight": math.inf}}, "tonal.weight: input should be a finite number"),
+        ({"uncertainty": {"weight": 1, "target": 7}}, "uncertainty.target: .*less than or equal to 1, got 7"),
+        ({"coherence": {"weight": 1, "width": -1}}, "coherence.width: .*greater than or equal to 0, got -1"),
+        ({"legacy_eos": {"weight": 1, "token": -5}}, "legacy_eos.token: .*greater than or equal to 0, got"),
+        ({"eos": {"weight": 1, "token": 5000}}, "loss.eos.token is 5000, but the ids are 0 to 255"),
     ],
 )
 def test_a_section_that_cannot_be_meant_is_refused(section, message):
     with pytest.raises(ConfigError, match=message):
-        terms(section)
+        terms(section, 256)
 
 
 def test_a_model_without_the_quantity_is_told():
