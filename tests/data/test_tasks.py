@@ -49,6 +49,16 @@ def test_the_oracle_reaches_the_bound(name):
     assert task.skill(expected) == pytest.approx(1) and task.skill(task.baseline) == pytest.approx(0)
 
 
+def test_the_worked_example_of_the_note_cannot_be_predicted_where_it_says():
+    """After 10 5 20 the 15 is the first there is; a stream is known once one period of it has passed."""
+    A, B = np.resize([10, 20, 30], 8), np.resize([5, 15], 8)
+    ids, task = np.stack([A, B], axis=1).ravel(), make_task("interleaved", {"vocab": 64, "length": 15})
+    right = [task.predict(ids[:t]) == ids[t] for t in range(ids.size)]
+    best, _ = task.bayes(ids)
+    assert ids[:4].tolist() == [10, 5, 20, 15] and best[2] == pytest.approx(1 / 64)
+    assert not any(right[:5]) and all(right[5:])  # from 2 · 2 + 1 in B, from 2 · 3 in A
+
+
 @pytest.mark.parametrize("jitter", [0.0, 0.2])
 def test_nobody_has_skill_where_nothing_can_be_learned(jitter):
     """Nor where the baseline is above the ceiling, as that of jitter is."""
