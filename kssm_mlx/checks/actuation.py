@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.arms import blocks_with, passage
+from kssm_mlx.checks.arms import mean_R, noise, passage
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.probes import to_numpy
 from kssm_mlx.models.base import mode, with_parameters
 from kssm_mlx.training.controls import COUPLINGS, RULES
 from kssm_mlx.training.state import flatten, with_knobs
@@ -85,12 +83,7 @@ def _middle(section) -> float:
 def _coherence(ctx: Context, knobs: Knobs) -> float:
     """Mean R with the knobs at these values. Raises: NotMeasurable where the trace has none."""
     tokens, model = passage(ctx), ctx.model
-    noise = {"key": mx.random.key(ctx.seed)} if getattr(model, "stochastic", False) else {}
+    parameters = with_knobs(model.trainable_parameters(), knobs)
     with mode(model, True):
-        trace = with_parameters(
-            model, with_knobs(model.trainable_parameters(), knobs), lambda: model.forward(tokens, **noise)
-        ).trace
-    R = [to_numpy(r).mean() for r in blocks_with(trace, "R").values()]
-    if not R:
-        raise NotMeasurable('the trace has no "block00/R"')
-    return float(np.mean(R))
+        out = with_parameters(model, parameters, lambda: model.forward(tokens, **noise(model, ctx.seed)))
+    return float(np.mean(list(mean_R(out.trace).values())))

@@ -29,8 +29,14 @@ class Arm(NamedTuple):
 
 
 def passage(ctx: Context, rows: int = 8, stream: int = 0) -> mx.array:
-    """Rows of held-out text, of 64 tokens or as long as a task's; random ids where there is no data."""
+    """Rows of held-out text, of 64 tokens or as long as a task's; random ids where there is no data.
+
+    Raises: NotMeasurable where what was learned is asked for, which random ids do not tell.
+    """
     if ctx.data is None:
+        if ctx.text_only:
+            raise NotMeasurable("needs text, and random ids are none; --untrained measures it all the same")
+        ctx.on_random_ids = True
         return mx.array(random_tokens(ctx, rows, min(probe_length(ctx), MOST), stream))
     length = short_context(ctx.recipe, MOST)
     batch = random_batch(ctx.data.validation, ctx.seed, stream, rows, length)
@@ -54,10 +60,14 @@ def hidden_of(
 
 
 def _forward(model: Any, tokens: mx.array, seed: int, treatment: Intervention | None, method: str):
-    noise = {"key": mx.random.key(seed)} if getattr(model, "stochastic", False) else {}
     mx.random.seed(seed)
     with mode(model, False):
-        return getattr(model, method)(tokens, None, treatment, **noise)
+        return getattr(model, method)(tokens, None, treatment, **noise(model, seed))
+
+
+def noise(model: Any, seed: int) -> dict[str, mx.array]:
+    """What `forward` is told to draw from, where the model draws: the same for the same seed."""
+    return {"key": mx.random.key(seed)} if getattr(model, "stochastic", False) else {}
 
 
 def mean_kl(reference: np.ndarray, other: np.ndarray) -> float:
@@ -76,3 +86,11 @@ def blocks_with(trace: dict[str, Any], quantity: str) -> dict[int, Any]:
     ending = f"/{quantity}"
     blocks = (name.removesuffix(ending) for name in trace if name.endswith(ending))
     return {int(block.removeprefix("block")): trace[block + ending] for block in blocks}
+
+
+def mean_R(trace: dict[str, Any]) -> dict[int, float]:
+    """Block -> R, the mean over rows, tokens and groups. Raises: NotMeasurable for a trace without R."""
+    R = blocks_with(trace, "R")
+    if not R:
+        raise NotMeasurable('the trace has no "block00/R"')
+    return {block: float(to_numpy(mx.array(r)).mean(dtype=np.float64)) for block, r in R.items()}

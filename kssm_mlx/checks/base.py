@@ -93,7 +93,9 @@ class Context:
     interventions: name -> models.base.Intervention that a claim is about; runs: one Context per run folder
     that a claim is about; baseline: those of the runs that they are compared with.
 
-    untrained: whether a check of what was learned may look at a model that has learned nothing.
+    untrained: whether a check of what was learned may look at a model that has learned nothing, on random
+    ids where there is no text. Set for each check: text_only: whether random ids may not stand in for text;
+    on_random_ids: whether they did.
     """
 
     model: Any = None
@@ -116,6 +118,8 @@ class Context:
     runs: list[Context] | None = None
     baseline: list[Context] | None = None
     untrained: bool = False
+    text_only: bool = False
+    on_random_ids: bool = False
 
     def need(self, *names: str) -> None:
         """Raises: NotMeasurable that names what is absent."""

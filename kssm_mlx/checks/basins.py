@@ -52,6 +52,8 @@ def bistability(ctx: Context) -> Check:
         raise NotMeasurable("the model does not claim two states")
     carried = hasattr(ctx.model, "free_states")
     widths = blocks_with(run_arm(ctx.model, mx.zeros((1, 2), mx.int32)).trace, "R") if carried else {}
+    if carried and not widths:
+        raise NotMeasurable('how many populations a block has is not known: the trace has no "block00/R"')
     portraits = {b: _portraits(ctx.model, b, R.shape[-1], ctx.seed) for b, R in widths.items()}
     share = {b: float(np.mean([p.bistable for p in found])) for b, found in portraits.items()}
     worst = min(share, key=share.get, default=None)

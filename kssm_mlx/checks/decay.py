@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from kssm_mlx.checks.arms import blocks_with, passage, run_arm
+from kssm_mlx.checks.arms import mean_R, passage, run_arm
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.training.optim import adamw
@@ -27,10 +27,11 @@ def decay_null(ctx: Context) -> Check:
     not decay.
 
     Threshold: warn above 20 %, fail above 50 %: then the schedule moves R more than the data does. A decay
-    that pulls R the other way explains nothing (share below 0). Not measurable where R moved by < 0.01.
+    that pulls R the other way explains nothing (share below 0). Not measurable where R moved by < 0.01; an R
+    that is not a number fails.
     Caught: the rise of R in v3 from 0.01 to 0.81, which weight decay on the frequencies alone reproduces to
     0.002.
-    Sabotage: a recipe that decays the frequencies of a model that learns nothing.
+    Sabotage: a recipe that decays the frequencies of a model that learns nothing; frequencies of NaN.
     """
     ctx.need("model", "recipe")
     decays = decay_of(ctx.model, ctx.recipe.train)
@@ -46,7 +47,7 @@ def decay_null(ctx: Context) -> Check:
         for p in (start, null)
     )
     trained, drift = now - before, decayed - before
-    if not np.max(np.abs(trained)) >= MOVED:
+    if np.max(np.abs(trained)) < MOVED:
         raise NotMeasurable(f"R moved by {np.max(np.abs(trained)):.1e}: there is nothing to explain")
     share = float(drift @ trained / (trained @ trained))
     return verdict(
@@ -71,10 +72,7 @@ def decay_of(model, train: Train) -> dict[str, float]:
 
 def _coherence(ctx: Context, tokens: mx.array) -> np.ndarray:
     """Mean R of each block. Raises: NotMeasurable where the trace has none."""
-    R = blocks_with(run_arm(ctx.model, tokens, ctx.seed).trace, "R")
-    if not R:
-        raise NotMeasurable('the trace has no "block00/R"')
-    return np.array([r.mean(dtype=np.float64) for r in R.values()])
+    return np.array(list(mean_R(run_arm(ctx.model, tokens, ctx.seed).trace).values()))
 
 
 def _shrinking(model, decays: dict[str, float]) -> list[str]:

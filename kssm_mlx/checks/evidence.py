@@ -22,9 +22,13 @@ def _question(run: Context) -> str:
 
 
 def level(ctx: Context) -> str:
-    """The evidence in words: "untrained", "1 run" or, of the arm that has the fewest, "3 seeds"; "" where
-    there is no model.
+    """The evidence in words: "untrained", "1 run" or, of the arm that has the fewest, "3 seeds"; and whether
+    random ids stood in for text. "" where there is no model.
     """
+    return _of(ctx) + ", on random ids" * ctx.on_random_ids
+
+
+def _of(ctx: Context) -> str:
     if ctx.runs:
         compared = arms([*ctx.runs, *(ctx.baseline or ())]).values()
         seeds = min(len({run.recipe.train.seed for run in arm}) for arm in compared)

@@ -13,7 +13,7 @@ RECODED, RATIO = 0.95, 2.0
 APART, ONE, DIMENSIONS = 1e-3, 1.5, 8
 
 
-@check("C22", level="S", title="R carries information", source="liminal.md C22")
+@check("C22", level="S", title="R carries information", source="liminal.md C22", needs_training=True)
 def information(ctx: Context) -> Check:
     """R at the same place of 6 texts of 2 rows, each under 2 draws of the model's noise. Ratio: the
     variance over texts under equal noise / (the variance over noise on equal text + 1e-6), least over

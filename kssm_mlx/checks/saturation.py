@@ -5,52 +5,64 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.arms import passage, run_arm
+from kssm_mlx.checks.arms import noise, passage, run_arm
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.probes import mode
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.training.optim import global_norm
 from kssm_mlx.training.regularisers import terms
 
-WARN, FAIL = 0.5, 0.95
+WARN, FAIL = 0.5, 0.05
 ALIVE = 1e-8
 
 
-@check("C24", level="R", also="S", title="clips leave something to learn", source="liminal.md C24", passes=1)
+@check(
+    "C24",
+    level="R",
+    also="S",
+    title="clips leave something to learn",
+    source="liminal.md C24",
+    needs_training=True,
+    passes=1,
+)
 def hit_rate(ctx: Context) -> Check:
     """What a block clips it writes into the trace twice, as "block00/u_raw" and "block00/u". On 8 rows of
-    held-out text: the share of values on the floor (u > u_raw) and on the ceiling (u < u_raw), per block. A
-    hard clip passes the gradient of the other values and of no more, so that 1 - the share is what is still
-    trained.
+    held-out text: the share of values on the floor (u > u_raw), on the ceiling (u < u_raw) and on neither,
+    per block. A hard clip passes the gradient of the last ones and of no others: they are still trained.
 
-    Threshold: warn above 50 %, fail above 95 % on either side, less than 5 % of the gradient.
+    Threshold: of what is trained warn below 50 %, fail below 5 %; values that are not numbers fail.
     Caught: v3 at "u = 0.10", celebrated as surfing the edge: 96 % and more of the tokens on the floor of u.
-    Sabotage: a bias that pushes every value below the floor.
+    Sabotage: a bias that pushes every value below the floor; values half on the floor and half on the
+    ceiling; a value of NaN.
     """
     ctx.need("model")
     rates = hits(run_arm(ctx.model, passage(ctx), ctx.seed).trace)
     if not rates:
         raise NotMeasurable('nothing is clipped: no "block00/u_raw" beside a "block00/u" in the trace')
-    name, (floor, ceiling) = max(rates.items(), key=lambda item: max(item[1]))
-    worst = max(floor, ceiling)
+    name, (floor, ceiling, trained) = min(rates.items(), key=lambda item: np.nan_to_num(item[1][2]))
     return verdict(
         "C24",
-        "pass" if worst <= WARN else "warn" if worst <= FAIL else "fail",
-        f"{name}: {floor:.1%} on the floor, {ceiling:.1%} on the ceiling, {1 - floor - ceiling:.1%} trained",
-        f"<= {WARN:.0%} on either (fails above {FAIL:.0%})",
+        "pass" if trained >= WARN else "warn" if trained >= FAIL else "fail",
+        f"{name}: {floor:.1%} on the floor, {ceiling:.1%} on the ceiling, {trained:.1%} trained",
+        f">= {WARN:.0%} trained (fails below {FAIL:.0%})",
         "what rests on a clip is a constant: widen it, drop the term that pushes there, or squash smoothly",
         rates=rates,
     )
 
 
-def hits(trace: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Name -> (share on the floor, share on the ceiling) of everything that the trace has raw and clipped."""
-    pairs = {name.removesuffix("_raw"): value for name, value in trace.items() if name.endswith("_raw")}
-    return {
-        name: (float(np.mean(trace[name] > raw)), float(np.mean(trace[name] < raw)))
-        for name, raw in pairs.items()
-        if name in trace
-    }
+def hits(trace: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
+    """Name -> shares of the values on the floor, on the ceiling and on neither of everything that the trace
+    has raw and clipped; NaN where one of them is.
+    """
+    pairs = {name.removesuffix("_raw"): raw for name, raw in trace.items() if name.endswith("_raw")}
+    return {name: _shares(trace[name] - raw) for name, raw in pairs.items() if name in trace}
+
+
+def _shares(lifted: np.ndarray) -> tuple[float, float, float]:
+    """Of what a clip added: above, below and equal to 0."""
+    sides = np.sign(lifted)  # NaN of NaN
+    floor, ceiling = np.mean(sides > 0), np.mean(sides < 0)
+    return float(floor), float(ceiling), float(1 - np.mean(np.abs(sides)))
 
 
 @check("C25", level="R", also="S", title="barriers push back", source="liminal.md C25", passes=12)
@@ -90,9 +102,9 @@ def _parts(ctx: Context, parameters: dict) -> dict[str, mx.array]:
     """The value of each term and of each of its parts, as functions of the parameters."""
     tokens = passage(ctx)
     inputs, targets, found = tokens[:, :-1], tokens[:, 1:], {}
-    noise = {"key": mx.random.key(ctx.seed)} if getattr(ctx.model, "stochastic", False) else {}
+    drawn = noise(ctx.model, ctx.seed)
     with mode(ctx.model, False):
-        out = with_parameters(ctx.model, parameters, lambda: ctx.model.forward(inputs, **noise))
+        out = with_parameters(ctx.model, parameters, lambda: ctx.model.forward(inputs, **drawn))
     for term in terms(ctx.recipe.loss):
         value, parts = term.function(out.logits, targets, out.trace)
         found |= {term.name: value, **{f"{term.name}.{part}": number for part, number in parts.items()}}

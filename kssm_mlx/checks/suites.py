@@ -108,24 +108,19 @@ def select(which: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def run_check(definition: Definition, context: Context) -> Check:
-    """One verdict with its time and what it rests on."""
-    start = time.perf_counter()
-    context, ran_on = sized.fitting(definition, context)
-    result = _measure(definition, context)
-    took = time.perf_counter() - start
-    return replace(result, seconds=took, evidence=evidence.level(context), ran_on=ran_on)
-
-
-def _measure(definition: Definition, context: Context) -> Check:
-    """A check that raises has failed: what it measures cannot even be run."""
+    """One verdict with its time and what it rests on. A check that raises has failed: what it measures cannot
+    even be run.
+    """
+    start, ran_on = time.perf_counter(), ""
     try:
+        context, ran_on = sized.fitting(definition, _asked(definition, context))
         if definition.needs_training and not (context.trained or context.untrained):
             raise NotMeasurable("the model is untrained; --untrained measures it all the same")
-        return definition.run(context)
+        result = definition.run(context)
     except NotMeasurable as e:
-        return verdict(definition.id, "not measurable", str(e), "", "")
+        result = verdict(definition.id, "not measurable", str(e), "", "")
     except Exception as e:
-        return verdict(
+        result = verdict(
             definition.id,
             "fail",
             f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no message'}",
@@ -133,6 +128,14 @@ def _measure(definition: Definition, context: Context) -> Check:
             "the traceback is among the numbers of checks.json and --json",
             traceback=traceback.format_exc(),
         )
+    took = time.perf_counter() - start
+    return replace(result, seconds=took, evidence=evidence.level(context), ran_on=ran_on)
+
+
+def _asked(definition: Definition, context: Context) -> Context:
+    """The context for one check: a claim, and what was learned, is a matter of text."""
+    claims = definition.needs_training or definition.level == "G"
+    return replace(context, text_only=claims and not context.untrained, on_random_ids=False)
 
 
 def write_checks(folder: str | Path, stage: str, checks: Iterable[Check]) -> None:

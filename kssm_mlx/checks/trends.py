@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
-from kssm_mlx.checks.arms import blocks_with
+from kssm_mlx.checks.arms import mean_R, noise
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.probes import mode, short_context
 from kssm_mlx.data.batches import random_batch
@@ -57,7 +58,14 @@ def _is_over(ctx: Context) -> bool:
     return saved and ctx.step >= ctx.recipe.train.steps
 
 
-@check("C38", level="S", title="R answers to the input", source="liminal.md C38", passes=BATCHES)
+@check(
+    "C38",
+    level="S",
+    title="R answers to the input",
+    source="liminal.md C38",
+    needs_training=True,
+    passes=BATCHES,
+)
 def state_memory(ctx: Context) -> Check:
     """At fixed weights, in training mode, without a cache: mean R of each block and the loss on 96
     independent batches of 2 rows of at most 16 tokens, one after the other. Lag-1 autocorrelation of R less
@@ -66,19 +74,22 @@ def state_memory(ctx: Context) -> Check:
     Threshold: <= 0.5 in every block: batches are independent, so both are 0 with a standard error of 0.1;
     half of R coming from the call before is a buffer.
     Caught: Attempt 4: 0.994 for R and -0.06 for the loss, read as R responding to language.
-    Sabotage: an R that is carried from call to call in a hidden buffer.
+    Sabotage: an R that is carried from call to call in a hidden buffer; an R of NaN.
     """
     ctx.need("model", "data", "recipe")
     R, losses = _series(ctx)
+    broken = [name for name, v in {**R, "loss": losses}.items() if not np.isfinite(v).all()]
     memory = {block: autocorrelation(values) - autocorrelation(losses) for block, values in R.items()}
     memory = {block: gap for block, gap in memory.items() if math.isfinite(gap)}
-    if not memory:
+    if not memory and not broken:
         raise NotMeasurable("R is the same in every batch, see C22")
-    worst = max(memory, key=memory.get)
+    worst = max(memory, key=memory.get, default=None)
     return verdict(
         "C38",
-        memory[worst] <= BUFFER,
-        f"autocorrelation {memory[worst]:+.2f} beyond that of the loss (block {worst})",
+        not broken and memory[worst] <= BUFFER,
+        f"not a number: {', '.join(f'R of block {n}' if n in R else n for n in broken)}"
+        if broken
+        else f"autocorrelation {memory[worst]:+.2f} beyond that of the loss (block {worst})",
         f"<= {BUFFER:g}",
         "something is kept between calls: carry it in the cache, where a new text begins anew",
         memory={str(block): gap for block, gap in memory.items()},
@@ -90,22 +101,18 @@ def _series(ctx: Context) -> tuple[dict[int, list[float]], list[float]]:
     R: dict[int, list[float]] = {}
     losses = []
     for trace, loss in _passes(ctx):
-        blocks = blocks_with(trace, "R")
-        if not blocks:
-            raise NotMeasurable('the trace has no "block00/R"')
         losses.append(loss)
-        for block, value in blocks.items():
-            R.setdefault(block, []).append(value.astype(mx.float32).mean().item())
+        for block, value in mean_R(trace).items():
+            R.setdefault(block, []).append(value)
     return R, losses
 
 
 def _passes(ctx: Context) -> Iterable[tuple[dict, float]]:
     """Trace and mean loss of each batch; a stochastic model draws anew each time."""
-    noisy = getattr(ctx.model, "stochastic", False)
     for i in range(BATCHES):
         rows = random_batch(ctx.data.train, ctx.seed, i, ROWS, short_context(ctx.recipe, CONTEXT)).tokens
         inputs, targets = split_rows(mx.array(rows))
         with mode(ctx.model, True):
-            out = ctx.model.forward(inputs, **({"key": mx.random.key(i)} if noisy else {}))
+            out = ctx.model.forward(inputs, **noise(ctx.model, i))
         nats, count = cross_entropy(out.logits, targets)
         yield out.trace, nats.item() / max(1, count.item())

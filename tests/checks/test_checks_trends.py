@@ -60,9 +60,13 @@ def test_a_loss_that_is_not_finite_fails():
     assert measure("C37", context).verdict == "fail"
 
 
+def untrained(context):
+    return replace(context, untrained=True)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_r_of_a_kssm_answers_to_its_input(prepared, seed):
-    check = measure("C38", fresh_kssm(prepared, seed))
+    check = measure("C38", untrained(fresh_kssm(prepared, seed)))
     assert check.verdict == "pass", check.got
 
 
@@ -79,11 +83,25 @@ class Buffered(TinyRecurrent):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_an_r_that_is_carried_from_call_to_call_is_caught(prepared, seed):
-    check = measure("C38", fresh(prepared, Buffered, seed))
+    check = measure("C38", untrained(fresh(prepared, Buffered, seed)))
     assert check.verdict == "fail" and "beyond that of the loss (block 0)" in check.got
     assert "kept between calls" in check.fix
 
 
 def test_without_r_it_says_so(prepared):
-    assert measure("C38", fresh(prepared)).got == 'the trace has no "block00/R"'
-    assert measure("C38", replace(fresh(prepared), data=None)).got == "needs data, none given"
+    context = untrained(fresh(prepared))
+    assert measure("C38", context).got == 'the trace has no "block00/R"'
+    assert measure("C38", replace(context, data=None)).got == "needs data, none given"
+
+
+class Broken(TinyRecurrent):
+    """R of NaN in block 1; in block 0 one that never changes."""
+
+    def forward(self, tokens, *args, **kwargs):
+        R = mx.full((*tokens.shape, 1), 0.5)
+        return super().forward(tokens)._replace(trace={"block00/R": R, "block01/R": R * float("nan")})
+
+
+def test_an_r_that_is_not_a_number_is_no_r_that_stays_the_same(prepared):
+    check = measure("C38", untrained(fresh(prepared, Broken)))
+    assert (check.verdict, check.got) == ("fail", "not a number: R of block 1")

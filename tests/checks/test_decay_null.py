@@ -96,14 +96,16 @@ def test_a_coherence_that_stayed_is_not_judged():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_fresh_v3_still_learns(seed):
     model = small("kssm_v3", 40, seed)
-    context = Context(model, model.args, recipe(loss=BARRIER), history=[{"step": 1}], seed=seed)
+    context = Context(
+        model, model.args, recipe(loss=BARRIER), history=[{"step": 1}], seed=seed, untrained=True
+    )
     assert run("C24", context).ok
     assert run("C25", context).verdict == "pass"
 
 
 def test_u_on_its_floor_is_caught():
     model = on_its_floor(small("kssm_v3", 40))
-    context = Context(model, model.args, recipe(loss=BARRIER), history=[{"step": 1}])
+    context = Context(model, model.args, recipe(loss=BARRIER), history=[{"step": 1}], untrained=True)
     clip, wall = run("C24", context), run("C25", context)
     assert clip.verdict == "fail" and "100.0% on the floor" in clip.got and "0.0% trained" in clip.got
     assert wall.verdict == "fail" and "bistability.barrier is 1.15 and has a gradient of 0.0e+00" in wall.got
@@ -124,4 +126,41 @@ def test_an_inactive_barrier_is_not_judged():
     inactive = {"tonal": {"weight": 1.0, "limit": 0.99}}  # R is below it, and R itself has a gradient
     assert run("C25", Context(model, model.args, recipe(loss=inactive))).verdict == "pass"
     assert run("C25", Context(model, model.args, recipe())).got == "the recipe adds no term to the loss"
-    assert "nothing is clipped" in run("C24", Context(model, model.args)).got
+    assert "nothing is clipped" in run("C24", Context(model, model.args, untrained=True)).got
+
+
+class Clipping(fakes.TinyRecurrent):
+    """Its u_raw is `given`, which it clips to [0, 1], or leaves where it is not a number."""
+
+    def __init__(self, given):
+        super().__init__()
+        self._given = mx.array(given)
+
+    def forward(self, tokens, *args, **more):
+        raw = mx.broadcast_to(self._given, (*tokens.shape, self._given.size))
+        clipped = mx.where(mx.isnan(raw), raw, mx.clip(raw, 0, 1))
+        return super().forward(tokens)._replace(trace={"block00/u_raw": raw, "block00/u": clipped})
+
+
+@pytest.mark.parametrize(
+    "values, verdict, got",
+    [
+        ([0.5] * 6 + [2.0, -1.0], "pass", "12.5% on the floor, 12.5% on the ceiling, 75.0% trained"),
+        ([-1.0, -1.0, -1.0, 2.0, 0.5], "warn", "60.0% on the floor, 20.0% on the ceiling, 20.0% trained"),
+        ([-1.0] * 100 + [2.0] * 99 + [0.5], "fail", "50.0% on the floor, 49.5% on the ceiling, 0.5% trained"),
+        ([0.5] * 7 + [float("nan")], "fail", "0.0% on the floor, 0.0% on the ceiling, nan% trained"),
+    ],
+)
+def test_what_a_clip_leaves_to_train_is_what_counts(values, verdict, got):
+    model = Clipping(values)
+    check = run("C24", Context(model, model.args, untrained=True))
+    assert (check.verdict, check.got) == (verdict, f"block00/u: {got}")
+
+
+def test_an_r_that_is_not_a_number_has_something_to_explain():
+    model = small("kssm", 40)
+    initial = flatten(model.parameters())
+    broken = {n: p * float("nan") if n.endswith("omega") else p for n, p in initial.items()}
+    model.update(tree_unflatten(list(broken.items())))
+    check = run("C9", Context(model, model.args, recipe(), initial=initial, history=[{"step": 9}]))
+    assert check.verdict == "fail" and check.got.startswith("R moved by +nan")

@@ -8,6 +8,7 @@ import pytest
 from kssm_mlx.checks import evidence, suites
 from kssm_mlx.checks.base import REGISTRY, Context, Definition, check, verdict
 from kssm_mlx.training.recipe import parse
+from tests.checks.small_oscillators import small
 from tests.fakes import TinyRecurrent
 
 STEPS = [{"kind": "train", "step": 30}]
@@ -40,6 +41,27 @@ def test_an_untrained_model_is_refused_unless_asked_for_and_labelled(learned):
     assert refused.verdict == "not measurable" and "the model is untrained" in refused.got
     looked_at = asked(learned, context(untrained=True))
     assert (looked_at.verdict, looked_at.evidence) == ("pass", "untrained")
+
+
+@pytest.mark.parametrize("id", ["C22", "C24", "C38"])
+def test_what_r_says_is_a_matter_of_training(id):
+    assert "the model is untrained" in asked(id, context()).got
+
+
+@pytest.mark.parametrize("id", ["C20", "C22", "C24"])
+def test_random_ids_are_no_text_to_say_what_was_learned(id):
+    model = small("kssm", 8)
+    found = asked(id, Context(model, model.args, history=STEPS))
+    assert (found.verdict, found.evidence) == ("not measurable", "1 run")
+    assert found.got == "needs text, and random ids are none; --untrained measures it all the same"
+
+
+def test_what_random_ids_may_stand_for_says_that_they_did(prepared):
+    data, recipe = prepared
+    graft = TinyRecurrent(vocab_size=data.vocab_size)
+    graft.host = TinyRecurrent(vocab_size=data.vocab_size)
+    assert asked("C12", Context(graft, graft.args)).evidence == "untrained, on random ids"
+    assert asked("C12", Context(graft, graft.args, recipe, data)).evidence == "untrained"
 
 
 @pytest.mark.parametrize("trained", [{"history": STEPS}, {"host": "d" * 64}])

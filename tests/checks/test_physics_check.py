@@ -136,6 +136,17 @@ def test_what_is_not_bistable_loses_the_name(velocity, got):
     assert "0% of the populations" in found.got and got in found.got and "do not call it" in found.fix
 
 
+def test_populations_that_nobody_counts_are_not_measurable():
+    """No KeyError of a trace without R."""
+
+    class Uncounted(Populations):
+        def forward(self, tokens, *args, **more):
+            return fakes.TinyRecurrent.forward(self, tokens)
+
+    found = check("C26", Uncounted(two_phases))
+    assert found.verdict == "not measurable" and 'the trace has no "block00/R"' in found.got
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_triadic_populations_are_bistable_inside_their_window(seed):
     def model(K1: float, K2: float):

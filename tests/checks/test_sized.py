@@ -1,6 +1,7 @@
 """Large models: cheap checks on their own weights, dear ones on a small model with the same options."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 
@@ -65,6 +66,22 @@ def test_a_family_without_sizes_is_checked_where_it_is(monkeypatch):
     model = TinyRecurrent()
     (found,) = suites.run_suite(Context(model, model.args), ["C3"])
     assert found.ok and found.ran_on.endswith("there is no small model like it")
+
+
+@dataclass
+class Unhashable:
+    """A configuration that nobody can put into a set."""
+
+    vocab_size: int = 16
+    model_type: tuple = (["kssm"],)
+
+
+def test_a_configuration_that_breaks_the_choice_of_a_size_fails_one_check(monkeypatch):
+    monkeypatch.setattr(sized, "LARGE", 1000)
+    model = TinyRecurrent()
+    dear, cheap = suites.run_suite(Context(model, Unhashable()), ["C3", "C6"])
+    assert (dear.verdict, dear.got) == ("fail", "TypeError: unhashable type: 'list'")
+    assert cheap.verdict == "pass"
 
 
 def test_a_model_of_ordinary_size_says_nothing():
