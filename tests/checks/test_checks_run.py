@@ -1,5 +1,6 @@
 """C17, C18, C19 and C4 at the end of a run: a trained model passes, one that counts or loops does not."""
 
+import math
 from dataclasses import replace
 
 import mlx.core as mx
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from kssm_mlx.checks import suites
-from kssm_mlx.checks.run import loops
+from kssm_mlx.checks.run import CAPS, PUBLISHED, loops
+from kssm_mlx.data.tokens import prepare
+from kssm_mlx.training.recipe import parse
 from tests.fakes import NotANumber, TinyRecurrent
 
 
@@ -48,9 +51,11 @@ def test_a_healthy_run_passes_everything(trained):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_samples_of_a_healthy_model_are_not_called_degenerate(trained, seed):
-    check = run("C19", trained, seed=seed)
-    assert check.verdict in ("pass", "warn"), check.got
+def test_five_healthy_runs_pass(healthy, seed):
+    """Weights, batches and samples of their own; only the greedy path may loop (C19)."""
+    checks = suites.run_suite(healthy(seed), ("C4", "C8", "C17", "C18", "C19"))
+    assert [(c.id, c.got) for c in checks if c.verdict not in ("pass", "warn")] == []
+    assert {c.id for c in checks if c.verdict == "warn"} <= {"C19"}
 
 
 def test_an_untrained_model_is_below_nothing(trained):
@@ -64,6 +69,20 @@ def test_a_model_without_memory_stops_at_the_bigram(trained_memoryless):
     assert check.verdict == "fail"
     assert check.numbers["loss"] > check.numbers["ladder"]["bigram"] - 0.1
     assert "sees one token only" in check.fix
+
+
+def test_of_a_task_the_place_in_the_row_counts_too(trained, tmp_path):
+    """Of text it says nothing; what it is good for in rows is tested in tests/metrics/test_ngrams.py."""
+    assert "position_bigram" not in run("C17", trained).numbers["ladder"]
+    task = {"length": 16, "vocab": 16, "train_rows": 200, "validation_rows": 50}
+    recipe = parse({"data": {"source": "task:interleaved", "task": task}, "train": {"context": 16}})
+    data = prepare(recipe.data, tmp_path / "data")
+    context = replace(trained, recipe=recipe, data=data, history=None, untrained=True)
+    found = run("C17", context, model=TinyRecurrent(data.vocab_size))
+    rungs = found.numbers["ladder"]
+    assert math.isfinite(rungs["position_bigram"]) and rungs["position_bigram"] != rungs["bigram"]
+    best = min("bigram", "position_bigram", key=rungs.get)
+    assert f"({best} {rungs[best]:.3f} - 0.1)" in found.expected
 
 
 def test_a_smoke_run_is_asked_for_less(trained_memoryless):
@@ -93,6 +112,18 @@ def test_degenerate_generation_is_caught(trained, kind, statistic, bad):
     assert check.verdict == "fail"
     assert check.numbers["sampled"][statistic] == bad
     assert statistic in check.got and statistic in check.expected
+
+
+def test_a_text_beyond_words_moves_the_limits_no_further_than_their_caps(trained):
+    """Of one token: the model that says nothing else is as the text is, and degenerate all the same."""
+    data = trained.data
+    same = replace(data.validation, ids=np.full(4000, 7, np.int32))
+    context = replace(trained, data=replace(data, validation=same))
+    check = run("C19", context, model=fresh(context, Repeating))
+    assert check.verdict == "fail"
+    assert check.numbers["limits"] == {**CAPS, "line breaks": PUBLISHED["line breaks"], "loops": 2.0}
+    assert check.got.endswith("beyond every limit of distinct-2, run, top share")
+    assert run("C19", context).verdict == "warn"
 
 
 @pytest.mark.parametrize("id", ["C17", "C18"])
