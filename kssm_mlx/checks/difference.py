@@ -26,7 +26,7 @@ def statistics(ctx: Context) -> Check:
 
     Threshold: at least 30 units, p < 0.05 and |d| >= 0.2, over windows and over seeds; less is "no difference
     found", with what could have been missed, never "no effect". Without variance it is "undetermined". One
-    seed on a side warns: these weights differ, the arms need not.
+    seed on a side warns: these weights differ, the arms need not. Two may miss six standard deviations.
     Caught: r = -0.12 called significant (20 prompts repeated 5 times, p 0.23); p = NaN of identical greedy
     texts called "no effect"; verdicts by counting significant tests.
     Sabotage: two seeds of one arm; the same run twice; a text of fewer than 30 windows.

@@ -1,5 +1,7 @@
 """Two models trained on one small text: one with memory, one without."""
 
+from functools import cache
+
 import pytest
 
 from kssm_mlx.checks.base import Context
@@ -12,18 +14,24 @@ def prepared(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("text"), sentences(4000, 0))
 
 
-def _trained(kind, prepared):
+def _trained(kind, prepared, seed: int = 0):
     data, recipe = prepared
-    model = kind(vocab_size=data.vocab_size, width=32)
-    initial = train(model, data, STEPS)
+    model = kind(vocab_size=data.vocab_size, width=32, seed=seed)
+    initial = train(model, data, STEPS, seed)
     history = [{"kind": "train", "step": STEPS, "loss": 0.0}]
-    return Context(model, model.args, recipe, data, data.tokenizer, initial, history)
+    return Context(model, model.args, recipe, data, data.tokenizer, initial, history, seed=seed)
 
 
 @pytest.fixture(scope="session")
-def trained(prepared):
-    """The context at the end of a healthy run."""
-    return _trained(TinyRecurrent, prepared)
+def healthy(prepared):
+    """healthy(seed) -> the context at the end of a healthy run, trained once."""
+    return cache(lambda seed: _trained(TinyRecurrent, prepared, seed))
+
+
+@pytest.fixture(scope="session")
+def trained(healthy):
+    """The first of them."""
+    return healthy(0)
 
 
 @pytest.fixture(scope="session")

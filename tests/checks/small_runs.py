@@ -35,13 +35,13 @@ def make_data(folder, text: str, **options):
     return prepare(recipe.data, folder / "data"), recipe
 
 
-def train(model, data, steps: int):
-    """Plain Adam; returns the parameters before step 1."""
+def train(model, data, steps: int, seed: int = 0):
+    """Plain Adam; returns the parameters before step 1. seed: of the batches."""
     initial = {n: mx.array(p) for n, p in nn.utils.tree_flatten(model.parameters())}
     mx.eval(initial)
     optimizer, step = optim.Adam(1e-2), nn.value_and_grad(model, lambda t: cross_entropy(model, t))
     for i in range(steps):
-        tokens = random_batch(data.train, 0, i, 16, CONTEXT).tokens
+        tokens = random_batch(data.train, seed, i, 16, CONTEXT).tokens
         optimizer.update(model, step(mx.array(tokens))[1])
         mx.eval(model.parameters(), optimizer.state)
     return initial

@@ -14,9 +14,10 @@ from tests.checks.small_runs import make_data, sentences
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
-@pytest.mark.parametrize("hand_off", [False, True])
-def test_the_trainer_scores_the_next_token(prepared, hand_off):
-    check = measure("C30", fresh(prepared, hand_off=hand_off))
+@pytest.mark.parametrize("seed, hand_off", [*((s, False) for s in range(5)), (0, True)])
+def test_the_trainer_scores_the_next_token(prepared, seed, hand_off):
+    """The oracle knows; drawn are only the places of the batches, and none where state is handed on."""
+    check = measure("C30", fresh(prepared, seed=seed, hand_off=hand_off))
     assert check.verdict == "pass" and check.numbers["losses"]["training"]["+0"] > 10
 
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def test_a_rehearsal_gives_the_same_logits(prepared):
+    """Nothing is drawn: the same bytes and the same arithmetic, so a second seed would say no more."""
     check = measure("C32", fresh_kssm(prepared))
     assert check.verdict == "pass" and check.numbers["gap"] <= 1e-6, check.got
     assert "best and pinned kept" in check.got

@@ -62,8 +62,9 @@ def claim(runs, baseline):
 # --- C34: units, terms, sizes -----------------------------------------------------------------------------
 
 
-def test_runs_of_one_kind_compare(make):
-    check = measure("C34", claim([make("fast")], [make("slow")]))
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_of_one_kind_compare(make, seed):
+    check = measure("C34", claim([make("fast", seed)], [make("slow", seed)]))
     assert (check.verdict, check.got) == ("pass", "2 runs in nats/token, equal in size and tokens")
 
 
@@ -101,10 +102,21 @@ def test_one_run_compares_with_nothing(make):
 # --- C35: is the difference one ----------------------------------------------------------------------------
 
 
-def test_two_arms_of_two_seeds_that_differ(make):
-    check = measure("C35", claim([make("fast"), make("fast", 1)], [make("slow"), make("slow", 1)]))
+@pytest.mark.parametrize("seed", range(5))
+def test_two_arms_of_three_seeds_that_differ(make, seed):
+    """Five triples of seeds."""
+    fast, slow = ([make(arm, (seed + i) % 5) for i in range(3)] for arm in ("fast", "slow"))
+    check = measure("C35", claim(fast, slow))
     assert check.verdict == "pass", check.got
-    assert "different: -" in check.got and "over seeds p" in check.got and check.evidence == "2 seeds"
+    assert "different: -" in check.got and "over seeds p" in check.got and check.evidence == "3 seeds"
+
+
+def test_two_seeds_a_side_may_miss_what_three_find(make):
+    """The arms are six standard deviations apart; Welch's t of 2 and 2 has one or two degrees of freedom."""
+    fast, slow = ([make(arm, seed) for seed in (3, 4)] for arm in ("fast", "slow"))
+    check = measure("C35", claim(fast, slow))
+    assert check.verdict == "fail" and check.evidence == "2 seeds"
+    assert "over seeds no difference found" in check.got and "n 2, would have found" in check.got
 
 
 def test_one_seed_is_not_an_arm(make):
@@ -147,7 +159,7 @@ def with_manifest(context, **changes):
     return replace(context, manifest={**context.manifest, **changes})
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_run_is_what_it_recorded(make, seed):
     check = measure("C36", at_commit(make("fast", seed)))
     assert (check.verdict, check.got) == ("pass", "1 of 1 as recorded, commit 0123456789ab")

@@ -15,7 +15,9 @@ def here(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
 
 
-def test_one_of_eight_gets_the_lock_and_nothing_is_left(tmp_path):
+@pytest.mark.parametrize("race", range(5))
+def test_one_of_eight_gets_the_lock_and_nothing_is_left(tmp_path, race):
+    """Who wins is up to the scheduler, so the race is run five times."""
     check = measure("C39", Context(run_folder=tmp_path))
     assert (check.verdict, check.got) == ("pass", "1 of 8 processes got the lock")
     assert not list(tmp_path.iterdir())
