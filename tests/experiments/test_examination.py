@@ -1,13 +1,14 @@
 """The checks of a run: before, during and after; what stops it, is waived, or is let pass by --no-verify."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from kssm_mlx.checks import suites
-from kssm_mlx.checks.base import REGISTRY, Definition, verdict
+from kssm_mlx.checks.base import REGISTRY, Check, Definition, verdict
 from kssm_mlx.errors import CheckFailed, ConfigError
-from kssm_mlx.experiments import run
+from kssm_mlx.experiments import examination, run
 from kssm_mlx.training import checkpoint
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.state import flatten
@@ -127,6 +128,27 @@ def test_words_may_change_on_resume(tmp_path, levels):
     before = contents(folder / "checkpoints")
     train(folder, a_recipe(folder, waive={"P1": "added later"}), waivers={}, resume=True)
     assert contents(folder / "checkpoints") == before
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_smoke_run_is_spared_what_it_cannot_have_learned(tmp_path, levels, learned, monkeypatch):
+    levels[0].add("S1")
+    monkeypatch.setitem(REGISTRY, "S1", replace(REGISTRY["S1"], needs_training=learned))
+    folder = tmp_path / "run"
+    recipe = a_recipe(folder).model_copy(update={"smoke": {"train": {"steps": 6}}})
+    if learned:
+        said = train(folder, recipe, waivers={})[1]
+        assert "--smoke: would have been stopped at the end by S1 level S: got S1 at 6" in said
+    else:
+        with pytest.raises(CheckFailed, match="S1 level S: got S1 at 6, expected nothing"):
+            train(folder, recipe, waivers={})
+    assert verdicts(folder, "final")["S1"]["verdict"] == "fail"
+
+
+@pytest.mark.parametrize("id, spared", [("C37", True), ("N18", True), ("C18", True), ("C8", False),
+                                        ("C32", False), ("C33", False), ("C4", False)])  # fmt: skip
+def test_which_checks_are_of_what_was_learned(id, spared):
+    assert examination._of_learning(Check(id, "", "S", "fail", "", "")) == spared
 
 
 def test_no_verify_says_what_it_lets_pass_and_records_it_as_it_is(tmp_path, levels):

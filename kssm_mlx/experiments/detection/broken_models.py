@@ -320,6 +320,7 @@ def clip_on_its_floor(bench: Bench) -> Context:
     for block in context.model.blocks:
         weights = block.bank.to_parameters
         weights.weight, weights.bias = 0 * weights.weight, mx.array([0.5, 1.0] + [0.5] * 8)
+    context.history = [{"kind": "train", "step": 1}]  # where training had taken it
     return context
 
 
