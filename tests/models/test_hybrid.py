@@ -145,8 +145,21 @@ def test_the_published_branch_is_the_recurrence_on_paper():
     assert_close(state[0][0], S)
 
 
-# Without the embedding, at d_model 128 and 8 layers; "published" is what GroundThink's tables say.
-PUBLISHED = {"hy": 3_572_960, "gf": 3_570_920, "hgf": 3_832_032}
+# (size, fusion, vocabulary): all parameters of the published models, groundthink.md A9.
+PUBLISHED = {
+    ("xs", "hy", 97): 474_264,
+    ("s", "hy", 97): 3_585_376,
+    ("s", "ws", 97): 3_581_288,
+    ("s", "gf", 97): 3_583_336,
+    ("s", "rf", 97): 3_712_352,
+    ("s", "cp", 97): 3_843_424,
+    ("s", "hgf", 97): 3_844_448,
+    ("s", "gru", 97): 4_768_104,
+    ("s", "hy", 16_000): 5_620_960,
+    ("m", "gf", 97): 7_931_416,
+    ("l", "hy", 97): 11_892_312,
+}
+# Without the embedding, at d_model 128 and 8 layers.
 OURS = {
     "hy": 2_851_936,
     "gf": 2_849_896,
@@ -157,11 +170,12 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("fusion", PUBLISHED)
-def test_the_published_small_model_has_its_parameters(fusion):
-    """groundthink.md A9: SMALL is 3,572,960 beside the embedding; HGF 3.84M with 97 characters."""
-    config = configure("hybrid", "s", vocab_size=97, overrides={"rwkv": "published", "fusion": fusion})
-    assert count(Hybrid(config), but="embedding") == PUBLISHED[fusion]
+@pytest.mark.parametrize("size, fusion, vocabulary", PUBLISHED)
+def test_the_published_models_have_their_parameters(size, fusion, vocabulary):
+    """SMALL is 3,572,960 beside its embedding, "3.84M" with HGF, "4.8M" with GRU; MEDIUM is "7.93M"."""
+    options = {"rwkv": "published", "fusion": fusion}
+    model = Hybrid(configure("hybrid", size, vocab_size=vocabulary, overrides=options))
+    assert count(model) == PUBLISHED[size, fusion, vocabulary]
 
 
 @pytest.mark.parametrize("name", OURS)
