@@ -94,7 +94,8 @@ def size(ctx: Context) -> Check:
 
     Threshold: RMS within 1e-5 and 1e4 (warns outside 1e-4 and 1e3): a linear state has no natural size, and
     healthy ones lie between 1e-3 and 4e2, but half precision ends at 65,504. Growth <= 10 (warns above 4): a
-    sum that forgets nothing grows by sqrt(8) = 2.8, one that is multiplied by 1.02 per token by far more.
+    sum that forgets nothing grows by 3 or, where its writes agree, 8; one multiplied by 1.02 per token by far
+    more.
     Caught: chunks whose states grew 725-fold, logged as PASS.
     Sabotage: a state multiplied by 1.05 at every token; one written at 1e-8; NaN.
     """
