@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import mlx.core as mx
 
@@ -22,8 +22,19 @@ Layers = int | tuple[int, ...] | Literal["all"] | None
 Inside = Literal["residual", "mixer", "final"]
 
 
+@dataclass(frozen=True)
 class _Placed:
-    """What the configurations share, whose fields are `core`, `site`, `layers` and `legacy` first."""
+    """What the configurations share. layers: which blocks; None for the middle one, 12 of 24 and 32 of 64.
+
+    module: the core that is built.
+    """
+
+    core: str
+    site: Inside = "residual"
+    layers: Layers = None
+    legacy: bool = False
+
+    module: ClassVar[type[PhaseCore]]
 
     def __post_init__(self):
         refuse_counts_below_one(self, section="model.graft")
@@ -52,15 +63,15 @@ class _Placed:
             raise ConfigError(f"model.graft.layers = {self.layers}, but the host has blocks 0 to {count - 1}")
         return chosen
 
+    def make(self, host: RecurrentModel, key: mx.array) -> PhaseCore:
+        return self.module(self, channels(host, self.site), key)
+
 
 @dataclass(frozen=True)
 class HookGraft(_Placed):
-    """`oscillators` phases. layers: which blocks; None for the middle one, 12 of 24 and 32 of 64."""
+    """`oscillators` phases."""
 
     core: Literal["hook", "coupled"] = "hook"
-    site: Inside = "residual"
-    layers: Layers = None
-    legacy: bool = False
     oscillators: int = 16
     K: float = 2.0
     dt: float = 0.1
@@ -100,16 +111,13 @@ class PhaseBlockGraft(_Placed):
 
     core: Literal["phase_block"] = "phase_block"
     site: Inside = "mixer"
-    layers: Layers = None
-    legacy: bool = False
     rank: int = 32
     steps: int = 2
     dt: float = 0.08
     k_scale: float = 0.5
     sigma: float = 0.0
 
-    def make(self, host: RecurrentModel, key: mx.array) -> PhaseCore:
-        return PhaseBlock(self, channels(host, self.site), key)
+    module = PhaseBlock
 
 
 @dataclass(frozen=True)
@@ -117,16 +125,13 @@ class CarriedGraft(_Placed):
     """`groups` populations. memory: tokens that the slowest should span at the start."""
 
     core: Literal["carried"] = "carried"
-    site: Inside = "residual"
-    layers: Layers = None
     legacy: Literal[False] = False
     groups: int = 64
     harmonics: int = 2
     memory: int = 128
     k_scale: float = 1.0
 
-    def make(self, host: RecurrentModel, key: mx.array) -> PhaseCore:
-        return CarriedCore(self, channels(host, self.site), key)
+    module = CarriedCore
 
 
 Graft = HookGraft | PhaseBlockGraft | CarriedGraft

@@ -28,7 +28,7 @@ from kssm_mlx.models.attention import Attention
 from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.hybrid_memory import Memory
 from kssm_mlx.models.layers import linear
-from kssm_mlx.models.recurrent import RecurrentModel
+from kssm_mlx.models.recurrent import Stack
 from kssm_mlx.ops.elementary import relu2, sigmoid
 
 
@@ -165,7 +165,7 @@ class Block(nn.Module):
         return y, cached if self.slots else [], {}
 
 
-class HybridV3(RecurrentModel):
+class HybridV3(Stack):
     """The language model; see `models.base.LanguageModel` for the interface.
 
     Cache: conv [B, 3, D] and state [B, H, d, d], fp32, of a memory; keys, values [B, window, H, d] and
@@ -195,19 +195,5 @@ class HybridV3(RecurrentModel):
         if not config.tie_embeddings:
             self.head = linear(keys[1], D, V, std=0.02)
 
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.blocks
-
     def slots_of(self, i: int) -> tuple[str, ...]:
         return self.blocks[i].slots
-
-    def embed(self, tokens: mx.array) -> mx.array:
-        return self.embedding(tokens)
-
-    def finish(self, x: mx.array) -> mx.array:
-        return self.norm(x)
-
-    def project(self, hidden: mx.array) -> mx.array:
-        """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
-        return self.embedding.as_linear(hidden) if self.args.tie_embeddings else self.head(hidden)

@@ -27,7 +27,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Intervention, refuse_counts_below_one
 from kssm_mlx.models.layers import GatedMLP, linear
 from kssm_mlx.models.populations import Populations, clamp_states
-from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel
+from kssm_mlx.models.recurrent import EVERY_SITE, Stack
 from kssm_mlx.models.self_coupled import SelfCoupledPopulations
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu
@@ -165,7 +165,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), entry, (z.re, z.im), trace
 
 
-class KSSM(RecurrentModel):
+class KSSM(Stack):
     """The language model: embedding, blocks, norm, head; `models.base.LanguageModel` is the interface."""
 
     slots = ("conv", "populations")  # the convolution's last inputs [B, W-1, D], the populations [B, 2, G]
@@ -199,10 +199,6 @@ class KSSM(RecurrentModel):
         if not config.tie_embeddings:
             # Small, so that the first loss is ln V: the model knows nothing and says so.
             self.head = linear(keys[1], D, V, std=0.1 * D**-0.5)
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.blocks
 
     @property
     def knobs(self) -> tuple[str, ...]:
@@ -241,12 +237,6 @@ class KSSM(RecurrentModel):
         z, angle = mx.unflatten(view, 1, (-1, 2)), mx.unflatten(noise, 1, (-1, 2))[..., 0]
         turned = Planar(z[..., 0], z[..., 1]) * Planar.polar(mx.ones_like(angle), angle)
         return mx.stack([turned.re, turned.im], axis=-1).flatten(1)
-
-    def embed(self, tokens: mx.array) -> mx.array:
-        return self.embedding(tokens)
-
-    def finish(self, x: mx.array) -> mx.array:
-        return self.norm(x)
 
     def project(self, hidden: mx.array) -> mx.array:
         """Logits of hidden states. Shapes: [..., D] -> [..., V]."""

@@ -103,13 +103,5 @@ class KSSMv1(Precursor):
         self.blocks = [Bank(config, keys[1])]
         self.head = uniform_linear(keys[2], config.d_model, config.vocab_size)
 
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.blocks
-
-    def embed(self, tokens: mx.array) -> mx.array:
-        return self.embedding(tokens)
-
-    def project(self, hidden: mx.array) -> mx.array:
-        """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
-        return self.head(hidden)
+    def finish(self, x: mx.array) -> mx.array:
+        return x

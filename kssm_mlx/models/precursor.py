@@ -13,11 +13,11 @@ import mlx.nn as nn
 
 from kssm_mlx.models.attention import positions
 from kssm_mlx.models.base import Intervention
-from kssm_mlx.models.recurrent import RecurrentModel
+from kssm_mlx.models.recurrent import Stack
 from kssm_mlx.models.transformer import dropout
 
 
-class Precursor(RecurrentModel):
+class Precursor(Stack):
     """A model whose blocks are `block(x, key, clamps) -> x, trace`; all that a cache can hold is a position.
 
     What goes from block to block beside the stream: the cache entry of each, the key, the R of those before.
@@ -40,9 +40,6 @@ class Precursor(RecurrentModel):
 
         return run
 
-    def finish(self, x: mx.array) -> mx.array:
-        return x
-
 
 class PositionedPrecursor(Precursor):
     """Token and learned position, pre-norm residual blocks, a final norm, a tied head: v2 and v3."""
@@ -61,10 +58,6 @@ class PositionedPrecursor(Precursor):
         self.positions = 0.02 * mx.random.normal((config.max_length, D), key=k_positions)
         self.norm = nn.LayerNorm(D, config.norm_eps)
 
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.blocks
-
     def enter(self, tokens, cache, resets, lengths, key):
         """Beyond `max_length` the last position stands for all that follow."""
         B, T = tokens.shape
@@ -74,16 +67,6 @@ class PositionedPrecursor(Precursor):
         last = T if lengths is None else lengths[:, None]
         stood = mx.concatenate([past, at], axis=1)
         return x, ([mx.take_along_axis(stood, mx.broadcast_to(last, (B, 1)), axis=1)], key, ())
-
-    def embed(self, tokens: mx.array) -> mx.array:
-        return self.embedding(tokens)
-
-    def finish(self, x: mx.array) -> mx.array:
-        return self.norm(x)
-
-    def project(self, hidden: mx.array) -> mx.array:
-        """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
-        return self.embedding.as_linear(hidden)
 
 
 class Block(nn.Module):

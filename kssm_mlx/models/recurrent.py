@@ -135,6 +135,24 @@ class RecurrentModel(nn.Module):
         return lambda path, module: not path.endswith(self.no_quant)
 
 
+class Stack(RecurrentModel):
+    """A model of `embedding`, `blocks`, `norm` and `head`, or the embedding again where there is no head."""
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.blocks
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        return self.embedding(tokens)
+
+    def finish(self, x: mx.array) -> mx.array:
+        return self.norm(x)
+
+    def project(self, hidden: mx.array) -> mx.array:
+        """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
+        return self.head(hidden) if "head" in self else self.embedding.as_linear(hidden)
+
+
 def field(values: dict[str, Any], name: str, *others: str):
     """The value of a key that a configuration file must have, under one of its names.
 

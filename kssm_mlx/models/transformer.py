@@ -27,7 +27,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.attention import Attention, positions
 from kssm_mlx.models.base import Intervention, refuse_counts_below_one
 from kssm_mlx.models.layers import MLP, linear
-from kssm_mlx.models.recurrent import RecurrentModel
+from kssm_mlx.models.recurrent import Stack
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def dropout(x: mx.array, p: float, key: mx.array | None) -> mx.array:
     return x if p == 0 else mx.where(mx.random.bernoulli(1 - p, x.shape, key=key), x / (1 - p), 0)
 
 
-class Transformer(RecurrentModel):
+class Transformer(Stack):
     """The language model; see `models.base.LanguageModel` for the interface.
 
     Cache: keys and values [B, S, H, d], and position [B, S] int32, of which entries are seen (attention.py).
@@ -158,10 +158,6 @@ class Transformer(RecurrentModel):
             self.head = linear(keys[2], D, V, std=0.02, bias=config.head_bias)
 
     @property
-    def layers(self) -> list[nn.Module]:
-        return self.blocks
-
-    @property
     def stochastic(self) -> bool:
         return self.args.dropout > 0
 
@@ -185,13 +181,3 @@ class Transformer(RecurrentModel):
     def runner(self, i: int, intervention: Intervention | None):
         clamps = () if intervention is None else intervention.of("heads", i)
         return partial(super().runner(i, intervention), clamps=clamps)
-
-    def embed(self, tokens: mx.array) -> mx.array:
-        return self.embedding(tokens)
-
-    def finish(self, x: mx.array) -> mx.array:
-        return self.norm(x)
-
-    def project(self, hidden: mx.array) -> mx.array:
-        """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
-        return self.embedding.as_linear(hidden) if self.args.tie_embeddings else self.head(hidden)
