@@ -3,13 +3,19 @@
 import re
 import tomllib
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
 from kssm_mlx.models import configure
-from kssm_mlx.training.recipe import load, parse_override, shipped
+from kssm_mlx.models.fusions import FUSIONS
+from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage
+from kssm_mlx.training.recipe import Host, load, parse_override, shipped
+from kssm_mlx.training.schedules import schedule
 
 RECIPES = shipped()
 every_recipe = pytest.mark.parametrize("name", RECIPES)
+FRESH = [name for name in RECIPES if not isinstance(load(name).model, Host)]
 
 
 def header(name: str) -> list[str]:
@@ -19,8 +25,22 @@ def header(name: str) -> list[str]:
     return [line.removeprefix("#").strip() for line in lines[:end]]
 
 
-def test_there_are_recipes():
-    assert {"default", "tinyshakespeare"} <= RECIPES.keys()
+def test_every_system_of_the_notes_has_one():
+    assert RECIPES.keys() >= {
+        *(
+            "default",
+            "tinyshakespeare",
+            "phase-mamba",
+            "phase-rwkv",
+            "logit-modulation",
+            "hybrid-v3",
+            "modular",
+        ),
+        *("kssm-v1", "kssm-v2", "kssm-v3", "kssm-v3-monostable", "v3-decay-null", "synthetic-themes"),
+        *(f"baseline-{name}" for name in ("rwkv", "mamba", "gpt2")),
+        *(f"interleaved-{name}" for name in ("fixed", "broken", "jitter")),
+        *(f"hybrid-v4-{fusion}" for fusion in FUSIONS.keys() - {"fixed"}),
+    }
 
 
 @every_recipe
@@ -33,12 +53,15 @@ def test_the_header_asks_and_tells(name):
 
 @every_recipe
 def test_the_table_says_what_the_header_says(name):
-    about, first = load(name).about, header(name)[0]
+    about, (first, *rest) = load(name).about, header(name)
     assert about.question and first.startswith(about.question.rstrip("?"))
-    assert about.hardware
+    text, goal = " ".join(rest), about.expected
+    assert f"Minutes: {about.minutes:g}." in text
+    assert f"Expected: {goal.value:g} ± {goal.tolerance:g} " in text
+    assert about.hardware.replace("2", "two") in text or about.hardware in text
 
 
-@every_recipe
+@pytest.mark.parametrize("name", FRESH)
 def test_it_becomes_a_model(name):
     recipe = load(name)
     config = configure(
@@ -58,12 +81,33 @@ def test_nothing_of_one_machine(name):
 
 
 @every_recipe
-def test_every_key_is_one_of_the_file(name):
-    """What is read back holds what was written."""
-    table, recipe = tomllib.loads(RECIPES[name].read_text("utf-8")), load(name).model_dump()
-    for section, values in table.items():
+@pytest.mark.parametrize("smoke", [False, True])
+def test_every_key_is_one_of_the_file(name, smoke):
+    """What is read back holds what was written, in the smoke form what its table says."""
+    table = tomllib.loads(RECIPES[name].read_text("utf-8"))
+    changes, recipe = table.pop("smoke"), load(name, smoke=smoke).model_dump()
+    assert changes
+    for section, values in (changes if smoke else table).items():
         for key, value in values.items():
-            assert recipe[section][key] == value, f"{section}.{key}"
+            found = recipe[section][key]
+            assert value.items() <= found.items() if isinstance(value, dict) else found == value, key
+
+
+@every_recipe
+def test_the_smoke_form_needs_no_file_and_few_steps(name):
+    recipe = load(name, smoke=True)
+    assert recipe.data.source.partition(":")[0] in ("pydoc", "themes", "task")
+    assert recipe.data.tokenizer in ("bytes", "chars", "chars-reserved", "ids")
+    assert recipe.train.steps * recipe.train.batch_size * recipe.train.context <= 50_000
+
+
+@pytest.mark.parametrize("name", ["kssm-v3", "v3-decay-null"])
+def test_the_R_expected_of_v3_is_that_of_decay_alone(name):
+    recipe = load(name)
+    rates = np.array(schedule(recipe.train)(mx.arange(recipe.train.steps)))
+    R = coherence_under_decay(shrinkage(rates, recipe.train.weight_decay), 0.1)
+    assert recipe.train.decay == "all"
+    assert R[-1] == pytest.approx(recipe.about.expected.value, abs=0.005)
 
 
 @pytest.mark.parametrize("text, kappa", [("model.kappa=0", 0), ("model.kappa=0.5", 0.5)])

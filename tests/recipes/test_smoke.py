@@ -59,7 +59,10 @@ def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch):
     steps = recipe.train.steps
     result, _ = trained(recipe, folder)
     assert result.step == steps and math.isfinite(result.evaluation["nats_per_token"])
-    assert json.loads((folder / "checks.json").read_text()).keys() >= {"preflight", "during", "final"}
+    found = json.loads((folder / "checks.json").read_text())
+    assert found.keys() >= {"preflight", "during", "final"}
+    needless = [c["id"] for c in found["preflight"] if c["id"] in recipe.waive and c["verdict"] == "pass"]
+    assert not needless, "waived, and would have passed"
 
     last, unbroken = latest(folder)
     shutil.rmtree(last)
@@ -72,7 +75,7 @@ def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch):
         assert all(mx.array_equal(again[file][n], unbroken[file][n]) for n in unbroken[file]), file
 
     numbers = evaluate(run.load(folder), str(folder))
-    assert numbers["nats_per_token"] > 0 and numbers["tokens"] >= 128
+    assert numbers["nats_per_token"] > 0 and numbers["tokens"] >= 64
 
 
 def test_the_smoke_form_changes_what_its_table_says(small):
