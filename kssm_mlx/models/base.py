@@ -60,10 +60,11 @@ class Clamp:
         if self.units == ():
             raise ConfigError(f"a clamp on {self.site!r} of no units; name some, or None for all")
         value = mx.array(self.value)
-        # What is measured can be rounded to a little more than 1.
-        low, high = (0, 1 + 1e-5) if self.site == "R" else (-math.inf, math.inf)
+        # An array is what was measured, and a linear bank (kappa = 0) has no upper bound.
+        high = 1.0 if self.site == "R" and value.ndim == 0 else math.inf
+        low = 0.0 if self.site == "R" else -math.inf
         if not mx.all((value >= low) & (value <= high)).item():
-            expected = "0 to 1" if self.site == "R" else "a number"
+            expected = f"{low:g} to {high:g}" if self.site == "R" else "a number"
             raise ConfigError(f"a clamp on {self.site!r} to {_show(self.value)}; expected {expected}")
 
 

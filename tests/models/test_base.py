@@ -129,7 +129,7 @@ def test_held_tokens_and_units(clamp, first, expected):
         ({"units": ()}, "a clamp on 'R' of no units; name some, or None for all"),
         ({"value": 3.0}, "a clamp on 'R' to 3; expected 0 to 1"),
         ({"value": -0.1}, "a clamp on 'R' to -0.1; expected 0 to 1"),
-        ({"value": mx.array([0.5, 1.5])}, r"a clamp on 'R' to array\[2\]; expected 0 to 1"),
+        ({"value": mx.array([0.5, -1.5])}, r"a clamp on 'R' to array\[2\]; expected 0 to inf"),
         ({"value": math.nan}, "a clamp on 'R' to nan; expected 0 to 1"),
         ({"value": math.nan, "site": "psi"}, "a clamp on 'psi' to nan; expected a number"),
     ],

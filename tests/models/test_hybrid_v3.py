@@ -53,7 +53,8 @@ def test_every_parameter_has_a_finite_gradient(name):
 @pytest.mark.parametrize("version", PUBLISHED)
 def test_the_published_form_depends_on_how_a_text_is_cut(version):
     """Its defect, reproduced: the norm acts at the end of a call; everything else is a causal recurrence."""
-    model, x = moved(small(**PUBLISHED[version] | {"n_layers": 3, "groups": 4, "gamma": 0.5})), tokens(2)
+    louder = {} if version == "v020" else {"gamma": 0.5}
+    model, x = moved(small(**PUBLISHED[version] | {"n_layers": 3, "groups": 4, **louder})), tokens(2)
     whole = model.forward(x)
     first = model.forward(x[:, :9])
     second = model.forward(x[:, 9:], first.cache)
