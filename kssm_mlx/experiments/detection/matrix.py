@@ -43,12 +43,15 @@ def _failed_run(name: str) -> Sabotage:
     return Sabotage(name, recipe.about.question, expected, lambda _: context_of_recipe(name), "P", True)
 
 
-def measure(row: Sabotage, bench: Bench) -> dict[str, Any]:
-    """What the checks say of a row. caught: id -> what it got; crashed: ids that could not even measure."""
+def measure(row: Sabotage, bench: Bench, ids: Iterable[str] | None = None) -> dict[str, Any]:
+    """What the checks say of a row: those of its level, or `ids`.
+
+    caught: id -> what it got; crashed: ids that could not even measure.
+    """
     try:
         context = row.breaks(bench)
         context.untrained = row.untrained
-        found = suites.run_suite(context, _asked(row))
+        found = suites.run_suite(context, ids or _asked(row))
     finally:
         bench.mend()
         gc.collect()

@@ -35,7 +35,8 @@ def page(found: Found) -> str:
         "## Sabotages\n\nOne thing broken in a healthy run. In bold what was expected.\n",
         _rows({name: row for name, row in found["rows"].items() if not _of_notes(name)}),
         "## Matrix\n\n● fails as expected, ○ fails too, ! warns, · passes; empty: not asked, not measurable. "
-        "Columns: the checks that fired at least once.\n",
+        f"Columns: the checks that fired at least once. The others ({', '.join(_quiet(found))}) are shown to "
+        "fire in their own tests.\n",
         _matrix(found),
     )
     return "\n".join(parts)
@@ -59,13 +60,13 @@ def _numbers(found: Found) -> str:
     rows, controls = found["rows"], found["controls"]
     caught = sum(bool(row["caught"]) for row in rows.values())
     as_said = sum(all(id in row["caught"] for id in row["expected"]) for row in rows.values())
-    fired = {id for row in rows.values() for id in row["caught"]}
+    fired = len(found["checks"]) - len(_quiet(found))
     verdicts = sum(c["verdicts"] for c in controls.values())
     false = sum(len(got) for c in controls.values() for got in c["failed"].values())
     warned = sum(len(got) for c in controls.values() for got in c["warned"].values())
     return (
         f"{len(rows)} rows: {caught} caught, {as_said} by every check that was named beforehand; "
-        f"{len(fired)} of {len(found['checks'])} checks fired. {verdicts} verdicts on healthy controls: "
+        f"{fired} of {len(found['checks'])} checks fired. {verdicts} verdicts on healthy controls: "
         f"{false} failures, {warned} warnings. Took {found['seconds'] / 60:.0f} minutes.\n"
     )
 
@@ -95,9 +96,14 @@ def _caught(row: Found) -> str:
     return ", ".join([*expected, *(id for id in row["caught"] if id not in row["expected"])]) or "nothing"
 
 
-def _matrix(found: Found) -> str:
+def _quiet(found: Found) -> list[str]:
+    """The checks that no row set off."""
     fired = {id for row in found["rows"].values() for id in row["caught"]}
-    columns = [id for id in found["checks"] if id in fired]
+    return [id for id in found["checks"] if id not in fired]
+
+
+def _matrix(found: Found) -> str:
+    columns = [id for id in found["checks"] if id not in _quiet(found)]
     cells = [
         [name.removeprefix("failures/"), *(_mark(row, id) for id in columns)]
         for name, row in found["rows"].items()
