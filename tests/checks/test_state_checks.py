@@ -75,6 +75,15 @@ def test_healthy_families_pass(families, family):
     assert family == "transformer" or {c.id for c in found if c.verdict != "pass"} <= {"D3", "D5", "D7", "D8"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("family", ["kssm", "mamba", "rwkv", "hybrid", "transformer"])
+def test_healthy_families_pass_for_five_seeds(prepared, family, seed):
+    ctx = fit(prepared, family, seed)
+    found = [measure(id, ctx) for id in (*AFTER, "D18", "D21", "N14")]
+    assert [(c.id, c.got) for c in found if not c.ok] == []
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_sound_rule_passes_for_five_seeds(trained, seed):
     found = [measure(id, ruled(trained, broken.Rule, seed)) for id in STATE]
