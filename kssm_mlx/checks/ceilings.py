@@ -66,9 +66,14 @@ def _beyond(row: dict, bound: Bound) -> list[tuple[str, float]]:
     n = row["tokens"]
     binomial = math.sqrt(max(bound.accuracy * (1 - bound.accuracy), 1 / n) / n)
     above = (row["accuracy"] - bound.accuracy) / math.hypot(binomial, bound.accuracy_se)
-    windows = row["se"] if math.isfinite(row["se"]) else 0.0
-    below = (bound.nats - row["nats_per_token"]) / max(math.hypot(windows, bound.nats_se), 1e-6)
+    # A log has None where a number was not finite: the error of one window, the loss of a model that broke.
+    error = max(math.hypot(_number(row["se"], 0.0), bound.nats_se), 1e-6)
+    below = (bound.nats - _number(row["nats_per_token"], math.inf)) / error
     return [("accuracy", above), ("loss", below)]
+
+
+def _number(value: float | None, otherwise: float) -> float:
+    return value if value is not None and math.isfinite(value) else otherwise
 
 
 @check("G11", level="R", title="learning has begun", source="allostasis.md G11")

@@ -146,6 +146,7 @@ def test_a_model_above_the_ceiling_sees_its_targets(kind, verdict, tmp_path):
         ({"accuracy": 0.9999, "nats_per_token": 1.2}, "fail", "accuracy +"),
         ({"accuracy": 0.75, "nats_per_token": 0.3}, "fail", "loss +"),
         ({"accuracy": 0.752, "nats_per_token": 1.21}, "pass", ""),
+        ({"accuracy": 0.5, "nats_per_token": None, "se": None}, "pass", ""),
     ],
 )
 def test_a_log_beyond_the_bounds(row, verdict, got, tmp_path):
