@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
+from rich.console import Console
 
 from kssm_mlx.checks import suites
 from kssm_mlx.errors import CheckFailed, ConfigError, WeightMismatch
@@ -20,7 +22,7 @@ from kssm_mlx.training.recipe import parse
 from kssm_mlx.weights import verified
 from kssm_mlx.weights.inspect import inspect
 from tests.checks.small_runs import sentences
-from tests.experiments.hosted import TOKENS, WAIVED, latest, parameters, train
+from tests.experiments.hosted import TOKENS, WAIVED, latest, parameters, recipe, train
 from tests.integrations.exported import exported, tiny
 from tests.models.divergence import kl_from_host
 
@@ -69,6 +71,28 @@ def test_a_resumed_graft_is_the_unbroken_one(host, tmp_path):
     assert (result.started_at, result.step) == (12, 24)
     again = stored(tmp_path / "run")
     assert again.keys() == unbroken.keys() and all(mx.array_equal(unbroken[n], again[n]) for n in again)
+
+
+def test_a_run_of_the_published_hook_keeps_its_phases(host, tmp_path):
+    """In its checkpoints, over a resumption, and where it is loaded: R drifts in one piece."""
+    hook = {"train": "frozen", "graft": {"core": "hook", "legacy": True}}
+
+    def go(**options):
+        asked = recipe(host, **hook)
+        return run.train(
+            asked, tmp_path / "run", verify=False, console=Console(file=io.StringIO()), **options
+        )
+
+    go()
+    unbroken = stored(tmp_path / "run")
+    assert mx.abs(unbroken["graft.0.phases"]).max() > 0
+    shutil.rmtree(latest(tmp_path / "run"))
+    assert go(resume=True).started_at == 12
+    assert all(mx.array_equal(unbroken[n], a) for n, a in stored(tmp_path / "run").items())
+    loaded = run.load(tmp_path / "run", verify=False).model
+    kept = tmp_path / "run" / "checkpoints"
+    best = mx.load(str(kept / (kept / "BEST").read_text().strip() / "graft.safetensors"))
+    assert mx.array_equal(parameters(loaded)["graft.0.phases"], best["graft.0.phases"])
 
 
 @pytest.mark.parametrize("how", ["lora", "full"])
