@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.base import Check, Context, check, verdict
+from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.ops.kuramoto_bank import wrapped
 from kssm_mlx.oscillators.integrate import EVALUATE_EVERY, METHODS
 from kssm_mlx.oscillators.kuramoto import Phases, mean_field
@@ -37,23 +36,24 @@ def oscillator_physics(ctx: Context) -> Check:
     the steps, K = 2, omega evenly over [-1, 1]; turn: equal phases with omega = 1 turn by 20 radians,
     |exp(i theta) - exp(20 i)|.
 
-    Measured on `model.oscillator_step(theta, omega, K, dt)` (arrays [rows, N], [rows, N], [rows, 1], [])
-    where the model has one, else on the package's kick, of which the populations of K-SSM are the limit of
-    many.
+    Measured on `model.oscillator_step(theta, omega, K, dt)` (arrays [rows, N], [rows, N], [rows, 1], []),
+    which the phase cores and K-SSM v1 to v3 have: the code that moves their phases, all pairs coupled alike.
+    A model without single phases has none; the package's own steps are tested by the same laws.
     Threshold: rise > 0.3; unity 1e-6, shift 1e-5 and turn 1e-3, some ten roundings of float32 over the
     path; halving < 1 %, which Euler passes at this dt in a locked state.
-    Caught: PhaseGPT, whose K > 0 repelled; PhaseBlock, which clipped at 2 pi; v1, which mixed angles
-    linearly.
+    Caught: PhaseGPT, whose K > 0 repelled; PhaseBlock, which clipped at 2 pi; the forced R of v1, which mixed
+    angles linearly.
     Sabotage: the sign of the coupling; a clip in place of a wrap; a linear mix of angles; dt forgotten.
     """
-    own = getattr(ctx.model, "oscillator_step", None)
-    measured = laws(own or partial(package_step, "kick"), ctx.seed)
+    ctx.need("model")
+    if not hasattr(ctx.model, "oscillator_step"):
+        raise NotMeasurable("the model has no oscillator_step(theta, omega, K, dt)")
+    measured = laws(ctx.model.oscillator_step, ctx.seed)
     broken = _broken(measured)
     return verdict(
         "C40",
         not broken,
-        ("the model's step: " if own else "the package's step: ")
-        + ", ".join(f"{law} {value:.1e}" for law, value in measured.items()),
+        "the model's step: " + ", ".join(f"{law} {value:.1e}" for law, value in measured.items()),
         f"rise > {RISE}, unity <= {UNITY:g}, shift <= {SHIFT:g}, halving < {HALVING:g}, turn <= {TURN:g}",
         "; ".join(WRONG[law] for law in broken),
         broken=broken,
@@ -62,7 +62,9 @@ def oscillator_physics(ctx: Context) -> Check:
 
 
 def package_step(method: str, theta: mx.array, omega: mx.array, K: mx.array, dt: mx.array) -> mx.array:
-    """A step of oscillators.integrate on the mean field, in the order of arguments that C40 asks for."""
+    """A step of oscillators.integrate on the mean field, in the order of arguments that C40 asks for: what
+    sabotaged steps are made of.
+    """
     return METHODS[method](Phases(mean_field), theta, dt, omega, K)
 
 

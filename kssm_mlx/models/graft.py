@@ -105,6 +105,11 @@ class _Hosted:
         return tuple(f"graft.{n}.{name}" for n, core in enumerate(self.graft) for name in core.buffers)
 
     @property
+    def oscillator_step(self):
+        """That of the cores; AttributeError, which `hasattr` reads as none, where they have no phases."""
+        return self.graft[0].oscillator_step
+
+    @property
     def stochastic(self) -> bool:
         """Whether a core draws noise in training, where its knob sigma is above zero."""
         return any(name.endswith("sigma") for name in self.knobs)

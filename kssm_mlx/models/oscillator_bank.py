@@ -26,6 +26,14 @@ def pulled_together(theta: mx.array, K: float | mx.array) -> mx.array:
     return theta + velocity(*unit, 0.0, mean_field(*unit, K))
 
 
+def bank_step(theta: mx.array, omega: mx.array, K: mx.array, dt: mx.array) -> mx.array:
+    """What a bank does to phases in a step of `dt`; its own is one of dt = 1, from 0, drive and omega as one.
+
+    Shapes: theta, omega [..., N], K [..., 1].
+    """
+    return pulled_together(theta + dt * omega, dt * K)
+
+
 def hold_coherence(moments: Pair, clamps: tuple[Clamp, ...]) -> Pair:
     """Moments of which the first has the modulus that clamps on "R" ask for; its angle stays its own.
 

@@ -90,12 +90,24 @@ class PhaseBlock(PhaseCore):
         """The phases after S steps. Shapes: theta [B, T, D]."""
         keys = [None] * self._steps if key is None else mx.random.split(key, self._steps)
         for k in keys:
-            sin, cos = mx.sin(theta), mx.cos(theta)
-            # Σ_j K_ij sin(θ_j - θ_i) without the D x D matrix.
-            pull = self.k_scale * (cos * (sin @ self.V @ self.U.T) - sin * (cos @ self.V @ self.U.T))
-            theta = theta + self.dt * (self.omega + mx.clip(pull, -10, 10)) + self.noise(theta.shape, k)
-            theta = mx.clip(theta, -TWO_PI, TWO_PI) if self._legacy else wrapped(theta)
+            pull = self.k_scale * pulled(theta, self.U, self.V)
+            theta = self.moved(theta, self.omega, pull, self.dt, self.noise(theta.shape, k))
         return theta
+
+    def moved(self, theta, omega, pull, dt, noise: mx.array | float = 0.0) -> mx.array:
+        theta = theta + dt * (omega + mx.clip(pull, -10, 10)) + noise
+        return mx.clip(theta, -TWO_PI, TWO_PI) if self._legacy else wrapped(theta)
+
+    def oscillator_step(self, theta, omega, K, dt) -> mx.array:
+        """A step with all pairs coupled alike, K / N, in place of the learned matrix."""
+        alike = mx.full((theta.shape[-1], 1), theta.shape[-1] ** -0.5)
+        return self.moved(theta, omega, K * pulled(theta, alike, alike), dt)
+
+
+def pulled(theta: mx.array, U: mx.array, V: mx.array) -> mx.array:
+    """Σ_j (U Vᵀ)_ij sin(θ_j - θ_i), without the N x N matrix. Shapes: theta [..., N]; U, V [N, rank]."""
+    sin, cos = mx.sin(theta), mx.cos(theta)
+    return cos * (sin @ V @ U.T) - sin * (cos @ V @ U.T)
 
 
 class HookCore(PhaseCore):
@@ -162,10 +174,12 @@ class HookCore(PhaseCore):
         return mx.stack(path, axis=1)
 
     def step(self, theta: mx.array) -> mx.array:
+        return self.oscillator_step(theta, self.omega, self.K, self._dt)
+
+    def oscillator_step(self, theta, omega, K, dt) -> mx.array:
         """θ + dt (ω + K Im(Z e^{-iθ})), wrapped: all pairs coupled through their mean."""
         x, y = (z[..., None] for z in order_parameter(theta))
-        pull = self.K * (y * mx.cos(theta) - x * mx.sin(theta))
-        return wrapped(theta + self._dt * (self.omega + pull))
+        return wrapped(theta + dt * (omega + K * (y * mx.cos(theta) - x * mx.sin(theta))))
 
 
 class LogitCore(PhaseCore):
@@ -189,6 +203,10 @@ class LogitCore(PhaseCore):
     @property
     def buffers(self) -> tuple[str, ...]:
         return tuple(f"core.{name}" for name in self.core.buffers)
+
+    @property
+    def oscillator_step(self):
+        return self.core.oscillator_step
 
     def __call__(self, x, phases, resets, lengths, key):
         y, phases, trace = self.core(self.down(x.astype(mx.float32)), phases, resets, lengths, key)

@@ -13,6 +13,7 @@ import mlx.nn as nn
 
 from kssm_mlx.models.attention import positions
 from kssm_mlx.models.base import Intervention
+from kssm_mlx.models.oscillator_bank import bank_step
 from kssm_mlx.models.recurrent import Stack
 from kssm_mlx.models.transformer import dropout
 
@@ -24,6 +25,7 @@ class Precursor(Stack):
     """
 
     memoryless = True
+    oscillator_step = staticmethod(bank_step)
 
     def enter(self, tokens, cache, resets, lengths, key):
         return self.embed(tokens), ([], key, ())

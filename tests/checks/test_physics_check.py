@@ -10,10 +10,14 @@ import pytest
 from kssm_mlx.checks import suites
 from kssm_mlx.checks.base import Context
 from kssm_mlx.checks.physics import package_step
+from kssm_mlx.models import phase_cores
+from kssm_mlx.models.graft import graft
+from kssm_mlx.models.graft_configs import configure
 from kssm_mlx.oscillators.integrate import METHODS
 from kssm_mlx.oscillators.order import mean_phase
 from tests import fakes
 from tests.checks.small_oscillators import small
+from tests.integrations.exported import tiny
 
 euler = partial(package_step, "euler")
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -51,15 +55,59 @@ def check(id: str, model, seed: int = 0):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_package_keeps_every_law(seed):
-    assert check("C40", None, seed).verdict == "pass"
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_keeps_every_law(method):
-    model = SimpleNamespace(oscillator_step=partial(package_step, method))
-    found = check("C40", model, seed=7)
-    assert found.verdict == "pass" and found.got.startswith("the model's step: ")
+def test_every_method_of_the_package_keeps_every_law(method, seed):
+    found = check("C40", SimpleNamespace(oscillator_step=partial(package_step, method)), seed)
+    assert found.verdict == "pass", found.got
+
+
+def test_a_model_without_phases_is_not_measured():
+    for model in (fakes.TinyRecurrent(), small("kssm", 8), grafted(core="carried")):
+        found = check("C40", model)
+        assert found.verdict == "not measurable" and "the model has no oscillator_step" in found.got
+
+
+@pytest.mark.parametrize("family", ["kssm_v1", "kssm_v2", "kssm_v3"])
+def test_banks_keep_every_law(family):
+    found = check("C40", small(family, 8))
+    assert found.verdict == "pass", found.got
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"core": "phase_block"},
+        {"core": "hook"},
+        {"core": "hook", "legacy": True},
+        {"core": "logits"},
+        {"core": "logits", "legacy": True},
+    ],
+)
+def test_phase_cores_keep_every_law(options):
+    found = check("C40", grafted(**options))
+    assert found.verdict == "pass", found.got
+
+
+def test_the_phase_block_as_published_gets_stuck():
+    found = check("C40", grafted(core="phase_block", legacy=True))
+    assert (found.verdict, found.numbers["broken"]) == ("fail", ["turn"])
+    assert found.fix == "a turning phase gets stuck: wrap angles, never clip them"
+
+
+@pytest.mark.parametrize("core", ["phase_block", "hook"])
+def test_what_is_measured_is_what_the_core_does(core, monkeypatch):
+    """One defect in the step, and both the check and the phases of the model see it."""
+    model, tokens = grafted(core=core), mx.zeros((1, 3), mx.int32)
+    before = model.forward(tokens).trace
+    monkeypatch.setattr(phase_cores, "wrapped", lambda theta: mx.clip(theta, -0.5, 0.5))
+    after = model.forward(tokens).trace
+    (name,) = (n for n in before if n.endswith("/theta"))
+    assert mx.abs(after[name]).max().item() <= 0.5 and not mx.array_equal(before[name], after[name])
+    assert "turn" in check("C40", model).numbers["broken"]
+
+
+def grafted(**options):
+    return graft(tiny("mamba"), configure(options))
 
 
 @pytest.mark.parametrize(
