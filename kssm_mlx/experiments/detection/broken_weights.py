@@ -11,6 +11,7 @@ from kssm_mlx.checks.base import Context
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.broken_models import Memoryless, as_kind
 from kssm_mlx.experiments.detection.sabotage import sabotage
+from kssm_mlx.experiments.failures import recast
 from kssm_mlx.training import checkpoint
 
 
@@ -76,6 +77,21 @@ def wrong_decay_orientation(bench: Bench) -> Context:
 def evaluated_without_state(bench: Bench) -> Context:
     """A model with memory is measured one token at a time, without it."""
     return as_kind(bench.trained("kssm"), Memoryless)
+
+
+class Whispering:
+    def __call__(self, *args, **options):
+        y, *left = super().__call__(*args, **options)
+        return (1e-3 * y, *left)
+
+
+@sabotage("D3", "D4")
+def one_mixer_at_a_thousandth(bench: Bench) -> Context:
+    """The RWKV branch is there, and too quiet to be heard or taught."""
+    context = bench.trained("hybrid")
+    for block in context.model.layers:
+        recast(block.rwkv, Whispering)
+    return context
 
 
 @sabotage("C8")

@@ -15,6 +15,7 @@ from kssm_mlx.experiments.detection import (
     broken_claims,
     broken_inputs,  # noqa: F401  registers its rows
     broken_models,  # noqa: F401
+    broken_tasks,  # noqa: F401
     broken_weights,  # noqa: F401
 )
 from kssm_mlx.experiments.detection.bench import Bench

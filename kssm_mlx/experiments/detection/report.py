@@ -1,4 +1,4 @@
-"""docs/detection.md and the table for the README, from docs/results/detection.json alone."""
+"""docs/detection.md and the tables of the README, from docs/results/detection.json alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-RESULT, PAGE, SUMMARY = (
-    DOCS / "results" / "detection.json",
-    DOCS / "detection.md",
-    DOCS / "results" / "detection-failures.md",
-)
+README = DOCS.parent / "README.md"
+RESULT, PAGE = DOCS / "results" / "detection.json", DOCS / "detection.md"
 
 Found = dict[str, Any]
 
@@ -50,6 +47,28 @@ def summary(found: Found) -> str:
         for name, row in rows.items()
     ]
     return f"{_table(['failed run', 'its question', 'stopped by'], cells)}\n{_numbers(found)}"
+
+
+def into_readme(readme: str, found: Found) -> str:
+    """The README, made anew between its marks `<!-- failures -->` and `<!-- detection -->`."""
+    broken = {name: row for name, row in found["rows"].items() if not _of_notes(name)}
+    rows = _table(["what is broken", "caught by"], [[name, _caught(row)] for name, row in broken.items()])
+    folded = (
+        f"<details><summary>{len(broken)} sabotages and what caught them</summary>\n\n{rows}\n</details>\n"
+    )
+    controls = _table(
+        ["healthy control", "seeds", "verdicts", "failed"],
+        [
+            [name, str(c["seeds"]), str(c["verdicts"]), _counts(c["failed"])]
+            for name, c in found["controls"].items()
+        ],
+    )
+    blocks = {"failures": summary(found), "detection": f"{controls}\n{folded}"}
+    for mark, text in blocks.items():
+        begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}{text}{end}{rest.split(end, 1)[1]}"
+    return readme
 
 
 def _of_notes(name: str) -> bool:
