@@ -36,6 +36,7 @@ from kssm_mlx.training.disk import writing
 from kssm_mlx.training.freezing import holding
 from kssm_mlx.training.loop import Hooks, Result, train_loop
 from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.regularisers import terms
 from kssm_mlx.training.state import flatten
 
 PROMPT_TOKENS = 16  # of held-out text, where a recipe gives no prompt and the tokenizer no separator
@@ -71,6 +72,7 @@ def train(
         context = context_of(recipe, folder, data, host_of(folder) if resume else None)
         describe(folder, recipe, context, waivers, verify=verify)
         console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
+        terms(recipe.loss, context.model.args.vocab_size)  # refuses what no check should have to meet
         held = holding(recipe, context.model)
         for line in (*(held.intervention.describe() if held.intervention else ()), *held.warnings):
             console.print(line, soft_wrap=True, markup=False)

@@ -107,6 +107,7 @@ def test_a_mode_that_acts_is_part_of_the_forward_pass(mode):
     [
         ({"clamp": {"site": "S0", "target": 11.0}}, "does nothing: only the final norm reads the stream"),
         ({"freeze": {"units": [4]}}, "the units are 0 to 3"),
+        ({"loss": {"eos": {"weight": 1.0, "token": 5000}}}, "loss.eos.token is 5000, but the ids are 0 to"),
         ({"clamp": {"of": 7, "target": 1.0}}, "7 units cannot share the 16 channels of S2 in block 0"),
         ({"freeze": {"head": True}, "model": {"tie_embeddings": True}}, "tied to the embedding"),
     ],
