@@ -6,6 +6,7 @@ import math
 
 from kssm_mlx.checks.base import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.learnability import evaluations, task_of
+from kssm_mlx.checks.probes import as_run
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.data.tasks.ceilings import Bound
 from kssm_mlx.training.evaluation import evaluate
@@ -58,7 +59,7 @@ def _scores(ctx: Context) -> list[dict]:
     ctx.need("model", "recipe")
     train = ctx.recipe.train
     windows = evaluation_windows(ctx.data.validation, ctx.recipe.eval.tokens, train.context, train.batch_size)
-    return [evaluate(ctx.model, windows, ctx.data.bytes_per_token_validation)]
+    return [evaluate(as_run(ctx), windows, ctx.data.bytes_per_token_validation)]
 
 
 def _beyond(row: dict, bound: Bound) -> list[tuple[str, float]]:
