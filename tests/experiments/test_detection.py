@@ -54,7 +54,9 @@ def test_a_row_expects_what_the_code_says_now(name):
 
 def test_the_pages_are_made_of_the_result():
     assert report.PAGE.read_text("utf-8") == report.page(FOUND)
-    assert report.SUMMARY.read_text("utf-8") == report.summary(FOUND)
+    readme = report.README.read_text("utf-8")
+    assert readme == report.into_readme(readme, FOUND)
+    assert all(f"`{name.removeprefix('failures/')}`" in readme for name in matrix.failed_runs())
 
 
 @pytest.mark.parametrize("name", QUICK)
