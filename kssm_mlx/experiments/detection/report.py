@@ -84,7 +84,7 @@ def _numbers(found: Found) -> str:
     false = sum(len(got) for c in controls.values() for got in c["failed"].values())
     warned = sum(len(got) for c in controls.values() for got in c["warned"].values())
     return (
-        f"{len(rows)} rows: {caught} caught, {as_said} by every check that was named beforehand; "
+        f"{len(rows)} rows: {caught} caught, {as_said} by every check that the row names; "
         f"{fired} of {len(found['checks'])} checks fired. {verdicts} verdicts on healthy controls: "
         f"{false} failures, {warned} warnings. Took {found['seconds'] / 60:.0f} minutes.\n"
     )
