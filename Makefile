@@ -16,11 +16,11 @@ help: ## this list
 run: $(VENV)/.installed ## train the default recipe into runs/default, verified before and after; again: resume
 	@$(BIN)/kssm train default --out $(RUN) $(if $(wildcard $(RUN)/checkpoints/LATEST),--resume)
 
-test: $(VENV)/.installed ## the tests, under 10 minutes on 2 cores
-	@$(BIN)/pytest -n $(WORKERS)
+test: $(VENV)/.installed ## the tests, on 2 workers
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-all: $(VENV)/.installed ## the slow tests too
-	@$(BIN)/pytest -n $(WORKERS) -m "not network"
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not network"
 
 bench: $(VENV)/.installed ## forms and architectures side by side on this machine, into benchmarks/results
 	@$(BIN)/python -m benchmarks

@@ -38,7 +38,7 @@ def train(tmp_path):
         (b"x" * 9000, ["--set", "model.kapa=0"], "did you mean 'kappa'"),
         (b"x" * 9000, ["--set", "model.kappa=-1"], "kappa"),
         (b"x" * 9000, ["--set", "train.steps=0"], "train.steps"),
-        (b"x" * 9000, ["--waive", "C999=because"], "--waive C999: no such check"),
+        (b"x" * 9000, ["--waive", "C999=because"], "waiver of C999: no such check"),
     ],
 )
 def test_unusable_input_is_one_line(train, content, options, message):
