@@ -6,7 +6,7 @@ Five public names, imported when first used so that `import kssm_mlx` stays inst
 
 from importlib import import_module
 
-from kssm_mlx import _blas
+from kssm_mlx import _blas, _memory
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = ["build", "generate", "load", "train", "verify"]
 
 # mlx binds its matrix products to whatever BLAS is in the process first, so this precedes every import of it.
 _blas.prefer_fast_blas()
+_memory.keep_freed_memory()
 
 
 def __getattr__(name: str):

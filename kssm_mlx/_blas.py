@@ -4,9 +4,12 @@ The Linux wheel of mlx bundles the reference BLAS: one thread, no vector instruc
 than OpenBLAS. It looks up three functions by name when it is loaded, so whoever defines `cblas_sgemm`,
 `cblas_dgemm` and `cblas_cgemm` in the process first, wins. Two ways to be first, both optional:
 
-1. the system's `libopenblas.so.0`, loaded with global symbols;
-2. the `scipy-openblas32` wheel. Its names carry a prefix, so a library of three forwarding functions is
-   compiled once with the g++ that `mx.compile` needs anyway, and kept in the user's cache folder.
+1. the system's `libopenblas.so.0`;
+2. the `scipy-openblas32` wheel, whose names carry a prefix.
+
+Before either of them stands a library of three functions that cut a product into pieces for several threads
+(`_native/gemm.cpp`). It is compiled once with the g++ that `mx.compile` needs anyway, and kept in the user's
+cache folder. Without g++ the system's library is used as it is.
 
 Nothing here raises: on any failure the bundled BLAS stays and `status()` says why. `KSSM_BLAS=off` opts out.
 """
@@ -19,21 +22,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = r"""
-// cblas_?gemm for libmlx, forwarded to the OpenBLAS whose addresses Python stores in kssm_?gemm.
-#define GEMM(name, scalar)                                                                             \
-  typedef void (*name##_t)(int, int, int, int, int, int, scalar, const void*, int, const void*, int,   \
-                           scalar, void*, int);                                                        \
-  extern "C" name##_t kssm_##name = nullptr;                                                           \
-  extern "C" void cblas_##name(int order, int ta, int tb, int m, int n, int k, scalar alpha,           \
-                               const void* a, int lda, const void* b, int ldb, scalar beta, void* c,   \
-                               int ldc) {                                                              \
-    kssm_##name(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);                          \
-  }
-GEMM(sgemm, float)
-GEMM(dgemm, double)
-GEMM(cgemm, const void*)
-"""
+NATIVE = Path(__file__).parent / "_native"
+SOURCE = (NATIVE / "team.h").read_text() + (NATIVE / "gemm.cpp").read_text()
 GEMMS = ("sgemm", "dgemm", "cgemm")
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -83,34 +73,38 @@ def _choose() -> Blas:
         return _bundled("KSSM_BLAS=off; unset it for the fast one")
     if "mlx.core" in sys.modules:
         return _bundled("too late: mlx was imported before kssm_mlx; import kssm_mlx first")
-    return _system() or _wheel()
+    return _system() or _in_pieces(_load(str(_wheel_library())), "scipy_", "wheel scipy-openblas32")
 
 
 def _system() -> Blas | None:
     """The distribution's OpenBLAS, or None where there is none or it was built without cblas."""
+    how = "system libopenblas.so.0"
     try:
-        library = _load("libopenblas.so.0", ctypes.RTLD_GLOBAL)
+        library = _load("libopenblas.so.0")
     except OSError:
         return None
     if not all(hasattr(library, f"cblas_{name}") for name in GEMMS):
         return None
-    return Blas(_describe(library), "system libopenblas.so.0", "", True)
+    try:
+        return _in_pieces(library, "", how)
+    except RuntimeError as why:
+        ctypes.CDLL("libopenblas.so.0", ctypes.RTLD_GLOBAL)
+        return Blas(_describe(library), how, f"on one thread: {why}", True)
 
 
-def _wheel() -> Blas:
-    """The OpenBLAS of the `scipy-openblas32` wheel, behind the forwarding library.
+def _in_pieces(openblas: ctypes.CDLL, prefix: str, how: str) -> Blas:
+    """An OpenBLAS behind the forwarding library.
 
     Raises:
-        RuntimeError: one of the two cannot be had; the message says what to do.
+        RuntimeError: the library cannot be had; the message says what to do.
     """
-    # Local symbols: scipy's own OpenBLAS uses the same names and must not be replaced by this one.
-    openblas = _load(str(_wheel_library()), ctypes.RTLD_LOCAL)
-    gemms = {name: getattr(openblas, f"scipy_cblas_{name}") for name in GEMMS}
+    gemms = {name: getattr(openblas, f"{prefix}cblas_{name}") for name in GEMMS}
     # Last, when nothing can fail any more: mlx would call a forwarding function without an address.
     forwarding = _forwarding_library()
     for name, gemm in gemms.items():
         ctypes.c_void_p.in_dll(forwarding, f"kssm_{name}").value = ctypes.cast(gemm, ctypes.c_void_p).value
-    return Blas(_describe(openblas, "scipy_"), "wheel scipy-openblas32", "", True)
+    ctypes.c_int.in_dll(forwarding, "kssm_threads").value = threads()
+    return Blas(_describe(openblas, prefix), how, "", True)
 
 
 def _wheel_library() -> Path:
@@ -124,27 +118,33 @@ def _wheel_library() -> Path:
     raise RuntimeError("no libopenblas.so.0 and no scipy-openblas32; pip install scipy-openblas32")
 
 
-def _load(name: str, mode: int) -> ctypes.CDLL:
-    """Load an OpenBLAS with half the physical cores; it reads that number only while it loads.
+def _load(name: str) -> ctypes.CDLL:
+    """Load an OpenBLAS that computes in the thread that calls it; it reads their number only while it loads.
 
-    Its threads spin while they wait for each other and for work. Where something else wants a core, MLX's own
-    thread included, that costs more than the second half of the cores brings: on two shared cores a training
-    step took 2 to 4 times as long with two threads as with one.
+    Local symbols: scipy's own OpenBLAS uses the same names and must not be replaced by this one.
     """
-    if any(v in os.environ for v in THREAD_VARIABLES):
-        return ctypes.CDLL(name, mode)
-    os.environ[THREAD_VARIABLES[0]] = str(max(1, physical_cores() // 2))
+    told = {name: os.environ.pop(name) for name in THREAD_VARIABLES if name in os.environ}
+    os.environ[THREAD_VARIABLES[0]] = "1"
     try:
-        return ctypes.CDLL(name, mode)
+        return ctypes.CDLL(name, ctypes.RTLD_LOCAL)
     finally:
         del os.environ[THREAD_VARIABLES[0]]
+        os.environ.update(told)
+
+
+def threads() -> int:
+    """How many threads share a matrix product or the lanes of a kernel.
+
+    KSSM_THREADS, or what is said to OpenBLAS and OpenMP, by default the physical cores.
+    """
+    for name in ("KSSM_THREADS", *THREAD_VARIABLES):
+        if os.environ.get(name, "").isdecimal():
+            return max(1, int(os.environ[name]))
+    return physical_cores()
 
 
 def physical_cores() -> int:
-    """Cores this process may use, hyperthreads counted once: two of them share one vector unit.
-
-    A container may use fewer of them at a time than it sees.
-    """
+    """Cores this process may use, hyperthreads counted once: two of them share one vector unit."""
     cores = set()
     for cpu in os.sched_getaffinity(0):
         try:
@@ -199,7 +199,7 @@ def private_folder() -> Path:
 
 
 def _compile(library: Path) -> None:
-    compile_library(SOURCE, library, "-O2")
+    compile_library(SOURCE, library, "-O2", "-std=c++17")
 
 
 def compile_library(code: str, library: Path, *flags: str) -> None:

@@ -23,7 +23,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.layers import linear
+from kssm_mlx.models.layers import RMSNorm, linear
 from kssm_mlx.ops.elementary import sigmoid
 from kssm_mlx.ops.scan import begins, inside, linear_scan, tree_split
 
@@ -45,7 +45,7 @@ class Normed(Fusion):
 
     def __init__(self, key: mx.array, D: int, share: float):
         super().__init__()
-        self.norm_rwkv, self.norm_mamba = nn.RMSNorm(D, EPS), nn.RMSNorm(D, EPS)
+        self.norm_rwkv, self.norm_mamba = RMSNorm(D, EPS), RMSNorm(D, EPS)
         self.gain_rwkv, self.gain_mamba = mx.full((D,), share), mx.full((D,), 1 - share)
 
     def __call__(self, r, m, state, resets, lengths):
@@ -160,7 +160,7 @@ class MinimalRecurrent(Fusion):
     def __init__(self, key: mx.array, D: int, share: float):
         super().__init__()
         width = 3 * D // 2
-        self.norm_rwkv, self.norm_mamba = nn.RMSNorm(D, EPS), nn.RMSNorm(D, EPS)
+        self.norm_rwkv, self.norm_mamba = RMSNorm(D, EPS), RMSNorm(D, EPS)
         self.inputs = linear(key, 2 * D, 2 * width)
         self.gate = gate(width, 1, share)
 

@@ -27,7 +27,7 @@ from kssm_mlx.models import mamba2, rwkv7
 from kssm_mlx.models.base import Clamp, Intervention, hold, refuse_counts_below_one
 from kssm_mlx.models.fusions import FUSIONS
 from kssm_mlx.models.hybrid_published import PublishedRWKV
-from kssm_mlx.models.layers import MLP, linear
+from kssm_mlx.models.layers import MLP, RMSNorm, linear
 from kssm_mlx.models.recurrent import Stack
 
 
@@ -169,7 +169,7 @@ class Block(nn.Module):
         super().__init__()
         kind, D, hidden = config.kinds[layer], config.d_model, config.mlp_ratio * config.d_model
         k_rwkv, k_mamba, k_fusion, k_mlp = mx.random.split(key, 4)
-        self.mixer_norm, self.mlp_norm = nn.RMSNorm(D, config.norm_eps), nn.RMSNorm(D, config.norm_eps)
+        self.mixer_norm, self.mlp_norm = RMSNorm(D, config.norm_eps), RMSNorm(D, config.norm_eps)
         if kind in "MP":
             self.mamba = Mamba(config.mamba_part, k_mamba)
         if kind in "RP":
@@ -227,7 +227,7 @@ class Hybrid(Stack):
         self.embedding = nn.Embedding(V, D)
         self.embedding.weight = 0.02 * mx.random.normal((V, D), key=keys[0])
         self.blocks = [Block(config, key, i) for i, key in enumerate(keys[2:])]
-        self.norm = nn.RMSNorm(D, config.norm_eps)
+        self.norm = RMSNorm(D, config.norm_eps)
         if not config.tie_embeddings:
             self.head = linear(keys[1], D, V, std=0.02)
 

@@ -29,6 +29,7 @@ import mlx.nn as nn
 from kssm_mlx.models.layers import linear
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import sigmoid
+from kssm_mlx.ops.norms import rms_norm
 from kssm_mlx.ops.scan import begins, inside, linear_scan, tree_split
 from kssm_mlx.ops.ssd import ssd
 
@@ -47,7 +48,7 @@ class StateNorm(nn.Module):
 
     def __call__(self, S: mx.array) -> mx.array:
         grouped = mx.unflatten(S.flatten(-2), -1, (self._groups, -1))
-        normed = mx.fast.rms_norm(grouped, None, NORM_EPS).flatten(-2)
+        normed = rms_norm(grouped, None, NORM_EPS).flatten(-2)
         return (normed * self.weight if "weight" in self else normed).reshape(S.shape)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.layers import linear
+from kssm_mlx.models.layers import LayerNorm, linear
 from kssm_mlx.ops.elementary import relu2, sigmoid
 from kssm_mlx.ops.wkv7 import wkv7
 
@@ -34,7 +34,7 @@ class PublishedRWKV(nn.Module):
         super().__init__()
         D, H = config.d_model, config.d_model // config.head_dim
         keys = mx.random.split(key, 6)
-        self.norm1, self.norm2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.norm1, self.norm2 = LayerNorm(D), LayerNorm(D)
         for name, k in zip(("receptance", "key", "value", "output"), keys):
             setattr(self, name, linear(k, D, D, std=STD))
         self.log_rate = mx.full((D,), -5.0)

@@ -27,7 +27,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.attention import Attention
 from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.hybrid_memory import Memory
-from kssm_mlx.models.layers import linear
+from kssm_mlx.models.layers import RMSNorm, linear
 from kssm_mlx.models.recurrent import Stack
 from kssm_mlx.ops.elementary import relu2, sigmoid
 
@@ -135,7 +135,7 @@ class Block(nn.Module):
         super().__init__()
         k_mixer, k_mlp = mx.random.split(key)
         D, eps = config.d_model, config.norm_eps
-        self.norm1, self.norm2 = nn.RMSNorm(D, eps), nn.RMSNorm(D, eps)
+        self.norm1, self.norm2 = RMSNorm(D, eps), RMSNorm(D, eps)
         if anchor:
             positions = {"rotary": True, "reach": config.window} if config.anchor == "window" else {}
             self.attention = Attention(k_mixer, D, config.n_heads, **positions)
@@ -145,7 +145,7 @@ class Block(nn.Module):
         if config.wiring == "v3":
             self.scale1, self.scale2 = mx.full((D,), config.gamma), mx.full((D,), config.gamma)
         else:
-            self.norm_mixed, self.norm_mlp = nn.RMSNorm(D, eps), nn.RMSNorm(D, eps)
+            self.norm_mixed, self.norm_mlp = RMSNorm(D, eps), RMSNorm(D, eps)
         cached = ("keys", "values", "position") if config.anchor == "window" else ()
         self.slots = cached if anchor else self.rwkv.slots
 
@@ -191,7 +191,7 @@ class HybridV3(Stack):
             (V, D), key=keys[0]
         )
         self.blocks = [Block(config, key, i in config.anchors) for i, key in enumerate(keys[2:])]
-        self.norm = nn.RMSNorm(D, config.norm_eps)
+        self.norm = RMSNorm(D, config.norm_eps)
         if not config.tie_embeddings:
             self.head = linear(keys[1], D, V, std=0.02)
 

@@ -25,7 +25,7 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Intervention, refuse_counts_below_one
-from kssm_mlx.models.layers import GatedMLP, linear
+from kssm_mlx.models.layers import GatedMLP, RMSNorm, linear
 from kssm_mlx.models.populations import Populations, clamp_states
 from kssm_mlx.models.recurrent import EVERY_SITE, Stack
 from kssm_mlx.models.self_coupled import SelfCoupledPopulations
@@ -151,9 +151,9 @@ class Block(nn.Module):
     def __init__(self, config: KSSMConfig, key: mx.array, coupled: bool):
         super().__init__()
         k_mixer, k_mlp = mx.random.split(key)
-        self.mixer_norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mixer = Mixer(config, k_mixer, coupled)
-        self.mlp_norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         out_std = (2 * config.n_layers * config.mlp_hidden) ** -0.5
         self.mlp = GatedMLP(k_mlp, config.d_model, config.mlp_hidden, out_std)
 
@@ -195,7 +195,7 @@ class KSSM(Stack):
         self.blocks = [
             Block(config, keys[2 + i], coupled=config.coupling and i > 0) for i in range(config.n_layers)
         ]
-        self.norm = nn.RMSNorm(D, config.norm_eps)
+        self.norm = RMSNorm(D, config.norm_eps)
         if not config.tie_embeddings:
             # Small, so that the first loss is ln V: the model knows nothing and says so.
             self.head = linear(keys[1], D, V, std=0.1 * D**-0.5)

@@ -5,7 +5,36 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.ops.elementary import silu
+from kssm_mlx.ops import norms
+from kssm_mlx.ops.elementary import sigmoid, silu, tanh
+
+
+class LayerNorm(nn.LayerNorm):
+    """MLX's, computed by `ops.norms`."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return norms.layer_norm(x, self.get("weight"), self.get("bias"), self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """MLX's, computed by `ops.norms`."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return norms.rms_norm(x, self.weight, self.eps)
+
+
+class Sigmoid(nn.Module):
+    """MLX's, computed by `ops.elementary`."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return sigmoid(x)
+
+
+class Tanh(nn.Module):
+    """MLX's, computed by `ops.elementary`."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return tanh(x)
 
 
 def linear(

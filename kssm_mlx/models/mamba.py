@@ -26,10 +26,11 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import refuse_counts_below_one
-from kssm_mlx.models.layers import inverse_softplus, linear
+from kssm_mlx.models.layers import RMSNorm, inverse_softplus, linear
 from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, refuse_unless
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu, softplus
+from kssm_mlx.ops.norms import rms_norm
 from kssm_mlx.ops.selective_scan import selective_scan
 
 
@@ -171,7 +172,7 @@ class Mixer(nn.Module):
         u = silu(u)
         dt, B, C = mx.split(self.x_proj(inside.routing(u) if inside else u), self._split, axis=-1)
         if self._norm_eps is not None:
-            dt, B, C = (mx.fast.rms_norm(v, None, self._norm_eps) for v in (dt, B, C))
+            dt, B, C = (rms_norm(v, None, self._norm_eps) for v in (dt, B, C))
         dt = softplus(self.dt_proj(dt).astype(mx.float32))
         dt = inside.routing(dt) if inside else dt
         A = -mx.exp(self.A_log.astype(mx.float32))
@@ -204,7 +205,7 @@ class Block(nn.Module):
 
     def __init__(self, config: MambaConfig, mixer: nn.Module):
         super().__init__()
-        self.norm = nn.RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.norm = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mixer = mixer
 
     def __call__(self, x, entry, carried, resets, lengths, tap=None, inside=None):
@@ -223,7 +224,7 @@ class Backbone(nn.Module):
         self.embeddings = nn.Embedding(V, D)
         self.embeddings.weight = 0.02 * mx.random.normal((V, D), key=keys[0])
         self.layers = [Block(config, mixer_class(config, k)) for k in keys[1:]]
-        self.norm_f = nn.RMSNorm(D, config.layer_norm_epsilon)
+        self.norm_f = RMSNorm(D, config.layer_norm_epsilon)
 
 
 class Mamba(RecurrentModel):

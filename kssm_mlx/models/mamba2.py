@@ -33,6 +33,7 @@ from kssm_mlx.models.mamba import (
 from kssm_mlx.models.recurrent import field, given, refuse_unless
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu, softplus
+from kssm_mlx.ops.norms import rms_norm
 from kssm_mlx.ops.ssd import ssd
 
 
@@ -138,8 +139,8 @@ class GatedNorm(nn.Module):
         return self._norm(y) * gate if self._before_gate else self._norm(y * gate)
 
     def _norm(self, y: mx.array) -> mx.array:
-        grouped = mx.unflatten(y, -1, (self._groups, -1))
-        return self.weight * mx.fast.rms_norm(grouped, None, self._eps).flatten(-2)
+        grouped, weight = (mx.unflatten(v, -1, (self._groups, -1)) for v in (y, self.weight))
+        return rms_norm(grouped, weight, self._eps).flatten(-2)
 
 
 class Mixer(nn.Module):

@@ -28,6 +28,7 @@ import mlx.nn as nn
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.populations import Populations
 from kssm_mlx.ops.kuramoto_bank import TWO_PI, wrapped
+from kssm_mlx.ops.norms import layer_norm, rms_norm
 from kssm_mlx.oscillators.order import coherence, modulus, order_parameter
 from kssm_mlx.oscillators.planar import Planar
 
@@ -83,7 +84,7 @@ class PhaseBlock(PhaseCore):
         u = x.astype(mx.float32)
         theta = self.settled(math.pi * mx.tanh(self.encoder(u)), key)
         y = u * mx.cos(theta) * mx.sigmoid(self.gain(u)) + 0.01 * mx.tanh(self.shift(u))
-        y = mx.fast.layer_norm(y, None, None, 1e-5) if self._legacy else u + self.gate * (y - u)
+        y = layer_norm(y, None, None, 1e-5) if self._legacy else u + self.gate * (y - u)
         return y.astype(x.dtype), None, {"R": coherence(theta)[..., None], "theta": theta}
 
     def settled(self, theta: mx.array, key: mx.array | None) -> mx.array:
@@ -237,7 +238,7 @@ class CarriedCore(PhaseCore):
         self._harmonics = config.harmonics
 
     def __call__(self, x, phases, resets, lengths, key):
-        u = mx.fast.rms_norm(x.astype(mx.float32), None, 1e-6)
+        u = rms_norm(x.astype(mx.float32), None, 1e-6)
         h, dt = self.populations.drive(u, None)
         valid = None if lengths is None else mx.arange(x.shape[1])[None] < lengths[:, None]
         before = None if phases is None else Planar(phases[:, 0], phases[:, 1])

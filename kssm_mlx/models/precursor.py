@@ -13,6 +13,7 @@ import mlx.nn as nn
 
 from kssm_mlx.models.attention import positions
 from kssm_mlx.models.base import Intervention
+from kssm_mlx.models.layers import LayerNorm
 from kssm_mlx.models.oscillator_bank import bank_step
 from kssm_mlx.models.recurrent import Stack
 from kssm_mlx.models.transformer import dropout
@@ -58,7 +59,7 @@ class PositionedPrecursor(Precursor):
         scale = 1.0 if config.embedding_init == "legacy" else 0.02
         self.embedding.weight = scale * mx.random.normal((V, D), key=k_tokens)
         self.positions = 0.02 * mx.random.normal((config.max_length, D), key=k_positions)
-        self.norm = nn.LayerNorm(D, config.norm_eps)
+        self.norm = LayerNorm(D, config.norm_eps)
 
     def enter(self, tokens, cache, resets, lengths, key):
         """Beyond `max_length` the last position stands for all that follow."""
@@ -81,9 +82,9 @@ class Block(nn.Module):
         super().__init__()
         D = config.d_model
         k_up, k_down = mx.random.split(key)
-        self.bank_norm = nn.LayerNorm(D, config.norm_eps)
+        self.bank_norm = LayerNorm(D, config.norm_eps)
         self.bank = bank
-        self.mlp_norm = nn.LayerNorm(D, config.norm_eps)
+        self.mlp_norm = LayerNorm(D, config.norm_eps)
         self.up, self.down = uniform_linear(k_up, D, 4 * D), uniform_linear(k_down, 4 * D, D)
         self._dropout = dropout
 

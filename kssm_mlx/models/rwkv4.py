@@ -26,7 +26,7 @@ import mlx.nn as nn
 
 from kssm_mlx.models.acts import LEAST
 from kssm_mlx.models.base import refuse_counts_below_one
-from kssm_mlx.models.layers import linear
+from kssm_mlx.models.layers import LayerNorm, linear
 from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, orthogonal, token_shift
 from kssm_mlx.ops.elementary import relu2, sigmoid
 from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, wkv4
@@ -158,8 +158,8 @@ class Block(nn.Module):
         D, eps, L = config.hidden_size, config.layer_norm_epsilon, config.num_hidden_layers
         k_attention, k_feed_forward = mx.random.split(key)
         if layer == 0:
-            self.pre_ln = nn.LayerNorm(D, eps)
-        self.ln1, self.ln2 = nn.LayerNorm(D, eps), nn.LayerNorm(D, eps)
+            self.pre_ln = LayerNorm(D, eps)
+        self.ln1, self.ln2 = LayerNorm(D, eps), LayerNorm(D, eps)
         self.attention = TimeMixing(config, k_attention, layer / max(L - 1, 1), layer)
         self.feed_forward = ChannelMixing(config, k_feed_forward, layer)
         every = config.rescale_every
@@ -195,7 +195,7 @@ class Backbone(nn.Module):
         # Tiny: the first layer norm sets the scale, and every embedding can still turn anywhere.
         self.embeddings.weight = mx.random.uniform(-1e-4, 1e-4, (V, D), key=keys[0])
         self.blocks = [Block(config, k, i) for i, k in enumerate(keys[1:])]
-        self.ln_out = nn.LayerNorm(D)
+        self.ln_out = LayerNorm(D)
 
 
 class RWKV4(RecurrentModel):

@@ -30,7 +30,7 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import refuse_counts_below_one
-from kssm_mlx.models.layers import linear
+from kssm_mlx.models.layers import LayerNorm, Sigmoid, Tanh, linear
 from kssm_mlx.models.recurrent import (
     EVERY_SITE,
     RecurrentModel,
@@ -41,6 +41,7 @@ from kssm_mlx.models.recurrent import (
     token_shift,
 )
 from kssm_mlx.ops.elementary import relu2, sigmoid
+from kssm_mlx.ops.norms import layer_norm
 from kssm_mlx.ops.wkv7 import wkv7
 
 
@@ -147,10 +148,8 @@ class HeadNorm(nn.Module):
         self._eps = eps
 
     def __call__(self, y: mx.array) -> mx.array:
-        shape = y.shape[-2:]
-        return mx.fast.layer_norm(y, None, None, self._eps) * self.weight.reshape(shape) + self.bias.reshape(
-            shape
-        )
+        weight, bias = (p.reshape(y.shape[-2:]) for p in (self.weight, self.bias))
+        return layer_norm(y, weight, bias, self._eps)
 
 
 class TimeMixing(nn.Module):
@@ -172,9 +171,9 @@ class TimeMixing(nn.Module):
         zigzag = zigzag * mx.abs(zigzag)
         same = nn.Identity()
         decay = -6 + 6 * (line + 0.5) ** (1 + depth**0.3)
-        self.w_lora = LowRank(keys[0], D, config.decay_low_rank_dim, nn.Tanh(), decay + 0.5 + 2.5 * zigzag)
+        self.w_lora = LowRank(keys[0], D, config.decay_low_rank_dim, Tanh(), decay + 0.5 + 2.5 * zigzag)
         self.a_lora = LowRank(keys[1], D, config.a_low_rank_dim, same, -0.19 + 0.3 * zigzag + 0.4 * line)
-        self.g_lora = LowRank(keys[2], D, config.gate_low_rank_dim, nn.Sigmoid())
+        self.g_lora = LowRank(keys[2], D, config.gate_low_rank_dim, Sigmoid())
         if layer > 0:
             self.v_lora = LowRank(keys[3], D, config.v_low_rank_dim, same, 0.73 - 0.4 * line)
         self.k_k, self.k_a, self.r_k = 0.71 - 0.1 * line, mx.full((D,), 1.02), mx.full((H, K), -0.04)
@@ -235,8 +234,8 @@ class Block(nn.Module):
         D, eps = config.hidden_size, config.norm_eps
         k_attn, k_ffn = mx.random.split(key)
         if layer == 0:
-            self.pre_norm = nn.LayerNorm(D, eps)
-        self.attn_norm, self.ffn_norm = nn.LayerNorm(D, eps), nn.LayerNorm(D, eps)
+            self.pre_norm = LayerNorm(D, eps)
+        self.attn_norm, self.ffn_norm = LayerNorm(D, eps), LayerNorm(D, eps)
         self.attn = TimeMixing(config, k_attn, layer)
         self.ffn = ChannelMixing(config, k_ffn, layer)
 
@@ -263,7 +262,7 @@ class Backbone(nn.Module):
         # Tiny: the first layer norm sets the scale, and every embedding can still turn anywhere.
         self.embeddings.weight = mx.random.uniform(-1e-4, 1e-4, (V, D), key=keys[0])
         self.layers = [Block(config, k, i) for i, k in enumerate(keys[1:])]
-        self.norm = nn.LayerNorm(D, config.norm_eps)
+        self.norm = LayerNorm(D, config.norm_eps)
 
 
 class RWKV7(RecurrentModel):

@@ -26,7 +26,7 @@ import mlx.nn as nn
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.attention import Attention, positions
 from kssm_mlx.models.base import Intervention, refuse_counts_below_one
-from kssm_mlx.models.layers import MLP, linear
+from kssm_mlx.models.layers import MLP, LayerNorm, linear
 from kssm_mlx.models.recurrent import Stack
 
 
@@ -102,10 +102,10 @@ class Block(nn.Module):
         self.attention = Attention(
             k_attention, D, config.n_heads, rotary=rotary, causal=config.causal, **weights
         )
-        self.norm1 = nn.LayerNorm(D, config.norm_eps, bias=bias)
+        self.norm1 = LayerNorm(D, config.norm_eps, bias=bias)
         self._post = config.norm == "post"
         if config.wide or self._post:
-            self.norm2 = nn.LayerNorm(D, config.norm_eps, bias=bias)
+            self.norm2 = LayerNorm(D, config.norm_eps, bias=bias)
         if config.wide:
             self.mlp = MLP(k_mlp, D, config.wide, activation=config.activation, **weights)
         self._dropout = config.dropout
@@ -153,7 +153,7 @@ class Transformer(Stack):
         if config.positions == "learned":
             self.position = 0.02 * mx.random.normal((config.context, D), key=keys[1])
         self.blocks = [Block(config, key) for key in keys[3:]]
-        self.norm = nn.LayerNorm(D, config.norm_eps, bias=config.bias)
+        self.norm = LayerNorm(D, config.norm_eps, bias=config.bias)
         if not config.tie_embeddings:
             self.head = linear(keys[2], D, V, std=0.02, bias=config.head_bias)
 

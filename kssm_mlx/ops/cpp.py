@@ -22,7 +22,7 @@ import numpy as np
 
 from kssm_mlx import _blas
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import elementary, native
+from kssm_mlx.ops import native
 
 PACKS = Path(__file__).parent / "kernels" / "packs.inc"
 TYPES = {mx.float32: "scalar", mx.bfloat16: "bf16", mx.int32: "int32_t", mx.uint8: "uint8_t"}
@@ -30,23 +30,6 @@ TYPES = {mx.float32: "scalar", mx.bfloat16: "bf16", mx.int32: "int32_t", mx.uint
 TOGETHER = 16
 # Fewer elements written than this are not worth waking a second thread for.
 ALONE = 1 << 14
-
-# What the functions of packs.inc compute with.
-CONSTANTS = {
-    "ROUNDER": elementary.ROUND,
-    "LOG2E": elementary.LOG2E,
-    "LN2_HIGH": elementary.LN2_HIGH,
-    "LN2_LOW": elementary.LN2_LOW,
-    "HALF_BY_PI": 0.5 / math.pi,
-    "PI_HIGH": elementary.PI_HIGH,
-    "PI_MID": elementary.PI_MID,
-    "PI_LOW": elementary.PI_LOW,
-}
-TABLES = {
-    "EXPM1_BY_X": elementary.EXPM1_BY_X,
-    "SIN_BY_X": elementary.SIN_BY_X,
-    "COS_OF": elementary.COS,
-}
 
 
 def run(
@@ -75,8 +58,7 @@ def _at_once(function: int, inputs: list[mx.array], outputs: list, lanes: int) -
 def source(kernel: Any, constants: dict[str, int], dtypes: Sequence[mx.Dtype], name: str) -> str:
     """The library of one kernel: its body for one lane and for a pack, and the loop over both."""
     read = [(word, TYPES[dtype]) for word, dtype in zip(kernel.inputs.split(), dtypes[1:], strict=True)]
-    return f"""{_numbers()}
-{PACKS.read_text()}
+    return f"""{PACKS.read_text()}
 {kernel.header("cpp", constants)}
 {_variant("one", "scalar", kernel, _pointers(kernel, read))}
 {_variant("many", "Pack", kernel, _views(kernel, read))}
@@ -88,12 +70,6 @@ if (({kernel.side}) % LANES == 0)
 for (; lane < last; ++lane) one::body(lane, arrays);
 }}
 """
-
-
-def _numbers() -> str:
-    tables = {word: "{" + ", ".join(f"{float(c)!r}f" for c in table) + "}" for word, table in TABLES.items()}
-    lines = [f"#define {word} {float(value)!r}f" for word, value in CONSTANTS.items()]
-    return "\n".join(lines + [f"static const float {word}[] = {table};" for word, table in tables.items()])
 
 
 def _sizes(kernel: Any) -> str:
@@ -157,7 +133,7 @@ def _function(kernel: Any, body: str, constants: tuple[tuple[str, int], ...], dt
             library_folder() / f"{name}-{hashlib.sha256((code + _processor()).encode()).hexdigest()[:16]}.so"
         )
         if not path.exists():
-            _blas.compile_library(code, path, "-O3", "-march=native", "-std=c++17")
+            _blas.compile_library(code, path, "-O3", "-march=native", "-std=c++17", "-fno-math-errno")
         return ctypes.cast(getattr(ctypes.CDLL(str(path)), name), ctypes.c_void_p).value
     except (RuntimeError, OSError, AttributeError, subprocess.TimeoutExpired) as error:
         why = " ".join(str(error).split())

@@ -27,11 +27,13 @@ import mlx.core as mx
 
 from kssm_mlx import _blas, files
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.ops import cpp, elementary, gpu, native
+from kssm_mlx.ops import cpp, gpu, native
 
 IMPLS = ("auto", "compiled", "kernel")
 # Their compiled form is matrix products, which run at another rate than one lane per thread.
 COMPILED_BY_DEFAULT = ("ssd",)
+# Elsewhere MLX's own functions are as good.
+FOR_CPUS = ("elementary", "norms")
 # Dialects whose kernels need not agree with the compiled form before their first use, only be there.
 PROVEN = ("cpp",)
 
@@ -61,6 +63,8 @@ def kernel(op: str, impl: str, like: mx.array | None = None) -> Callable | None:
         raise ConfigError(f"{op}: there is no token in an array of shape {list(like.shape)}; T must be >= 1")
     double = like is not None and like.dtype == mx.float64
     if impl == "compiled" or (impl == "auto" and (double or op in COMPILED_BY_DEFAULT)):
+        return None
+    if impl == "auto" and (gpu.dialect() != "cpp" and op in FOR_CPUS):
         return None
     if impl == "auto" and (gpu.dialect() is None or not trusted(op)):
         return None
@@ -100,9 +104,9 @@ def identity(op: str) -> str:
 @cache
 def _digest(op: str) -> str:
     """Of everything the kernels of `op` are made of; ssd is made of the selective scan's."""
-    own = gpu.FOLDER.glob(f"{'selective_scan' if op == 'ssd' else op}*")
+    own = gpu.FOLDER.glob(f"{ {'ssd': 'selective_scan', 'norms': 'norm'}.get(op, op) }*")
     shared = [gpu.FOLDER / name for name in ("planar.inc", "packs.inc", "bridge.cpp", "in_time.py")]
-    modules = [Path(module.__file__) for module in (gpu, cpp, native, elementary)]
+    modules = [Path(module.__file__) for module in (gpu, cpp, native)]
     sources = b"".join(path.read_bytes() for path in [*modules, *shared, *sorted(own)])
     return hashlib.sha256(sources).hexdigest()[:12]
 

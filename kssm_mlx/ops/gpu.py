@@ -54,6 +54,9 @@ HEADERS = {
 #define FUNCTION static inline
 #define UNROLL _Pragma("GCC unroll 16")
 #define EXP(x) exponential(x)
+#define EXPM1(x) exponential_less_one(x)
+#define SQRT(x) root(x)
+#define IF_LESS(x, y, yes, no) if_less(x, y, yes, no)
 #define SIN(x) sine_of(x)
 #define COS(x) cosine_of(x)
 #define MAX(x, y) maximum(x, y)

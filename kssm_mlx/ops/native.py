@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from kssm_mlx import _blas
 
-SOURCE = Path(__file__).parent / "kernels" / "bridge.cpp"
+BRIDGE = Path(__file__).parent / "kernels" / "bridge.cpp"
 
 
 def why_not() -> str:
@@ -36,16 +36,10 @@ def run(function: int, lanes: int, together: int, inputs: list[mx.array], output
     """
     shapes = [list(map(int, shape)) for shape in outputs]
     ready = [mx.contiguous(x) for x in inputs]
-    return _bridge()[0].run(function, lanes, together, threads(), ready, shapes)
+    return _bridge()[0].run(function, lanes, together, _threads(), ready, shapes)
 
 
-@cache
-def threads() -> int:
-    """How many threads share the lanes of a kernel: KSSM_THREADS, by default the physical cores."""
-    try:
-        return max(1, int(os.environ["KSSM_THREADS"]))
-    except (KeyError, ValueError):
-        return _blas.physical_cores()
+_threads = cache(_blas.threads)
 
 
 @cache
@@ -65,11 +59,12 @@ def _library() -> Path:
     """The compiled bridge, from the cache or fresh; one for every version of what it is made of."""
     from importlib.metadata import version
 
-    parts = (SOURCE.read_text(), mx.__version__, version("nanobind"), sys.version, os.uname().machine)
+    source = (_blas.NATIVE / "team.h").read_text() + BRIDGE.read_text()
+    parts = (source, mx.__version__, version("nanobind"), sys.version, os.uname().machine)
     name = f"kssm_bridge_{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
     path = _blas.private_folder() / f"{name}.so"
     if not path.exists():
-        _blas.compile_library(f"#define MODULE {name}\n{SOURCE.read_text()}", path, *_flags())
+        _blas.compile_library(f"#define MODULE {name}\n{source}", path, *_flags())
     return path
 
 

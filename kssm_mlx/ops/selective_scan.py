@@ -10,7 +10,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
-from kssm_mlx.ops.elementary import decay, sealed
+from kssm_mlx.ops.elementary import exp, sealed
 from kssm_mlx.ops.scan import before, begins, float32, inside, tree_split
 
 # Tokens between two states that the backward pass starts again from; their states fit a core's cache.
@@ -72,7 +72,7 @@ def _one_token(x, dt, A, B, C, state, resets, lengths):
     h = mx.zeros((x.shape[0], *A.shape)) if state is None else state.astype(mx.float32)
     start = h if resets is None else mx.where(resets[..., None], 0, h)
     dt, dtx = dt[:, 0, :, None], (dt * x)[:, 0, :, None]
-    new = decay(dt * A) * start + dtx * B
+    new = exp(dt * A) * start + dtx * B
     y = (new @ C[:, 0, :, None]).squeeze(-1)[:, None]
     return y, new if lengths is None else mx.where((lengths > 0)[:, None, None], new, h)
 
@@ -136,7 +136,7 @@ def _chunk_gradients(carry, A, B, C, h, dt, dtx, dy):
 @mx.compile
 def _states(h, A, dt, dtx, B):
     """Decays and states of one chunk, token by token. Shapes: [T, B, N, D]."""
-    a = decay(_product(dt[:, :, None], A[None, None]))
+    a = exp(_product(dt[:, :, None], A[None, None]))
     h, states = h[None], []
     for a_t, b_t in zip(tree_split(a), tree_split(_product(B[..., None], dtx[:, :, None]))):
         h = a_t * h + b_t

@@ -4,11 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
 
-#include <condition_variable>
 #include <cstdint>
-#include <functional>
-#include <mutex>
-#include <thread>
 #include <vector>
 
 #include "mlx/allocator.h"
@@ -20,49 +16,6 @@ namespace mx = mlx::core;
 
 // Lanes first <= lane < last of a kernel; `arrays` are its inputs, then its outputs.
 using Function = void (*)(int first, int last, void** arrays);
-
-// Threads that sleep until there is work; the caller takes a share itself.
-class Team {
- public:
-  void run(int shares, const std::function<void(int)>& share) {
-    std::lock_guard<std::mutex> one_at_a_time(caller_);
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (int(workers_.size()) < shares - 1) {
-      workers_.emplace_back([this, own = int(workers_.size()) + 1, round = round_] { work(own, round); });
-      workers_.back().detach();
-    }
-    share_ = &share;
-    shares_ = shares;
-    left_ = shares - 1;
-    ++round_;
-    begun_.notify_all();
-    lock.unlock();
-    share(0);
-    lock.lock();
-    done_.wait(lock, [this] { return left_ == 0; });
-  }
-
- private:
-  void work(int own, uint64_t seen) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
-      begun_.wait(lock, [&] { return round_ != seen; });
-      seen = round_;
-      if (own >= shares_) continue;
-      lock.unlock();
-      (*share_)(own);
-      lock.lock();
-      if (--left_ == 0) done_.notify_one();
-    }
-  }
-
-  std::mutex caller_, mutex_;
-  std::condition_variable begun_, done_;
-  std::vector<std::thread> workers_;
-  const std::function<void(int)>* share_ = nullptr;
-  int shares_ = 0, left_ = 0;
-  uint64_t round_ = 0;
-};
 
 class Lanes : public mx::Primitive {
  public:
@@ -84,11 +37,12 @@ class Lanes : public mx::Primitive {
     encoder.dispatch([arrays, function = function_, lanes = lanes_, together = together_, threads = threads_]() mutable {
       // Never destroyed: its threads outlive the static objects of the process.
       static Team* team = new Team;
-      const int groups = (lanes + together - 1) / together, shares = threads < groups ? threads : groups;
-      if (shares <= 1) return function(0, lanes, arrays.data());
-      team->run(shares, [&](int i) {
-        const int first = int(int64_t(groups) * i / shares) * together;
-        const int last = int(int64_t(groups) * (i + 1) / shares) * together;
+      const int groups = (lanes + together - 1) / together, most = threads > 1 ? 4 * threads : 1;
+      const int pieces = groups < most ? groups : most;
+      if (pieces <= 1) return function(0, lanes, arrays.data());
+      team->run(threads, pieces, [&](int i) {
+        const int first = int(int64_t(groups) * i / pieces) * together;
+        const int last = int(int64_t(groups) * (i + 1) / pieces) * together;
         function(first, last < lanes ? last : lanes, arrays.data());
       });
     });

@@ -12,7 +12,7 @@ from functools import partial
 
 import mlx.core as mx
 
-from kssm_mlx.ops import conv, kuramoto_bank, mobius_scan, selective_scan, ssd, wkv4, wkv7
+from kssm_mlx.ops import conv, elementary, kuramoto_bank, mobius_scan, norms, selective_scan, ssd, wkv4, wkv7
 from kssm_mlx.ops.dispatch import Verdict
 from kssm_mlx.oscillators.planar import Planar
 
@@ -204,6 +204,17 @@ def _kuramoto_call(op, x, masks):
     return [Z.re, Z.im, mx.cos(theta), mx.sin(theta)]
 
 
+def _elementary(x: mx.array, *, impl: str = "auto") -> Arrays:
+    e = elementary
+    every = (e.exp, e.sigmoid, e.silu, e.softplus, e.relu2, e.tanh, e.sin, e.cos)
+    return [*(f(x, impl=impl) for f in every), e.tanh_by_x(x * x, impl=impl)]
+
+
+def _norms(x: mx.array, weight: mx.array, bias: mx.array, *, impl: str = "auto") -> Arrays:
+    centred = norms.layer_norm(x, weight, bias, 1e-5, impl=impl)
+    return [centred, norms.rms_norm(x + 1, weight[0], 1e-5, impl=impl)]
+
+
 def _valid(y: mx.array, masks: dict) -> mx.array:
     """Outputs in the padding mean nothing and are not compared."""
     if "lengths" not in masks:
@@ -238,6 +249,16 @@ CASES = {
         _kuramoto_call,
         kuramoto_bank.kuramoto_bank,
         kuramoto_bank.kuramoto_bank_reference,
+        masked=False,
+    ),
+    "elementary": Case(
+        lambda B, T, D: [_normal(0, B, T, D)], 1, lambda op, x, masks: op(x[0]), _elementary, masked=False
+    ),
+    "norms": Case(
+        lambda B, T, D: [_normal(0, B, T, 3, D), 1 + 0.1 * _normal(1, 3, D), _normal(2, 3, D)],
+        1,
+        lambda op, x, masks: op(*x),
+        _norms,
         masked=False,
     ),
 }
