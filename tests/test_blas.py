@@ -99,7 +99,15 @@ extern "C" const char* openblas_get_corename() { return "Anything"; }
 @pytest.mark.parametrize("source, system", [(_blas.SOURCE + STAND_IN, True), ("int nothing;", False)])
 def test_the_system_library_comes_first_if_it_has_cblas(tmp_path, bundled, source, system):
     (tmp_path / "a.cpp").write_text(source.replace("PATH", str(_blas._wheel_library())))
-    command = ["g++", "-fPIC", "-shared", "-o", tmp_path / "libopenblas.so.0", tmp_path / "a.cpp"]
+    command = [
+        "g++",
+        "-std=c++17",
+        "-fPIC",
+        "-shared",
+        "-o",
+        tmp_path / "libopenblas.so.0",
+        tmp_path / "a.cpp",
+    ]
     subprocess.run(command, check=True)
     told = report(LD_LIBRARY_PATH=str(tmp_path))
     assert (told["how"] == "system libopenblas.so.0") is system
@@ -202,18 +210,85 @@ def test_surprises_are_told_and_not_raised(without_system_library, monkeypatch):
     assert "ZeroDivisionError" in _blas.status().why
 
 
-def test_the_environment_is_left_alone(monkeypatch):
+def test_openblas_stays_on_the_calling_thread_and_the_environment_is_left_alone(monkeypatch):
     for name in _blas.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    seen = []
-    monkeypatch.setattr(_blas.ctypes, "CDLL", lambda *a: seen.append(os.environ["OPENBLAS_NUM_THREADS"]))
-    _blas._load("any", 0)
-    assert seen == [str(max(1, _blas.physical_cores() // 2))]
-    assert "OPENBLAS_NUM_THREADS" not in os.environ
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr(_blas.ctypes, "CDLL", lambda *a: seen.append("OPENBLAS_NUM_THREADS" in os.environ))
-    _blas._load("any", 0)
-    assert seen[1] is False
+    seen = []
+    told = lambda *a: seen.append({n: os.environ.get(n) for n in _blas.THREAD_VARIABLES})  # noqa: E731
+    monkeypatch.setattr(_blas.ctypes, "CDLL", told)
+    _blas._load("any")
+    assert seen == [{"OPENBLAS_NUM_THREADS": "1", "GOTO_NUM_THREADS": None, "OMP_NUM_THREADS": None}]
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.parametrize(
+    "told, threads",
+    [({}, 6), ({"KSSM_THREADS": "3", "OMP_NUM_THREADS": "5"}, 3), ({"OMP_NUM_THREADS": "5"}, 5)],
+)
+def test_how_many_threads(told, threads, monkeypatch):
+    for name in ("KSSM_THREADS", *_blas.THREAD_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(_blas, "physical_cores", lambda: 6)
+    assert _blas.threads() == threads
+
+
+PIECES = """
+import hashlib, sys
+import kssm_mlx
+import mlx.core as mx
+import numpy as np
+
+sums, worst = [], 0.0
+for m, n, k in [(515, 300, 40), (40, 700, 513), (2048, 129, 64), (3, 5000, 260), (129, 128, 1024)]:
+    a, b = (mx.random.normal(s, key=mx.random.key(i)) for i, s in enumerate([(m, k), (k, n)]))
+    exact = np.array(a, np.float64) @ np.array(b, np.float64)
+    at, bt = mx.contiguous(a.T).T, mx.contiguous(b.T).T  # read as transposed matrices
+    for x in (a @ b, at @ b, a @ bt, at @ bt):
+        worst = max(worst, float(abs(np.array(x) - exact).max() / k**0.5))
+        sums.append(np.array(x).tobytes())
+print(hashlib.sha256(b"".join(sums)).hexdigest(), worst)
+"""
+
+
+def test_pieces_of_a_product_are_right_and_the_same_on_any_number_of_threads():
+    found = set()
+    for threads in ("1", "2", "5"):
+        run = subprocess.run(
+            [sys.executable, "-c", PIECES],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "KSSM_THREADS": threads},
+            cwd=Path(__file__).parents[1],
+            check=True,
+        )
+        bits, worst = run.stdout.split()
+        assert float(worst) < 1e-5
+        found.add(bits)
+    assert len(found) == 1
+
+
+def test_the_system_library_serves_without_a_compiler(monkeypatch):
+    """Unsplit: on one thread, and the status says why."""
+    library = _blas._load(str(_blas._wheel_library()))
+    names = {f"cblas_{n}": getattr(library, f"scipy_cblas_{n}") for n in _blas.GEMMS}
+    stand_in = type("Library", (), {**names, "openblas_get_config": None})()
+    monkeypatch.setattr(_blas, "_load", lambda name: stand_in)
+    monkeypatch.setattr(_blas, "_describe", lambda *a: "OpenBLAS")
+    seen = []
+    monkeypatch.setattr(_blas.ctypes, "CDLL", lambda *a: seen.append(a))
+
+    def no_compiler():
+        raise RuntimeError("g++ is missing")
+
+    monkeypatch.setattr(_blas, "_forwarding_library", no_compiler)
+    status = _blas._system()
+    assert seen == [("libopenblas.so.0", _blas.ctypes.RTLD_GLOBAL)]
+    assert status.fast
+    assert status.why == "on one thread: g++ is missing"
 
 
 def test_hyperthreads_count_once(monkeypatch):

@@ -57,9 +57,10 @@ def dialects() -> list[str]:
 
 def _examine(dialect: str, own: bool) -> list[Check]:
     with gpu.speaking(dialect):
-        verdicts = [parity.prove(op) for op in parity.CASES]
+        numbers = {op: n for n, op in enumerate(parity.CASES, 1) if dispatch.runs(op)}
+        verdicts = [parity.prove(op) for op in numbers]
         remembered = _remember(verdicts) if own else ""
-        return [judge(i, v, dialect, remembered) for i, v in enumerate(verdicts, 1)]
+        return [judge(numbers[v.op], v, dialect, remembered) for v in verdicts]
 
 
 def _remember(verdicts: list[Verdict]) -> str:

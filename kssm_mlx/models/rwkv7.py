@@ -41,7 +41,7 @@ from kssm_mlx.models.recurrent import (
     token_shift,
 )
 from kssm_mlx.ops.elementary import relu2, sigmoid
-from kssm_mlx.ops.norms import layer_norm
+from kssm_mlx.ops.norms import layer_norm, rms_norm
 from kssm_mlx.ops.wkv7 import wkv7
 
 
@@ -208,7 +208,8 @@ class TimeMixing(nn.Module):
 
 def unit(x: mx.array) -> mx.array:
     """x / |x| over the last axis, 0 at 0, with a gradient there too."""
-    return x * mx.rsqrt(mx.maximum(mx.square(x).sum(-1, keepdims=True), 1e-24))
+    K = x.shape[-1]
+    return rms_norm(x, mx.full((K,), K**-0.5), 1e-24)
 
 
 class ChannelMixing(nn.Module):

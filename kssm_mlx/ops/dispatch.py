@@ -64,17 +64,20 @@ def kernel(op: str, impl: str, like: mx.array | None = None) -> Callable | None:
     double = like is not None and like.dtype == mx.float64
     if impl == "compiled" or (impl == "auto" and (double or op in COMPILED_BY_DEFAULT)):
         return None
-    if impl == "auto" and (gpu.dialect() != "cpp" and op in FOR_CPUS):
+    if impl == "auto" and not (runs(op) and trusted(op)):
         return None
-    if impl == "auto" and (gpu.dialect() is None or not trusted(op)):
-        return None
-    if gpu.dialect() is None:
+    if not runs(op):
         raise ConfigError(
             f"{op}: impl='kernel' cannot run on {mx.default_device()} ({native.why_not()}); use 'auto'"
         )
     if double:
         raise ConfigError(f"{op}: kernels compute in float32, got float64; use impl='compiled'")
     return getattr(import_module(f"kssm_mlx.ops.kernels.{op}"), op)
+
+
+def runs(op: str) -> bool:
+    """Whether the default device has a dialect that `op` has a kernel in."""
+    return gpu.dialect() == "cpp" if op in FOR_CPUS else gpu.dialect() is not None
 
 
 def trusted(op: str) -> bool:

@@ -56,14 +56,6 @@ def _with_kernel(slope: Function) -> Callable[[Function], Function]:
         def _(x, g, y):
             return g * slope(x, y)
 
-        @ours.jvp
-        def _(x, tangent):
-            return tangent * slope(x, ours(x))
-
-        @ours.vmap
-        def _(x, axis):
-            return ours(x), axis
-
         @wraps(theirs)
         def function(x: mx.array, *, impl: str = "auto") -> mx.array:
             if x.dtype == mx.float64 or not dispatch.kernel("elementary", impl):

@@ -1,11 +1,12 @@
-"""The polynomials against numpy in float64: values, derivatives, edges, and where they are not used."""
+"""The kernels against numpy in float64: values, derivatives, edges, and where they are not used."""
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.ops import elementary
-from kssm_mlx.ops.elementary import decay, exp, logsumexp, relu2, sigmoid, silu, sincos, softplus, tanh_by_x
+from kssm_mlx.ops import gpu
+from kssm_mlx.ops.elementary import exp, logsumexp, relu2, sigmoid, silu, sincos, softplus, tanh, tanh_by_x
+from kssm_mlx.ops.kernels import elementary as kernels
 
 FUNCTIONS = {
     "exp": exp,
@@ -13,6 +14,7 @@ FUNCTIONS = {
     "silu": silu,
     "softplus": softplus,
     "relu2": relu2,
+    "tanh": tanh,
     "tanh_by_x": tanh_by_x,
 }
 
@@ -32,6 +34,7 @@ TRUTH = {
     "silu": lambda x: x * _sigmoid(x),
     "softplus": lambda x: np.logaddexp(x, 0),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
+    "tanh": np.tanh,
     "tanh_by_x": _tanh_by_x,
 }
 SLOPE = {
@@ -40,6 +43,7 @@ SLOPE = {
     "silu": lambda x: _sigmoid(x) * (1 + x * _sigmoid(-x)),
     "softplus": _sigmoid,
     "relu2": lambda x: 2 * np.maximum(x, 0),
+    "tanh": lambda x: 1 - np.tanh(x) ** 2,
     "tanh_by_x": lambda s: _slope_of_tanh_by_x(np.sqrt(np.maximum(s, 1e-30))),
 }
 
@@ -62,20 +66,19 @@ def domain(name: str) -> np.ndarray:
 
 
 @pytest.fixture
-def polynomials(monkeypatch):
-    """On every machine, whatever it would choose."""
-    monkeypatch.setattr(elementary, "_polynomials_pay", lambda x: True)
+def kernel(cpp):
+    """The functions run as kernels; `compiled_forms` of conftest has switched them off otherwise."""
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_relative_error_below_1e_6_over_the_range(name, polynomials):
+def test_relative_error_below_1e_6_over_the_range(name, kernel):
     x = domain(name)
     got, expected = np.array(FUNCTIONS[name](mx.array(x)), np.float64), TRUTH[name](x.astype(np.float64))
     assert np.abs(got / np.where(expected == 0, 1, expected) - (expected != 0)).max() < 1e-6
 
 
 @pytest.mark.parametrize("bound", [10, 1e4])
-def test_sincos_absolute_error(bound, polynomials):
+def test_sincos_absolute_error(bound, kernel):
     x = np.linspace(-bound, bound, 100001).astype(np.float32)
     wide = x.astype(np.float64)
     for got, expected in zip(sincos(mx.array(x)), (np.sin(wide), np.cos(wide))):
@@ -83,44 +86,45 @@ def test_sincos_absolute_error(bound, polynomials):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_derivative(name, polynomials):
+def test_derivative(name, kernel):
     x = domain(name)
     got = np.array(mx.grad(lambda v: FUNCTIONS[name](v).sum())(mx.array(x)), np.float64)
     expected = SLOPE[name](x.astype(np.float64))
     np.testing.assert_allclose(got, expected, rtol=5e-6, atol=5e-7 * np.minimum(1, np.abs(expected).max()))
 
 
-def test_derivative_of_sincos(polynomials):
+def test_derivative_of_sincos(kernel):
     x = np.linspace(-9, 9, 1001).astype(np.float32)
     got = mx.grad(lambda v: (2 * sincos(v)[0] + 3 * sincos(v)[1]).sum())(mx.array(x))
     np.testing.assert_allclose(got, 2 * np.cos(x) - 3 * np.sin(x), atol=4e-6)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_ends_of_the_range(name, polynomials):
-    """Beyond float32's reach: zero, one, the identity or a huge number, never NaN."""
+def test_ends_of_the_range(name, kernel):
+    """Beyond float32's reach: zero, one, the identity or infinity, never NaN."""
     low, high = np.array(FUNCTIONS[name](mx.array([-1e4, 1e4])))
     expected = {
-        "exp": (0, None),
+        "exp": (0, np.inf),
         "sigmoid": (0, 1),
         "silu": (0, 1e4),
         "softplus": (0, 1e4),
         "relu2": (0, 1e8),
+        "tanh": (-1, 1),
     }
     for got, limit in zip((low, high), expected.get(name, (None, 0.01))):
         if limit is not None:
             assert got == pytest.approx(limit, rel=1e-6, abs=1e-30)
-    assert np.isfinite(high)
+    assert not np.isnan(high)
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "sincos"])
-def test_nan_propagates(name, polynomials):
+def test_nan_propagates(name, kernel):
     y = {**FUNCTIONS, "sincos": lambda x: sincos(x)[0] + sincos(x)[1]}[name](mx.array([0.5, np.nan]))
     assert mx.isnan(y).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "sincos"])
-def test_bf16_in_bf16_out(name, polynomials):
+def test_bf16_in_bf16_out(name, kernel):
     x = mx.array([0.1, 0.9, 3.0], mx.bfloat16)
     f = {**FUNCTIONS, "sincos": lambda x: sincos(x)[0]}[name]
     y = f(x)
@@ -130,44 +134,48 @@ def test_bf16_in_bf16_out(name, polynomials):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("x86, dtype", [(False, mx.float32), (True, mx.float64)])
-def test_elsewhere_they_are_mlx_itself(name, x86, dtype, monkeypatch):
-    monkeypatch.setattr(elementary, "_x86", lambda: x86)
-    monkeypatch.setattr(elementary, "_expm1_parts", None)  # a polynomial would fail
-    with mx.stream(mx.cpu):
+@pytest.mark.parametrize("dialect, dtype", [(None, mx.float32), ("metal", mx.float32), ("cpp", mx.float64)])
+def test_elsewhere_they_are_mlx_itself(name, dialect, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "elementary", None)  # a kernel would fail
+    with gpu.speaking(dialect), mx.stream(mx.cpu):
         y = FUNCTIONS[name](mx.array([0.3, 2.0], dtype))
         assert y.dtype == dtype
         np.testing.assert_allclose(np.array(y), TRUTH[name](np.array([0.3, 2.0])), rtol=1e-6)
 
 
-def test_sincos_elsewhere_is_mlx_itself(monkeypatch):
-    monkeypatch.setattr(elementary, "_x86", lambda: False)
+def test_sincos_elsewhere_is_mlx_itself():
     x = mx.array([0.3, 2.0])
     sine, cosine = sincos(x)
     assert mx.array_equal(sine, mx.sin(x)) and mx.array_equal(cosine, mx.cos(x))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_elsewhere_the_derivatives_are_the_same(name, monkeypatch):
-    monkeypatch.setattr(elementary, "_x86", lambda: False)
+def test_elsewhere_the_derivatives_are_the_same(name):
     x = mx.array([0.0, 0.1, 0.19, 0.21, 3.0])
     slope = mx.grad(lambda v: FUNCTIONS[name](v).sum())(x)
     np.testing.assert_allclose(slope, SLOPE[name](np.array(x, np.float64)), rtol=1e-5)
 
 
-def test_logsumexp_and_its_gradient_are_float64s():
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_where_an_element_stands_changes_no_bit_of_it(name, kernel):
+    """Alone, in a full register, or in what a register leaves over."""
+    x = mx.abs(mx.random.normal((53,), key=mx.random.key(5)))
+    whole = FUNCTIONS[name](x)
+    assert mx.array_equal(FUNCTIONS[name](x[37:]), whole[37:])
+    assert mx.array_equal(FUNCTIONS[name](x[50]), whole[50])
+
+
+@pytest.mark.parametrize("dialect", [None, "cpp"])
+def test_logsumexp_and_its_gradient_are_float64s(dialect):
     x = 10 * mx.random.normal((7, 33), key=mx.random.key(2)) + 500
     wide = np.array(x, np.float64)
     top = wide.max(-1, keepdims=True)
     expected = (top + np.log(np.exp(wide - top).sum(-1, keepdims=True))).squeeze(-1)
-    np.testing.assert_allclose(np.array(logsumexp(x)), expected, rtol=1e-6)
-    slope = mx.grad(lambda x: logsumexp(x).sum())(x)
+    with gpu.speaking(dialect):
+        np.testing.assert_allclose(np.array(logsumexp(x)), expected, rtol=1e-6)
+        slope = mx.grad(lambda x: logsumexp(x).sum())(x)
     np.testing.assert_allclose(np.array(slope), np.exp(wide - expected[:, None]), atol=2e-5)
 
 
-def test_decay_is_exp_below_zero_and_exactly_zero_far_below():
-    x = mx.array(np.linspace(-80, 0, 10001).astype(np.float32))
-    expected = np.exp(np.array(x, np.float64))
-    np.testing.assert_allclose(np.array(decay(x)), expected, rtol=1e-6)
-    np.testing.assert_allclose(np.array(mx.grad(lambda x: decay(x).sum())(x)), expected, rtol=1e-6)
-    assert decay(mx.array([-1e30, -200.0, -mx.inf])).tolist() == [0, 0, 0]
+def test_exp_is_exactly_zero_far_below(kernel):
+    assert exp(mx.array([-1e30, -200.0, -mx.inf])).tolist() == [0, 0, 0]

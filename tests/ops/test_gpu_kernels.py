@@ -19,7 +19,7 @@ from kssm_mlx.oscillators.planar import Planar
 OPS = sorted(parity.CASES)
 MASKED = [op for op in OPS if parity.CASES[op].masked]
 # Values and gradients of the reference carry fp32 rounding too, most of all where phases feed back.
-TOLERANCES = {mx.float32: 2e-5, mx.bfloat16: 1e-2}
+TOLERANCES = {mx.float32: 4e-5, mx.bfloat16: 1e-2}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=["fp32", "bf16"])
@@ -39,7 +39,8 @@ def test_documents_and_padding(op, width, dialect):
 
 @pytest.mark.parametrize("op", OPS)
 def test_one_lane_of_everything(op, dialect):
-    width = 2 if op == "kuramoto_bank" else 1  # one phase does not feel its own mean field: a gradient of 0
+    # One phase does not feel its own mean field, and one number is its own mean: gradients of 0.
+    width = 2 if op in ("kuramoto_bank", "norms") else 1
     assert parity.compare(op, 1, 17, width, masked=False, against="reference") <= TOLERANCES[mx.float32]
 
 

@@ -13,10 +13,25 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.ops import gpu
-from kssm_mlx.ops.kernels import conv, kuramoto_bank, mobius_scan, selective_scan, wkv4, wkv7
+from kssm_mlx.ops.kernels import (
+    conv,
+    elementary,
+    kuramoto_bank,
+    mobius_scan,
+    norms,
+    selective_scan,
+    wkv4,
+    wkv7,
+)
 
 MODULES = (conv, kuramoto_bank, mobius_scan, selective_scan, wkv4, wkv7)
-KERNELS = {x.name: x for m in MODULES for x in vars(m).values() if isinstance(x, gpu.Kernel)}
+
+
+def kernels(*modules) -> dict[str, gpu.Kernel]:
+    return {x.name: x for m in modules for x in vars(m).values() if isinstance(x, gpu.Kernel)}
+
+
+KERNELS = kernels(*MODULES)
 PLANES = {
     "metal": """
 #include <cmath>
@@ -121,7 +136,7 @@ def test_names_tell_code_apart():
 
 def test_bodies_are_shipped_and_all_used():
     bodies = {path.stem for path in gpu.FOLDER.glob("*.inc")}
-    assert bodies == {*KERNELS, "planar", "packs"}
+    assert bodies == {*KERNELS, *kernels(elementary, norms), "planar", "packs"}
 
 
 @pytest.mark.parametrize("dialect", ["metal", "cuda"])
