@@ -28,6 +28,8 @@ PACKS = Path(__file__).parent / "kernels" / "packs.inc"
 TYPES = {mx.float32: "scalar", mx.bfloat16: "bf16", mx.int32: "int32_t", mx.uint8: "uint8_t"}
 # Lanes of a pack on the widest machine: threads share out whole packs.
 TOGETHER = 16
+# Lanes that go through a slab of time together: 2 KB of each token.
+BESIDE = 512
 # Fewer elements written than this are not worth waking a second thread for.
 ALONE = 1 << 14
 
@@ -64,12 +66,30 @@ def source(kernel: Any, constants: dict[str, int], dtypes: Sequence[mx.Dtype], n
 {_variant("many", "Pack", kernel, _views(kernel, read))}
 extern "C" void {name}(const int first, const int last, void** arrays) {{
 {_sizes(kernel)}
-int lane = first;
-if (({kernel.side}) % LANES == 0)
-  for (; lane + LANES <= last; lane += LANES) many::body(lane, arrays);
-for (; lane < last; ++lane) one::body(lane, arrays);
+{_loops(kernel)}
 }}
 """
+
+
+def _loops(kernel: Any) -> str:
+    """Packs, then single lanes, through all of T; or many lanes through a few tokens at a time (`slab`)."""
+    packs = """if ((SIDE) % LANES == 0)
+  for (; lane + LANES <= stop; lane += LANES) many::body(lane, begin, end, arrays);
+for (; lane < stop; ++lane) one::body(lane, begin, end, arrays);
+""".replace("SIDE", kernel.side)
+    if not kernel.slab:
+        return f"const int begin = 0, end = 0, stop = last;\nint lane = first;\n{packs}"
+    turns, begin = f"(T + {kernel.slab - 1}) / {kernel.slab}", f"turn * {kernel.slab}"
+    if kernel.backwards:
+        begin = f"(turns - 1 - turn) * {kernel.slab}"
+    return f"""const int turns = {turns};
+for (int side = first; side < last; side += {BESIDE}) {{
+const int stop = side + {BESIDE} < last ? side + {BESIDE} : last;
+for (int turn = 0; turn < turns; ++turn) {{
+const int begin = {begin}, end = begin + {kernel.slab} < T ? begin + {kernel.slab} : T;
+int lane = side;
+{packs}}}
+}}"""
 
 
 def _sizes(kernel: Any) -> str:
@@ -106,7 +126,7 @@ def _variant(space: str, real: str, kernel: Any, arrays: str) -> str:
     return f"""namespace {space} {{
 #define float {real}
 {kernel.planar}
-static inline void body(const int lane, void** arrays) {{
+static inline void body(const int lane, const int begin, const int end, void** arrays) {{
 {_sizes(kernel)}{arrays}{kernel.body}
 }}
 #undef float

@@ -2,7 +2,7 @@
 
 A body (`kernels/*.inc`) is plain C: one lane of the recurrence per thread, time serial, no communication
 between threads. It reads and writes arrays by index only, so that it does not matter whether Metal puts them
-in `device` or `constant` memory, and it says EXP, SIN, COS, MAX, ROUND, UNROLL and FUNCTION where the
+in `device` or `constant` memory, and it says EXP, DECAY (of x <= 0), SIN, COS, MAX, ROUND, UNROLL and FUNCTION where the
 dialects differ. What a dialect adds is `lane`, the sizes, and the signature; MLX writes the signatures for
 Metal and CUDA, `cpp.py` does it for C++.
 
@@ -36,6 +36,7 @@ HEADERS = {
 #define FUNCTION inline
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define EXP(x) metal::precise::exp(x)
+#define DECAY(x) metal::precise::exp(x)
 #define SIN(x) metal::precise::sin(x)
 #define COS(x) metal::precise::cos(x)
 #define MAX(x, y) metal::max(x, y)
@@ -45,6 +46,7 @@ HEADERS = {
 #define FUNCTION __device__ inline
 #define UNROLL _Pragma("unroll")
 #define EXP(x) expf(x)
+#define DECAY(x) expf(x)
 #define SIN(x) sinf(x)
 #define COS(x) cosf(x)
 #define MAX(x, y) fmaxf(x, y)
@@ -54,6 +56,7 @@ HEADERS = {
 #define FUNCTION static inline
 #define UNROLL _Pragma("GCC unroll 16")
 #define EXP(x) exponential(x)
+#define DECAY(x) decaying(x)
 #define EXPM1(x) exponential_less_one(x)
 #define SQRT(x) root(x)
 #define IF_LESS(x, y, yes, no) if_less(x, y, yes, no)
@@ -83,6 +86,8 @@ class Kernel:
 
     sizes: integers known when it runs, such as T; constants: those that must be known when it is compiled;
     inputs: fp32, bf16 or uint8 arrays; outputs: fp32 arrays; chunk: tokens that a thread handles together.
+    slab: on a CPU the body is called for so many tokens at a time, BEGIN <= t < END, of many neighbouring lanes
+    after each other, the last ones first if `backwards`, and keeps in its outputs what it carries; 0: for all.
     side: of how many lanes side by side the elements are side by side too; apart: pairs array:distance for
     those whose elements are not (0: shared by the lanes), in words of the body.
     """
@@ -95,6 +100,8 @@ class Kernel:
     apart: str = ""
     constants: str = ""
     chunk: int = CHUNK
+    slab: int = 0
+    backwards: bool = False
 
     def __call__(
         self,
@@ -137,7 +144,8 @@ class Kernel:
     def header(self, dialect: str, constants: dict[str, int]) -> str:
         """What stands before the kernel function."""
         defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-        return HEADERS[dialect] + defines + LOOPS
+        time = ("begin", "end") if dialect == "cpp" and self.slab else ("0", "T")
+        return HEADERS[dialect] + defines + LOOPS + "#define BEGIN {}\n#define END {}\n".format(*time)
 
     def full_name(self, constants: dict[str, int], dtypes: Iterable[mx.Dtype]) -> str:
         """Unique for the code that results: MLX keeps compiled kernels by name."""

@@ -20,6 +20,7 @@ FORWARD = Kernel(
     side="G",
     apart="kappa:0",
     chunk=CHUNK,
+    slab=CHUNK,
 )
 COMPOSE = Kernel(
     "mobius_scan_compose",
@@ -37,6 +38,8 @@ BACKWARD = Kernel(
     side="G",
     apart="kappa:0",
     chunk=CHUNK,
+    slab=CHUNK,
+    backwards=True,
 )
 
 
