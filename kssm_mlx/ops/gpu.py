@@ -2,9 +2,9 @@
 
 A body (`kernels/*.inc`) is plain C: one lane of the recurrence per thread, time serial, no communication
 between threads. It reads and writes arrays by index only, so that it does not matter whether Metal puts them
-in `device` or `constant` memory, and it says EXP, DECAY (of x <= 0), SIN, COS, MAX, ROUND, UNROLL and FUNCTION where the
-dialects differ. What a dialect adds is `lane`, the sizes, and the signature; MLX writes the signatures for
-Metal and CUDA, `cpp.py` does it for C++.
+in `device` or `constant` memory, and it says EXP, DECAY (of x <= 0), SIN, COS, MAX, ROUND, UNROLL, FUNCTION,
+OWN (where a lane's scratch is), BEGIN and END (of its tokens) where the dialects differ. What a dialect adds
+is `lane`, the sizes, and the signature; MLX writes those for Metal and CUDA, `cpp.py` does it for C++.
 
 Which op uses its kernel when is decided in `dispatch.py`.
 """
@@ -34,6 +34,9 @@ BEGINS, PADDING = 1, 2
 HEADERS = {
     "metal": """
 #define FUNCTION inline
+#define OWN(i, size) ((i) * sizes[0] + lane)
+#define BEGIN 0
+#define END T
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define EXP(x) metal::precise::exp(x)
 #define DECAY(x) metal::precise::exp(x)
@@ -44,6 +47,9 @@ HEADERS = {
 """,
     "cuda": """
 #define FUNCTION __device__ inline
+#define OWN(i, size) ((i) * sizes[0] + lane)
+#define BEGIN 0
+#define END T
 #define UNROLL _Pragma("unroll")
 #define EXP(x) expf(x)
 #define DECAY(x) expf(x)
@@ -54,6 +60,9 @@ HEADERS = {
 """,
     "cpp": """
 #define FUNCTION static inline
+#define BEGIN begin
+#define END end
+#define OWN(i, size) ((lane / LANES * (size) + (i)) * LANES + lane % LANES)
 #define UNROLL _Pragma("GCC unroll 16")
 #define EXP(x) exponential(x)
 #define DECAY(x) decaying(x)
@@ -86,8 +95,8 @@ class Kernel:
 
     sizes: integers known when it runs, such as T; constants: those that must be known when it is compiled;
     inputs: fp32, bf16 or uint8 arrays; outputs: fp32 arrays; chunk: tokens that a thread handles together.
-    slab: on a CPU the body is called for so many tokens at a time, BEGIN <= t < END, of many neighbouring lanes
-    after each other, the last ones first if `backwards`, and keeps in its outputs what it carries; 0: for all.
+    slab: on a CPU the body is called for so many tokens at a time, BEGIN <= t < END, of many lanes after each
+    other, the last ones first if `backwards`, and keeps in its outputs what it carries; 0: for all of T.
     side: of how many lanes side by side the elements are side by side too; apart: pairs array:distance for
     those whose elements are not (0: shared by the lanes), in words of the body.
     """
@@ -144,8 +153,7 @@ class Kernel:
     def header(self, dialect: str, constants: dict[str, int]) -> str:
         """What stands before the kernel function."""
         defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-        time = ("begin", "end") if dialect == "cpp" and self.slab else ("0", "T")
-        return HEADERS[dialect] + defines + LOOPS + "#define BEGIN {}\n#define END {}\n".format(*time)
+        return HEADERS[dialect] + defines + LOOPS
 
     def full_name(self, constants: dict[str, int], dtypes: Iterable[mx.Dtype]) -> str:
         """Unique for the code that results: MLX keeps compiled kernels by name."""
@@ -222,6 +230,14 @@ def streams(*arrays: mx.array) -> list[mx.array]:
     """What is read once per token: bf16 where all of it is, fp32 otherwise."""
     narrow = all(x.dtype == mx.bfloat16 for x in arrays)
     return [x if narrow else x.astype(mx.float32) for x in arrays]
+
+
+def scratch(lanes: int, size: int) -> tuple[int]:
+    """The shape of an output in which each lane has `size` numbers of its own: i is at OWN(i, size).
+
+    Those of neighbouring lanes are side by side: of all lanes on a GPU, of a pack on a CPU.
+    """
+    return (-(-lanes // cpp.TOGETHER) * cpp.TOGETHER * size,)
 
 
 def marks(resets: mx.array | None, B: int, T: int) -> mx.array:

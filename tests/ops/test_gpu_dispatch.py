@@ -71,7 +71,7 @@ def test_auto_inside_a_compiled_gradient(op, record):
     assert asked(mx.array(1.0)).item() == 2
 
 
-@pytest.mark.parametrize("op", parity.CASES)
+@pytest.mark.parametrize("op", [op for op in parity.CASES if op not in dispatch.FOR_CPUS])
 def test_kernels_are_lazy(op, monkeypatch):
     """On a GPU a compiled training step holds them: nothing may be evaluated while it is traced."""
     made = lambda **_: lambda **call: [mx.zeros(shape) for shape in call["output_shapes"]]  # noqa: E731

@@ -1,17 +1,17 @@
-"""The Kuramoto bank as GPU kernels: one lane per group, phases kept once a token, unit vectors in scratch."""
+"""The Kuramoto bank as kernels: one lane per group, phases kept every CHUNK tokens, vectors in scratch."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-from kssm_mlx.ops.gpu import Kernel, gradients, streams
+from kssm_mlx.ops.gpu import CHUNK, Kernel, chunks, gradients, scratch, streams
 from kssm_mlx.oscillators.planar import Planar
 
 FORWARD = Kernel(
     "kuramoto_bank_forward",
     "T N G",
     "theta0 omega K h_re h_im tau",
-    "theta1 Z_re Z_im saved cosine sine",
+    "theta1 Z_re Z_im saved phase cosine sine",
     side="G",
     constants="S H",
 )
@@ -19,7 +19,7 @@ BACKWARD = Kernel(
     "kuramoto_bank_backward",
     "T N G",
     "omega K h_re h_im tau saved c_theta1 c_re c_im",
-    "g_theta0 g_omega g_K g_h_re g_h_im g_tau cosine sine phase_now",
+    "g_theta0 g_omega g_K g_h_re g_h_im g_tau phase pull pushed trail cosine sine",
     side="G",
     constants="S H",
 )
@@ -39,15 +39,15 @@ def _bank(S: int, H: int):
     @mx.custom_function
     def bank(*primals):
         (B, N, G), T = primals[0].shape, primals[2].shape[1]
-        shapes = [(B, N, G), (B, T, H, G), (B, T, H, G), (B, T, N, G), (B, N, G), (B, N, G)]
+        shapes = [(B, N, G), (B, T, H, G), (B, T, H, G), (B, chunks(T), N, G), *[scratch(B * G, N)] * 3]
         return tuple(FORWARD(primals, shapes, lanes=B * G, T=T, N=N, G=G, S=S, H=H)[:4])
 
     @bank.vjp
     def _(primals, cotangents, outputs):
         (B, N, G), T = primals[0].shape, primals[2].shape[1]
         known = (*primals[1:], outputs[3], *cotangents[:3])
-        scratch = [(B, S + 1, N, G)] * 2 + [(B, N, G)]
-        shapes = [(B, N, G)] * 2 + [(B, T, G)] * 4 + scratch
+        scratches = [scratch(B * G, n) for n in (N, N, N, CHUNK * N, (S + 1) * N, (S + 1) * N)]
+        shapes = [(B, N, G)] * 2 + [(B, T, G)] * 4 + scratches
         theta, omega, *tokens = BACKWARD(known, shapes, lanes=B * G, T=T, N=N, G=G, S=S, H=H)[:6]
         return gradients(primals, (theta, omega.sum(0), *tokens))
 
