@@ -1,8 +1,8 @@
 """Keep what MLX frees on Linux.
 
-MLX has no cache of its own there: every array of more than some hundred KB is a fresh mapping, zeroed page
-by page when it is first written and unmapped when it is freed, which takes about as long as a pass over it.
-glibc can keep such memory instead. The process then holds what it held at its peak.
+MLX has no cache of its own there: a large array is a fresh mapping, zeroed page by page when it is first
+written and unmapped when it is freed, which takes about as long as a pass over it. glibc can keep such memory
+instead. The process then holds what it held at its peak.
 """
 
 from __future__ import annotations
