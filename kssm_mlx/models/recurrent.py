@@ -178,24 +178,6 @@ def refuse_unless(values: dict[str, Any], key: str, *supported) -> None:
         )
 
 
-def token_shift(
-    x: mx.array, state: mx.array | None, resets: mx.array | None, lengths: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    """The input one token ago, zero where a document begins, and the last input of each row.
-
-    Shapes: x [B, T, D]; state [B, D], zeros when None -> shifted [B, T, D], state [B, D].
-    """
-    B, T, D = x.shape
-    first = mx.zeros((B, 1, D), x.dtype) if state is None else state[:, None].astype(x.dtype)
-    padded = mx.concatenate([first, x], axis=1)
-    shifted = padded[:, :T]
-    if resets is not None:
-        shifted = mx.where(resets[..., None], 0, shifted)
-    if lengths is None:
-        return shifted, padded[:, T]
-    return shifted, mx.take_along_axis(padded, lengths[:, None, None], axis=1).squeeze(1)
-
-
 def orthogonal(key: mx.array, rows: int, columns: int, gain: float = 1.0) -> mx.array:
     """Orthonormal rows or columns, whichever are fewer, times `gain`. Shapes: [rows, columns]."""
     tall = mx.random.normal((max(rows, columns), min(rows, columns)), key=key)

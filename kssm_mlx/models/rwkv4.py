@@ -18,6 +18,7 @@ Source: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", sect
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,8 +28,9 @@ import mlx.nn as nn
 from kssm_mlx.models.acts import LEAST
 from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.layers import LayerNorm, linear
-from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, orthogonal, token_shift
+from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, orthogonal
 from kssm_mlx.ops.elementary import relu2, sigmoid
+from kssm_mlx.ops.token_mix import token_mix
 from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, wkv4
 
 
@@ -111,10 +113,9 @@ class TimeMixing(nn.Module):
         self.output = linear(key, A, D, std=0.0)
 
     def __call__(self, x, shift, state, resets, lengths, tap=None, inside=None):
-        past, shift = token_shift(x, shift, resets, lengths)
-        k = self.key(mix(x, past, self.time_mix_key))
-        v = self.value(mix(x, past, self.time_mix_value))
-        r = sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
+        names = ("time_mix_key", "time_mix_value", "time_mix_receptance")
+        (xk, xv, xr), shift = token_mix(x, of_the_past(self, names), shift, resets=resets, lengths=lengths)
+        k, v, r = self.key(xk), self.value(xv), sigmoid(self.receptance(xr))
         k, r = (inside.routing(z) for z in (k, r)) if inside else (k, r)
         w = -mx.exp(self.time_decay.astype(mx.float32))
         y, state = wkv4(w, self.time_first, k, v, state, resets=resets, lengths=lengths)
@@ -138,16 +139,14 @@ class ChannelMixing(nn.Module):
         self.value = linear(key, F, D, std=0.0)
 
     def __call__(self, x, shift, resets, lengths):
-        past, shift = token_shift(x, shift, resets, lengths)
-        k = self.key(mix(x, past, self.time_mix_key))
-        r = sigmoid(self.receptance(mix(x, past, self.time_mix_receptance)))
-        return r * self.value(relu2(k)), shift
+        names = ("time_mix_key", "time_mix_receptance")
+        (xk, xr), shift = token_mix(x, of_the_past(self, names), shift, resets=resets, lengths=lengths)
+        return sigmoid(self.receptance(xr)) * self.value(relu2(self.key(xk))), shift
 
 
-def mix(x: mx.array, past: mx.array, mu: mx.array) -> mx.array:
-    """x μ + past (1 - μ)."""
-    mu = mu.astype(x.dtype)
-    return x * mu + past * (1 - mu)
+def of_the_past(module: nn.Module, names: Sequence[str]) -> mx.array:
+    """1 - μ, the shares of the token before; μ are those of the token itself. Shapes: [len(names), D]."""
+    return 1 - mx.concatenate([module[name].reshape(1, -1) for name in names])
 
 
 class Block(nn.Module):

@@ -38,10 +38,10 @@ from kssm_mlx.models.recurrent import (
     given,
     orthogonal,
     refuse_unless,
-    token_shift,
 )
-from kssm_mlx.ops.elementary import relu2, sigmoid
+from kssm_mlx.ops.elementary import biased_sigmoid, relu2, sigmoid
 from kssm_mlx.ops.norms import layer_norm, rms_norm
+from kssm_mlx.ops.token_mix import token_mix
 from kssm_mlx.ops.wkv7 import wkv7
 
 
@@ -137,6 +137,13 @@ class LowRank(nn.Module):
         inner, f, outer = self.lora
         return outer(f(inner(x)))
 
+    def gate(self, x: mx.array) -> mx.array:
+        """sigmoid(self(x)), a plain bias being added on the way."""
+        inner, f, outer = self.lora
+        if type(outer) is not nn.Linear or "bias" not in outer:
+            return sigmoid(self(x))
+        return biased_sigmoid(f(inner(x)) @ outer.weight.T, outer.bias)
+
 
 class HeadNorm(nn.Module):
     """Layer norm over each head, with one weight and bias per channel. Shapes: y [B, T, H, K]."""
@@ -184,18 +191,17 @@ class TimeMixing(nn.Module):
         self.g_norm = HeadNorm(H, K, config.norm_eps * K, ((layer + 1) / L) ** 0.7)
 
     def __call__(self, x, shift, state, v_first, resets, lengths, tap=None, inside=None):
-        past, shift = token_shift(x, shift, resets, lengths)
-        delta = past - x
-        xr, xw, xk, xv, xa, xg = (x + delta * self[f"x_{name}"] for name in "rwkvag")
+        mu = mx.concatenate([self[f"x_{name}"].reshape(1, -1) for name in "rwkvag"])
+        (xr, xw, xk, xv, xa, xg), shift = token_mix(x, mu, shift, resets=resets, lengths=lengths)
         r, k, v, g = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv), self.g_lora(xg)
-        log_w = -math.exp(-0.5) * sigmoid(self.w_lora(xw).astype(mx.float32))
-        a = sigmoid(self.a_lora(xa))
+        log_w = -math.exp(-0.5) * self.w_lora.gate(xw).astype(mx.float32)
+        a = self.a_lora.gate(xa)
         if inside:
             r, k, log_w, a = (inside.routing(z) for z in (r, k, log_w, a))
         if v_first is None:
             v_first = v
         else:
-            v = v + (v_first - v) * sigmoid(self.v_lora(xv))
+            v = v + (v_first - v) * self.v_lora.gate(xv)
         kappa, k = k * self.k_k, k * (1 + (a - 1) * self.k_a)
         r, log_w, k, v, a, kappa = (mx.unflatten(z, -1, self.r_k.shape) for z in (r, log_w, k, v, a, kappa))
         kappa = unit(kappa.astype(mx.float32))
@@ -223,8 +229,8 @@ class ChannelMixing(nn.Module):
         self.value = linear(key, F, D, std=0.0)
 
     def __call__(self, x, shift, resets, lengths):
-        past, shift = token_shift(x, shift, resets, lengths)
-        return self.value(relu2(self.key(x + (past - x) * self.x_k))), shift
+        (xk,), shift = token_mix(x, self.x_k[None], shift, resets=resets, lengths=lengths)
+        return self.value(relu2(self.key(xk))), shift
 
 
 class Block(nn.Module):

@@ -34,6 +34,12 @@ IMPLS = ("auto", "compiled", "kernel")
 COMPILED_BY_DEFAULT = ("ssd",)
 # Elsewhere MLX's own functions are as good.
 FOR_CPUS = ("elementary", "norms")
+# Where an op's files do not begin with its name.
+MADE_OF = {
+    "ssd": ["ssd", "selective_scan"],
+    "norms": ["norm"],
+    "elementary": ["elementary", "biased_sigmoid"],
+}
 # Dialects whose kernels need not agree with the compiled form before their first use, only be there.
 PROVEN = ("cpp",)
 
@@ -106,8 +112,8 @@ def identity(op: str) -> str:
 
 @cache
 def _digest(op: str) -> str:
-    """Of everything the kernels of `op` are made of; ssd is made of the selective scan's."""
-    own = gpu.FOLDER.glob(f"{ {'ssd': 'selective_scan', 'norms': 'norm'}.get(op, op) }*")
+    """Of everything the kernels of `op` are made of."""
+    own = (path for name in MADE_OF.get(op, [op]) for path in gpu.FOLDER.glob(f"{name}*"))
     shared = [gpu.FOLDER / name for name in ("planar.inc", "packs.inc", "bridge.cpp", "in_time.py")]
     modules = [Path(module.__file__) for module in (gpu, cpp, native)]
     sources = b"".join(path.read_bytes() for path in [*modules, *shared, *sorted(own)])

@@ -18,6 +18,7 @@ from functools import wraps
 import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
+from kssm_mlx.ops.kernels import elementary as kernels
 
 Function = Callable[..., mx.array]
 
@@ -68,7 +69,7 @@ def _with_kernel(slope: Function) -> Callable[[Function], Function]:
 
 
 def _by_kernel(name: str, x: mx.array) -> mx.array:
-    return dispatch.kernel("elementary", "kernel")(name, x)
+    return kernels.elementary(name, x)
 
 
 @_with_kernel(lambda x, y: y)
@@ -81,6 +82,26 @@ def exp(x: mx.array) -> mx.array:
 def sigmoid(x: mx.array) -> mx.array:
     """1 / (1 + exp(-x))."""
     return mx.sigmoid(x)
+
+
+def biased_sigmoid(x: mx.array, bias: mx.array, *, impl: str = "auto") -> mx.array:
+    """sigmoid(x + bias) in one pass. Shapes: x [..., D]; bias [D]."""
+    dtype = mx.result_type(x, bias)
+    if dtype == mx.float64 or not dispatch.kernel("elementary", impl):
+        return mx.sigmoid(x + bias)
+    return _biased_sigmoid(x, bias).astype(dtype)
+
+
+@mx.custom_function
+def _biased_sigmoid(x: mx.array, bias: mx.array) -> mx.array:
+    return kernels.biased_sigmoid(x, bias)
+
+
+@_biased_sigmoid.vjp
+def _(primals, g, y):
+    x, bias = primals
+    g_x = g * y * (1 - y)
+    return g_x.astype(x.dtype), g_x.reshape(-1, x.shape[-1]).sum(0).astype(bias.dtype)
 
 
 def _slope_of_silu(x: mx.array, y: mx.array) -> mx.array:

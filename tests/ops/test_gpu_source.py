@@ -20,11 +20,12 @@ from kssm_mlx.ops.kernels import (
     mobius_scan,
     norms,
     selective_scan,
+    token_mix,
     wkv4,
     wkv7,
 )
 
-MODULES = (conv, kuramoto_bank, mobius_scan, selective_scan, wkv4, wkv7)
+MODULES = (conv, kuramoto_bank, mobius_scan, selective_scan, token_mix, wkv4, wkv7)
 
 
 def kernels(*modules) -> dict[str, gpu.Kernel]:

@@ -14,8 +14,16 @@ NAMES = (
 # Any number of elements makes packs, and what is left over.
 FUNCTION = Kernel("elementary", sizes="which", inputs="x", outputs="y", side="LANES")
 
+BIASED = Kernel("biased_sigmoid", sizes="D", inputs="x bias", outputs="y", side="D")
+
 
 def elementary(name: str, x: mx.array) -> mx.array:
     """Shapes: x any, fp32 or bf16; the result is fp32."""
     x = x if x.dtype == mx.bfloat16 else x.astype(mx.float32)
     return FUNCTION((x,), [x.shape], lanes=x.size, which=NAMES.index(name))[0]
+
+
+def biased_sigmoid(x: mx.array, bias: mx.array) -> mx.array:
+    """Shapes: x [..., D]; bias [D]; the result is fp32."""
+    x, bias = (a if a.dtype == mx.bfloat16 else a.astype(mx.float32) for a in (x, bias))
+    return BIASED((x, bias), [x.shape], lanes=x.size, D=x.shape[-1])[0]

@@ -12,7 +12,18 @@ from functools import partial
 
 import mlx.core as mx
 
-from kssm_mlx.ops import conv, elementary, kuramoto_bank, mobius_scan, norms, selective_scan, ssd, wkv4, wkv7
+from kssm_mlx.ops import (
+    conv,
+    elementary,
+    kuramoto_bank,
+    mobius_scan,
+    norms,
+    selective_scan,
+    ssd,
+    token_mix,
+    wkv4,
+    wkv7,
+)
 from kssm_mlx.ops.dispatch import Verdict
 from kssm_mlx.oscillators.planar import Planar
 
@@ -193,6 +204,15 @@ def _conv_call(op, x, masks):
     return [_valid(y, masks), past]
 
 
+def _mix_arguments(B, T, D, C=3):
+    return [_normal(0, B, T, D), _normal(1, B, D), mx.random.uniform(shape=(C, D), key=mx.random.key(2))]
+
+
+def _mix_call(op, x, masks):
+    mixed, last = op(x[0], x[2], x[1], **masks)
+    return [*(_valid(y, masks) for y in mixed), last]
+
+
 def _kuramoto_arguments(B, T, N, G=3):
     drive = [mx.abs(_normal(0, B, T, G)), _normal(1, B, T, G), _normal(2, B, T, G)]
     tau = 0.1 + 0.1 * mx.sigmoid(_normal(3, B, T, G))
@@ -207,7 +227,8 @@ def _kuramoto_call(op, x, masks):
 def _elementary(x: mx.array, *, impl: str = "auto") -> Arrays:
     e = elementary
     every = (e.exp, e.sigmoid, e.silu, e.softplus, e.relu2, e.tanh, e.sin, e.cos)
-    return [*(f(x, impl=impl) for f in every), e.tanh_by_x(x * x, impl=impl)]
+    both = [e.tanh_by_x(x * x, impl=impl), e.biased_sigmoid(x, 3 * x[0, 0], impl=impl)]
+    return [*(f(x, impl=impl) for f in every), *both]
 
 
 def _norms(x: mx.array, weight: mx.array, bias: mx.array, *, impl: str = "auto") -> Arrays:
@@ -251,6 +272,7 @@ CASES = {
         kuramoto_bank.kuramoto_bank_reference,
         masked=False,
     ),
+    "token_mix": Case(_mix_arguments, 2, _mix_call, token_mix.token_mix),
     "elementary": Case(
         lambda B, T, D: [_normal(0, B, T, D)], 1, lambda op, x, masks: op(x[0]), _elementary, masked=False
     ),
