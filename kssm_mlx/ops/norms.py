@@ -28,7 +28,8 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float, *, impl: str = "a
 def _norm(x, weight, bias, eps: float, impl: str, *, centred: bool) -> mx.array:
     kernel = None if x.dtype == mx.float64 else dispatch.kernel("norms", impl)
     if kernel:
-        return kernel(x, weight, bias, eps, centred).astype(x.dtype)
+        given = [p for p in (x, weight, bias) if p is not None]
+        return kernel(x, weight, bias, eps, centred).astype(mx.result_type(*given))
     if weight is not None and weight.ndim > 1:
         y = _norm(x, None, None, eps, "compiled", centred=centred) * weight
         return y if bias is None else y + bias
