@@ -1,0 +1,103 @@
+"""The graph of 65,536 tokens: how many nodes MLX holds, forward and backward, and that it runs.
+
+kernels                    the same few for any T: time passes inside a node
+conv                       the same few: every tap is a shift of the whole sequence
+ssd, wkv4, mobius_scan     as the square root of T: sqrt(T) chunks side by side, sqrt(T) tokens in each
+wkv7, selective_scan       as T: chunks of 16 tokens, one after the other
+kuramoto_bank              as T: phases do not compose, tokens come one after the other
+"""
+
+from __future__ import annotations
+
+import io
+
+import mlx.core as mx
+import pytest
+
+from kssm_mlx.ops.kernels import parity
+
+LONG = 65536
+OPS = ["conv", "ssd", "wkv4", "mobius_scan", "wkv7", "selective_scan", "kuramoto_bank"]
+
+
+def graph(op: str, form: str, T: int) -> list[mx.array]:
+    """Outputs, and the gradients of their sum in all arguments, not yet evaluated; B = 1, width 2."""
+    case = parity.CASES[op]
+    arrays = case.arguments(1, T, 2)
+    mx.eval(arrays)
+
+    def run(*x):
+        return case.call(case.form(form), list(x), {})
+
+    outputs, gradients = mx.vjp(run, arrays, [mx.ones(y.shape) for y in run(*arrays)])
+    return [*outputs, *gradients]
+
+
+def nodes(op: str, form: str, T: int) -> int:
+    """Operations that MLX carries out for values and gradients.
+
+    Not of the gradient of 16,384 tokens of phases: MLX evaluates it, but `export_to_dot` ends the process.
+    """
+    dot = io.StringIO()
+    mx.export_to_dot(dot, *graph(op, form, T))
+    return dot.getvalue().count("[label =")
+
+
+def finite(arrays: list[mx.array]) -> bool:
+    return all(mx.isfinite(x).all().item() for x in arrays)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_kernel_is_as_many_nodes_for_any_length_and_runs(op, cpp):
+    assert nodes(op, "kernel", LONG) == nodes(op, "kernel", 64) < 100
+    assert finite(graph(op, "kernel", LONG))
+
+
+def as_time(counts: str):
+    reason = f"the graph grows as T: {counts} nodes for {LONG} tokens"
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        "conv",
+        "ssd",
+        "wkv4",
+        "mobius_scan",
+        pytest.param("wkv7", marks=as_time("58 thousand")),
+        pytest.param("selective_scan", marks=as_time("954 thousand")),
+        pytest.param("kuramoto_bank", marks=as_time("22 million")),
+    ],
+)
+def test_four_times_the_tokens_are_at_most_twice_the_nodes(op):
+    shorter = nodes(op, "compiled", 64)
+    for T in (256, 1024, 4096, 16384, LONG):
+        longer = nodes(op, "compiled", T)
+        assert longer <= 2 * shorter, f"{longer} nodes for {T} tokens, {shorter} for a quarter of them"
+        shorter = longer
+
+
+@pytest.mark.parametrize("op, most", [("wkv7", 1), ("selective_scan", 15), ("kuramoto_bank", 340)])
+def test_a_token_adds_as_many_nodes_to_a_long_sequence_as_to_a_short_one(op, most):
+    """What bounds a graph that grows as T."""
+    few, more, many = (nodes(op, "compiled", T) for T in (256, 512, 1024))
+    assert many - more == 2 * (more - few) <= 512 * most
+
+
+@pytest.mark.parametrize("op", [*OPS[:5], pytest.param("selective_scan", marks=pytest.mark.slow)])
+def test_the_compiled_form_runs(op, uncompiled):
+    assert finite(graph(op, "compiled", LONG))
+
+
+@pytest.mark.slow
+def test_phases_run_too():
+    """Forward only: the gradient would need 14 GB, four times what it takes for 16,384 tokens."""
+    case = parity.CASES["kuramoto_bank"]
+    assert finite(case.call(case.form("compiled"), case.arguments(1, LONG, 2), {}))
+
+
+def test_a_loop_over_time_is_seen():
+    """The recurrence on paper has nodes for every token."""
+    short, long = (nodes("wkv4", "reference", T) for T in (64, 256))
+    assert long > 3.5 * short
