@@ -2,7 +2,7 @@
 
 A body (`kernels/*.inc`) is plain C: one lane of the recurrence per thread, time serial, no communication
 between threads. It reads and writes arrays by index only, so that it does not matter whether Metal puts them
-in `device` or `constant` memory, and it says EXP, DECAY (of x <= 0), SIN, COS, MAX, ROUND, UNROLL, FUNCTION,
+in `device` or `constant` memory, and it says EXP, DECAY (of x <= 88), SIN, COS, MAX, ROUND, UNROLL, FUNCTION,
 OWN (where a lane's scratch is), BEGIN and END (of its tokens) where the dialects differ. What a dialect adds
 is `lane`, the sizes, and the signature; MLX writes those for Metal and CUDA, `cpp.py` does it for C++.
 

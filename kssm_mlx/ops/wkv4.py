@@ -45,10 +45,11 @@ def wkv4_reference(w, u, k, v, state=None, *, resets=None, lengths=None):
         kt, vt = k[:, t], v[:, t]
         past = s if resets is None else _choose(resets[:, t, None], empty, s)
         q = mx.maximum(past.max, u + kt)
-        old, now = mx.exp(past.max - q), mx.exp(u + kt - q)
+        old, now = mx.exp(past.max - q), mx.exp((kt - q) + u)
         y.append((old * past.num + now * vt) / (old * past.den + now))
         m = mx.maximum(past.max + w, kt)
-        old, now = mx.exp(past.max + w - m), mx.exp(kt - m)
+        # The maximum may be so large that a decay added to it is rounded away.
+        old, now = mx.exp((past.max - m) + w), mx.exp(kt - m)
         new = WKV4State(old * past.num + now * vt, old * past.den + now, m)
         s = new if lengths is None else _choose((t < lengths)[:, None], new, s)
     return mx.stack(y, axis=1), s
@@ -88,7 +89,7 @@ def wkv4(
     # m is the running maximum of the exponents; with it every factor below is at most 1.
     m = max_plus_scan(step, key, state.max)
     m_past = before(m, state.max)
-    decay, weight = exp(m_past + step - m), exp(key - m)
+    decay, weight = exp((m_past - m) + step), exp(key - m)
     sums0 = mx.stack([state.num, state.den])
     sums = linear_scan(mx.stack([decay, decay], axis=1), mx.stack([weight * v, weight], axis=1), sums0)
 
@@ -96,7 +97,7 @@ def wkv4(
     if resets is not None:
         m_past = mx.where(resets.T[..., None], EMPTY, m_past)
     q = mx.stop_gradient(mx.maximum(m_past, u + k))
-    old, now = exp(m_past - q), exp(u + k - q)
+    old, now = exp(m_past - q), exp((k - q) + u)
     y = (old * num + now * v) / (old * den + now)
     return y.swapaxes(0, 1), WKV4State(sums[-1, 0], sums[-1, 1], m[-1])
 

@@ -202,10 +202,10 @@ CASES = {
     "ssd": Case("ssd", lambda: heads(EVERY), 1e-4, 5e-5),
     "ssd, steps of 1e4": Case("ssd", lambda: heads(EVERY, 1e4), 2e-6, 2e-6),
     "ssd, states of 1e4": Case("ssd", lambda: heads(EVERY, 1e-4, 1e4), 5e-4, 5e-4),
-    "wkv4": Case("wkv4", lambda: averages(EVERY, 1), 2e-4, 1e-3),
-    "wkv4, keys of 30": Case("wkv4", lambda: averages(EVERY, 30), 1e-2, 5e-2),
+    "wkv4": Case("wkv4", lambda: averages(EVERY, 1), 5e-5, 2e-4),
+    "wkv4, keys of 30": Case("wkv4", lambda: averages(EVERY, 30), 6e-4, 3e-2),
     # Where two such keys are close, their difference has three digits.
-    "wkv4, keys of 1e4": Case("wkv4", lambda: averages((0.01, 30.0), 1e4), 1e-3, 2e-2),
+    "wkv4, keys of 1e4": Case("wkv4", lambda: averages((0.01, 30.0), 1e4), 4e-5, 6e-3),
     "wkv7": Case("wkv7", lambda: delta_rule(EVERY), 2e-6, 2e-6),
     "wkv7, states of 1e4": Case("wkv7", lambda: delta_rule((1e-7, 1e-5), 1e4), 2e-6, 2e-6),
     # Fields of random direction on hardly any friction: near the circle the maps magnify what was rounded.
@@ -239,14 +239,9 @@ def test_mobius_scan_in_large_fields_is_as_good_as_its_other_form(field, frictio
         assert ours <= 4 * theirs + 5e-3
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="w is added to a maximum of fp32 and is lost below its last digit, 5e-4 at 1e4: values are off by "
-    "2e-2, gradients by 0.3, in every form; exp(w + (max_past - max)) would lose nothing",
-)
 @pytest.mark.parametrize("impl", ["kernel", "compiled"])
 def test_wkv4_forgets_slowly_under_keys_far_from_zero(impl, cpp):
+    """A decay added to the maximum would be lost below its last digit, 5e-4 at 1e4: values off by 2e-2."""
     found = errors("wkv4", averages(EVERY, 1, -1e4), impl)
     assert max(found.values) <= 1e-4 and max(found.gradients) <= 1e-3
 
