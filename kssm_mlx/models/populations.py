@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from kssm_mlx.models.base import Clamp, held
 from kssm_mlx.models.layers import inverse_softplus, linear
-from kssm_mlx.ops.elementary import softplus
+from kssm_mlx.ops.elementary import exp, softplus
 from kssm_mlx.ops.mobius_scan import after_first, disc_scan, flow, kick, mobius_scan
 from kssm_mlx.oscillators.mobius import Disc, derivative, hold_leaf
 from kssm_mlx.oscillators.planar import Planar
@@ -111,9 +111,9 @@ class Populations(nn.Module):
         if self._leaf == "hold":
             return 0.5 * mx.log(derivative(self._hold(h, dt), before).abs2)
         gamma_tau = self.gamma * dt
-        shrunk = mx.exp(-2 * gamma_tau) * before.abs2
+        shrunk = exp(-2 * gamma_tau) * before.abs2
         r2_after, r2_before = (mx.minimum(self._kappa * r2, 1 - 6e-8) for r2 in (z.abs2, shrunk))
-        return -gamma_tau + mx.log1p(-r2_after) - mx.log1p(-r2_before)
+        return -gamma_tau + mx.log((1 - r2_after) / (1 - r2_before))
 
 
 def state_before(z: Planar, z0: Planar | None, resets: mx.array | None) -> Planar:

@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from kssm_mlx.ops.elementary import logsumexp
+from kssm_mlx.ops.elementary import cos, exp, logsumexp, sin
 
 MEANS = ("R", "h", "lyapunov", "U")
 ANGLES = ("psi", "theta")
@@ -36,8 +36,8 @@ def averages(trace: dict) -> dict[str, mx.array]:
             found[column] = mx.mean(value.astype(mx.float32))
         elif quantity in ANGLES:
             angle = value.astype(mx.float32)
-            found[f"cos {column}"] = mx.mean(mx.cos(angle))
-            found[f"sin {column}"] = mx.mean(mx.sin(angle))
+            found[f"cos {column}"] = mx.mean(cos(angle))
+            found[f"sin {column}"] = mx.mean(sin(angle))
     return found
 
 
@@ -100,7 +100,7 @@ def entropy(logits: mx.array) -> mx.array:
     """Of each prediction, nats, fp32. Shapes: [..., V] -> [...]."""
     logits = logits.astype(mx.float32)
     log_p = logits - logsumexp(logits)[..., None]
-    return -mx.sum(mx.exp(log_p) * log_p, axis=-1)
+    return -mx.sum(exp(log_p) * log_p, axis=-1)
 
 
 def _named(averages: dict[str, mx.array], prefix: str) -> mx.array | None:
