@@ -12,13 +12,19 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 LEAST_TURNS = 5
+SLOW_SECONDS = 20.0
 
 
 class Contender(NamedTuple):
-    """run: does the work and returns when it is done. mlx: whether MLX's counters see its memory."""
+    """run: does the work and returns when it is done. mlx: whether MLX's counters see its memory. eager: the
+    first call does what every call does, and compiles nothing. peak: for memory that MLX's counters do not
+    see; runs it once more and returns the most bytes held above what was held before.
+    """
 
     run: Callable[[], Any]
     mlx: bool = True
+    eager: bool = False
+    peak: Callable[[Callable[[], Any]], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Case:
 class Timing:
     """One contender in one case. ratio: the first contender's time over this one's, median of the turns, with
     its quartiles; above 1 is faster than the first. cpu_ratio: the same by processor time, all threads, which
-    a busy machine disturbs less; None on a GPU. failed: why there are no numbers, empty where there are.
+    a busy machine disturbs less; None on a GPU. turns: 1 for a slow one, see `compare`. failed: why there are
+    no numbers, empty where there are.
     """
 
     name: str
@@ -59,26 +66,36 @@ def arrays(function: Callable[..., Any], *arguments: Any) -> Contender:
     return Contender(lambda: mx.eval(function(*arguments)))
 
 
-def compare(contenders: dict[str, Contender], turns: int, budget: float) -> list[Timing]:
+def compare(
+    contenders: dict[str, Contender], turns: int, budget: float, slow: float = SLOW_SECONDS
+) -> list[Timing]:
     """Time every contender, one after the other in each turn; the first one is the reference.
 
     turns: at most; fewer, but at least `LEAST_TURNS`, where they would take more than `budget` seconds. The
-    first call, which compiles, is kept apart; peak memory is that of this call above what was held before.
+    first call is kept apart, since it may compile. Only for an eager contender that needs more than `slow`
+    seconds is it the one turn that it gets, held against every turn of the others.
     """
     first, failed = {}, {}
     for name, contender in contenders.items():
         try:
-            first[name] = _first_call(contender)
+            first[name] = _first_call(contender, slow)
         except (RuntimeError, MemoryError) as error:
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    times: dict[str, list[Spent]] = {name: [] for name in first}
-    start = time.perf_counter()
-    while first and not _enough(len(next(iter(times.values()))), turns, time.perf_counter() - start, budget):
-        for name in times:
-            times[name].append(_spent(contenders[name].run))
+    once = {name: [spent] for name, (spent, _) in first.items() if _one_turn(contenders[name], spent, slow)}
+    often: dict[str, list[Spent]] = {name: [] for name in first if name not in once}
+    done, start = 0, time.perf_counter()
+    while often and not _enough(done, turns, time.perf_counter() - start, budget):
+        for name, own in often.items():
+            own.append(_spent(contenders[name].run))
+        done += 1
+    times = once | often
     reference = times.get(next(iter(contenders)))
-    good = {name: _timing(name, own, reference, first[name]) for name, own in times.items()}
+    good = {name: _timing(name, own, reference, *first[name]) for name, own in times.items()}
     return [good.get(name) or Timing(name, failed=failed[name]) for name in contenders]
+
+
+def _one_turn(contender: Contender, first: Spent, slow: float) -> bool:
+    return contender.eager and first.wall > slow
 
 
 def _enough(done: int, turns: int, spent: float, budget: float) -> bool:
@@ -87,28 +104,45 @@ def _enough(done: int, turns: int, spent: float, budget: float) -> bool:
     return done >= turns or spent * (done + 1) / done > budget
 
 
-def _timing(name: str, own: list[Spent], reference: list[Spent] | None, first: tuple) -> Timing:
+def _timing(
+    name: str, own: list[Spent], reference: list[Spent] | None, first: Spent, peak: float | None
+) -> Timing:
     low, middle, high = by_cpu = (float("nan"),) * 3
     if reference:
-        low, middle, high = _quartiles([r.wall / t.wall for r, t in zip(reference, own)])
-        by_cpu = _quartiles([r.cpu / t.cpu for r, t in zip(reference, own)])
+        pairs = _pairs(reference, own)
+        low, middle, high = _quartiles([r.wall / t.wall for r, t in pairs])
+        by_cpu = _quartiles([r.cpu / t.cpu for r, t in pairs])
     cpu_ratio = by_cpu[1] if mx.default_device() == mx.cpu else None
     milliseconds = statistics.median(t.wall for t in own) * 1e3
-    return Timing(name, milliseconds, middle, low, high, cpu_ratio, len(own), *first)
+    return Timing(name, milliseconds, middle, low, high, cpu_ratio, len(own), first.wall, peak)
+
+
+def _pairs(reference: list[Spent], own: list[Spent]) -> list[tuple[Spent, Spent]]:
+    """Both of a turn; a single one beside every turn of the other."""
+    n = max(len(reference), len(own))
+    return list(zip(reference * (n // len(reference)), own * (n // len(own)), strict=True))
 
 
 def _quartiles(ratios: list[float]) -> list[float]:
-    return statistics.quantiles(ratios, n=4)
+    return statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
 
 
-def _first_call(contender: Contender) -> tuple[float, float | None]:
-    """Seconds, and the peak of MLX's memory in MB where MLX is what computes."""
+def _first_call(contender: Contender, slow: float) -> tuple[Spent, float | None]:
+    """What it took, and peak memory in MB above what was held before.
+
+    MLX's counters run along. Another counter gets a call of its own, since it takes time; unknown where one
+    call is all there is time for.
+    """
     gc.collect()
     mx.clear_cache()
     held = mx.get_active_memory()
     mx.reset_peak_memory()
-    seconds = _spent(contender.run).wall
-    return seconds, (mx.get_peak_memory() - held) / 1e6 if contender.mlx else None
+    spent = _spent(contender.run)
+    if contender.mlx:
+        return spent, (mx.get_peak_memory() - held) / 1e6
+    if contender.peak is None or _one_turn(contender, spent, slow):
+        return spent, None
+    return spent, contender.peak(contender.run) / 1e6
 
 
 class Spent(NamedTuple):

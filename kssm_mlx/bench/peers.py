@@ -1,12 +1,15 @@
-"""The same models by others: mlx-lm, and where torch is installed transformers and `rwkv`. Own weights."""
+"""The same models by others: mlx-lm, and with torch transformers, mamba.py and `rwkv`. Own weights."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -44,7 +47,7 @@ _RANKS = {"a_low_rank_dim": 32, "v_low_rank_dim": 32, "gate_low_rank_dim": 64, "
 
 
 def mlx_prefill(model: nn.Module, tokens: mx.array) -> Contender:
-    return arrays(model, tokens)
+    return arrays(model, tokens)._replace(eager=True)
 
 
 def mlx_training(model: nn.Module, tokens: mx.array) -> Contender:
@@ -58,7 +61,7 @@ def mlx_training(model: nn.Module, tokens: mx.array) -> Contender:
         optimizer.update(model, gradient)
         mx.eval(loss, model.parameters(), optimizer.state)
 
-    return Contender(run)
+    return Contender(run, eager=True)
 
 
 def mlx_decoding(model: nn.Module, batch: int, count: int) -> Contender:
@@ -72,15 +75,23 @@ def mlx_decoding(model: nn.Module, batch: int, count: int) -> Contender:
             mx.async_eval(token)
         mx.eval(token)
 
-    return Contender(run)
+    return Contender(run, eager=True)
 
 
 def has_transformers() -> bool:
     return find_spec("torch") is not None and find_spec("transformers") is not None
 
 
-def transformers(family: str, shape: Shape, *, scan: bool = False) -> Any:
-    """Hugging Face's model; `scan`: its Mamba with the parallel scan of mambapy."""
+def has_associative_scan() -> bool:
+    """Without it, compiling would unroll the loop over time."""
+    import torch
+    import transformers as hf
+
+    return torch.__version__ >= "2.9" and hasattr(hf.MambaConfig(), "use_associative_scan")
+
+
+def transformers(family: str, shape: Shape, *, scan: str = "") -> Any:
+    """Hugging Face's model. scan: of its Mamba, "mambapy", "associative", or empty for a loop over time."""
     import torch
     import transformers as hf
 
@@ -90,7 +101,41 @@ def transformers(family: str, shape: Shape, *, scan: bool = False) -> Any:
     common = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "num_hidden_layers": shape.layers}
     if family == "rwkv":
         return hf.RwkvForCausalLM(hf.RwkvConfig(**common, context_length=1 << 16))
-    return hf.MambaForCausalLM(hf.MambaConfig(**common, state_size=16, use_mambapy=scan))
+    model = hf.MambaForCausalLM(hf.MambaConfig(**common, state_size=16, use_mambapy=scan == "mambapy"))
+    if scan == "associative":
+        _compile(model.backbone.layers, torch)
+    return model
+
+
+def _compile(layers: Any, torch: Any) -> None:
+    """The associative scan runs in compiled code only. One layer serves all: the whole model takes four times
+    as long to compile and is no faster. Not for any T: what another case compiled is forgotten first.
+    """
+    warnings.filterwarnings("ignore", module=r"torch\._dynamo")
+    torch.compiler.reset()
+    for layer in layers:
+        layer.compile(dynamic=False)
+
+
+def mamba_py(shape: Shape) -> Any:
+    """mamba.py's layers with its parallel scan, between our own embedding and head, which share weights."""
+    import torch
+    from mambapy.mamba import Mamba, MambaConfig, RMSNorm
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(shape.vocabulary, shape.width)
+            self.layers = Mamba(MambaConfig(d_model=shape.width, n_layers=shape.layers))
+            self.norm = RMSNorm(shape.width)
+
+        def forward(self, ids, use_cache=False):
+            h = self.norm(self.layers(self.embedding(ids)))
+            return SimpleNamespace(logits=h @ self.embedding.weight.T)
+
+    _same_threads(torch)
+    torch.manual_seed(0)
+    return Model()
 
 
 def _same_threads(torch: Any) -> None:
@@ -116,7 +161,7 @@ def rwkv_prefill(shape: Shape, tokens: mx.array) -> Contender:
         torch.save(_rwkv7_weights(shape, torch), f"{path}.pth")
         model = RWKV(model=str(path), strategy="cpu fp32")
     ids = tokens[0].tolist()
-    return Contender(lambda: model.forward(ids, None, full_output=True), mlx=False)
+    return Contender(lambda: model.forward(ids, None, full_output=True), mlx=False, peak=torch_peak)
 
 
 def _rwkv7_weights(shape: Shape, torch: Any) -> dict[str, Any]:
@@ -147,7 +192,7 @@ def torch_prefill(model: Any, tokens: mx.array) -> Contender:
         with torch.no_grad():
             model(ids, use_cache=False)
 
-    return Contender(run, mlx=False)
+    return Contender(run, mlx=False, eager=True, peak=torch_peak)
 
 
 def torch_training(model: Any, tokens: mx.array) -> Contender:
@@ -159,11 +204,25 @@ def torch_training(model: Any, tokens: mx.array) -> Contender:
     def run():
         logits = model(ids[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
 
-    return Contender(run, mlx=False)
+    return Contender(run, mlx=False, eager=True, peak=torch_peak)
+
+
+def torch_peak(run: Callable[[], Any]) -> int:
+    """The most bytes of tensors at a time while `run` runs, as MLX counts its arrays. Not the resident set:
+    glibc keeps freed memory here (`_memory.py`), and torch's then reads up to twice what it holds.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.autograd.profiler import profile
+
+    with profile(use_cpu=True, profile_memory=True) as seen:
+        run()
+    changes = [e for e in seen.kineto_results.events() if e.name() == "[memory]"]
+    held = accumulate(e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns()))
+    return max(held, default=0)
 
 
 def contenders(
@@ -175,13 +234,18 @@ def contenders(
     torch: bool,
     plain: bool,
 ) -> dict[str, Contender]:
-    """Every peer that is there for `family`. torch: those of transformers; plain: its own loop over time."""
+    """Every peer that is there for `family`. torch: those in torch; plain: transformers' loop over time."""
     found = {}
     if family in MLX_LM:
         found["mlx-lm"] = by_mlx(mlx_lm(family, shape))
-    if torch and family in TRANSFORMERS and has_transformers():
-        if plain or family == "rwkv":
-            found["transformers"] = by_torch(transformers(family, shape))
-        if family == "mamba" and find_spec("mambapy"):
-            found["transformers, mambapy"] = by_torch(transformers(family, shape, scan=True))
+    if not (torch and family in TRANSFORMERS and has_transformers()):
+        return found
+    if plain or family == "rwkv":
+        found["transformers"] = by_torch(transformers(family, shape))
+    if family == "mamba" and has_associative_scan():
+        compiled = by_torch(transformers(family, shape, scan="associative"))
+        found["transformers, associative scan"] = compiled._replace(eager=False)
+    if family == "mamba" and find_spec("mambapy"):
+        found["transformers, mambapy"] = by_torch(transformers(family, shape, scan="mambapy"))
+        found["mamba.py"] = by_torch(mamba_py(shape))
     return found

@@ -18,8 +18,7 @@ from kssm_mlx.oscillators.planar import Planar
 
 # Small enough that T = 65,536 fits: one row of one narrow model.
 B, D, N, HEADS, K = 1, 64, 16, 1, 64
-EQUAL_T = 512
-
+EQUAL_T, LANES = 512, 4096
 
 # The compiled form of a long sequence takes seconds where a kernel takes milliseconds.
 LONGEST_COMPILED = 4096
@@ -36,16 +35,31 @@ def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
                 lambda name=name, function=function, draw=draw, T=T: _forms(name, function, draw(T)),
                 {"op": name, "T": T},
             )
-    yield Case(
-        "ops/mobius_scan/equal",
-        f"mobius_scan beside selective_scan: forward and backward, 4096 lanes, B 1, T {EQUAL_T}",
-        EQUAL_T * 4096,
+    yield _equal_lanes("equal", f"{LANES // N} channels of {N} states with inputs in common", LANES // N, N)
+    yield _equal_lanes("own", f"{LANES} channels of one state, each with inputs of its own", LANES, 1)
+
+
+def _equal_lanes(key: str, what: str, channels: int, states: int) -> Case:
+    """mobius_scan beside as many states of selective_scan, in channels of so many states."""
+    sides = {
+        "selective_scan": (_selective_scan, partial(_mamba, EQUAL_T, channels, states)),
+        "mobius_scan": (_mobius_scan, partial(_mobius, EQUAL_T, LANES)),
+    }
+    return Case(
+        f"ops/mobius_scan/{key}",
+        f"mobius_scan beside selective_scan of {what}: forward and backward, {LANES} lanes, B 1, T {EQUAL_T}",
+        EQUAL_T * LANES,
         "states",
-        lambda: {
-            "selective_scan": both_ways(_selective_scan, _mamba(EQUAL_T, 256)),
-            "mobius_scan": both_ways(_mobius_scan, _mobius(EQUAL_T, 4096)),
-        },
+        lambda: {name: both_ways(function, draw()) for name, (function, draw) in sides.items()},
+        {"bytes": lambda: {n: least_bytes(f, draw()) / (EQUAL_T * LANES) for n, (f, draw) in sides.items()}},
     )
+
+
+def least_bytes(function: Callable, inputs: tuple[mx.array, ...]) -> int:
+    """What no form can do without: forward inputs read and outputs written, backward inputs and cotangents
+    read and gradients written.
+    """
+    return 3 * sum(x.nbytes for x in inputs) + 2 * sum(y.nbytes for y in function(*inputs))
 
 
 def _forms(op: str, function: Callable, inputs: tuple[mx.array, ...]) -> dict[str, Contender]:
@@ -76,7 +90,7 @@ def _selective_scan(*args: mx.array, impl: str = "auto") -> tuple[mx.array, ...]
     return selective_scan(*args, impl=impl)[:1]
 
 
-def _mamba(T: int, D: int = D) -> tuple[mx.array, ...]:
+def _mamba(T: int, D: int = D, N: int = N) -> tuple[mx.array, ...]:
     decays = -mx.broadcast_to(mx.arange(1, N + 1, dtype=mx.float32), (D, N))
     return (
         _normal(0, B, T, D),

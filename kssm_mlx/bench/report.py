@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import files
+from kssm_mlx.bench.measure import LEAST_TURNS, SLOW_SECONDS
 from kssm_mlx.reports import style
 
 HEADER = (
@@ -25,6 +26,7 @@ OWN = "ours"
 
 def rows(record: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The cells of one case, a row per contender."""
+    first = record["timings"][0]
     for t in record["timings"]:
         if t["failed"]:
             yield (t["name"], "failed", "", t["failed"], *[""] * 4)
@@ -33,7 +35,7 @@ def rows(record: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             t["name"],
             f"{t['milliseconds']:.1f}",
             f"{record['work'] / t['milliseconds'] * 1e3:,.0f} {record['unit']}",
-            _range(t),
+            _range(t, first),
             _times(t["cpu_ratio"]),
             str(t["turns"]),
             "" if t["peak_megabytes"] is None else f"{t['peak_megabytes']:.0f}",
@@ -41,11 +43,16 @@ def rows(record: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         )
 
 
-def _range(t: dict[str, Any]) -> str:
+def _range(t: dict[str, Any], first: dict[str, Any]) -> str:
     """Empty where the first contender failed: there is nothing to compare with."""
     if t["ratio"] is None or math.isnan(t["ratio"]):
         return ""
-    return f"{t['ratio']:.2f}x ({t['low']:.2f} to {t['high']:.2f})"
+    return f"{t['ratio']:.2f}x ({t['low']:.2f} to {t['high']:.2f})" + _few(min(t["turns"], first["turns"]))
+
+
+def _few(turns: int | None) -> str:
+    """A mark on a ratio that comes of too few turns."""
+    return "" if turns is None or turns >= LEAST_TURNS else f", n={turns}"
 
 
 def write(results: dict[str, Any], folder: Path, name: str) -> None:
@@ -63,14 +70,17 @@ def markdown(results: dict[str, Any], name: str, pictures: list[str]) -> str:
         f"{versions}, {facts['cores']} cores, {facts['blas']['library']}, "
         f"switches {facts['switches'] or 'none'}, commit {facts['commit'] or 'unknown'}. "
         f"Matrix products {gemm:.0f} GFLOP/s, copies {copy:.1f} GB/s.",
-        "Wall-clock medians of interleaved turns; the range of a ratio is between its quartiles. Peak memory "
-        "is MLX's own, above what was held before. Written by `kssm bench` (`make bench`); do not edit.",
+        "Wall-clock medians of interleaved turns; the range of a ratio is between its quartiles. "
+        f"n=1: a peer's call took over {SLOW_SECONDS:.0f} s and was made once; its own spread is unknown. "
+        "Peak memory is the most that MLX's arrays held at a time, above what was held before; for torch the "
+        "same of its tensors, by its profiler, in a call of its own. Written by `kssm bench` (`make bench`); "
+        "do not edit.",
     ]
     parts = [*head, *_targets(results["targets"]), *(f"![{p}]({p})" for p in pictures)]
     parts += _exponents(results["exponents"]) + _roofline(results["roofline"])
     for record in results["cases"]:
         when = "Measured on {on}, commit {commit}.".format(**record["measured"])
-        parts += [f"## {record['title']}", when, _table(HEADER, rows(record)), *_errors(record["facts"])]
+        parts += [f"## {record['title']}", when, _table(HEADER, rows(record)), *_notes(record["facts"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,7 +90,7 @@ def _table(header: tuple[str, ...], body) -> str:
 
 
 def _targets(targets: list[dict[str, Any]]) -> list[str]:
-    body = [(t["what"], *(_number(t, c) for c in COLUMNS), t["reached"]) for t in targets]
+    body = [(t["what"], *(_number(t, c) for c in COLUMNS), t["reached"] + _few(t["turns"])) for t in targets]
     return ["## Targets", _table(("what", "must", "aim", "measured", "by CPU time", ""), body)]
 
 
@@ -115,11 +125,22 @@ def _roofline(shares: dict[str, float]) -> list[str]:
     ]
 
 
-def _errors(facts: dict[str, Any]) -> list[str]:
-    found = facts.get("error")
-    if not found:
-        return []
-    return ["Error of R against float64: " + ", ".join(f"{name} {e:.1e}" for name, e in found.items()) + "."]
+NOTES = {
+    "error": ("Error of R against float64", ".1e"),
+    "bytes": (
+        "Least bytes moved per state and token (inputs twice, outputs twice, gradients of the inputs)",
+        ".1f",
+    ),
+}
+
+
+def _notes(facts: dict[str, Any]) -> list[str]:
+    """A line for each number that every contender of a case has."""
+    return [
+        f"{title}: " + ", ".join(f"{name} {value:{digits}}" for name, value in facts[fact].items()) + "."
+        for fact, (title, digits) in NOTES.items()
+        if fact in facts
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -151,8 +172,8 @@ def _over_length(cases, folder: Path, name: str) -> str | None:
 
 
 def _over_memory(cases, folder: Path, name: str) -> str | None:
-    peak = lambda r, t: t["peak_megabytes"]  # noqa: E731
-    return _panels(cases, folder, f"{name}-memory.png", ("prefill", "train"), peak, "peak MB")
+    peak = lambda r, t: t["peak_megabytes"] and t["peak_megabytes"] / r["facts"]["B"]  # noqa: E731
+    return _panels(cases, folder, f"{name}-memory.png", ("prefill", "train"), peak, "peak MB a row")
 
 
 def _panels(cases, folder: Path, file: str, kinds: tuple[str, ...], value, label: str) -> str | None:
@@ -195,7 +216,7 @@ def _against_peers(cases, folder: Path, name: str) -> str | None:
         own = r["timings"][-1]
         if r["facts"].get("family") and own["name"] == OWN and not own["failed"]:
             peers = [t for t in r["timings"][:-1] if not t["failed"]]
-            bars += [(f"{r['key']} : {t['name']}", t["milliseconds"] / own["milliseconds"]) for t in peers]
+            bars += [(_bar(r, t), t["milliseconds"] / own["milliseconds"]) for t in peers]
     if not bars:
         return None
     file = f"{name}-peers.png"
@@ -210,3 +231,7 @@ def _against_peers(cases, folder: Path, name: str) -> str | None:
         ax.set_ylim(-0.7, len(bars) - 0.3)
         ax.tick_params(axis="y", labelsize=7)
     return file
+
+
+def _bar(record: dict[str, Any], peer: dict[str, Any]) -> str:
+    return f"{record['key']} : {peer['name']}{_few(peer['turns'])}"

@@ -73,7 +73,13 @@ def summary(records: list[dict[str, Any]], facts: dict[str, Any], rates: dict[st
         "exponents": powers,
         "roofline": shares,
         "targets": [
-            {**asdict(o.target), "ratio": o.ratio, "cpu_ratio": o.cpu_ratio, "reached": o.reached}
+            {
+                **asdict(o.target),
+                "ratio": o.ratio,
+                "cpu_ratio": o.cpu_ratio,
+                "turns": o.turns,
+                "reached": o.reached,
+            }
             for o in outcomes(timings, powers, shares)
         ],
     }

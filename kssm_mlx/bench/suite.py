@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import mlx.core as mx
@@ -20,13 +20,16 @@ FAMILIES = ("mamba", "mamba2", "rwkv", "rwkv7")
 @dataclass(frozen=True)
 class Sizes:
     """lengths: T of the models; training_lengths: T of steps whose peers differentiate loops, at cost T²;
-    op_lengths: T of the recurrences alone; oscillators: N; decoded: tokens one by one.
+    mamba_training: more of those for Mamba, where mlx-lm takes a minute; own_lengths: T of one row, for our
+    models alone; op_lengths: T of the recurrences alone; oscillators: N; decoded: tokens one by one.
     """
 
     shape: Shape
     wide: int
     lengths: tuple[int, ...] = (128, 512, 2048)
     training_lengths: tuple[int, ...] = (128, 512)
+    mamba_training: tuple[int, ...] = (2048,)
+    own_lengths: tuple[int, ...] = ()
     op_lengths: tuple[int, ...] = (512, 4096, 65536)
     oscillators: tuple[int, ...] = (100, 10_000, 1_000_000)
     decoded: int = 64
@@ -43,6 +46,8 @@ def sizes(full: bool) -> Sizes:
         wide=1024 if gpu else 512,
         lengths=(128, 512, 2048, 8192),
         training_lengths=(128, 512, 2048),
+        mamba_training=(),
+        own_lengths=(65536,),
         oscillators=(100, 1000, 10_000, 100_000, 1_000_000),
     )
 
@@ -52,8 +57,12 @@ def cases(size: Sizes) -> Iterator[Case]:
     for family in FAMILIES:
         for T in size.lengths:
             yield _prefill(family, size.shape, T)
-        for T in size.training_lengths:
+        for T in size.training_lengths + (size.mamba_training if family == "mamba" else ()):
             yield _training(family, size.shape, T)
+        for T in size.own_lengths:
+            # Four rows of it would not fit in the memory of a small machine.
+            row = replace(size.shape, batch=1)
+            yield from (_prefill(family, row, T, beside=False), _training(family, row, T, beside=False))
         for batch in (1, 8):
             yield _decoding(family, size.shape, batch, size.decoded)
         yield _decoding(family, size.shape, 1, size.decoded, bits=4)
@@ -64,23 +73,23 @@ def cases(size: Sizes) -> Iterator[Case]:
     yield from oscillator_cases(size.oscillators)
 
 
-def _prefill(family: str, shape: Shape, T: int) -> Case:
+def _prefill(family: str, shape: Shape, T: int, *, beside: bool = True) -> Case:
     def make() -> dict[str, Contender]:
         tokens = shape.tokens(T)
         ways = partial(peers.mlx_prefill, tokens=tokens), partial(peers.torch_prefill, tokens=tokens)
         # Their loops over time take minutes of a long prompt.
-        found = peers.contenders(family, shape, *ways, torch=T <= 512, plain=T <= 512)
+        found = peers.contenders(family, shape, *ways, torch=T <= 512, plain=T <= 512) if beside else {}
         return found | {"ours": ours.prefill(ours.build(family, shape), tokens)}
 
     return _case(f"{family}/prefill/T{T}", f"{family}: prefill", shape, shape.batch, T, make)
 
 
-def _training(family: str, shape: Shape, T: int) -> Case:
+def _training(family: str, shape: Shape, T: int, *, beside: bool = True) -> Case:
     def make() -> dict[str, Contender]:
         tokens = shape.tokens(T + 1)
         ways = partial(peers.mlx_training, tokens=tokens), partial(peers.torch_training, tokens=tokens)
         # Differentiating transformers' own loop over time did not end in minutes at T = 512.
-        found = peers.contenders(family, shape, *ways, torch=T <= 512, plain=T <= 128)
+        found = peers.contenders(family, shape, *ways, torch=T <= 512, plain=T <= 128) if beside else {}
         return found | {"ours": ours.training(ours.build(family, shape), tokens)}
 
     return _case(f"{family}/train/T{T}", f"{family}: training step", shape, shape.batch, T, make)

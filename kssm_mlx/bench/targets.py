@@ -30,7 +30,7 @@ class Target:
         return self.of in ("memory", "exponent")
 
 
-TORCH = ("transformers", "transformers, mambapy")
+TORCH = ("transformers", "transformers, mambapy", "transformers, associative scan", "mamba.py")
 TARGETS = (
     *(
         Target(f"Mamba prefill, T {T}, against mlx-lm", f"mamba/prefill/T{T}", ("mlx-lm",), 4, 10)
@@ -79,11 +79,14 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """reached: "aim", "must", "missed", or "not measured" where the case or the peer is not there."""
+    """turns: behind the ratio, None where it is no ratio of times. reached: "aim", "must", "missed", or "not
+    measured" where the case or the peer is not there.
+    """
 
     target: Target
     ratio: float | None
     cpu_ratio: float | None = None
+    turns: int | None = None
 
     @property
     def reached(self) -> str:
@@ -108,14 +111,14 @@ def outcomes(
             yield Outcome(target, *_ratios(target, measured.get(target.key, [])))
 
 
-def _ratios(target: Target, timings: list[Timing]) -> tuple[float | None, float | None]:
-    """By the clock, or in memory, and by processor time: medians of the ratios within a turn."""
+def _ratios(target: Target, timings: list[Timing]) -> tuple[float | None, float | None, int | None]:
+    """By the clock, or in memory, and by processor time: medians of the ratios within a turn. And turns."""
     good = [t for t in timings if not t.failed]
     peers = [t for t in good[:-1] if t.name.startswith(target.against)]
-    if not peers or good[-1] is not timings[-1]:
-        return None, None
+    if not peers or timings[0].failed or timings[-1].failed:
+        return None, None, None
     own, peer = good[-1], min(peers, key=lambda t: t.milliseconds)
     if target.of == "memory":
-        return own.peak_megabytes / peer.peak_megabytes, None
+        return own.peak_megabytes / peer.peak_megabytes, None, None
     by_cpu = None if own.cpu_ratio is None else own.cpu_ratio / peer.cpu_ratio
-    return own.ratio / peer.ratio, by_cpu
+    return own.ratio / peer.ratio, by_cpu, min(t.turns for t in (timings[0], own, peer))

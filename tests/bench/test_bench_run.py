@@ -7,14 +7,16 @@ import math
 
 import mlx.core as mx
 import pytest
+from typer.testing import CliRunner
 
 from kssm_mlx.bench import peers, report
 from kssm_mlx.bench.measure import Case, Contender, Timing, arrays, compare
 from kssm_mlx.bench.ours import Shape
-from kssm_mlx.bench.recurrences import OPS
-from kssm_mlx.bench.run import bench, exponents, mamba_products
-from kssm_mlx.bench.suite import Sizes, cases
+from kssm_mlx.bench.recurrences import OPS, least_bytes
+from kssm_mlx.bench.run import bench, exponents, mamba_products, record, summary
+from kssm_mlx.bench.suite import FAMILIES, Sizes, cases, sizes
 from kssm_mlx.bench.targets import TARGETS, outcomes
+from kssm_mlx.cli import app
 from kssm_mlx.errors import ConfigError
 
 TINY = Sizes(
@@ -22,6 +24,8 @@ TINY = Sizes(
     wide=64,
     lengths=(8, 16),
     training_lengths=(8,),
+    mamba_training=(16,),
+    own_lengths=(32,),
     op_lengths=(8, 16),
     oscillators=(100,),
     decoded=2,
@@ -39,15 +43,15 @@ def test_everything_is_written_and_readable(tmp_path, monkeypatch):
     path = bench(chosen(*keys), tmp_path, turns=5, show=shown.append, budget=0)
     results = json.loads(path.read_text())
     assert [r["key"] for r in results["cases"]] == [r["key"] for r in shown] == [c.key for c in chosen(*keys)]
-    for record in results["cases"]:
-        assert [t["failed"] for t in record["timings"]] == [""] * len(record["timings"])
-        assert all(t["turns"] == 5 and t["milliseconds"] > 0 for t in record["timings"])
-        assert record["timings"][0]["ratio"] == 1
+    for found in results["cases"]:
+        assert [t["failed"] for t in found["timings"]] == [""] * len(found["timings"])
+        assert all(t["turns"] == 5 and t["milliseconds"] > 0 for t in found["timings"])
+        assert found["timings"][0]["ratio"] == 1
     assert set(results["exponents"]) == {"wkv4"}
     assert results["cases"][-1]["facts"]["error"]["ours"] < 1e-3
     assert 0 < min(results["roofline"].values()) < 1
     text = path.with_suffix(".md").read_text()
-    assert all(record["title"] in text for record in results["cases"])
+    assert all(found["title"] in text for found in results["cases"])
     pictures = sorted(tmp_path.glob("*.png"))
     assert [p.stem.rsplit("-", 1)[1] for p in pictures] == ["memory", "peers", "throughput"]
     assert all(p.read_bytes().startswith(b"\x89PNG") and f"({p.name})" in text for p in pictures)
@@ -66,6 +70,51 @@ def test_turns_are_interleaved_and_at_least_five():
     timings = compare(contenders, turns=7, budget=0)
     assert calls == ["a", "b"] + ["a", "b"] * 5
     assert [t.turns for t in timings] == [5, 5]
+
+
+def slow_peer(calls: list[str], **names: bool) -> dict[str, Contender]:
+    """Contenders that note their calls, by whether they are eager."""
+    return {n: Contender(lambda n=n: calls.append(n), eager=eager) for n, eager in names.items()}
+
+
+def test_the_first_call_of_a_slow_eager_contender_is_its_only_turn():
+    """Any call takes more than 0 seconds."""
+    calls = []
+    a, b = compare(slow_peer(calls, a=True, b=False), turns=5, budget=0, slow=0)
+    assert calls == ["a", "b"] + ["b"] * 5
+    assert (a.turns, b.turns, a.ratio) == (1, 5, 1)
+    assert a.milliseconds == a.first_call_seconds * 1e3
+    assert math.isclose(b.ratio, a.milliseconds / b.milliseconds) and b.low <= b.ratio <= b.high
+
+
+def test_a_slow_contender_is_held_against_every_turn_of_the_reference():
+    calls = []
+    a, b = compare(slow_peer(calls, a=False, b=True), turns=5, budget=0, slow=0)
+    assert calls == ["a", "b"] + ["a"] * 5
+    assert (a.turns, b.turns) == (5, 1)
+    assert math.isclose(b.ratio, a.milliseconds / b.milliseconds)
+
+
+def test_two_slow_contenders_have_one_ratio():
+    calls = []
+    a, b = compare(slow_peer(calls, a=True, b=True), turns=5, budget=0, slow=0)
+    assert calls == ["a", "b"]
+    assert b.low == b.ratio == b.high == a.first_call_seconds / b.first_call_seconds
+
+
+def test_memory_that_mlx_does_not_see_is_measured_in_a_call_of_its_own():
+    calls = []
+
+    def peak(run):
+        run()
+        return 3_000_000
+
+    run = lambda: calls.append(0)  # noqa: E731
+    (timing,) = compare({"x": Contender(run, mlx=False, peak=peak)}, turns=5, budget=0)
+    assert (timing.peak_megabytes, len(calls)) == (3, 1 + 1 + 5)
+    calls.clear()
+    (timing,) = compare({"x": Contender(run, mlx=False, eager=True, peak=peak)}, turns=5, budget=0, slow=0)
+    assert (timing.peak_megabytes, len(calls)) == (None, 1)
 
 
 def test_what_is_not_run_again_stays_with_its_own_date(tmp_path):
@@ -107,7 +156,8 @@ def test_nothing_to_run_is_refused(tmp_path):
 
 
 def timing(name: str, milliseconds: float, **more) -> Timing:
-    return Timing(name, milliseconds, 100 / milliseconds, cpu_ratio=90 / milliseconds, **more)
+    ratio = 100 / milliseconds
+    return Timing(name, milliseconds, ratio, 0.9 * ratio, 1.1 * ratio, cpu_ratio=0.9 * ratio, **more)
 
 
 def test_outcomes_compare_with_the_fastest_peer_named():
@@ -127,6 +177,29 @@ def test_outcomes_compare_with_the_fastest_peer_named():
     assert missing == {"not measured"}
 
 
+@pytest.mark.parametrize("turns, mark", [(1, ", n=1"), (5, "")])
+def test_a_ratio_of_too_few_turns_is_marked(turns, mark):
+    measured = [timing("mlx-lm", 800, turns=turns), timing("ours", 100, turns=5)]
+    case = Case("mamba/train/T2048", "", 1, "tokens", dict)
+    found = record(case, measured, commit=None)
+    results = summary([found], {}, {})
+    (target,) = [t for t in results["targets"] if "step, T 2048" in t["what"]]
+    assert (target["ratio"], target["turns"]) == (8, turns)
+    assert f"| 8.00x | 8.00x | must{mark} |" in report._targets([target])[1]
+    assert list(report.rows(found))[1][3] == f"1.00x (0.90 to 1.10){mark}"
+    assert report._bar(found, found["timings"][0]) == f"mamba/train/T2048 : mlx-lm{mark}"
+
+
+def test_without_its_reference_a_ratio_is_not_measured():
+    """It would be a number that is none, and read as missed."""
+    measured = [Timing("mlx-lm", failed="why"), timing("transformers", 50), timing("ours", 20)]
+    found = {o.target.key: o.reached for o in outcomes({"mamba/train/T128": measured})}
+    assert found["mamba/train/T128"] == "not measured"
+    measured[0] = timing("mlx-lm", 100)
+    found = {o.target.key: o.reached for o in outcomes({"mamba/train/T128": measured})}
+    assert found["mamba/train/T128"] == "aim"
+
+
 def test_exponents_and_shares_are_targets_too():
     powers = {"wkv4": 1.0, "wkv7": 1.05, "mobius_scan": 1.2}
     found = {o.target.key: o.reached for o in outcomes({}, powers, {"mamba/prefill/wide": 0.3})}
@@ -135,9 +208,49 @@ def test_exponents_and_shares_are_targets_too():
     assert found["ssd"] == "not measured"
 
 
-def test_every_target_names_a_case_of_the_default_or_the_full_suite():
-    full = Sizes(TINY.shape, 64, (128, 512, 2048), (128, 512, 2048), (8,), (100,), 2)
-    assert {t.key for t in TARGETS} <= {case.key for case in cases(full)} | set(OPS)
+def suite_keys(full: bool) -> list[str]:
+    return [case.key for case in cases(sizes(full))]
+
+
+def test_the_default_suite_measures_every_target():
+    assert {t.key for t in TARGETS} <= set(suite_keys(full=False)) | set(OPS)
+    assert [key for key in suite_keys(full=False) if key.endswith("/train/T2048")] == ["mamba/train/T2048"]
+
+
+def test_no_case_comes_twice_and_the_full_suite_has_all_of_the_default():
+    assert len(set(suite_keys(full=True))) == len(suite_keys(full=True))
+    assert set(suite_keys(full=False)) <= set(suite_keys(full=True))
+
+
+def test_the_full_suite_ends_with_one_long_row_of_ours_alone():
+    ends = {f"{family}/{what}/T65536" for family in FAMILIES for what in ("prefill", "train")}
+    keys = [key for key in suite_keys(full=True) if key.endswith("/T65536")]
+    assert ends == {key for key in keys if not key.startswith("ops/")}
+    long = [case for case in cases(TINY) if case.key.endswith("T32")]
+    assert len(long) == len(ends)
+    assert all((list(case.make()), case.work, case.facts["B"]) == (["ours"], 32, 1) for case in long)
+
+
+def test_names_are_the_keys_of_the_suite():
+    names = CliRunner().invoke(app, ["bench", "--names"]).stdout.split()
+    assert names == suite_keys(full=False)
+    full = CliRunner().invoke(app, ["bench", "--full", "--names", "--only", "T65536"]).stdout.split()
+    assert full == [key for key in suite_keys(full=True) if "T65536" in key]
+
+
+def test_least_bytes_by_hand():
+    """One token of 4 populations: a, k and z of 8 bytes each, all twice, and the gradients of a and k."""
+    function, draw = OPS["mobius_scan"]
+    assert least_bytes(function, draw(1, 4)) == 4 * (3 * 16 + 2 * 8)
+
+
+def test_lanes_with_inputs_of_their_own_move_more_than_those_that_share(tmp_path):
+    results = json.loads(bench(chosen("ops/mobius_scan/")[-2:], tmp_path, turns=5, budget=0).read_text())
+    shared, own = (r["facts"]["bytes"] for r in results["cases"])
+    assert shared["mobius_scan"] == own["mobius_scan"] == 64
+    assert 2 < shared["selective_scan"] < 2.2
+    assert 32 < own["selective_scan"] < 32.1
+    assert "inputs): selective_scan 32.0, mobius_scan 64.0." in next(tmp_path.glob("*.md")).read_text()
 
 
 def test_exponents_are_of_the_fitted_power():
