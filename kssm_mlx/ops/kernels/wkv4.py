@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from kssm_mlx.ops.gpu import BEGINS, PADDING, Kernel, chunks, gradients, marks, streams
+from kssm_mlx.ops.gpu import BEGINS, CHUNK, PADDING, Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.scan import begins, float32, inside
 from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, empty_state
 
-FORWARD = Kernel("wkv4_forward", "T C", "num0 den0 max0 w u k v marks", "y num1 den1 max1 saved", "C")
+FORWARD = Kernel(
+    "wkv4_forward", "T C", "num0 den0 max0 w u k v marks", "y num1 den1 max1 saved", side="C", slab=CHUNK
+)
 BACKWARD = Kernel(
     "wkv4_backward",
     "T C",
     "w u k v marks y saved c c_num c_den",
     "g_num0 g_den0 g_max0 g_w g_u g_k g_v",
     side="C",
+    slab=CHUNK,
+    backwards=True,
 )
 
 
