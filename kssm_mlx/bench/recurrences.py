@@ -9,6 +9,8 @@ import mlx.core as mx
 
 from kssm_mlx.bench.measure import Case, Contender, arrays
 from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops.conv import causal_conv
+from kssm_mlx.ops.kuramoto_bank import kuramoto_bank
 from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
 from kssm_mlx.ops.selective_scan import selective_scan
 from kssm_mlx.ops.ssd import ssd
@@ -20,8 +22,9 @@ from kssm_mlx.oscillators.planar import Planar
 B, D, N, HEADS, K = 1, 64, 16, 1, 64
 EQUAL_T, LANES = 512, 4096
 
-# The compiled form of a long sequence takes seconds where a kernel takes milliseconds.
-LONGEST_COMPILED = 4096
+# The compiled form of a long sequence takes seconds where a kernel takes milliseconds, that of the bank
+# minutes: its graph has some 300 nodes a token.
+LONGEST_COMPILED, LONGEST_COMPILED_BANK = 4096, 512
 
 
 def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
@@ -35,19 +38,18 @@ def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
                 lambda name=name, function=function, draw=draw, T=T: _forms(name, function, draw(T)),
                 {"op": name, "T": T},
             )
-    yield _equal_lanes("equal", f"{LANES // N} channels of {N} states with inputs in common", LANES // N, N)
-    yield _equal_lanes("own", f"{LANES} channels of one state, each with inputs of its own", LANES, 1)
+    yield _equal_lanes()
 
 
-def _equal_lanes(key: str, what: str, channels: int, states: int) -> Case:
-    """mobius_scan beside as many states of selective_scan, in channels of so many states."""
+def _equal_lanes() -> Case:
+    """mobius_scan beside as many states of selective_scan, N of which share their inputs."""
     sides = {
-        "selective_scan": (_selective_scan, partial(_mamba, EQUAL_T, channels, states)),
+        "selective_scan": (_selective_scan, partial(_mamba, EQUAL_T, LANES // N)),
         "mobius_scan": (_mobius_scan, partial(_mobius, EQUAL_T, LANES)),
     }
     return Case(
-        f"ops/mobius_scan/{key}",
-        f"mobius_scan beside selective_scan of {what}: forward and backward, {LANES} lanes, B 1, T {EQUAL_T}",
+        "ops/mobius_scan/equal",
+        f"mobius_scan beside selective_scan: forward and backward, {LANES} lanes, B 1, T {EQUAL_T}",
         EQUAL_T * LANES,
         "states",
         lambda: {name: both_ways(function, draw()) for name, (function, draw) in sides.items()},
@@ -66,8 +68,8 @@ def _forms(op: str, function: Callable, inputs: tuple[mx.array, ...]) -> dict[st
     """Every form this device can run; last, under its own name, the one that `auto` takes."""
     kernel = dispatch.kernel(op, "auto") is not None
     T = inputs[-1].shape[1]
-    found = {}
-    if not kernel or T <= LONGEST_COMPILED:
+    longest, found = LONGEST_COMPILED_BANK if op == "kuramoto_bank" else LONGEST_COMPILED, {}
+    if not kernel or T <= longest:
         found["compiled"] = both_ways(partial(function, impl="compiled"), inputs)
     if gpu.dialect():
         found["kernel"] = both_ways(partial(function, impl="kernel"), inputs)
@@ -75,11 +77,11 @@ def _forms(op: str, function: Callable, inputs: tuple[mx.array, ...]) -> dict[st
 
 
 def both_ways(function: Callable, inputs: tuple[mx.array, ...]) -> Contender:
-    """Outputs and the gradient in every argument."""
-    loss = lambda *args: sum(mx.square(part).sum() for part in function(*args))  # noqa: E731
-    gradient = mx.compile(mx.value_and_grad(loss, argnums=tuple(range(len(inputs)))))
-    mx.eval(inputs)
-    return arrays(gradient, *inputs)
+    """Outputs, and the gradient in every argument for given cotangents: the operation and nothing else."""
+    pulls = [_normal(9 + i, *y.shape) for i, y in enumerate(function(*inputs))]
+    mx.eval(inputs, pulls)
+    n = len(inputs)
+    return arrays(mx.compile(lambda *args: mx.vjp(function, args[:n], args[n:])), *inputs, *pulls)
 
 
 def _normal(seed: int, *shape: int) -> mx.array:
@@ -90,7 +92,7 @@ def _selective_scan(*args: mx.array, impl: str = "auto") -> tuple[mx.array, ...]
     return selective_scan(*args, impl=impl)[:1]
 
 
-def _mamba(T: int, D: int = D, N: int = N) -> tuple[mx.array, ...]:
+def _mamba(T: int, D: int = D) -> tuple[mx.array, ...]:
     decays = -mx.broadcast_to(mx.arange(1, N + 1, dtype=mx.float32), (D, N))
     return (
         _normal(0, B, T, D),
@@ -140,10 +142,32 @@ def _mobius(T: int, G: int = D) -> tuple[mx.array, ...]:
     return a.re, a.im, k.re, k.im
 
 
+def _conv(weight, bias, x, *, impl: str = "auto") -> tuple[mx.array, ...]:
+    return causal_conv(x, weight, bias, impl=impl)[:1]
+
+
+def _taps(T: int) -> tuple[mx.array, ...]:
+    return _normal(0, D, 4), _normal(1, D), _normal(2, B, T, D)
+
+
+def _bank(theta, omega, K, h_re, h_im, tau, *, impl: str = "auto") -> tuple[mx.array, ...]:
+    Z, theta = kuramoto_bank(theta, omega, K, Planar(h_re, h_im), tau, impl=impl)
+    return Z.re, Z.im, theta
+
+
+def _groups(T: int) -> tuple[mx.array, ...]:
+    """D / 4 groups of N oscillators."""
+    G = D // 4
+    drive = [_normal(i, B, T, G) for i in (2, 3)]
+    return _normal(0, B, G, N), _normal(1, G, N), mx.ones((B, T, G)), *drive, mx.full((B, T, G), 0.05)
+
+
 OPS = {
     "selective_scan": (_selective_scan, _mamba),
     "ssd": (_ssd, _mamba2),
     "wkv4": (_wkv4, _rwkv4),
     "wkv7": (_wkv7, _rwkv7),
     "mobius_scan": (_mobius_scan, _mobius),
+    "kuramoto_bank": (_bank, _groups),
+    "conv": (_conv, _taps),
 }
