@@ -69,7 +69,7 @@ def _forms(op: str, function: Callable, inputs: tuple[mx.array, ...]) -> dict[st
     kernel = dispatch.kernel(op, "auto") is not None
     T = inputs[-1].shape[1]
     longest, found = LONGEST_COMPILED_BANK if op == "kuramoto_bank" else LONGEST_COMPILED, {}
-    if not kernel or T <= longest:
+    if not kernel or longest >= T:
         found["compiled"] = both_ways(partial(function, impl="compiled"), inputs)
     if gpu.dialect():
         found["kernel"] = both_ways(partial(function, impl="kernel"), inputs)
