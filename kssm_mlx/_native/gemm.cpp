@@ -19,7 +19,7 @@ int kssm_threads = 1;
 
 // Multiplications that are not worth waking another thread for; and rows or columns of a piece.
 static const double ALONE = 1 << 20;
-static const int FEWEST = 128, MOST = 512, PIECES = 8, ROW_MAJOR = 101, AS_IT_IS = 111;
+static const int FEWEST = 128, MOST = 512, PIECES = 4, ROW_MAJOR = 101, AS_IT_IS = 111;
 
 template <class Gemm, class Scalar, class Element>
 static void in_pieces(Gemm gemm, int order, int ta, int tb, int m, int n, int k, Scalar alpha, const Element* a,
