@@ -45,11 +45,7 @@ def matrix_scan(P: mx.array, Q: mx.array, S0: mx.array) -> mx.array:
 
     Shapes: P [T, ..., K, K]; Q [T, ..., V, K]; S0 [..., V, K]. Returns S [T, ..., V, K].
     """
-    S, states = S0, []
-    for t in range(Q.shape[0]):
-        S = S @ P[t] + Q[t]
-        states.append(S)
-    return mx.stack(states)
+    return _matrix(P, Q, S0)
 
 
 @matrix_scan.vjp
@@ -68,18 +64,20 @@ def max_plus_scan(w: mx.array, k: mx.array, m0: mx.array) -> mx.array:
     return _max_plus(*map(mx.stop_gradient, (w, k, m0)))
 
 
-# Lanes below which one step of a loop costs its dispatch, not its arithmetic (measured on CPUs).
-FEW_LANES = 16384
+# Lanes below which one step of a loop costs its dispatch, not its arithmetic (measured on CPUs); and steps of
+# which a graph is not to have more, whatever the lanes.
+FEW_LANES, MANY_STEPS = 16384, 1024
 
 
 def _recurrence(times, plus, a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
-    """h_t = a_t h_{t-1} + b_t for any product and sum that distribute, in 3 sqrt(T) steps for few lanes.
+    """h_t = a_t h_{t-1} + b_t for any product and sum that distribute, in 3 sqrt(T) steps for few lanes or
+    many tokens.
 
     Chunks run side by side from nothing; then their ends, one after the other; then each state gets what
     entered its chunk.
     """
     T = b.shape[0]
-    L = T if h0.size >= FEW_LANES else max(1, round(T**0.5))
+    L = T if h0.size >= FEW_LANES and T <= MANY_STEPS else max(1, round(T**0.5))
     if T <= 8 or T == L:
         return mx.concatenate(_serial(times, plus, tree_split(a), tree_split(b), h0[None]))
     a, b = (_side_by_side(x, L) for x in (a, b))
@@ -109,6 +107,7 @@ def _side_by_side(x: mx.array, L: int) -> list[mx.array]:
 
 _linear = mx.compile(partial(_recurrence, mx.multiply, mx.add))
 _max_plus = mx.compile(partial(_recurrence, mx.add, mx.maximum))
+_matrix = mx.compile(partial(_recurrence, lambda P, S: S @ P, mx.add))
 
 
 def tree_split(x: mx.array) -> list[mx.array]:

@@ -11,10 +11,13 @@ import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.elementary import exp, sealed
+from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.scan import before, begins, float32, inside, tree_split
 
 # Tokens between two states that the backward pass starts again from; their states fit a core's cache.
 CHUNK = 16
+# Tokens that one graph goes through, some 15 nodes for each; more are cut into parts side by side.
+LONGEST = 4096
 
 
 def selective_scan_reference(x, dt, A, B, C, state=None, *, resets=None, lengths=None):
@@ -62,9 +65,31 @@ def selective_scan(
         # Δ so long that nothing is left: exp(ΔA) is exactly 0.
         dt = mx.where(begins(resets, lengths)[..., None], 1e30, dt)
     h0 = mx.zeros((batch, *A.shape)) if state is None else state.astype(mx.float32)
-    moving = [_time_first(v, min(CHUNK, T)) for v in (dt, dtx, B, C)]
-    y, h, _ = _scan(h0.swapaxes(1, 2), A.T, *moving)
-    return y[:T].swapaxes(0, 1), h.swapaxes(1, 2)
+    y, h = (_rows if T <= LONGEST else _rows_in_parts)(h0.swapaxes(1, 2), A.T, dt, dtx, B, C)
+    return y, h.swapaxes(1, 2)
+
+
+def _rows(h0, A, dt, dtx, B, C) -> tuple[mx.array, mx.array]:
+    """Shapes: h0 [B, N, D]; A [N, D]; the others [B, T, ...]. Returns y [B, T, D] and the last state."""
+    T = dt.shape[1]
+    y, h, _ = _scan(h0, A, *(_time_first(v, min(CHUNK, T)) for v in (dt, dtx, B, C)))
+    return y[:T].swapaxes(0, 1), h
+
+
+def _rows_in_parts(h, A, *moving: mx.array) -> tuple[mx.array, mx.array]:
+    """The same with a graph that grows no more: parts of rows as rows, each first from nothing.
+
+    A part maps h to decay h + own.
+    """
+    T = moving[0].shape[1]
+    n = -(-T // LONGEST)
+    parts = [in_time.cut(v, n) for v in moving]
+    own = _rows(mx.zeros((parts[0].shape[0], *h.shape[1:])), A, *parts)[1]
+    decay, entering = exp(parts[0].sum(axis=1)[:, None] * A), []
+    for factor, end in zip(in_time.rows(decay, n), in_time.rows(own, n)):
+        entering.append(h)
+        h = factor * h + end
+    return in_time.join(_rows(in_time.batch(entering), A, *parts)[0], n, T), h
 
 
 def _one_token(x, dt, A, B, C, state, resets, lengths):

@@ -32,6 +32,14 @@ def test_is_the_recurrence_on_paper(T, kind):
     assert_same_function(selective_scan, selective_scan_reference, args, state, masks(kind, B, T))
 
 
+@pytest.mark.parametrize("T", [33, 64, 101])
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_long_sequence_in_parts_is_the_recurrence_on_paper(T, kind, monkeypatch):
+    monkeypatch.setattr("kssm_mlx.ops.selective_scan.LONGEST", 32)
+    args, state = arguments(T)
+    assert_same_function(selective_scan, selective_scan_reference, args, state, masks(kind, B, T))
+
+
 def oracle(x, dt, A, B, C, h):
     y = []
     for t in range(x.shape[1]):
