@@ -181,32 +181,40 @@ def _panels(cases, folder: Path, file: str, kinds: tuple[str, ...], value, label
     families = list(dict.fromkeys(f for found in grid.values() for f in found))
     if not families:
         return None
-    with style.picture(folder / file, (3.2 * len(families), 3.0 * len(kinds))) as figure:
+    drawn = {(what, f): _lines(grid[what].get(f, []), value) for what in kinds for f in families}
+    names = [OWN, *dict.fromkeys(n for lines in drawn.values() for n in lines if n != OWN)]
+    with style.picture(folder / file, (3.2 * len(families), 3.0 * len(kinds) + 0.4)) as figure:
         axes = figure.subplots(len(kinds), len(families), squeeze=False)
         for row, what in zip(axes, kinds):
             for ax, family in zip(row, families):
-                _draw(ax, _lines(grid[what].get(family, []), value), f"{family}, {what}", label)
+                _draw(ax, drawn[what, family], names)
+                ax.set(title=f"{family}, {what}", xlabel="T", ylabel=label)
+        known = dict(pair[::-1] for ax in axes.flat for pair in zip(*ax.get_legend_handles_labels()))
+        shown = [n for n in names if n in known]
+        figure.legend([known[n] for n in shown], shown, loc="outside lower center", ncols=6)
     return file
 
 
-def _draw(ax, lines: dict[str, list[tuple[int, float]]], title: str, label: str) -> None:
-    for name, points in lines.items():
-        colour = style.PALETTE[0] if name == OWN else style.PALETTE[1 + list(lines).index(name) % 6]
-        ax.plot(*zip(*points), marker="o", color=colour, label=name)
+def _draw(ax, lines: dict[str, list[tuple[int, float]]], names: list[str]) -> None:
+    """names: of all panels, so that a contender has one colour in all of them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for name in (n for n in names if n in lines):
+        colour = style.PALETTE[names.index(name) % len(style.PALETTE)]
+        ax.plot(*zip(*lines[name]), marker="o", markersize=4, color=colour, label=name)
     if lines:
         ax.set(xscale="log", yscale="log")
         lengths = sorted({T for points in lines.values() for T, _ in points})
         ax.set_xticks(lengths, [f"{T:,}" for T in lengths])
-        ax.xaxis.set_minor_formatter("")
-        ax.yaxis.set_minor_formatter(_few_digits)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(_few_digits)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_minor_formatter(NullFormatter())
         ax.tick_params(labelsize=7, which="both")
-        ax.legend(fontsize=7)
-    ax.set(title=title, xlabel="T", ylabel=label)
 
 
 def _few_digits(value: float, _) -> str:
-    return f"{value:,.4g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
 
 
 def _against_peers(cases, folder: Path, name: str) -> str | None:
