@@ -21,6 +21,7 @@ from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.kernels import elementary as kernels
 
 Function = Callable[..., mx.array]
+_by_kernel = kernels.elementary
 
 _TANH_BY_X = [1, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075, -929569 / 638512875]
 
@@ -66,10 +67,6 @@ def _with_kernel(slope: Function) -> Callable[[Function], Function]:
         return function
 
     return choose
-
-
-def _by_kernel(name: str, x: mx.array) -> mx.array:
-    return kernels.elementary(name, x)
 
 
 @_with_kernel(lambda x, y: y)
@@ -158,15 +155,21 @@ def sincos(x: mx.array) -> tuple[mx.array, mx.array]:
     return sin(x), cos(x)
 
 
-@mx.custom_function
 def logsumexp(x: mx.array) -> mx.array:
     """log(sum(exp(x))) over the last axis, whose gradient is the softmax. Shapes: [..., V] -> [...]."""
+    if x.dtype == mx.float64 or not dispatch.kernel("elementary", "auto"):
+        return mx.logsumexp(x, axis=-1)
+    return _logsumexp(x.astype(mx.float32)).astype(x.dtype)
+
+
+@mx.custom_function
+def _logsumexp(x: mx.array) -> mx.array:
     top, e = _above(x)
     return (top + mx.log(e.sum(axis=-1, keepdims=True))).squeeze(-1)
 
 
-@logsumexp.vjp
-def _logsumexp_vjp(x, g, y):
+@_logsumexp.vjp
+def _(x, g, y):
     # exp(x - y) would inherit the rounding of y, which may be large.
     _, e = _above(x)
     return g[..., None] / e.sum(axis=-1, keepdims=True) * e
