@@ -11,6 +11,7 @@ Which op uses its kernel when is decided in `dispatch.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import cpp, native
@@ -128,7 +128,7 @@ class Kernel:
             return [mx.zeros(shape) for shape in outputs]
         constants = {"CHUNK": self.chunk, **{name: numbers[name] for name in self.constants.split()}}
         sizes = mx.array([lanes, *(numbers[name] for name in self.sizes.split())], mx.int32)
-        for count in (lanes, *(x.size for x in inputs), *map(np.prod, outputs)):
+        for count in (lanes, *(x.size for x in inputs), *map(math.prod, outputs)):
             if count >= 2**31:
                 raise ConfigError(
                     f"{self.name}: {count} elements in one array, at most 2^31 - 1; use impl='compiled'"
