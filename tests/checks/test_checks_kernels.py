@@ -25,11 +25,11 @@ def record(tmp_path, monkeypatch):
 
 
 def test_every_op_is_told_with_its_numbers(record, monkeypatch):
-    few = {op: parity.CASES[op] for op in ("mobius_scan", "conv")}  # each costs g++ a second
+    few = {op: parity.CASES[op] for op in ("mobius_scan", "conv", "elementary")}  # each costs g++ a second
     monkeypatch.setattr(parity, "CASES", few)
     monkeypatch.setattr(kernels, "dialects", lambda: ["cpp"])
     checks = kernels.examine()
-    assert [c.title for c in checks] == ["mobius_scan kernel, cpp", "conv kernel, cpp"]
+    assert [c.title for c in checks] == [f"{op} kernel, cpp" for op in few]
     assert {c.verdict for c in checks} == {"pass"}
     assert all(c.got.startswith("error ") and c.numbers["ratio"] > 0 for c in checks)
     assert not record.exists()  # this device speaks nothing: C++ is for telling
