@@ -1,7 +1,9 @@
-"""RWKV-7's WKV as GPU kernels: a lane holds one row of a head's state, states kept every CHUNK tokens.
+"""RWKV-7's WKV as kernels: a lane holds one row of a head's state, and the backward pass runs it once more.
 
-The rows meet only in sums over V, which would need an exchange between threads. Instead the adjoint kernel
-keeps what couples the columns (one number per row and token), and a second kernel walks the columns.
+A state every CHUNK tokens is K V / CHUNK numbers a token and head, more than is read: kept from the forward
+pass, it would cost prefill more than running twice costs training. The rows meet only in sums over V, which
+would need an exchange between threads. Instead the adjoint kernel keeps what couples the columns (one number
+per row and token), and a second kernel walks the columns.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.scan import begins, inside
 
 SHARED = "r:0 w:0 k:0 a:0 b:0"
-FORWARD = Kernel("wkv7_forward", "T H V", "S0 r w k v a b marks", "y S1 saved u", "V", SHARED, "K")
+FORWARD = Kernel("wkv7_forward", "T H V", "S0 r w k v a b marks", "y S1 saved u", "V", SHARED, "K KEEP")
 ADJOINT = Kernel("wkv7_adjoint", "T H V", "r w k a b marks c c_S1", "g_S0 entering g_v q", "V", SHARED, "K")
 COLUMNS = Kernel(
     "wkv7_columns",
@@ -36,24 +38,29 @@ def wkv7(r, log_w, k, v, a, b, state=None, *, resets=None, lengths=None) -> tupl
         resets = begins(resets, lengths)
     S0 = mx.zeros((B, H, K, V)) if state is None else state.astype(mx.float32).swapaxes(2, 3)
     r, k, v, a, b = streams(r, k, v, a, b)
-    y, S, _, _ = _scan(S0, r, exp(log_w.astype(mx.float32)), k, v, a, b, marks(resets, B, T))
+    y, S = _scan(S0, r, exp(log_w.astype(mx.float32)), k, v, a, b, marks(resets, B, T))
     return y, S.swapaxes(2, 3)
 
 
 @mx.custom_function
 def _scan(*primals):
+    return tuple(_run(primals, keep=False)[:2])
+
+
+def _run(primals, *, keep: bool) -> list[mx.array]:
+    """y, the last state, and with `keep` the states before each chunk and u."""
     S0, v = primals[0], primals[4]
     (B, T, H, V), K = v.shape, S0.shape[2]
-    shapes = [v.shape, S0.shape, (B, chunks(T), H, K, V), v.shape]
-    return tuple(FORWARD(primals, shapes, lanes=B * H * V, T=T, H=H, V=V, K=K))
+    kept = [(B, chunks(T), H, K, V), v.shape] if keep else [(1,), (1,)]
+    return FORWARD(primals, [v.shape, S0.shape, *kept], lanes=B * H * V, T=T, H=H, V=V, K=K, KEEP=int(keep))
 
 
 @_scan.vjp
 def _(primals, cotangents, outputs):
     S0, r, w, k, v, a, b, marks = primals
     (B, T, H, V), K = v.shape, S0.shape[2]
-    c, c_S1, _, _ = cotangents
-    _, _, saved, u = outputs
+    c, c_S1 = cotangents
+    _, _, saved, u = _run(primals, keep=True)
     numbers = {"T": T, "H": H, "V": V, "K": K}
     shapes = [S0.shape, saved.shape, v.shape, v.shape]
     g_S0, entering, g_v, q = ADJOINT((r, w, k, a, b, marks, c, c_S1), shapes, lanes=B * H * V, **numbers)
