@@ -24,7 +24,7 @@ PACKAGES = (
     *("pydantic", "safetensors", "tokenizers", "huggingface-hub", "scipy-openblas32"),
 )
 # Environment variables that change a number or a speed.
-SWITCHES = ("MLX_ENABLE_TF32", "MLX_DISABLE_COMPILE", "KSSM_BLAS", *_blas.THREAD_VARIABLES)
+SWITCHES = ("MLX_ENABLE_TF32", "MLX_DISABLE_COMPILE", "KSSM_BLAS", "KSSM_THREADS", *_blas.THREAD_VARIABLES)
 
 
 def facts() -> dict[str, Any]:

@@ -72,5 +72,8 @@ def uncompiled():
 def shared_text() -> Path:
     """TinyShakespeare, where the project's shared folder lies beside the clone."""
     if not SHARED_TEXT.exists():
-        pytest.skip(f"needs TinyShakespeare beside the clone: {SHARED_TEXT.name} in shared/data")
+        pytest.skip(
+            "TinyShakespeare is not part of the repository; "
+            f"with {SHARED_TEXT.name} in ../shared/data, beside the clone, this test runs"
+        )
     return SHARED_TEXT

@@ -271,6 +271,26 @@ def test_pieces_of_a_product_are_right_and_the_same_on_any_number_of_threads():
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_product_has_as_many_threads_as_it_is_told(threads):
+    """Those beside the caller's begin with the first product that is worth it, and not before."""
+    code = (
+        "import os, kssm_mlx, mlx.core as mx\n"
+        "tasks = lambda: len(os.listdir('/proc/self/task'))\n"
+        "a = mx.ones((1024, 256)); mx.eval(a, mx.ones((2, 3)) @ mx.ones((3, 2))); before = tasks()\n"
+        "mx.eval(a @ a.T); print(tasks() - before)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KSSM_THREADS": str(threads)},
+        cwd=Path(__file__).parents[1],
+        check=True,
+    )
+    assert int(run.stdout) == threads - 1
+
+
 def test_the_system_library_serves_without_a_compiler(monkeypatch):
     """Unsplit: on one thread, and the status says why."""
     library = _blas._load(str(_blas._wheel_library()))

@@ -35,15 +35,6 @@ def _polynomial(x: mx.array, coefficients: list[float]) -> mx.array:
     return terms[0]
 
 
-def sealed(x: mx.array) -> mx.array:
-    """x, where mx.compile must begin a new kernel.
-
-    It fuses from the last operation backwards, 11 deep. A constant that falls just outside becomes an array
-    of stride 0, and a kernel with such an input does not vectorise: three times slower. Views are not fused.
-    """
-    return x.view(mx.int32).view(mx.float32)
-
-
 def _with_kernel(slope: Function) -> Callable[[Function], Function]:
     """Let the kernel of the same name compute it where there is one. slope(x, y) -> dy/dx, by kernels too."""
 

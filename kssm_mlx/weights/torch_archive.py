@@ -34,9 +34,12 @@ def read_torch(path: Path) -> Read:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(path, archive)
-    # zipfile raises the last two for what it cannot read: encrypted entries, unknown compression.
-    except (zipfile.BadZipFile, EOFError, struct.error, RuntimeError, NotImplementedError) as e:
+    except (zipfile.BadZipFile, EOFError, struct.error) as e:
         return {}, [Finding("W2", f"{path.name} is not a whole zip archive: {e}")]
+    # What zipfile raises for a whole archive that it cannot read: RuntimeError for an encrypted entry, its
+    # subclass NotImplementedError for a compression that it does not know.
+    except RuntimeError as e:
+        return {}, [Finding("W2", f"{path.name} has an entry that cannot be read: {e}", NOT_TORCH_LOAD)]
     except Refused as e:
         return {}, [Finding("W4", f"the pickle in {path.name} {e}", NOT_TORCH_LOAD)]
     except Damaged as e:

@@ -31,6 +31,30 @@ def cpp():
     mx.enable_compile()
 
 
+@pytest.fixture
+def called(monkeypatch) -> list[str]:
+    """Names of the kernels that run, in the order of their calls."""
+    names, call = [], gpu.Kernel.__call__
+
+    def counted(kernel, *args, **options):
+        names.append(kernel.name)
+        return call(kernel, *args, **options)
+
+    monkeypatch.setattr(gpu.Kernel, "__call__", counted)
+    return names
+
+
+@pytest.fixture(params=[None, "cpp"], ids=["compiled", "kernel"])
+def form(request, called):
+    """Without kernels and with them; a test that meant to run one and did not, fails."""
+    with gpu.speaking(request.param):
+        if request.param:
+            assert all(map(dispatch.trusted, ("elementary", "norms", "token_mix")))
+            called.clear()  # the proofs of first uses
+        yield
+    assert bool(called) == (request.param == "cpp")
+
+
 @pytest.fixture(
     params=["cpp", pytest.param("metal", marks=pytest.mark.metal), pytest.param("gpu", marks=pytest.mark.gpu)]
 )
@@ -39,5 +63,6 @@ def dialect(request):
     if request.param == "cpp":
         request.getfixturevalue("cpp")
     elif request.node.callspec.params.get("op") in dispatch.FOR_CPUS:
-        pytest.skip("GPUs have these functions")
+        op = request.node.callspec.params["op"]
+        pytest.skip(f"{op} has a kernel for CPUs alone; on a GPU MLX's own functions run in its place")
     return request.param

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.ops import gpu
+from kssm_mlx.ops import dispatch, gpu
 from kssm_mlx.ops.elementary import exp, logsumexp, relu2, sigmoid, silu, sincos, softplus, tanh, tanh_by_x
 from kssm_mlx.ops.kernels import elementary as kernels
 
@@ -66,8 +66,12 @@ def domain(name: str) -> np.ndarray:
 
 
 @pytest.fixture
-def kernel(cpp):
+def kernel(cpp, called):
     """The functions run as kernels; `compiled_forms` of conftest has switched them off otherwise."""
+    assert dispatch.trusted("elementary")
+    called.clear()  # the proof of the first use
+    yield
+    assert called
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

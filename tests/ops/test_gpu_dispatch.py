@@ -121,3 +121,11 @@ def test_a_broken_record_is_as_good_as_none(record, text):
     assert dispatch.recorded() == {}
     dispatch.record([Verdict("conv", True, 0.0)])
     assert list(dispatch.recorded().values()) == [Verdict("conv", True, 0.0)]
+
+
+@pytest.mark.parametrize("op", dispatch.FOR_CPUS)
+def test_a_kernel_for_cpus_is_not_run_on_a_gpu(op):
+    with gpu.speaking("metal"):
+        assert dispatch.kernel(op, "auto") is None
+        with pytest.raises(ConfigError, match=rf"{op}: impl='kernel' cannot run on .*; use 'auto'"):
+            dispatch.kernel(op, "kernel")

@@ -54,9 +54,14 @@ def test_a_kernel_is_as_many_nodes_for_any_length_and_runs(op, cpp):
     assert finite(graph(op, "kernel", LONG))
 
 
-def as_time(counts: str):
-    reason = f"the graph grows as T: {counts} nodes for {LONG} tokens"
-    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+# A bounded graph is wanted of every compiled form. Not reached here: chunks side by side need the map of a
+# chunk in closed form, and coupled phases have none, so every token waits for the one before it.
+AS_TIME = pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="the compiled kuramoto_bank adds some 330 nodes with every token, since coupled phases have no "
+    "closed form that chunks could be composed by; its kernel is one node whatever T is",
+)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +72,7 @@ def as_time(counts: str):
         "wkv4",
         "mobius_scan",
         "wkv7",
-        pytest.param("kuramoto_bank", marks=as_time("22 million")),
+        pytest.param("kuramoto_bank", marks=AS_TIME),
     ],
 )
 def test_four_times_the_tokens_are_at_most_twice_the_nodes(op):

@@ -4,20 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.ops import gpu
 from kssm_mlx.ops.norms import layer_norm, rms_norm
+from tests.ops.recurrences import normal
 
 EPS = 1e-5
-
-
-@pytest.fixture(params=[None, "cpp"])
-def form(request):
-    with gpu.speaking(request.param):
-        yield
-
-
-def normal(seed: int, *shape: int) -> mx.array:
-    return mx.random.normal(shape, key=mx.random.key(seed))
 
 
 def exact(x, weight, bias, centred: bool) -> np.ndarray:

@@ -4,20 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.ops import gpu
 from kssm_mlx.ops.token_mix import token_mix
+from tests.ops.recurrences import normal
 
 B, T, D, C = 3, 21, 16, 4
-
-
-@pytest.fixture(params=[None, "cpp"])
-def form(request):
-    with gpu.speaking(request.param):
-        yield
-
-
-def normal(seed: int, *shape: int) -> mx.array:
-    return mx.random.normal(shape, key=mx.random.key(seed))
 
 
 def by_loop(x, mu, state, resets) -> np.ndarray:

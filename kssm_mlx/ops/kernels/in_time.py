@@ -1,4 +1,4 @@
-"""Few lanes and many tokens, as in the prefill of one long prompt: time is cut into parts side by side.
+"""Time cut into parts side by side: for a GPU that one prompt would not fill, for a graph of bounded size.
 
 Every part runs twice: from an empty state, which says what map it is (a state in, a state out), and, once the
 maps have been applied one after the other, from the state that really enters it. Twice the work, on as many
