@@ -159,6 +159,31 @@ def test_the_files_our_tests_write_are_what_torch_reads(tmp_path):
     assert torch.load(tmp_path / "x.pth", weights_only=True)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+@pytest.mark.parametrize(
+    "field, value, why",
+    [("flags", 1, "is encrypted, password required"), ("version", 255, "zip file version 25.5")],
+)
+def test_an_archive_that_zipfile_cannot_read_is_told_as_what_it_is(tmp_path, field, value, why):
+    path = tmp_path / "model.bin"
+    checkpoints.write_torch(path, checkpoints.read(checkpoints.folder(tmp_path / "m", "mamba")))
+    data = bytearray(path.read_bytes())
+    # Where local and central headers have it, in bytes from the signature.
+    for signature, at in {
+        b"PK\x03\x04": {"version": 4, "flags": 6},
+        b"PK\x01\x02": {"version": 6, "flags": 8},
+    }.items():
+        start = data.find(signature)
+        while start >= 0:
+            data[start + at[field]] = value
+            start = data.find(signature, start + 1)
+    path.write_bytes(data)
+    tensors, (finding,) = read_torch(path)
+    assert not tensors
+    assert finding.check == "W2"
+    assert "has an entry that cannot be read" in finding.got and why in finding.got
+    assert "safetensors" in finding.fix
+
+
 def test_legacy_torch_files_are_refused_with_the_way_out(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.rest")
     with pytest.raises(WeightMismatch, match=r"W1 .* torch before 1\.6, .* torch\.save\(torch\.load\("):
