@@ -79,9 +79,18 @@ def wkv7(
         log_w, k, b = (mx.where(valid, x, 0) for x in (log_w, k, b))
     if resets is not None:
         resets = in_chunks(begins(resets, lengths), L)
-    causal, entered, leaves = (m[..., None] for m in documents(resets, L))
-    causal, strictly = causal[..., 0], causal[..., 0] & ~mx.eye(L, dtype=mx.bool_)
-    r, log_w, k, v, a, b = (in_chunks(x, L) for x in (r, log_w, k, v, a, b))
+    S0 = mx.zeros((B, H, v.shape[-1], K)) if state is None else state
+    y, S = _chunks(*(in_chunks(x, L) for x in (r, log_w, k, v, a, b)), S0, *documents(resets, L))
+    return from_chunks(y, T), S
+
+
+def _chunks(r, log_w, k, v, a, b, S0, causal, entered, leaves) -> tuple[mx.array, mx.array]:
+    """The outputs of all chunks and the last state; the masks are those of `scan.documents`.
+
+    Shapes: r, log_w, k, a, b [C, B, H, L, K]; v [C, B, H, L, V]; S0 [B, H, V, K].
+    """
+    entered, leaves = entered[..., None], leaves[..., None]
+    strictly = causal & ~mx.eye(r.shape[-2], dtype=mx.bool_)
 
     # Decays relative to the start of the chunk: targets carry W, sources 1/W, the end W_L/W.
     log_W = mx.cumsum(log_w, axis=-2)
@@ -96,12 +105,11 @@ def wkv7(
     u_state, u_own = solve @ a0, solve @ (mx.where(strictly, a @ _T(k_in), 0) @ v)
     carry = _T(u_state) @ b_end + _diagonal(mx.where(entered, exp(log_W), 0)[..., -1, :])
     added = _T(u_own) @ b_end + _T(v) @ k_end
-    S0 = mx.zeros((B, H, v.shape[-1], K)) if state is None else state
     S = matrix_scan(carry, added, S0)
 
     M_rb, M_rk = mx.where(causal, r @ _T(b_in), 0), mx.where(causal, r @ _T(k_in), 0)
     y = (r0 + M_rb @ u_state) @ _T(before(S, S0)) + M_rb @ u_own + M_rk @ v
-    return from_chunks(y, T), S[-1]
+    return y, S[-1]
 
 
 @mx.custom_function
