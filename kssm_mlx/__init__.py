@@ -11,11 +11,11 @@ from kssm_mlx import _blas, _memory
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": "kssm_mlx.experiments.run",
+    "load": "kssm_mlx.runner.run",
     "build": "kssm_mlx.models",
-    "train": "kssm_mlx.experiments.run",
+    "train": "kssm_mlx.runner.run",
     "generate": "kssm_mlx.generation",
-    "verify": "kssm_mlx.experiments.run",
+    "verify": "kssm_mlx.runner.run",
 }
 __all__ = ["build", "generate", "load", "train", "verify"]
 

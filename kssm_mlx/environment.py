@@ -1,6 +1,6 @@
 """What a run ran on: versions, device, BLAS, compiler, switches and limits, as plain JSON.
 
-Recorded in every run's manifest and judged by `kssm doctor` (checks/host.py).
+Recorded in every run's manifest and judged by `kssm doctor` (checks/machine/fitness.py).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "training": {"metrics", "data", "models", "ops", "oscillators"},
     "checks": {"models", "ops", "weights", "data", "metrics", "training", "generation", "oscillators"},
 }
+MAY_IMPORT["runner"] = {*MAY_IMPORT}
 MAY_IMPORT["experiments"] = {*MAY_IMPORT}
 MAY_IMPORT["reports"] = {"metrics", "oscillators"}
 MAY_IMPORT["integrations"] = {"models", "generation", "weights", "data"}
@@ -87,6 +88,7 @@ def test_every_layer_is_known():
         ("oscillators/x.py", "from kssm_mlx.models import base", "oscillators may not import models"),
         ("ops/x.py", "def f():\n    import kssm_mlx.training.step", "ops may not import training"),
         ("training/x.py", "from kssm_mlx import experiments", "training may not import experiments"),
+        ("runner/x.py", "from kssm_mlx.experiments import clamps", "runner may not import experiments"),
         ("reports/x.py", "from ..models.kssm import KSSM", "reports may not import models"),
         ("experiments/x.py", "from kssm_mlx.cli import app", "experiments may not import cli"),
         ("data/x.py", "import mlx_lm.utils", "only integrations/mlx_lm.py may"),

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kssm_mlx import files
-from kssm_mlx.checks.definitions import Entry, definitions
+from kssm_mlx.checks.catalog import Entry, definitions
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DETECTION = DOCS / "results" / "detection.json"

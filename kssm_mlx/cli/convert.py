@@ -30,7 +30,7 @@ def convert(
     set the dynamics stay as they are. The loss before and after is printed.
     """
     from kssm_mlx.cli.tables import console, table, warn_unverified
-    from kssm_mlx.experiments.conversion import convert as run
+    from kssm_mlx.runner.convert import convert as run
 
     done = run(
         source,

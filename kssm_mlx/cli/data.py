@@ -22,8 +22,8 @@ def synthetic_themes(
 
     A recipe has them without a file as source = "themes:seed=0,samples=800".
     """
-    from kssm_mlx.data.jsonl import write_records
-    from kssm_mlx.data.themes import themed_samples
+    from kssm_mlx.data.corpora.jsonl import write_records
+    from kssm_mlx.data.corpora.themes import themed_samples
 
     made = themed_samples(seed, samples)
     write_records(out, [{"text": sample.text, "theme": sample.theme} for sample in made])
@@ -43,8 +43,8 @@ def gutenberg(
     """
     from kssm_mlx.cli.meter import Bytes
     from kssm_mlx.cli.tables import console, table
-    from kssm_mlx.data.gutenberg import book_files, shelf
-    from kssm_mlx.data.jsonl import write_records
+    from kssm_mlx.data.corpora.gutenberg import book_files, shelf
+    from kssm_mlx.data.corpora.jsonl import write_records
 
     with Bytes() as meter:
         meter.start(sum(path.stat().st_size for path in book_files(folder)))
@@ -69,8 +69,8 @@ def wikitext(
     validation split as well.
     """
     from kssm_mlx.cli.meter import Bytes
-    from kssm_mlx.data.jsonl import write_records
-    from kssm_mlx.data.wikitext import articles
+    from kssm_mlx.data.corpora.jsonl import write_records
+    from kssm_mlx.data.corpora.wikitext import articles
 
     with Bytes() as meter:
         meter.start(file.stat().st_size if file.is_file() else 0)
@@ -91,9 +91,9 @@ def bpe(
     "bpe:16384" learns one from what it trains on, in every run again.
     """
     from kssm_mlx.cli.meter import Bytes
-    from kssm_mlx.data.bpe import train_bpe
-    from kssm_mlx.data.corpora import open_corpus
-    from kssm_mlx.data.jsonl import write_text
+    from kssm_mlx.data.corpora.jsonl import write_text
+    from kssm_mlx.data.corpora.sources import open_corpus
+    from kssm_mlx.data.tokenizers.bpe import train_bpe
 
     documents = open_corpus(source).documents
     with Bytes() as meter:
@@ -110,9 +110,9 @@ def describe(
     """Count documents, bytes, tokens, what is there twice and what was decoded wrongly."""
     from kssm_mlx.cli.meter import Bytes
     from kssm_mlx.cli.tables import console, table
-    from kssm_mlx.data.corpora import open_corpus
-    from kssm_mlx.data.describe import describe as run
-    from kssm_mlx.data.tokenizers import make_tokenizer
+    from kssm_mlx.data.corpora.description import describe as run
+    from kssm_mlx.data.corpora.sources import open_corpus
+    from kssm_mlx.data.tokenizers.factory import make_tokenizer
 
     corpus = open_corpus(source)
     everything = [*corpus.documents, *corpus.validation]

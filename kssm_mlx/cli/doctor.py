@@ -15,10 +15,10 @@ def doctor(
     Exit code 0 if numbers are right here (even if slow), 1 if something is broken.
     """
     from kssm_mlx import environment
-    from kssm_mlx.checks import host, kernels
+    from kssm_mlx.checks.machine import fitness, kernels
 
-    facts, speed = environment.facts(), host.measure()
-    checks = [*host.examine(facts), *kernels.examine()]
+    facts, speed = environment.facts(), fitness.measure()
+    checks = [*fitness.examine(facts), *kernels.examine()]
     if as_json:
         import json
 

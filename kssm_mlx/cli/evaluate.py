@@ -27,8 +27,8 @@ def evaluate(
     In nats/token, perplexity and bits/byte, with what context is worth and what counting reaches.
     """
     from kssm_mlx.cli.tables import console, evaluation_rows, table, warn_unverified
-    from kssm_mlx.experiments.evaluation import evaluate as score
-    from kssm_mlx.experiments.run import load
+    from kssm_mlx.runner.evaluate import evaluate as score
+    from kssm_mlx.runner.run import load
 
     trained = load(model, verify=verify)
     warn_unverified(trained)
@@ -36,7 +36,7 @@ def evaluate(
     if as_json:
         import json
 
-        from kssm_mlx.training.rows import plain
+        from kssm_mlx.training.json_lines import plain
 
         return typer.echo(json.dumps({name: plain(value) for name, value in numbers.items()}, indent=2))
     console().print(table(("measure", "value"), evaluation_rows(numbers), numbers["data"]))

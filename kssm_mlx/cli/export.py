@@ -21,7 +21,7 @@ def export(
     FalconMamba, Mamba-2 and RWKV-4. Adapters are fused into their host.
     """
     from kssm_mlx.cli.tables import warn_unverified
-    from kssm_mlx.experiments.conversion import export as write
+    from kssm_mlx.runner.convert import export as write
 
     write(source, folder, format=format, tokenizer=tokenizer, verify=verify, on_open=warn_unverified)
     run = {

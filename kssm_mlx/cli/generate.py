@@ -56,9 +56,9 @@ def generate(
     text stands and continues it exactly, with the weights that wrote it.
     """
     from kssm_mlx.cli.tables import warn_unverified
-    from kssm_mlx.experiments.run import load
     from kssm_mlx.generation import follow, load_state, save_state, stack
     from kssm_mlx.generation import stream as run
+    from kssm_mlx.runner.run import load
 
     trained = load(model, verify=verify)
     warn_unverified(trained)

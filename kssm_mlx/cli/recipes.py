@@ -36,7 +36,7 @@ def recipes(
 
 def _failures() -> None:
     """The failed runs of the notes, and the checks that stop them."""
-    from kssm_mlx.checks.definitions import definitions
+    from kssm_mlx.checks.catalog import definitions
     from kssm_mlx.cli.tables import console, table
     from kssm_mlx.training.recipe import failures, load
 

@@ -54,8 +54,8 @@ def train(
     folder = out or Path("runs") / f"{Path(recipe).stem}{'-smoke' if smoke else ''}"
 
     from kssm_mlx.cli.tables import console
-    from kssm_mlx.experiments.run import train as run
     from kssm_mlx.reports import report
+    from kssm_mlx.runner.run import train as run
 
     out_to = console()
     try:

@@ -37,7 +37,7 @@ def verify(
     """
     if explain:
         return _explain(explain)
-    from kssm_mlx.experiments.run import verify as run
+    from kssm_mlx.runner.run import verify as run
 
     found = run(
         *(targets or ()),
@@ -65,7 +65,7 @@ def _show(checks: list[dict], target: str, as_json: bool) -> None:
 
 
 def _explain(check: str) -> None:
-    from kssm_mlx.checks.definitions import definition
+    from kssm_mlx.checks.catalog import definition
 
     entry = definition(check)
     typer.echo(f"{entry.id} {entry.title} (level {entry.level}; {entry.source})")

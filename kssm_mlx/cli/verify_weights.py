@@ -41,16 +41,16 @@ def verify_weights(
     Exit code 0 if every check passed, 1 if one failed, shown or not, 2 for unusable input.
     """
     from kssm_mlx.cli.meter import Bytes
-    from kssm_mlx.data.corpora import read_text
-    from kssm_mlx.experiments import verification
+    from kssm_mlx.data.corpora.sources import read_text
+    from kssm_mlx.runner import verify_weights
 
     judged_on = read_text(text) if text else None
     with Bytes(quiet=as_json) as meter:
-        done = verification.verify_weights(
+        done = verify_weights.verify_weights(
             source, quick=quick, manifest=manifest, text=judged_on, meter=meter
         )
     if write_manifest:
-        verification.record(done, write_manifest, text=judged_on)
+        verify_weights.record(done, write_manifest, text=judged_on)
     shown = _chosen([c.to_json() for c in done.checks], only)
     _show(shown, source, done, as_json)
     if write_manifest and not as_json:

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from kssm_mlx import files
-from kssm_mlx.data.corpora import open_corpus
+from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.index import FILES, FORMAT, INDEX, SCORED, SPLITS, read_index
 from kssm_mlx.data.splits import split_corpus
 from kssm_mlx.data.tasks import PREFIX, Task, make_task
 from kssm_mlx.data.tasks.files import task_origin, task_rows
-from kssm_mlx.data.tokenizers import FILE as TOKENIZER
-from kssm_mlx.data.tokenizers import IdTokenizer, Tokenizer, load_tokenizer, make_tokenizer
+from kssm_mlx.data.tokenizers.factory import FILE as TOKENIZER
+from kssm_mlx.data.tokenizers.factory import IdTokenizer, Tokenizer, load_tokenizer, make_tokenizer
 from kssm_mlx.digest import file_digest
 from kssm_mlx.errors import DataError
 

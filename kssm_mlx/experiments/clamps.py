@@ -32,16 +32,16 @@ from kssm_mlx import files
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.data.tokens import TokenData, TokenSplit
 from kssm_mlx.errors import CheckFailed, ConfigError
-from kssm_mlx.experiments import run
 from kssm_mlx.experiments.clamp_rule import CONDITIONS, Outcome
-from kssm_mlx.experiments.start import start
 from kssm_mlx.metrics.amplitude import amplitude, signal
-from kssm_mlx.models.acts import Amplitude, Observe, Statistics
 from kssm_mlx.models.base import Intervention, mode
-from kssm_mlx.models.calibration import Place, calibrate
-from kssm_mlx.models.units import free_routing
+from kssm_mlx.models.interventions.calibration import Place, calibrate
+from kssm_mlx.models.interventions.freeze_units import free_routing
+from kssm_mlx.models.interventions.spec import Amplitude, Observe, Statistics
+from kssm_mlx.runner import run
+from kssm_mlx.runner.initial_model import start
+from kssm_mlx.training.constraints import Holding, holding
 from kssm_mlx.training.evaluation import make_evaluator
-from kssm_mlx.training.freezing import Holding, holding
 from kssm_mlx.training.losses import split_rows
 from kssm_mlx.training.recipe import Recipe, parse
 from kssm_mlx.training.state import flatten

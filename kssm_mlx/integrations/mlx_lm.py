@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
 from kssm_mlx import models
-from kssm_mlx.weights.configs import from_file
+from kssm_mlx.weights.naming.configs import from_file
 
 
 class ModelArgs:

@@ -26,16 +26,16 @@ class Family(NamedTuple):
 
 MODELS: dict[str, Family] = {
     "kssm": Family("kssm", "KSSMConfig", "KSSM"),
-    "kssm_v1": Family("kssm_v1", "KSSMv1Config", "KSSMv1"),
-    "kssm_v2": Family("kssm_v2", "KSSMv2Config", "KSSMv2"),
-    "kssm_v3": Family("kssm_v3", "KSSMv3Config", "KSSMv3"),
+    "kssm_v1": Family("precursors.kssm_v1", "KSSMv1Config", "KSSMv1"),
+    "kssm_v2": Family("precursors.kssm_v2", "KSSMv2Config", "KSSMv2"),
+    "kssm_v3": Family("precursors.kssm_v3", "KSSMv3Config", "KSSMv3"),
     "mamba": Family("mamba", "MambaConfig", "Mamba"),
     "falcon_mamba": Family("mamba", "MambaConfig", "Mamba"),
     "mamba2": Family("mamba2", "Mamba2Config", "Mamba2"),
     "rwkv": Family("rwkv4", "RWKV4Config", "RWKV4"),
     "rwkv7": Family("rwkv7", "RWKV7Config", "RWKV7"),
-    "hybrid": Family("hybrid", "HybridConfig", "Hybrid"),
-    "hybrid_v3": Family("hybrid_v3", "HybridV3Config", "HybridV3"),
+    "hybrid": Family("hybrids.parallel", "HybridConfig", "Hybrid"),
+    "hybrid_v3": Family("hybrids.v3", "HybridV3Config", "HybridV3"),
     "transformer": Family("transformer", "TransformerConfig", "Transformer"),
 }
 

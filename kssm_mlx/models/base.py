@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.acts import Act, Inside, Noise
+from kssm_mlx.models.interventions.spec import Act, Inside, Noise
 
 Cache = list
 

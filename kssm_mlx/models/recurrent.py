@@ -15,7 +15,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models import acted
 from kssm_mlx.models.base import (
     Cache,
     Intervention,
@@ -24,6 +23,7 @@ from kssm_mlx.models.base import (
     continue_in_place,
     refuse_unknown_clamps,
 )
+from kssm_mlx.models.interventions import apply
 
 EVERY_SITE = ("S0", "S1", "S2", "S3", "S4", "routing")  # of a family whose blocks take `inside` (acts.py)
 
@@ -71,9 +71,9 @@ class RecurrentModel(nn.Module):
         """
         refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers), self.act_sites)
         if intervention and intervention.acts:
-            intervention, key = acted.prepared(intervention, cache, key)
+            intervention, key = apply.prepared(intervention, cache, key)
             if intervention.at("S3"):
-                return acted.token_by_token(self, tokens, cache, intervention, resets, lengths, key)
+                return apply.token_by_token(self, tokens, cache, intervention, resets, lengths, key)
         trace = {"intervention": intervention.describe()} if intervention else {}
         if lengths is not None:
             # A chunk of a longer prompt may end before a row does, or begin after it ended.
@@ -86,7 +86,7 @@ class RecurrentModel(nn.Module):
             new.append(entry)
             trace |= {f"block{i:02d}/{name}": value for name, value in own.items()}
         if intervention and intervention.acts:
-            return acted.at_the_end(self, x, intervention, trace), new, trace
+            return apply.at_the_end(self, x, intervention, trace), new, trace
         return self.finish(x), new, trace
 
     def enter(self, tokens, cache, resets, lengths, key):

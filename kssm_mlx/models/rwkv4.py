@@ -25,8 +25,8 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.acts import LEAST
 from kssm_mlx.models.base import refuse_counts_below_one
+from kssm_mlx.models.interventions.spec import LEAST
 from kssm_mlx.models.layers import LayerNorm, linear
 from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, orthogonal
 from kssm_mlx.ops.elementary import relu2, sigmoid

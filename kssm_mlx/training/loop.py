@@ -24,18 +24,19 @@ from rich.console import Console
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.errors import CheckFailed, CheckpointError
 from kssm_mlx.models.base import Intervention
-from kssm_mlx.training import checkpoint, identity, lock
+from kssm_mlx.training import lock
+from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.disk import writing
+from kssm_mlx.training.early_stopping import Advice
 from kssm_mlx.training.evaluation import make_evaluator
-from kssm_mlx.training.monitors import Advice
+from kssm_mlx.training.json_lines import Rows, plain
+from kssm_mlx.training.loss_terms import terms
+from kssm_mlx.training.monitoring import Course, Watch
 from kssm_mlx.training.progress import Progress
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.regularisers import terms
-from kssm_mlx.training.rows import Rows, plain
 from kssm_mlx.training.signals import StopRequest, interrupted
 from kssm_mlx.training.state import TrainState, from_arrays, initial_state, to_arrays, with_knobs
 from kssm_mlx.training.step import make_step
-from kssm_mlx.training.watch import Course, Watch
 
 SKIPS_ALLOWED = 10  # updates refused in a row for a gradient that is not finite, before the run is given up
 

@@ -39,7 +39,7 @@ from pydantic import (
 
 from kssm_mlx.data.tasks import PREFIX, make_task
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.training.steering import Clamp, Control, Freeze, Group, Monitor, Noise, Section
+from kssm_mlx.training.steering_sections import Clamp, Control, Freeze, Group, Monitor, Noise, Section
 
 RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
 
@@ -63,7 +63,7 @@ class Failure(Section):
     """A run of the notes that failed and passed for a result: kept alive to see it stopped.
 
     stopped_by: ids of the checks that stop it. breaks: what is broken where no key of a recipe can, a name in
-    experiments/failures.py.
+    runner/failures.py.
     """
 
     stopped_by: list[str] = Field(min_length=1)
@@ -72,7 +72,7 @@ class Failure(Section):
 
 class Data(Section):
     """source: `pydoc`, `themes`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `gutenberg:FOLDER`, `wikitext:PATH`,
-    `hf:DATASET`, `task:NAME`; all in `kssm_mlx.data.corpora`.
+    `hf:DATASET`, `task:NAME`; all in `kssm_mlx.data.corpora.sources`.
 
     tokenizer: `bytes`, `chars`, `chars-reserved`, `bpe:SIZE`, `hf:PATH|REPO`, `world:PATH`, `gpt2:PATH`,
     `cl100k:PATH`, `neox:PATH`; of a task always `ids`.
@@ -131,7 +131,7 @@ class Host(Section):
 
     train: "lora" trains adapters of this `rank` beside the host's wide projections, scaled by alpha / rank;
     "full" trains every parameter; "frozen" trains none of the host's own. graft: phase cores in the host,
-    trained in any case, with the options of `kssm_mlx.models.graft_configs`. verify = false takes a host
+    trained in any case, with the options of `kssm_mlx.models.grafts.configs`. verify = false takes a host
     that has not passed `kssm verify-weights`; the run records it.
     """
 
@@ -157,7 +157,7 @@ class Host(Section):
         """The options given and those left out, so that a run says what it was whatever becomes of them."""
         if graft is None:
             return None
-        from kssm_mlx.models.graft_configs import configure
+        from kssm_mlx.models.grafts.configs import configure
 
         return asdict(configure(graft))
 
@@ -277,7 +277,7 @@ class Recipe(Section):
     @field_validator("loss")
     @classmethod
     def _known_terms(cls, loss: dict[str, dict[str, Any]]):
-        from kssm_mlx.training.regularisers import terms
+        from kssm_mlx.training.loss_terms import terms
 
         try:
             terms(loss)

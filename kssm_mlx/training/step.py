@@ -20,10 +20,10 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.base import Cache, Intervention, head_of, mode, with_parameters
-from kssm_mlx.training import observables, optim, regularisers
+from kssm_mlx.training import loss_terms, observables, optim
+from kssm_mlx.training.loss_terms import Term, apart
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
 from kssm_mlx.training.recipe import Train
-from kssm_mlx.training.regularisers import Term, apart
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import TrainState, buffers_of, flatten, with_knobs
 
@@ -56,7 +56,7 @@ def make_step(
 ) -> Step:
     """The step of this model under this recipe: `step(state, tokens, resets) -> (state, metrics)`.
 
-    loss: what is added to the cross-entropy (training/regularisers.py). masks: parameter -> bool array that
+    loss: what is added to the cross-entropy (training/loss_terms.py). masks: parameter -> bool array that
     broadcasts to it; where it is False nothing moves, under decay neither. intervention: held in every
     forward pass. monitor: observe U, the phases and the frequencies as well.
 
@@ -105,7 +105,7 @@ def make_gradient(
         inputs, targets = split_rows(tokens)
         own = with_knobs(lowered(params), untrained)
         nats, count, logits, cache, trace, buffers = score(own, inputs, targets, carry, resets, key)
-        terms = {k: v * count for k, v in regularisers.columns(loss, logits, targets, trace).items()}
+        terms = {k: v * count for k, v in loss_terms.columns(loss, logits, targets, trace).items()}
         total = nats + sum(v for k, v in terms.items() if k.startswith("term_"))
         carry = _handed_off(model, carry, cache) if train.hand_off else None
         return total, nats, count, terms, observables.averages(trace), buffers, carry

@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.weights.configs import to_file
+from kssm_mlx.weights.naming.configs import to_file
 from kssm_mlx.weights.quantize import quantization_of
 
 FORMATS = ("mlx-lm", "hf")

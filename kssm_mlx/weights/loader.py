@@ -11,11 +11,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from kssm_mlx.weights import verified
-from kssm_mlx.weights.findings import LAYERS, require
-from kssm_mlx.weights.inspect import Inspection, Meter, inspect
-from kssm_mlx.weights.keymaps import TRANSFORMS
-from kssm_mlx.weights.tensors import FLOATS, TensorInfo
+from kssm_mlx.weights.audit import verified
+from kssm_mlx.weights.audit.findings import LAYERS, require
+from kssm_mlx.weights.audit.inspect import Inspection, Meter, inspect
+from kssm_mlx.weights.io.tensors import FLOATS, TensorInfo
+from kssm_mlx.weights.naming.keymaps import TRANSFORMS
 
 STRUCTURE = (*LAYERS["L0"], "W6", "W7", "W8")  # without these there is no model to load
 

@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 
-from kssm_mlx.checks.base import Context
-from tests.checks.small_runs import STEPS, make_data, sentences, train
-from tests.fakes import Memoryless, TinyRecurrent
+from kssm_mlx.checks.core.registry import Context
+from tests.support.fakes import Memoryless, TinyRecurrent
+from tests.support.small_runs import STEPS, make_data, sentences, train
 
 
 @pytest.fixture(scope="session")

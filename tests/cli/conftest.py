@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from kssm_mlx.data.tokenizers import ByteTokenizer
+from kssm_mlx.data.tokenizers.factory import ByteTokenizer
 from kssm_mlx.models.base import Trained
-from tests.cli.cli_fakes import DIGEST, a_check
-from tests.fakes import TinyRecurrent
+from tests.support.cli_fakes import DIGEST, a_check
+from tests.support.fakes import TinyRecurrent
 
 
 @pytest.fixture
@@ -27,5 +27,5 @@ def runs(monkeypatch):
         asked=asked,
         checks=checks,
     )
-    monkeypatch.setitem(sys.modules, "kssm_mlx.experiments.run", fake)
+    monkeypatch.setitem(sys.modules, "kssm_mlx.runner.run", fake)
     return fake

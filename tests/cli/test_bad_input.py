@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.cli.cli_fakes import kssm, refused
+from tests.support.cli_fakes import kssm, refused
 
 RECIPE = '[data]\nsource = "file:{}"\n[model]\nsize = "xs"\n[train]\nsteps = 3\n'
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kssm_mlx.errors import CheckFailed
-from tests.cli.cli_fakes import DIGEST, a_check, kssm, refused
-from tests.reports.report_fakes import write_run
+from tests.support.cli_fakes import DIGEST, a_check, kssm, refused
+from tests.support.report_fakes import write_run
 
 ROOT = Path(__file__).parents[2]
 RECIPE = '[about]\nquestion = "Does it [run]?"\n[model]\nsize = "xs"\n[train]\nsteps = 30\n'
@@ -156,7 +156,7 @@ def test_eval_prints_a_table_or_json(runs, monkeypatch):
         asked.update(options, trained=trained, folder=folder)
         return {**numbers, "ladder": {"bigram": 2.5}}
 
-    monkeypatch.setattr("kssm_mlx.experiments.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("kssm_mlx.runner.evaluate.evaluate", evaluate)
     table = kssm("eval", "m", "--tokens", 640, "--data", "file:x")
     assert "1.2500 ± 1.2500" in table.stdout and "2.5000" in table.stdout
     assert asked == {"trained": runs.load("m"), "folder": "m", "source": "file:x", "tokens": 640}

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from kssm_mlx.data.corpora import open_corpus
-from kssm_mlx.data.themes import themed_samples
-from kssm_mlx.data.tokenizers import make_tokenizer
-from tests.cli.cli_fakes import kssm, refused
+from kssm_mlx.data.corpora.sources import open_corpus
+from kssm_mlx.data.corpora.themes import themed_samples
+from kssm_mlx.data.tokenizers.factory import make_tokenizer
+from tests.support.cli_fakes import kssm, refused
 
 BOOK = """Title: {title}
 

@@ -23,7 +23,7 @@ def command() -> typer.Typer:
 
 @pytest.fixture(autouse=True)
 def one_kernel(monkeypatch, tmp_path):
-    """tests/checks/test_checks_kernels.py looks at all of them; verdicts are not for the user's folder."""
+    """tests/checks/machine/test_kernels.py looks at all of them; verdicts are not for the user's folder."""
     monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(parity, "CASES", {"conv": parity.CASES["conv"]})
 

@@ -6,7 +6,7 @@ import pytest
 
 from kssm_mlx import cli
 from kssm_mlx.errors import CheckFailed, ConfigError, DataError, Interrupted, WeightMismatch
-from tests.cli.cli_fakes import kssm, refused
+from tests.support.cli_fakes import kssm, refused
 
 
 def raising(monkeypatch, error):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from kssm_mlx.cli import app
 from kssm_mlx.models import build, configure
 from kssm_mlx.weights.export import export as write_folder
-from tests.integrations.exported import SMALL, exported, tiny
+from tests.support.exported import SMALL, exported, tiny
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tests.cli.cli_fakes import kssm, refused
+from tests.support.cli_fakes import kssm, refused
 
 QUICK = ["--n", 100, "--time", 4, "--dt", 0.1]
 

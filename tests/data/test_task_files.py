@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch, windows_per_epoch
-from kssm_mlx.data.tokenizers import IdTokenizer, load_tokenizer
+from kssm_mlx.data.tokenizers.factory import IdTokenizer, load_tokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.training.recipe import parse
-from tests.training.tiny_run import rows, tiny_run
+from tests.support.tiny_run import rows, tiny_run
 
 MODULAR = {"p": 13, "length": 5, "validation_rows": 40}
 

@@ -12,8 +12,8 @@ from kssm_mlx import models
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.experiments.clamp_rule import CLAIMED, CONDITIONS, STATUS, Outcome, decide
 from kssm_mlx.experiments.clamps import Design, at_rest, conduct, require_acting, resolved
-from kssm_mlx.models.calibration import calibrate
-from kssm_mlx.training.freezing import Holding, holding
+from kssm_mlx.models.interventions.calibration import calibrate
+from kssm_mlx.training.constraints import Holding, holding
 from kssm_mlx.training.recipe import parse
 
 SIZES = {"d_model": 16, "n_layers": 1, "tie_embeddings": False}

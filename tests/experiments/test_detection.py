@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kssm_mlx.checks.base import REGISTRY
+from kssm_mlx.checks.core.registry import REGISTRY
 from kssm_mlx.experiments.detection import matrix, report
 from kssm_mlx.experiments.detection.bench import CONTROLS, Bench
 from kssm_mlx.experiments.detection.detect import SEEDS, detect

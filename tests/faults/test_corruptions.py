@@ -14,23 +14,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer
+from kssm_mlx.data.tokenizers.factory import ByteTokenizer, CharTokenizer
 from kssm_mlx.errors import WeightMismatch
-from kssm_mlx.experiments.hosts import open_model
-from kssm_mlx.weights.formats import read_files
-from kssm_mlx.weights.inspect import inspect
+from kssm_mlx.runner.pretrained import open_model
+from kssm_mlx.weights.audit.inspect import inspect
+from kssm_mlx.weights.io.container import read_files
 from kssm_mlx.weights.loader import load_weights
-from tests.weights import checkpoints
-from tests.weights.checkpoints import Stored, failed, read, stored, write
+from tests.support import weight_files
+from tests.support.weight_files import Stored, failed, read, stored, write
 
-FAMILIES = sorted(checkpoints.CONFIGS)
+FAMILIES = sorted(weight_files.CONFIGS)
 Tensors = dict[str, Stored]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def good(request, tmp_path_factory):
     """(family, folder with good weights, their digests)."""
-    path = checkpoints.folder(tmp_path_factory.mktemp(request.param) / "good", request.param)
+    path = weight_files.folder(tmp_path_factory.mktemp(request.param) / "good", request.param)
     found = inspect(path)
     assert found.ok, found.findings
     return request.param, path, found.digests
@@ -294,7 +294,7 @@ SHARDS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("kind", SHARDS)
 def test_damaged_indices_are_rejected(copy, kind):
-    checkpoints.shard(copy)
+    weight_files.shard(copy)
     assert inspect(copy).ok
     SHARDS[kind](copy)
     with pytest.raises(WeightMismatch, match="W3 "):
@@ -303,9 +303,9 @@ def test_damaged_indices_are_rejected(copy, kind):
 
 def test_the_shard_of_another_model_is_rejected(good, copy, tmp_path):
     """Of another size by W8; of the same size only with a manifest."""
-    checkpoints.shard(copy)
-    same = checkpoints.shard(checkpoints.folder(tmp_path / "same", good[0], seed=1))
-    other = checkpoints.shard(checkpoints.folder(tmp_path / "other", good[0], vocab_size=48))
+    weight_files.shard(copy)
+    same = weight_files.shard(weight_files.folder(tmp_path / "same", good[0], seed=1))
+    other = weight_files.shard(weight_files.folder(tmp_path / "other", good[0], vocab_size=48))
     shutil.copy(first(same), first(copy))
     assert failed(inspect(copy)) == set()
     assert failed(inspect(copy, expected=good[2])) == {"W11"}
@@ -394,7 +394,7 @@ def test_hostile_pickles_are_refused_by_name_and_never_run(copy, kind, monkeypat
     extra, named = HOSTILE[kind]
     tensors = read(copy)
     (copy / "model.safetensors").unlink()
-    checkpoints.write_torch(copy / "pytorch_model.bin", tensors, checkpoints.torch_pickle(tensors, extra))
+    weight_files.write_torch(copy / "pytorch_model.bin", tensors, weight_files.torch_pickle(tensors, extra))
     with pytest.raises(WeightMismatch, match="W4 pickle safety") as e:
         load_weights(copy)
     assert named in str(e.value) and failed(inspect(copy)) == {"W4"}
@@ -403,7 +403,7 @@ def test_hostile_pickles_are_refused_by_name_and_never_run(copy, kind, monkeypat
 def torch_copy(folder: Path) -> Path:
     tensors = read(folder)
     (folder / "model.safetensors").unlink()
-    checkpoints.write_torch(folder / "pytorch_model.bin", tensors)
+    weight_files.write_torch(folder / "pytorch_model.bin", tensors)
     return folder / "pytorch_model.bin"
 
 

@@ -4,8 +4,9 @@ import signal
 
 import pytest
 
-from kssm_mlx.training import checkpoint, lock
-from tests.training.tiny_run import FAULTS, in_process, rows, saved, tiny_run
+from kssm_mlx.training import lock
+from kssm_mlx.training.checkpoints import checkpoint
+from tests.support.tiny_run import FAULTS, in_process, rows, saved, tiny_run
 
 # The run dies in its second checkpoint, of step 8; once that has its name, it is the last good one.
 SURVIVES = {

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from kssm_mlx.errors import KssmError
-from kssm_mlx.weights.inspect import inspect
-from tests.weights import checkpoints
+from kssm_mlx.weights.audit.inspect import inspect
+from tests.support import weight_files
 
 
 def spoil(data: bytes, rng: random.Random) -> bytes:
@@ -30,21 +30,21 @@ def spoil(data: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "blinkdl", "config", "index"])
 def test_random_damage_never_crashes(tmp_path, kind):
-    path = checkpoints.folder(tmp_path / "m", "rwkv7")
+    path = weight_files.folder(tmp_path / "m", "rwkv7")
     target = file = path / "model.safetensors"
-    tensors = checkpoints.read(path)
+    tensors = weight_files.read(path)
     if kind == "config":
         file, target = path / "config.json", path
     if kind == "index":
-        file, target = checkpoints.shard(path) / "model.safetensors.index.json", path
+        file, target = weight_files.shard(path) / "model.safetensors.index.json", path
     if kind == "torch":
         file.unlink()
         target = file = path / "pytorch_model.bin"
-        checkpoints.write_torch(file, tensors)
+        weight_files.write_torch(file, tensors)
     if kind == "blinkdl":
         shutil.rmtree(path)
         target = file = tmp_path / "x.pth"
-        checkpoints.write_torch(file, checkpoints.blinkdl(tensors, "rwkv7"))
+        weight_files.write_torch(file, weight_files.blinkdl(tensors, "rwkv7"))
     assert inspect(target).ok
     good, rng, rejected = file.read_bytes(), random.Random(0), 0
     for _ in range(60):

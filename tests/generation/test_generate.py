@@ -6,11 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.data.tokenizers import ByteTokenizer, CharTokenizer
+from kssm_mlx.data.tokenizers.factory import ByteTokenizer, CharTokenizer
 from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
 from kssm_mlx.generation import follow, generate, stream
 from kssm_mlx.generation.decode import prefill
-from tests.generation.generation_fakes import Counting, Growing, endless
+from tests.support.generation_fakes import Counting, Growing, endless
 
 PROMPTS = ["a", "the longest prompt of them all", "middle one"]
 SETTINGS = {

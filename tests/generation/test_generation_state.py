@@ -4,10 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.data.tokenizers import ByteTokenizer
+from kssm_mlx.data.tokenizers.factory import ByteTokenizer
 from kssm_mlx.errors import CheckpointError, WeightMismatch
 from kssm_mlx.generation import generate, load_state, save_state, stack
-from tests.generation.generation_fakes import Counting, endless
+from tests.support.generation_fakes import Counting, endless
 
 SETTINGS = {
     "greedy": {"repetition_penalty": 1.4, "repetition_window": 9},

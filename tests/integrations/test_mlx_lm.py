@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.generation import generate
-from tests.integrations.exported import SMALL, TOKENIZER, exported, tiny
+from tests.support.exported import SMALL, TOKENIZER, exported, tiny
 
 PROMPTS = ["Hello world", "a", "The quick brown fox jumps over it"]
 MAX = 12

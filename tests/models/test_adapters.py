@@ -15,7 +15,7 @@ from kssm_mlx.training.recipe import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 from kssm_mlx.weights.quantize import quantize
-from tests.integrations.exported import SMALL, exported, tiny
+from tests.support.exported import SMALL, exported, tiny
 
 TOKENS = mx.array(np.random.default_rng(0).integers(0, 256, (2, 20)).astype(np.int32))
 

@@ -9,7 +9,7 @@ import pytest
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention, clamp_output, held, with_parameters, write_back
-from tests.models.small_kssm import assert_close, awake, tokens
+from tests.support.small_kssm import assert_close, awake, tokens
 
 
 class SlotCache:

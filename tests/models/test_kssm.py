@@ -13,7 +13,7 @@ from kssm_mlx.models import build, configure
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
 from kssm_mlx.models.kssm import KSSM, KSSMConfig
 from kssm_mlx.oscillators.planar import Planar
-from tests.models.small_kssm import VARIANTS, V, assert_close, awake, config, tokens
+from tests.support.small_kssm import VARIANTS, V, assert_close, awake, config, tokens
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import build, config_from_dict, config_to_dict, configure
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
-from tests.models.hosts import CONFIGS, V, host, leaves, tokens
+from tests.support.base_models import CONFIGS, V, host, leaves, tokens
 
 CLOSE = {"atol": 3e-5, "rtol": 3e-5}
 every_host = pytest.mark.parametrize("name", CONFIGS)

@@ -7,7 +7,7 @@ import pytest
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.recurrent import orthogonal
 from kssm_mlx.models.rwkv4 import RWKV4, RWKV4Config, preset
-from tests.models.hosts import host, tokens
+from tests.support.base_models import host, tokens
 
 RWKV_4_169M_PILE = {
     "architectures": ["RwkvForCausalLM"],

@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.rwkv7 import RWKV7, RWKV7Config, low_rank, preset, unit
-from tests.models.hosts import host, tokens
+from tests.support.base_models import host, tokens
 
 RWKV7_04B = {
     "model_type": "rwkv7",

@@ -15,7 +15,7 @@ from kssm_mlx.oscillators.planar import Planar
 from kssm_mlx.training.recipe import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
-from tests.models.small_kssm import awake, config, tokens
+from tests.support.small_kssm import awake, config, tokens
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 STARTS, G = 32, 4

@@ -14,8 +14,8 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.attention import Attention, rotate
 from kssm_mlx.models.base import Clamp, Intervention
 from kssm_mlx.models.transformer import Transformer, TransformerConfig
-from tests.models.small_kssm import assert_close
 from tests.parity import gpt2
+from tests.support.small_kssm import assert_close
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 V, T = 17, 24

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops.conv import causal_conv
-from tests.ops.recurrences import MASKS, masks, normal
+from tests.support.recurrences import MASKS, masks, normal
 
 B, D, W = 3, 5, 4
 

@@ -22,8 +22,8 @@ from kssm_mlx.ops.ssd import ssd
 from kssm_mlx.ops.wkv4 import WKV4State, wkv4
 from kssm_mlx.ops.wkv7 import wkv7
 from kssm_mlx.oscillators.planar import Planar
-from tests.ops.oracles import ORACLES, solve
-from tests.ops.recurrences import normal
+from tests.support.oracles import ORACLES, solve
+from tests.support.recurrences import normal
 
 T, LANES = 8192, 16
 # Decays exp(-rate) of the lanes of one case: from nothing at all left after a token to all of it.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops.norms import layer_norm, rms_norm
-from tests.ops.recurrences import normal
+from tests.support.recurrences import normal
 
 EPS = 1e-5
 

@@ -15,7 +15,7 @@ from kssm_mlx.ops.scan import (
     max_plus_scan,
     tree_split,
 )
-from tests.ops.recurrences import normal
+from tests.support.recurrences import normal
 
 
 def matrix_scan_reference(P, Q, S):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops.selective_scan import selective_scan, selective_scan_reference
-from tests.ops.recurrences import (
+from tests.support.recurrences import (
     MASKS,
     SHAPES,
     assert_chunk_invariant,

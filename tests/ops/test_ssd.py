@@ -6,7 +6,7 @@ import pytest
 
 from kssm_mlx.ops.selective_scan import selective_scan
 from kssm_mlx.ops.ssd import ssd, ssd_reference
-from tests.ops.recurrences import (
+from tests.support.recurrences import (
     MASKS,
     SHAPES,
     assert_chunk_invariant,

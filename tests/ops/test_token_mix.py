@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops.token_mix import token_mix
-from tests.ops.recurrences import normal
+from tests.support.recurrences import normal
 
 B, T, D, C = 3, 21, 16, 4
 

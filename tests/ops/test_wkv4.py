@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops.wkv4 import WKV4State, empty_state, wkv4, wkv4_reference
-from tests.ops.recurrences import (
+from tests.support.recurrences import (
     MASKS,
     SHAPES,
     assert_chunk_invariant,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops.wkv7 import unit_lower_inverse, wkv7, wkv7_reference
-from tests.ops.recurrences import (
+from tests.support.recurrences import (
     MASKS,
     SHAPES,
     assert_chunk_invariant,

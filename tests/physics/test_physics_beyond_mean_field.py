@@ -9,7 +9,7 @@ from kssm_mlx.oscillators.integrate import integrate
 from kssm_mlx.oscillators.kuramoto import Phases, axial_rotation, mean_field, sakaguchi, sphere, triadic
 from kssm_mlx.oscillators.network import Lagged, blocks
 from kssm_mlx.oscillators.order import coherence, mean_phase, vector_coherence
-from tests.physics.laboratory import quantiles, random_phases, steady_coherence
+from tests.support.laboratory import quantiles, random_phases, steady_coherence
 
 
 def column(values) -> mx.array:

@@ -15,7 +15,7 @@ from kssm_mlx.oscillators.integrate import RK4, flow, runge_kutta
 from kssm_mlx.oscillators.kuramoto import Phases, external
 from kssm_mlx.oscillators.mobius import Disc
 from kssm_mlx.oscillators.order import harmonics
-from tests.physics.laboratory import f64
+from tests.support.laboratory import f64
 
 FIELD = Phases(external)
 

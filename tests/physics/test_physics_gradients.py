@@ -17,7 +17,7 @@ from kssm_mlx.oscillators.kuramoto import (
     triadic,
 )
 from kssm_mlx.oscillators.order import coherence, harmonics, local_order, modulus, order_parameter
-from tests.physics.laboratory import f64, random_phases
+from tests.support.laboratory import f64, random_phases
 
 N = 5
 

@@ -9,7 +9,7 @@ from kssm_mlx.oscillators import mobius
 from kssm_mlx.oscillators.integrate import METHODS, flow, integrate
 from kssm_mlx.oscillators.kuramoto import Inertial, Phases, mean_field, sphere
 from kssm_mlx.oscillators.order import coherence
-from tests.physics.laboratory import f64, random_phases
+from tests.support.laboratory import f64, random_phases
 
 KURAMOTO = Phases(mean_field)
 ORDERS = {"euler": 1, "heun": 2, "rk4": 4, "kick": 1, "strang": 2}

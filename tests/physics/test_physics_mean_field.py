@@ -12,7 +12,7 @@ from kssm_mlx.oscillators.frequencies import Frequencies
 from kssm_mlx.oscillators.integrate import integrate
 from kssm_mlx.oscillators.kuramoto import Phases, mean_field
 from kssm_mlx.oscillators.order import coherence
-from tests.physics.laboratory import quantiles, random_phases, steady_coherence
+from tests.support.laboratory import quantiles, random_phases, steady_coherence
 
 KURAMOTO = Phases(mean_field)
 

@@ -9,7 +9,7 @@ from kssm_mlx.oscillators.integrate import flow, integrate
 from kssm_mlx.oscillators.kuramoto import Phases, mean_field
 from kssm_mlx.oscillators.network import matrix
 from kssm_mlx.oscillators.order import coherence, harmonics, mean_phase, order_parameter
-from tests.physics.laboratory import f64, random_phases
+from tests.support.laboratory import f64, random_phases
 
 pytestmark = pytest.mark.usefixtures("float64")
 KURAMOTO = Phases(mean_field)

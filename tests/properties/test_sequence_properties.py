@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kssm_mlx.ops.mobius_scan import mobius_scan
 from kssm_mlx.oscillators.mobius import Disc, act, compose, kick_leaf
 from kssm_mlx.oscillators.planar import Planar
-from tests.models.small_kssm import assert_close, awake, tokens
+from tests.support.small_kssm import assert_close, awake, tokens
 
 T = 40
 every_model = pytest.mark.parametrize("name", ["kick", "coupled hold"])

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from kssm_mlx.checks.definitions import definitions
+from kssm_mlx.checks.catalog import definitions
 from kssm_mlx.training.recipe import shipped
 from tests.provenance.document import DOCUMENT, FOLDERS, NOT_BUILT, ROOT, notes, place, render
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.models import configure
-from kssm_mlx.models.fusions import FUSIONS
+from kssm_mlx.models.hybrids.fusions import FUSIONS
 from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage
 from kssm_mlx.training.recipe import Host, load, parse_override, shipped
 from kssm_mlx.training.schedules import schedule

@@ -9,10 +9,10 @@ import mlx.core as mx
 import pytest
 from rich.console import Console
 
-from kssm_mlx.checks import suites
+from kssm_mlx.checks import suite
 from kssm_mlx.errors import CheckFailed, ConfigError
-from kssm_mlx.experiments import run
-from kssm_mlx.experiments.evaluation import evaluate
+from kssm_mlx.runner import run
+from kssm_mlx.runner.evaluate import evaluate
 from kssm_mlx.training.recipe import load, parse, shipped
 
 RECIPE = """
@@ -66,7 +66,7 @@ def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch):
 
     last, unbroken = latest(folder)
     shutil.rmtree(last)
-    monkeypatch.setattr(suites, "suite", lambda level: ())  # asked and answered above
+    monkeypatch.setattr(suite, "suite", lambda level: ())  # asked and answered above
     result, _ = trained(recipe, folder, resume=True)
     assert (result.started_at, result.step) == (recipe.save.every, steps)
     _, again = latest(folder)
@@ -97,7 +97,7 @@ def test_a_recipe_without_a_smoke_form_says_so(tmp_path):
 
 @pytest.mark.usefixtures("uncompiled")
 def test_checks_at_the_end_are_told_and_do_not_stop_a_smoke_run(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(suites, "suite", lambda level: {"P": ("C1",), "S": ("C17",)}.get(level, ()))
+    monkeypatch.setattr(suite, "suite", lambda level: {"P": ("C1",), "S": ("C17",)}.get(level, ()))
     _, said = trained(load(small, smoke=True), tmp_path / "run")
     assert "--smoke: would have been stopped at the end by C17 better than counting: got" in said
     saved = json.loads((tmp_path / "run" / "checks.json").read_text())
@@ -109,7 +109,7 @@ def test_checks_at_the_end_are_told_and_do_not_stop_a_smoke_run(small, tmp_path,
 
 @pytest.mark.usefixtures("uncompiled")
 def test_checks_before_step_1_stop_a_smoke_run_as_any_other(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(suites, "suite", lambda level: ("C1",) if level == "P" else ())
+    monkeypatch.setattr(suite, "suite", lambda level: ("C1",) if level == "P" else ())
     unwaived = load(small, smoke=True).model_copy(update={"waive": {}})
     with pytest.raises(CheckFailed, match="C1 earlier tokens"):
         trained(unwaived, tmp_path / "run")

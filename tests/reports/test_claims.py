@@ -3,7 +3,7 @@
 import json
 
 from kssm_mlx.reports import claims, compare
-from tests.reports.report_fakes import write_run
+from tests.support.report_fakes import write_run
 
 
 def data(tokenizer="a1", corpus="pydoc"):

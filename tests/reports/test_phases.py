@@ -9,7 +9,7 @@ from kssm_mlx.oscillators.zones import tone
 from kssm_mlx.reports import report
 from kssm_mlx.reports.phases import _objective, plot_phases
 from kssm_mlx.reports.run import open_run
-from tests.reports.report_fakes import write_run
+from tests.support.report_fakes import write_run
 
 
 def monitored(folder, rule=True):

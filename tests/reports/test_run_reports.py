@@ -13,7 +13,7 @@ from kssm_mlx.reports.card import against_expected, of_task, results
 from kssm_mlx.reports.plots import plot_loss
 from kssm_mlx.reports.run import open_run
 from kssm_mlx.reports.style import smooth
-from tests.reports.report_fakes import LADDER, validation, write_run
+from tests.support.report_fakes import LADDER, validation, write_run
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):

@@ -6,9 +6,9 @@ import pytest
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import build, config_from_dict
-from kssm_mlx.models.hybrid_v3 import PUBLISHED
+from kssm_mlx.models.hybrids.v3 import PUBLISHED
+from tests.support.tiny_run import rows, tiny_run
 from tests.training.test_loop import assert_same_run, stopped
-from tests.training.tiny_run import rows, tiny_run
 
 HYBRID = {"model_type": "hybrid", "d_model": 16, "n_layers": 2, "head_dim": 8, "mamba_head_dim": 8}
 V3 = {"model_type": "hybrid_v3", "d_model": 16, "n_layers": 3, "n_heads": 2, "window": 8}

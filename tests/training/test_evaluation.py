@@ -10,7 +10,7 @@ from mlx.utils import tree_map
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.training.evaluation import context_gain, evaluate, make_evaluator
 from kssm_mlx.training.losses import cross_entropy, token_nats
-from tests.training.tiny_model import VOCAB, TinyModel, random_tokens
+from tests.support.tiny_model import VOCAB, TinyModel, random_tokens
 
 
 def windows(batches: int = 2, rows: int = 4, resets=None) -> list:

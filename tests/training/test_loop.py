@@ -17,13 +17,14 @@ from kssm_mlx import _blas
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError, Interrupted
 from kssm_mlx.models import build, configure
-from kssm_mlx.training import checkpoint, lock
+from kssm_mlx.training import lock
+from kssm_mlx.training.checkpoints import checkpoint
+from kssm_mlx.training.json_lines import Rows
 from kssm_mlx.training.loop import SKIPS_ALLOWED, Hooks
 from kssm_mlx.training.progress import numbers
-from kssm_mlx.training.rows import Rows
 from kssm_mlx.training.state import flatten
-from tests.fakes import TinyRecurrent
-from tests.training.tiny_run import STEPS, command, in_process, rows, saved, tiny_model, tiny_recipe, tiny_run
+from tests.support.fakes import TinyRecurrent
+from tests.support.tiny_run import STEPS, command, in_process, rows, saved, tiny_model, tiny_recipe, tiny_run
 
 KILLED = -signal.SIGKILL
 

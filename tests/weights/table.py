@@ -55,7 +55,7 @@ def short() -> str:
 
 
 def _reads(family: str) -> Cell:
-    base = "tests/weights/test_formats.py::"
+    base = "tests/weights/io/test_container.py::"
     cell = Cell("hf", (f"{base}test_a_folder_shards_and_a_torch_file_are_the_same_model[{family}]",))
     if family in ("mamba", "mamba2"):
         return Cell("hf, state-spaces", (*cell.tests, f"{base}test_the_layout_of_state_spaces[{family}]"))
@@ -87,7 +87,7 @@ def _promises(family: str) -> list[Cell]:
         ),
         (
             "tests/weights/test_quantize.py::test_a_folder_gives_back_the_quantised_bits",
-            "tests/weights/test_inspect.py::test_quantised_folders_are_understood",
+            "tests/weights/audit/test_inspect.py::test_quantised_folders_are_understood",
             f"{mlx_lm}test_the_convert_command_quantises_what_our_predicate_allows",
         ),
     )

@@ -11,10 +11,10 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx import models
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.weights.configs import from_file, to_file
 from kssm_mlx.weights.export import export
+from kssm_mlx.weights.naming.configs import from_file, to_file
 from kssm_mlx.weights.quantize import quantize
-from tests.integrations.exported import SMALL, TOKENIZER, exported, tiny
+from tests.support.exported import SMALL, TOKENIZER, exported, tiny
 
 TOKENS = np.random.default_rng(0).integers(0, 256, (2, 19)).astype(np.int32)
 IN_TRANSFORMERS = {

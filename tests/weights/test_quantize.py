@@ -12,9 +12,9 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx import models
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.weights.configs import from_file
+from kssm_mlx.weights.naming.configs import from_file
 from kssm_mlx.weights.quantize import apply_quantization, quantization_of, quantize
-from tests.integrations.exported import SMALL, exported, tiny
+from tests.support.exported import SMALL, exported, tiny
 
 TOKENS = mx.array(np.random.default_rng(0).integers(0, 256, (2, 19)))
 MODES = [(8, "affine"), (4, "affine"), (4, "mxfp4"), (8, "mxfp8")]

@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import Console
 
 from kssm_mlx import files
-from kssm_mlx.checks.base import Context
+from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.tokens import TokenData, TokenSplit, prepare
-from kssm_mlx.experiments.context import context_of, context_of_run
-from kssm_mlx.experiments.folder import describe
+from kssm_mlx.runner.folder import describe
+from kssm_mlx.runner.prepare import context_of, context_of_run
 from kssm_mlx.training.loop import Hooks, train_loop
 from kssm_mlx.training.recipe import Recipe, parse
 

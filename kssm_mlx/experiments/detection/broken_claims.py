@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from kssm_mlx.checks.base import Context
+from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.experiments.detection.bench import Bench, sentences
 from kssm_mlx.experiments.detection.sabotage import sabotage
 from kssm_mlx.models.base import Clamp, Intervention

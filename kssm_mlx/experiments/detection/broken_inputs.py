@@ -9,10 +9,11 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx import models
-from kssm_mlx.checks import alignment, locks
-from kssm_mlx.checks.base import Context
+from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.checks.data import alignment
+from kssm_mlx.checks.training import locks
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.data.tokenizers import CharTokenizer
+from kssm_mlx.data.tokenizers.factory import CharTokenizer
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.experiments.detection.bench import Bench, sentences, with_ids
 from kssm_mlx.experiments.detection.sabotage import sabotage

@@ -9,14 +9,14 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from kssm_mlx import models
-from kssm_mlx.checks.base import Context
-from kssm_mlx.checks.physics import package_step
+from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.checks.oscillators.physics import package_step
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.sabotage import sabotage
-from kssm_mlx.experiments.failures import recast
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
-from kssm_mlx.models.graft import graft
-from kssm_mlx.models.graft_configs import configure
+from kssm_mlx.models.grafts.configs import configure
+from kssm_mlx.models.grafts.graft import graft
+from kssm_mlx.runner.failures import recast
 from kssm_mlx.training.state import flatten
 
 

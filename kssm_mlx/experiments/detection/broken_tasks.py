@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kssm_mlx.checks.base import Context
+from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.broken_models import Memoryless, as_kind
 from kssm_mlx.experiments.detection.sabotage import sabotage

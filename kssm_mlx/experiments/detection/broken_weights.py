@@ -7,12 +7,12 @@ import math
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from kssm_mlx.checks.base import Context
+from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.broken_models import Memoryless, as_kind
 from kssm_mlx.experiments.detection.sabotage import sabotage
-from kssm_mlx.experiments.failures import recast
-from kssm_mlx.training import checkpoint
+from kssm_mlx.runner.failures import recast
+from kssm_mlx.training.checkpoints import checkpoint
 
 
 class NoResidual:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import environment
-from kssm_mlx.checks.base import REGISTRY
-from kssm_mlx.experiments.context import context_of_recipe
+from kssm_mlx.checks.core.registry import REGISTRY
 from kssm_mlx.experiments.detection import matrix
 from kssm_mlx.experiments.detection.bench import CONTROLS, Bench
+from kssm_mlx.runner.prepare import context_of_recipe
 
 SEEDS = range(5)
 HOSTED = "failures/attempt-2"  # whose host other failed runs share: trained before them

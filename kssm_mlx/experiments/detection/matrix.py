@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from kssm_mlx.checks import suites
-from kssm_mlx.checks.base import REGISTRY, Check
-from kssm_mlx.experiments.context import context_of_recipe
+from kssm_mlx.checks import suite
+from kssm_mlx.checks.core.registry import REGISTRY, Check
 from kssm_mlx.experiments.detection import (
     broken_claims,
     broken_inputs,  # noqa: F401  registers its rows
@@ -20,6 +19,7 @@ from kssm_mlx.experiments.detection import (
 )
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.sabotage import SABOTAGES, Sabotage
+from kssm_mlx.runner.prepare import context_of_recipe
 from kssm_mlx.training import recipe as recipes
 
 COMPARED = ("C34", "C35", "C36")  # what a claim is asked; the rest looks at its first run
@@ -52,7 +52,7 @@ def measure(row: Sabotage, bench: Bench, ids: Iterable[str] | None = None) -> di
     try:
         context = row.breaks(bench)
         context.untrained = row.untrained
-        found = suites.run_suite(context, ids or _asked(row))
+        found = suite.run_suite(context, ids or _asked(row))
     finally:
         bench.mend()
         gc.collect()
@@ -68,21 +68,21 @@ def measure(row: Sabotage, bench: Bench, ids: Iterable[str] | None = None) -> di
 
 def _asked(row: Sabotage) -> list[str]:
     """The level of a row, with what it expects beyond that; all checks where it names none."""
-    ids = suites.suite(row.level) if row.level else tuple(REGISTRY)
+    ids = suite.suite(row.level) if row.level else tuple(REGISTRY)
     return list(dict.fromkeys([*(id for id in ids if id not in APART), *row.expected]))
 
 
 def healthy(family: str, seed: int, bench: Bench) -> Said:
     """What all checks say of a family's finished run, and those of level P before its step 1."""
-    done = suites.run_suite(bench.trained(family, seed), list(REGISTRY))
-    begun = suites.run_suite(bench.fresh(family, seed), "P")
+    done = suite.run_suite(bench.trained(family, seed), list(REGISTRY))
+    begun = suite.run_suite(bench.fresh(family, seed), "P")
     gc.collect()
     return _said([*done, *begun])
 
 
 def sound_claim(bench: Bench) -> Said:
     """The same of two arms that do differ, compared as they should be."""
-    return _said(suites.run_suite(broken_claims.sound_claim(bench), COMPARED))
+    return _said(suite.run_suite(broken_claims.sound_claim(bench), COMPARED))
 
 
 def _said(checks: Iterable[Check]) -> Said:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kssm_mlx.checks.base import Context
+from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.experiments.detection.bench import Bench
 
 Breaks = Callable[[Bench], Context]

@@ -1,0 +1,113 @@
+"""Can a result be traced to the code, the data, the tokenizer and the configuration that gave it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kssm_mlx.checks.core.model_size import size
+from kssm_mlx.checks.core.registry import Check, Context, check, verdict
+from kssm_mlx.digest import root_digest, tensor_digest
+from kssm_mlx.errors import CheckpointError
+from kssm_mlx.training.checkpoints import checkpoint, identity
+
+
+@check("C36", level="G", title="the result is of this run", source="liminal.md C36")
+def provenance(ctx: Context) -> Check:
+    """Of each run, what manifest.json and the newest checkpoint say against what there is: digests of corpus,
+    tokenizer and token files; vocabulary; number of parameters, all and trained; digest of the weights before
+    step 1, built anew from configuration and seed; recipe and configuration by hash; the host's digest; the
+    commit of the code.
+
+    Threshold: exact. Warns where the code had changes that no commit has, or is of no commit.
+    Caught: results of v1 kept under kssm_v2; "84K parameters" for 48,833.
+    Sabotage: token files, a recipe, a count or a checkpoint of another run.
+    """
+    runs = [*(ctx.runs or [ctx]), *(ctx.baseline or ())]
+    for run in runs:
+        run.need("model", "recipe", "data", "initial", "run_folder", "manifest")
+    wrong = [phrase for run in runs for phrase in _differences(run)]
+    loose = [f"{run.run_folder.name}: {phrase}" for run in runs if (phrase := _loose_code(run.manifest))]
+    return verdict(
+        "C36",
+        "fail" if wrong else "warn" if loose else "pass",
+        "; ".join(wrong[:3] or loose[:3])
+        or f"{len(runs)} of {len(runs)} as recorded, commit {runs[0].manifest['environment']['commit'][:12]}",
+        "code, data, tokenizer, configuration and counts as recorded",
+        "report the run that made the number; commit the code before the run that is to be reported",
+        wrong=wrong,
+        loose=loose,
+    )
+
+
+def _differences(run: Context) -> list[str]:
+    """One phrase for each thing that is not as it was recorded."""
+    recorded, now = _recorded(run), _now(run)
+    name = run.run_folder.name
+    return [
+        f"{name}: {key} {_short(recorded[key])} recorded, is {_short(now[key])}"
+        for key in now
+        if key in recorded and recorded[key] != now[key]
+    ]
+
+
+def _recorded(run: Context) -> dict[str, Any]:
+    manifest = run.manifest
+    index = manifest["data"]
+    return {
+        **_of_data(index),
+        "parameters": manifest["parameters"],
+        "trained parameters": manifest["trained_parameters"],
+        "weights before step 1": manifest["initial_digest"],
+        "host": (manifest["host"] or {}).get("root"),
+        **_of_checkpoint(run),
+    }
+
+
+def _now(run: Context) -> dict[str, Any]:
+    own = identity.of(run.model, run.recipe, run.data)
+    return {
+        **_of_data(run.data.index),
+        "parameters": size(run.model),
+        "trained parameters": sum(array.size for array in run.initial.values()),
+        "weights before step 1": root_digest({n: tensor_digest(a) for n, a in run.initial.items()}),
+        "host": run.host,
+        "recipe and configuration": own["config_hash"],
+        "tokenizer of the checkpoint": own["tokenizer"]["digest"],
+    }
+
+
+def _of_data(index: dict[str, Any]) -> dict[str, Any]:
+    files = {f"file {name}": entry["sha256"] for name, entry in index["files"].items()}
+    return {
+        "corpus": index["corpus"]["digest"],
+        "tokenizer": index["tokenizer"]["digest"],
+        "vocabulary": index["vocab_size"],
+        **files,
+    }
+
+
+def _of_checkpoint(run: Context) -> dict[str, Any]:
+    """What the newest checkpoint says it is of; nothing where there is none."""
+    there = list(checkpoint.steps(Path(run.run_folder) / "checkpoints").values())
+    if not there:
+        return {}
+    try:
+        own = checkpoint.load(there[-1], stems=[]).state["identity"]
+    except CheckpointError as e:
+        return {"recipe and configuration": str(e)}
+    return {
+        "recipe and configuration": own["config_hash"],
+        "tokenizer of the checkpoint": own["tokenizer"]["digest"],
+    }
+
+
+def _loose_code(manifest: dict[str, Any]) -> str:
+    commit = manifest["environment"]["commit"]
+    if commit is None:
+        return f"code of no commit, version {manifest['environment']['kssm_mlx']}"
+    return "code with changes that are in no commit" if commit.endswith("+changes") else ""
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,71 @@
+"""Checks of a model too large to be asked often: on its own weights while that is cheap, else on a small one.
+
+A pre-flight check is registered with the number of forward passes it takes. Above `LARGE` parameters one that
+takes more than `PASSES` runs on a fresh model of the same family and options, with the layers and widths of
+size "xs"; the verdict says which. What such a check measures, as causality or reachability, is a property of
+the code and the options, which the small model shares; what depends on the weights takes few passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from functools import lru_cache
+from typing import Any
+
+from kssm_mlx import models
+from kssm_mlx.checks.core.registry import Context, Definition
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.training.state import flatten
+
+LARGE = 1_000_000_000
+PASSES = 8
+
+
+def fitting(definition: Definition, ctx: Context) -> tuple[Context, str]:
+    """The context a check runs in, and what the verdict says about it: "" for a model of ordinary size."""
+    if definition.level != "P" or not definition.passes or ctx.model is None or size(ctx.model) < LARGE:
+        return ctx, ""
+    own = f"its own weights, at most {definition.passes} forward passes"
+    if definition.passes <= PASSES:
+        return ctx, own
+    small = reduced(ctx.config) if _trains_everything(ctx.model) else None
+    if small is None:
+        return ctx, f"{own}: there is no small model like it"
+    model = _built(small, ctx.seed)
+    note = f"a fresh model of {size(model):,} parameters with the same options"
+    fresh = dict.fromkeys(("host", "initial", "history", "run_folder", "manifest"))
+    return replace(ctx, model=model, config=small, **fresh), note
+
+
+def reduced(config: Any) -> Any | None:
+    """The configuration with the layers and widths of size "xs"; None where the family has none that fits.
+
+    A matter of size is what the sizes of the family differ in, and a width that they leave to be derived;
+    everything else stays as it was.
+    """
+    family = getattr(config, "model_type", None)
+    if family not in models.MODELS:
+        return None
+    own = models.config_to_dict(config)
+    small, large = (asdict(models.configure(family, s, vocab_size=config.vocab_size)) for s in ("xs", "l"))
+    derived = {n for n, value in small.items() if value is None and type(own[n]) is int}
+    sizes = {n: value for n, value in small.items() if n in derived or value != large[n]}
+    try:
+        return models.config_from_dict({**own, **sizes})
+    except ConfigError:  # an option of the large one that the small widths do not divide into
+        return None
+
+
+def size(model: Any) -> int:
+    """The number of parameters."""
+    return sum(array.size for array in flatten(model.parameters()).values())
+
+
+def _trains_everything(model: Any) -> bool:
+    """False for adapters or additions beside a frozen host, which no fresh model has."""
+    return flatten(model.trainable_parameters()).keys() == flatten(model.parameters()).keys()
+
+
+@lru_cache(maxsize=1)
+def _built(config: Any, seed: int) -> Any:
+    return models.build(config, seed)

@@ -1,0 +1,104 @@
+"""Do the kernels compute here what the compiled forms compute, and how much faster.
+
+Every dialect this machine can run is asked: the one of its default device, and C++ where there is a compiler,
+which runs the same bodies on the CPU and so tells a wrong body from a wrong dialect. A kernel that disagrees
+is switched off for this device and the compiled form runs in its place, so numbers stay right and the verdict
+is "warn".
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import mlx.core as mx
+
+from kssm_mlx.checks.core.registry import Check
+from kssm_mlx.checks.machine.fitness import seconds
+from kssm_mlx.ops import dispatch, gpu, native
+from kssm_mlx.ops.dispatch import Verdict
+from kssm_mlx.ops.kernels import parity
+
+# Rows, tokens and width of what is timed: enough to be the work and not the launch, and done in a second.
+TIMED = (4, 64, 64)
+BRIDGE = "kernels in MLX's graph"
+
+
+def examine() -> list[Check]:
+    """K1, K2, ...: one verdict for every op in every dialect; those of the device's own are remembered."""
+    own = gpu.dialect()
+    return bridge() + [check for dialect in dialects() for check in _examine(dialect, dialect == own)]
+
+
+def titles() -> dict[str, str]:
+    """Of K0, K1, ..., whatever the dialect."""
+    return {"K0": BRIDGE} | {f"K{number}": f"{op} kernel" for number, op in enumerate(parity.CASES, 1)}
+
+
+def bridge() -> list[Check]:
+    """K0: whether the C++ kernels can be nodes of MLX's graph: g++ and nanobind are there, and what they
+    build loads. Asked on a Linux machine without a GPU, and told only where the answer is no.
+
+    Threshold: yes. Without, the compiled forms run: the same numbers, several times slower, so it warns.
+    Caught: nothing yet.
+    Sabotage: a machine whose g++ is missing.
+    """
+    if mx.default_device() != mx.cpu or sys.platform != "linux" or not (reason := native.why_not()):
+        return []
+    fix = f"{reason}; the compiled forms run, several times slower; install g++ and nanobind (pip)"
+    return [Check("K0", BRIDGE, "P", "warn", "no", "yes", fix)]
+
+
+def dialects() -> list[str]:
+    """What this machine can run: the dialect of its default device first."""
+    cpp = "cpp" if sys.platform == "linux" and shutil.which("g++") else None
+    return [*dict.fromkeys(d for d in (gpu.dialect(), cpp) if d)]
+
+
+def _examine(dialect: str, own: bool) -> list[Check]:
+    with gpu.speaking(dialect):
+        numbers = {op: n for n, op in enumerate(parity.CASES, 1) if dispatch.runs(op)}
+        verdicts = [parity.prove(op) for op in numbers]
+        remembered = _remember(verdicts) if own else ""
+        return [judge(numbers[v.op], v, dialect, remembered) for v in verdicts]
+
+
+def _remember(verdicts: list[Verdict]) -> str:
+    """Write the verdicts down; where, or why that was not possible."""
+    try:
+        return f"remembered in {dispatch.record(verdicts)}"
+    except (RuntimeError, OSError) as error:
+        return f"not remembered: {error}"
+
+
+def judge(number: int, v: Verdict, dialect: str, remembered: str) -> Check:
+    """A kernel against the compiled form of its op, in every dialect that runs here: outputs and all
+    gradients on 12 rows of 37 tokens, 6 and 32 wide, with documents and padding inside rows, in float32 and
+    bfloat16; max |Δ| relative to the largest entry of each array. How fast it is beside the compiled form is
+    measured and not judged.
+
+    Threshold: 5e-4 in float32, the order of sums and the last digit of a sine, amplified by coupled phases;
+    1e-2 in bfloat16, whose gradients have 8 bits. One wrong term shows as 1e-2 or more. It warns, because a
+    kernel that disagrees is switched off on this device and the compiled form runs in its place.
+    Caught: nothing yet.
+    Sabotage: a kernel that differs by 0.25; one that does not compile.
+    """
+    title = f"{v.op} kernel, {dialect}"
+    expected = f"<= {parity.TOLERANCES[mx.float32]:g}"
+    if v.ok:
+        ratio = speed(v.op)
+        got = f"error {v.error:.1e}, {ratio:.1f}x as fast as compiled"
+        return Check(f"K{number}", title, "P", "pass", got, expected, numbers={"ratio": ratio})
+    off = f"it is off on this device, {remembered}" if remembered else "nothing here uses it"
+    fix = f"{v.why}; {off}: the compiled form runs. Please report this line"
+    return Check(f"K{number}", title, "P", "warn", f"error {v.error:.1e}", expected, fix)
+
+
+def speed(op: str) -> float:
+    """How many times faster than the compiled form the kernel is, forward and backward, called eagerly."""
+    case = parity.CASES[op]
+    arrays = case.arguments(*TIMED)
+    compiled, kernel = (
+        seconds(lambda form=form: parity.outcome(case, form, arrays, {})) for form in ("compiled", "kernel")
+    )
+    return compiled / kernel

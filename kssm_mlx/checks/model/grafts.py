@@ -1,0 +1,37 @@
+"""Does a graft leave its host alone until it has learned something?"""
+
+from __future__ import annotations
+
+from kssm_mlx.checks.core.conditions import mean_kl, passage, run_arm
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+
+NATS = 0.05
+
+
+@check("C12", level="P", title="a fresh graft is neutral", source="liminal.md C12", passes=2)
+def neutrality(ctx: Context) -> Check:
+    """Mean KL(host || grafted) in nats over the tokens of 8 rows of held-out text, before the first update,
+    in evaluation mode. The host is `model.host`, the model that the graft sits in.
+
+    Threshold: <= 0.05 nats: a graft that starts with more has damaged what it is meant to guide, and
+    training has to mend that first.
+    Caught: PhaseBlock, which halved every channel and standardised the rest: the verified host was gone
+    before the first step.
+    Sabotage: exactly that block.
+    """
+    ctx.need("model")
+    host = getattr(ctx.model, "host", None)
+    if host is None:
+        raise NotMeasurable("the model is no graft: it has no host")
+    if ctx.step:
+        raise NotMeasurable(f"the graft has had {ctx.step} updates")
+    tokens = passage(ctx)
+    nats = mean_kl(*(run_arm(model, tokens, ctx.seed).logits for model in (host, ctx.model)))
+    return verdict(
+        "C12",
+        nats <= NATS,
+        f"KL {nats:.1e} nats from the host",
+        f"<= {NATS} nats",
+        "start the graft as the identity: a readout of zeros, or a gate near zero",
+        nats=nats,
+    )

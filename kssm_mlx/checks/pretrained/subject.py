@@ -1,0 +1,143 @@
+"""Do loaded weights compute and speak? The checks of layers L4 and L5, which need the whole model.
+
+W1 to W19 read files (weights/audit/findings.py). W20 to W28 run the model: arithmetic.py and behaviour.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from kssm_mlx.checks.core.probes import mode
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict
+from kssm_mlx.data.batches import Batch, evaluation_windows
+from kssm_mlx.data.tokens import TokenSplit
+from kssm_mlx.errors import DataError
+from kssm_mlx.training.evaluation import evaluate
+from kssm_mlx.weights.audit.manifest_tables import Behaviour, Fingerprint, ModelFacts, Published
+
+ENGLISH = "english"
+TITLES = {
+    "W20": "tokenizer and embedding",
+    "W21": "fingerprint",
+    "W22": "parallel = recurrent",
+    "W23": "finite in float32 and bfloat16",
+    "W24": "better than counting",
+    "W25": "the figure of the manifest",
+    "W26": "context lowers the loss",
+    "W27": "generation is not degenerate",
+    "W28": "sizes of the manifest",
+}
+CONTEXT, SHORTEST = 512, 64
+TOKENS = 8192  # scored at most; the English text has 5,452 under the World tokenizer, 24,306 as bytes
+ROWS, LOGITS_AT_ONCE = 4, 2**27  # windows in a batch, and their logits: half a gigabyte in float32
+LAYERS = {"L4": ("W28", "W20", "W21", "W22", "W23"), "L5": ("W24", "W25", "W26", "W27")}
+
+
+def english() -> str:
+    """24 KB of plain English prose written for this package: what no model was trained on."""
+    return (files("kssm_mlx.data") / "english.txt").read_text("utf-8")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text as tokens, in the form in which the checks of a run read their data."""
+
+    text: str
+    validation: TokenSplit
+
+    @property
+    def context(self) -> int:
+        """Tokens per window: 512, or half of a shorter text, so that there are at least two windows."""
+        return min(CONTEXT, (self.validation.ids.size - 1) // 2)
+
+    @property
+    def bytes_per_token_validation(self) -> float:
+        return len(self.text.encode()) / self.validation.ids.size
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass
+class Host(Context):
+    """A pretrained model, its tokenizer (None if it came without), and what is known about it.
+
+    text: what it is judged on, by default the English of the package. Of its manifest, None where that is
+    silent: domain, what it was trained on; facts, its sizes; fingerprint; behaviour; published, what its
+    authors say of it.
+    """
+
+    text: str | None = None
+    domain: str | None = None
+    facts: ModelFacts | None = None
+    fingerprint: Fingerprint | None = None
+    behaviour: Behaviour | None = None
+    published: Published | None = None
+
+    @cached_property
+    def reading(self) -> Reading:
+        """The text as the host reads it.
+
+        Raises: NotMeasurable without a tokenizer that can write the text and fits the embedding.
+        """
+        self.need("model", "tokenizer")
+        text = english() if self.text is None else self.text
+        try:
+            ids = np.asarray(self.tokenizer.encode(text), np.int64)
+        except DataError as e:
+            raise NotMeasurable(f"{e}; or give --text FILE") from None
+        if ids.max(initial=0) >= self.model.args.vocab_size:
+            raise NotMeasurable("the tokenizer has ids beyond the embedding (W20)")
+        if ids.size < SHORTEST:
+            raise NotMeasurable(f"the text has {ids.size} tokens, at least {SHORTEST} are needed")
+        return Reading(text, TokenSplit("text", ids, np.zeros(1, np.int64)))
+
+    def windows(self, tokens: int = TOKENS) -> Iterator[Batch]:
+        """The beginning of the text in disjoint windows, as many at once as the memory is good for."""
+        rows = max(1, min(ROWS, LOGITS_AT_ONCE // (self.reading.context * self.model.args.vocab_size)))
+        return evaluation_windows(self.reading.validation, tokens, self.reading.context, rows)
+
+    @cached_property
+    def evaluation(self) -> dict[str, float]:
+        """The loss on the text, as `training.evaluation.evaluate` gives it."""
+        windows = self.windows()
+        with mode(self.model, False):
+            return evaluate(self.model, windows, self.reading.bytes_per_token_validation)
+
+
+def judge(id: str, ok: bool | Verdict, got: str, expected: str, fix: str = "", **numbers: Any) -> Check:
+    """The Check of one of the ids here. `ok` is whether it passed, or one of the verdicts in words."""
+    word: Verdict = ok if isinstance(ok, str) else "pass" if ok else "fail"
+    level = next(layer for layer, ids in LAYERS.items() if id in ids)
+    return Check(id, TITLES[id], level, word, got, expected, "" if word == "pass" else fix, numbers)
+
+
+def examine(host: Host, layers: Iterable[str] = ("L4", "L5")) -> list[Check]:
+    """The verdicts of the layers, in order. A check that raises has failed: the model cannot even run."""
+    from kssm_mlx.checks.pretrained import arithmetic, behaviour
+
+    functions = {**arithmetic.CHECKS, **behaviour.CHECKS}
+    return [_run(id, functions[id], host) for layer in layers for id in LAYERS[layer]]
+
+
+def _run(id: str, function, host: Host) -> Check:
+    start = time.perf_counter()
+    try:
+        result = function(host)
+    except NotMeasurable as e:
+        result = judge(id, "not measurable", str(e), "")
+    except Exception as e:
+        reason = str(e).splitlines()[0] if str(e) else "no message"
+        result = judge(
+            id, "fail", f"{type(e).__name__}: {reason}", "a measurement", "the model does not run as it is"
+        )
+    return replace(result, seconds=time.perf_counter() - start)

@@ -1,0 +1,201 @@
+"""What happens to a reader whose state is disturbed: by noise, by an opponent, by all that it read before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+
+from kssm_mlx.checks.core.conditions import mean_kl
+from kssm_mlx.checks.core.probes import mode, short_context, to_numpy, vocabulary
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.core.state_recording import Views, refuse_stateless, views, with_views
+from kssm_mlx.data.batches import random_batch
+from kssm_mlx.metrics.stats import trend
+from kssm_mlx.models.base import Cache
+from kssm_mlx.training.losses import cross_entropy, split_rows
+
+ROWS, HALF = 8, 32
+LEVEL = 0.1  # of the RMS of a memory, row by row
+READ = 1e-3  # nats by which a state of zeros must move the prediction
+NOISE, ATTACK, DRIFT = (0.1, 0.5), (0.1, 0.5), (0.1, 0.25)  # warn, fail
+STEPS, SESSIONS = 4, 8
+
+
+@check(
+    "D18", level="S", title="noise in the state is survived", source="groundthink.md D18", needs_training=True
+)
+def noise(ctx: Context) -> Check:
+    """8 rows of held-out text in two halves: the loss of the second half from the state that the first left,
+    and from the same with Gaussian noise of a tenth of its RMS in every memory; (noisy - clean) / clean. And
+    the KL of the prediction when the memories are zero.
+
+    Threshold: <= 10 % (fails above 50 %). A state of zeros moves the prediction by 1e-3 nats, or the state is
+    robust because nothing reads it, which warns.
+    Caught: nothing by name; the notes only sketch "add noise to state, compare scores".
+    Sabotage: a readout that amplifies the state by 1e3; a model that ignores its state.
+    """
+    start, second = _interrupted(ctx)
+    random = np.random.default_rng(ctx.seed)
+    noisy = _moved(ctx.model, start, lambda view: mx.array(random.standard_normal(view.shape), mx.float32))
+    empty = with_views(ctx.model, start, {n: mx.zeros_like(v) for n, v in views(ctx.model, start).items()})
+    clean, disturbed = (_loss(ctx.model, cache, second).item() for cache in (start, noisy))
+    read = mean_kl(*(_logits(ctx.model, cache, second) for cache in (start, empty)))
+    rise = disturbed / clean - 1
+    return verdict(
+        "D18",
+        _word(rise, NOISE) if read >= READ or not rise <= NOISE[0] else "warn",
+        f"loss {clean:.3f} to {disturbed:.3f} ({rise:+.1%}); a state of zeros moves it by {read:.2g} nats",
+        f"<= {NOISE[0]:.0%} (fails above {NOISE[1]:.0%}), zeros >= {READ:g} nats",
+        "a tenth of the state decides everything: look for a gain on the readout, or a norm of a small state"
+        if read >= READ
+        else "nothing reads the state, so nothing can disturb it: see C1 and D11",
+        rise=rise,
+        clean=clean,
+        noisy=disturbed,
+        zeros=read,
+    )
+
+
+@check(
+    "D21",
+    level="S",
+    title="no small push poisons the state",
+    source="groundthink.md D21, N14",
+    needs_training=True,
+)
+def poison(ctx: Context) -> Check:
+    """As D18, with the worst direction in place of noise: 4 steps along the gradient of the loss of the
+    second half with respect to the state, every memory of every row kept within a tenth of its RMS. The rise
+    of the loss in units of ln V, beside that of noise of the same size.
+
+    Threshold: <= 0.1 ln V (fails above 0.5 ln V): half of ln V takes a reader that knows much to one that
+    knows little. The search is a lower bound: another may find worse.
+    Caught: nothing by name; state poisoning is a risk that the notes list and never tested.
+    Sabotage: a readout that amplifies the state by 1e3.
+    """
+    start, second = _interrupted(ctx)
+    clean, worst = _loss(ctx.model, start, second).item(), _attacked(ctx.model, start, second)
+    random = np.random.default_rng(ctx.seed)
+    noisy = _moved(ctx.model, start, lambda view: mx.array(random.standard_normal(view.shape), mx.float32))
+    attacked, disturbed = (_loss(ctx.model, cache, second).item() for cache in (worst, noisy))
+    scale = math.log(vocabulary(ctx.model))
+    rise = (attacked - clean) / scale
+    return verdict(
+        "D21",
+        _word(rise, ATTACK),
+        f"loss {clean:.3f} to {attacked:.3f} ({rise:+.3f} ln V), by noise of that size to {disturbed:.3f}",
+        f"<= {ATTACK[0]:g} ln V (fails above {ATTACK[1]:g})",
+        "the prediction hangs on one direction of the state: reset between documents, or train with noise",
+        rise=rise,
+        clean=clean,
+        attacked=attacked,
+        noisy=disturbed,
+    )
+
+
+def _interrupted(ctx: Context) -> tuple[Cache, mx.array]:
+    """The state after the first half of rows of held-out text, and the second half with its targets."""
+    ctx.need("model", "data", "recipe")
+    refuse_stateless(ctx.model)
+    length = short_context(ctx.recipe, 2 * HALF)
+    rows = mx.array(random_batch(ctx.data.validation, ctx.seed, 0, ROWS, length).tokens)
+    with mode(ctx.model, False):
+        cache = ctx.model.forward(split_rows(rows)[0][:, : length // 2], None).cache
+    views(ctx.model, cache)  # says at once where there is none
+    return cache, rows[:, length // 2 :]
+
+
+def _logits(model, cache: Cache, rows: mx.array) -> np.ndarray:
+    with mode(model, False):
+        return to_numpy(model.forward(split_rows(rows)[0], cache).logits)
+
+
+def _loss(model, cache: Cache, rows: mx.array) -> mx.array:
+    """Mean nats of the scored targets of `rows`, read from a cache."""
+    inputs, targets = split_rows(rows)
+    with mode(model, False):
+        nats, count = cross_entropy(model.forward(inputs, cache).logits, targets)
+    return nats / mx.maximum(count, 1)
+
+
+def _moved(model, cache: Cache, direction: Callable[[mx.array], mx.array]) -> Cache:
+    """The cache with every memory moved by LEVEL of its RMS along a direction, row by row."""
+    before = views(model, cache)
+    return with_views(model, cache, {n: v + _within(direction(v), v) for n, v in before.items()})
+
+
+def _within(change: mx.array, view: mx.array) -> mx.array:
+    """`change`, as long as LEVEL of the row of `view` it belongs to; none where it is zero."""
+    length = mx.linalg.norm(change, axis=-1, keepdims=True)
+    allowed = LEVEL * mx.linalg.norm(view, axis=-1, keepdims=True)
+    return change * mx.where(length > 0, allowed / mx.maximum(length, 1e-30), 0)
+
+
+def _attacked(model, cache: Cache, rows: mx.array) -> Cache:
+    """The cache at the end of the search."""
+    before = {name: mx.stop_gradient(view) for name, view in views(model, cache).items()}
+
+    def loss(change: Views) -> mx.array:
+        return _loss(model, with_views(model, cache, {n: before[n] + c for n, c in change.items()}), rows)
+
+    change = {name: mx.zeros_like(view) for name, view in before.items()}
+    for _ in range(STEPS):
+        found = mx.grad(loss)(change)
+        change = {n: _within(change[n] + _within(found[n], view) / 2, view) for n, view in before.items()}
+        mx.eval(change)
+    return with_views(model, cache, {n: before[n] + c for n, c in change.items()})
+
+
+@check("N14", level="G", title="old sessions leave no bias", source="groundthink.md N14", needs_training=True)
+def drift(ctx: Context) -> Check:
+    """8 sessions, each one context of unrelated held-out text in 8 rows, the state handed on without a reset;
+    after each the same probe is read from it, and from a fresh state. Drift: the loss of the probe less that
+    from a fresh state, the mean of the last four sessions, in units of ln V; and t of its slope.
+
+    Threshold: <= 0.1 ln V (fails above 0.25 ln V): a state that settles costs a bias and not more with every
+    session; models trained for seconds on windows that began at zero have 0.01 to 0.07. A slope with t > 3
+    warns. After a reset it is 0, see D13.
+    Caught: nothing by name; "bias accumulating in state" is a risk that the notes list and never tested.
+    Sabotage: a state that is never forgotten and grows until it drowns the probe.
+    """
+    ctx.need("model", "data", "recipe")
+    refuse_stateless(ctx.model)
+    if ctx.data.task is not None:
+        raise NotMeasurable("the rows of a task do not go on into each other")
+    fresh, after = _sessions(ctx)
+    costs = [(loss - fresh) / math.log(vocabulary(ctx.model)) for loss in after]
+    late, (slope, t) = float(np.mean(costs[-SESSIONS // 2 :])), trend(costs)
+    word = _word(late, DRIFT)
+    return verdict(
+        "N14",
+        "warn" if word == "pass" and t > 3 and late > DRIFT[0] / 20 else word,
+        f"the probe costs {late:+.4f} ln V after {SESSIONS} sessions, slope t {t:+.1f}",
+        f"<= {DRIFT[0]:g} ln V (fails above {DRIFT[1]:g}), t <= 3",
+        "what was read long ago biases what is said now: reset between documents (D13), or let it decay (D8)",
+        costs=costs,
+        slope=slope,
+    )
+
+
+def _sessions(ctx: Context) -> tuple[float, list[float]]:
+    """(loss of the probe from a fresh state, its loss after each session)."""
+    model, length = ctx.model, min(ctx.recipe.train.context, 128)
+    probe, *sessions = (
+        mx.array(random_batch(ctx.data.validation, ctx.seed, i, ROWS, length).tokens)
+        for i in range(SESSIONS + 1)
+    )
+    fresh, cache, after = _loss(model, None, probe).item(), None, []
+    for rows in sessions:
+        with mode(model, False):
+            cache = model.forward(split_rows(rows)[0], cache).cache
+        views(model, cache)
+        after.append(_loss(model, cache, probe).item())
+    return fresh, after
+
+
+def _word(value: float, limits: tuple[float, float]) -> str:
+    warn, fail = limits
+    return "pass" if value <= warn else "warn" if value <= fail else "fail"

@@ -1,0 +1,129 @@
+"""Which checks run when, in which order, and where their verdicts are kept."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kssm_mlx import files
+from kssm_mlx.checks.core import evidence, model_size, plugins
+from kssm_mlx.checks.core.registry import (
+    LEVELS,
+    REGISTRY,
+    Check,
+    Context,
+    Definition,
+    NotMeasurable,
+    apply_waivers,
+    verdict,
+)
+from kssm_mlx.errors import CheckpointError, ConfigError, nearest
+
+FILE = "checks.json"
+
+plugins.load_rooms()  # whoever can run a suite knows all of our checks
+
+
+def suite(level: str) -> tuple[str, ...]:
+    """The ids of a level: data and files first, then the cheap before the dear, else as they are written.
+
+    Raises: ConfigError for a level that does not exist, or a plug-in that cannot be used.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"no level {level!r}; levels are {', '.join(LEVELS)}")
+    plugins.load()
+    found = [d for d in REGISTRY.values() if level in d.level + d.also]
+    return tuple(d.id for d in sorted(found, key=lambda d: d.passes))
+
+
+def run_suite(
+    context: Context, which: str | Iterable[str] = "P", waivers: dict[str, str] | None = None
+) -> list[Check]:
+    """The verdicts of a level ("P") or of single ids, in the order of the suite, waivers applied.
+
+    Raises: ConfigError for a level or an id that does not exist.
+    """
+    checks = [run_check(REGISTRY[id], context) for id in select(which)]
+    return apply_waivers(checks, waivers or {})
+
+
+def accept(waivers: dict[str, str]) -> None:
+    """Raises: ConfigError for a waiver without a reason, or of a check that does not exist."""
+    plugins.load()
+    apply_waivers((), waivers)
+
+
+def select(which: str | Iterable[str]) -> tuple[str, ...]:
+    """The ids of a level, or the given ids, in capitals or not, after a look whether each exists."""
+    if isinstance(which, str):
+        return suite(which)
+    plugins.load()
+    ids = tuple(id.strip().upper() for id in which)
+    for id in ids:
+        if id not in REGISTRY:
+            raise ConfigError(f"no check {id!r}{nearest(id, REGISTRY)}; known: {', '.join(REGISTRY)}")
+    return ids
+
+
+def run_check(definition: Definition, context: Context) -> Check:
+    """One verdict with its time and what it rests on. A check that raises has failed: what it measures cannot
+    even be run.
+    """
+    start, ran_on = time.perf_counter(), ""
+    try:
+        context, ran_on = model_size.fitting(definition, _asked(definition, context))
+        if definition.needs_training and not (context.trained or context.untrained):
+            raise NotMeasurable("the model is untrained; --untrained measures it all the same")
+        result = definition.run(context)
+    except NotMeasurable as e:
+        result = verdict(definition.id, "not measurable", str(e), "", "")
+    except Exception as e:
+        result = verdict(
+            definition.id,
+            "fail",
+            f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no message'}",
+            "a measurement",
+            "the traceback is among the numbers of checks.json and --json",
+            traceback=traceback.format_exc(),
+        )
+    took = time.perf_counter() - start
+    return replace(result, seconds=took, evidence=evidence.level(context), ran_on=ran_on)
+
+
+def _asked(definition: Definition, context: Context) -> Context:
+    """The context for one check: a claim, and what was learned, is a matter of text."""
+    claims = definition.needs_training or definition.level == "G"
+    return replace(context, text_only=claims and not context.untrained, on_random_ids=False)
+
+
+def write_checks(folder: str | Path, stage: str, checks: Iterable[Check]) -> None:
+    """Put the verdicts of a stage ("preflight", "final", ...) into the run folder's checks.json, atomically.
+
+    The file is {stage: [check, ...]}; other stages stay, the same stage is replaced.
+    Raises: CheckpointError when the file cannot be written.
+    """
+    path = Path(folder) / FILE
+    stages = {**read_checks(folder), stage: [c.to_json() for c in checks]}
+    try:
+        files.replace(path, json.dumps(stages, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    except OSError as e:
+        raise CheckpointError(f"cannot write {path}: {(e.strerror or str(e)).lower()}") from None
+
+
+def read_checks(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """{stage: [check, ...]} of a run folder; empty where nothing was checked yet.
+
+    Raises: CheckpointError for a file that is not JSON.
+    """
+    path = Path(folder) / FILE
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"cannot read {path}: {e}; move it away, it is written anew") from None

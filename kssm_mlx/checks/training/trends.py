@@ -1,0 +1,118 @@
+"""What curves say: whether the loss falls, and whether R answers to the input or to its own past."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from kssm_mlx.checks.core.conditions import mean_R, noise
+from kssm_mlx.checks.core.probes import mode, short_context
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.data.batches import random_batch
+from kssm_mlx.metrics.stats import autocorrelation, trend
+from kssm_mlx.training.checkpoints import checkpoint
+from kssm_mlx.training.losses import cross_entropy, split_rows
+
+FEWEST = 30  # rows after the warm-up, before anything is said of a trend
+CERTAIN = -3.0
+BATCHES, ROWS, CONTEXT = 96, 2, 16
+BUFFER = 0.5
+
+
+@check("C37", level="R", also="S", title="the loss falls", source="liminal.md C37")
+def loss_trend(ctx: Context) -> Check:
+    """The logged training cross-entropy after the warm-up, averaged in up to 50 pieces of equal length; slope
+    and t of the straight line through them.
+
+    Threshold: t < -3, or nobody may say "learning": noise alone gives that once in 500 runs. It warns while
+    the run goes on, which may yet begin to learn, and fails when its last checkpoint is written.
+    Caught: Attempt 4 (t = +0.9 over 500 steps, reported as learning); Attempt 3, whose loss was noise.
+    Sabotage: a loss of noise around a constant; one that climbs; one that is not finite.
+    """
+    ctx.need("history", "recipe")
+    rows = [
+        row for row in ctx.history if row.get("kind") == "train" and row["step"] > ctx.recipe.train.warmup
+    ]
+    if len(rows) < FEWEST:
+        raise NotMeasurable(f"{len(rows)} steps after the warm-up, {FEWEST} needed")
+    losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]
+    slope, t = trend(losses)
+    return verdict(
+        "C37",
+        "pass" if t < CERTAIN else "fail" if _is_over(ctx) else "warn",
+        f"{1000 * slope:+.3g} nats per 1000 steps, t {t:+.1f}, {len(losses)} steps",
+        f"t < {CERTAIN:g}",
+        "nothing was learned: see C7 and C8, then the learning rate; or the model had learned it before",
+        slope=slope,
+        t=t,
+    )
+
+
+def _is_over(ctx: Context) -> bool:
+    """Whether the recipe's steps are done and saved; the last evaluation comes before the last checkpoint."""
+    saved = ctx.run_folder is None or ctx.step in checkpoint.steps(Path(ctx.run_folder) / "checkpoints")
+    return saved and ctx.step >= ctx.recipe.train.steps
+
+
+@check(
+    "C38",
+    level="S",
+    title="R answers to the input",
+    source="liminal.md C38",
+    needs_training=True,
+    passes=BATCHES,
+)
+def state_memory(ctx: Context) -> Check:
+    """At fixed weights, in training mode, without a cache: mean R of each block and the loss on 96
+    independent batches of 2 rows of at most 16 tokens, one after the other. Lag-1 autocorrelation of R less
+    that of the loss. (The R that a run logs is smooth for another reason, too: the weights move slowly.)
+
+    Threshold: <= 0.5 in every block: batches are independent, so both are 0 with a standard error of 0.1;
+    half of R coming from the call before is a buffer.
+    Caught: Attempt 4: 0.994 for R and -0.06 for the loss, read as R responding to language.
+    Sabotage: an R that is carried from call to call in a hidden buffer; an R of NaN.
+    """
+    ctx.need("model", "data", "recipe")
+    R, losses = _series(ctx)
+    broken = [name for name, v in {**R, "loss": losses}.items() if not np.isfinite(v).all()]
+    memory = {block: autocorrelation(values) - autocorrelation(losses) for block, values in R.items()}
+    memory = {block: gap for block, gap in memory.items() if math.isfinite(gap)}
+    if not memory and not broken:
+        raise NotMeasurable("R is the same in every batch, see C22")
+    worst = max(memory, key=memory.get, default=None)
+    return verdict(
+        "C38",
+        not broken and memory[worst] <= BUFFER,
+        f"not a number: {', '.join(f'R of block {n}' if n in R else n for n in broken)}"
+        if broken
+        else f"autocorrelation {memory[worst]:+.2f} beyond that of the loss (block {worst})",
+        f"<= {BUFFER:g}",
+        "something is kept between calls: carry it in the cache, where a new text begins anew",
+        memory={str(block): gap for block, gap in memory.items()},
+    )
+
+
+def _series(ctx: Context) -> tuple[dict[int, list[float]], list[float]]:
+    """Block -> R of each batch, and the losses. Raises: NotMeasurable for a trace without R."""
+    R: dict[int, list[float]] = {}
+    losses = []
+    for trace, loss in _passes(ctx):
+        losses.append(loss)
+        for block, value in mean_R(trace).items():
+            R.setdefault(block, []).append(value)
+    return R, losses
+
+
+def _passes(ctx: Context) -> Iterable[tuple[dict, float]]:
+    """Trace and mean loss of each batch; a stochastic model draws anew each time."""
+    for i in range(BATCHES):
+        rows = random_batch(ctx.data.train, ctx.seed, i, ROWS, short_context(ctx.recipe, CONTEXT)).tokens
+        inputs, targets = split_rows(mx.array(rows))
+        with mode(ctx.model, True):
+            out = ctx.model.forward(inputs, **noise(ctx.model, i))
+        nats, count = cross_entropy(out.logits, targets)
+        yield out.trace, nats.item() / max(1, count.item())

@@ -1,0 +1,42 @@
+"""A byte-level BPE learned from a corpus by the `tokenizers` library, such as the 16k of the hybrid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kssm_mlx.data.tokenizers.factory import HFTokenizer
+from kssm_mlx.errors import ConfigError, DataError
+
+VOCAB = 16384
+SEPARATOR = "<|endoftext|>"
+LEAST = 257  # every byte and the separator
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int = VOCAB, name: str | None = None) -> HFTokenizer:
+    """The `vocab_size` tokens that GPT-2's method learns: id 0 opens every document, then the 256 bytes, then
+    the merges, the most frequent first. The same documents give the same tokenizer.
+
+    Raises: ConfigError for fewer than `LEAST` tokens, DataError for text that does not have so many.
+    """
+    if vocab_size < LEAST:
+        raise ConfigError(
+            f"a BPE of {vocab_size} tokens; expected {LEAST}, 256 bytes and {SEPARATOR}, or more"
+        )
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(documents, trainer)
+    if backend.get_vocab_size() < vocab_size:
+        raise DataError(
+            f"the text has only {backend.get_vocab_size()} of {vocab_size} tokens in it; give more text or "
+            "ask for a smaller vocabulary"
+        )
+    return HFTokenizer(backend.to_str(), name or f"bpe:{vocab_size}")

@@ -1,0 +1,117 @@
+"""A run or a model written for other tools, whole or in fewer bits, and what the missing bits cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from kssm_mlx.checks.core.registry import NotMeasurable
+from kssm_mlx.checks.pretrained.subject import Host
+from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.adapters import fuse
+from kssm_mlx.models.base import Trained
+from kssm_mlx.runner.run import load
+from kssm_mlx.weights import export as folders
+from kssm_mlx.weights.quantize import quantize
+
+
+class Loss(NamedTuple):
+    """nats: per token of the text; None where it could not be measured, and why."""
+
+    nats: float | None
+    reason: str = ""
+
+
+class Conversion(NamedTuple):
+    """modules: names of what was quantised; bytes and losses before and after."""
+
+    modules: list[str]
+    bytes: tuple[int, int]
+    losses: tuple[Loss, Loss]
+
+
+def export(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    format: str = "mlx-lm",
+    tokenizer: bool = True,
+    verify: bool = True,
+    on_open: Callable[[Trained], None] | None = None,
+) -> Path:
+    """Write a run or a model as a folder for mlx-lm or transformers, adapters fused into their host.
+
+    verify: see `load`. on_open: is shown what was opened, before it is changed.
+    Raises: ConfigError, DataError for what the format or its tokenizer files cannot hold; WeightMismatch,
+        CheckpointError for weights that are not good.
+    """
+    trained = _open(source, verify, on_open)
+    fuse(trained.model)
+    return _write(trained, folder, format, tokenizer)
+
+
+def convert(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    bits: int,
+    mode: str = "affine",
+    group_size: int | None = None,
+    text: str | None = None,
+    tokenizer: bool = True,
+    verify: bool = True,
+    on_open: Callable[[Trained], None] | None = None,
+) -> Conversion:
+    """Write a run or a model in fewer bits, as a folder that we and mlx-lm read, scored before and after.
+
+    text: what it is scored on, by default the English that comes with the package. verify, on_open: as in
+    `export`.
+    Raises: as `export`; ConfigError for settings that do not exist.
+    """
+    folders.refuse_used(folder)
+    trained = _open(source, verify, on_open)
+    model = fuse(trained.model)
+    bytes_before, loss_before = _bytes(model), _loss(trained, text)
+    modules = quantize(model, bits, mode, group_size)
+    loss_after = _loss(trained, text)
+    _write(trained, folder, "mlx-lm", tokenizer)
+    return Conversion(modules, (bytes_before, _bytes(model)), (loss_before, loss_after))
+
+
+def _open(source: str | Path, verify: bool, on_open: Callable[[Trained], None] | None) -> Trained:
+    trained = load(source, verify=verify)
+    if hasattr(trained.model, "graft"):
+        raise ConfigError(
+            f"{source} is a graft, which other tools have no place for; its host can be exported by itself"
+        )
+    if on_open:
+        on_open(trained)
+    return trained
+
+
+def _write(trained: Trained, folder: str | Path, format: str, tokenizer: bool) -> Path:
+    written = trained.tokenizer if tokenizer else None
+    return folders.export(
+        trained.model,
+        folder,
+        format=format,
+        tokenizer_files=tokenizer_files(written) if written else {},
+        end_of_text=written.separator_id if written else None,
+    )
+
+
+def _loss(trained: Trained, text: str | None) -> Loss:
+    """A fresh Host each time: it remembers what it has measured."""
+    try:
+        return Loss(Host(trained.model, tokenizer=trained.tokenizer, text=text).evaluation["nats_per_token"])
+    except NotMeasurable as e:
+        return Loss(None, str(e))
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))

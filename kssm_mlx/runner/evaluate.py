@@ -1,0 +1,114 @@
+"""What `kssm eval` measures: a model on held-out text, beside what counting reaches on the same text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kssm_mlx.checks.core.registry import NotMeasurable
+from kssm_mlx.checks.pretrained.behaviour import counting
+from kssm_mlx.checks.pretrained.subject import TOKENS, Host
+from kssm_mlx.data.batches import Batch, evaluation_windows
+from kssm_mlx.data.corpora.sources import open_corpus
+from kssm_mlx.data.tasks import Task
+from kssm_mlx.data.tokenizers.factory import Tokenizer
+from kssm_mlx.data.tokens import TokenData, TokenSplit, encode_documents
+from kssm_mlx.errors import DataError
+from kssm_mlx.metrics.ngrams import ngram_ladder
+from kssm_mlx.models.base import Trained
+from kssm_mlx.training import evaluation
+
+GAIN_TOKENS = 16384  # each costs a forward pass of one token; standard error below 0.02 nats
+
+
+class Reading(NamedTuple):
+    """What a model is scored on. windows: of a number of tokens; tokens: how many by default; ladder:
+    nats/token of counting, given how many targets were scored; task: whose rows these are, if a task's.
+    """
+
+    name: str
+    windows: Callable[[int], Iterator[Batch]]
+    tokens: int
+    bytes_per_token: float
+    ladder: Callable[[int], dict[str, float]]
+    task: Task | None = None
+
+
+def evaluate(
+    trained: Trained, path: str | Path, *, source: str | None = None, tokens: int | None = None
+) -> dict[str, Any]:
+    """Score a model on a text: a run on its own validation text, any other model on the English of the
+    package, or either on another `source`, read by its tokenizer.
+
+    Returns "data", the numbers of `training.evaluation.language_metrics`, "context_gain" and its standard
+    error, and the "ladder" of n-gram models, all losses in nats/token. The n-grams are counted on a run's
+    training text; for other models on the scored text itself, each eighth of it by the rest.
+
+    Raises: CheckpointError, DataError for a run or a text that cannot be used.
+    """
+    folder = run_folder(Path(path))
+    reading = _of_run(trained, folder, source) if folder else _of_model(trained, source)
+    tokens = tokens or reading.tokens
+    windows = reading.windows(tokens)
+    numbers = evaluation.evaluate(trained.model, windows, reading.bytes_per_token, reading.task)
+    gain = evaluation.context_gain(trained.model, reading.windows(min(tokens, GAIN_TOKENS)))
+    return {
+        "data": reading.name,
+        **numbers,
+        **{name: gain[name] for name in ("context_gain", "context_gain_se")},
+        "ladder": reading.ladder(numbers["tokens"]),
+    }
+
+
+def run_folder(path: Path) -> Path | None:
+    """The run that `path` is, or is a checkpoint of; None for a model from elsewhere."""
+    return next((p for p in (path, path.parent.parent) if (p / "recipe.json").is_file()), None)
+
+
+def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
+    recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
+    data = TokenData.open(folder / "data")
+    split, bytes_per_token = _held_out(data) if source is None else _foreign(source, trained.tokenizer)
+
+    def windows(count: int) -> Iterator[Batch]:
+        return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])
+
+    def ladder(targets: int) -> dict[str, float]:
+        ids, scored = split.first(targets)
+        rungs = ngram_ladder(data.train.ids, ids, data.vocab_size, scored=scored)
+        return {rung: rungs[rung] for rung in ("uniform", "unigram", "bigram", "trigram")}
+
+    name, task = source or f"validation of {folder}", data.task if source is None else None
+    return Reading(name, windows, recipe["eval"]["tokens"], bytes_per_token, ladder, task)
+
+
+def _of_model(trained: Trained, source: str | None) -> Reading:
+    """The text as L5 of `kssm verify-weights` reads it. Raises: DataError without a tokenizer for it."""
+    text = None if source is None else "\n".join(open_corpus(source).scored)
+    host = Host(model=trained.model, tokenizer=trained.tokenizer, text=text)
+    try:
+        text_read = host.reading
+    except NotMeasurable as e:
+        raise DataError(f"{trained.source}: {trained.notes.get('hint') or e}") from None
+    ids, V = text_read.validation.ids, trained.model.args.vocab_size
+    name = source or "the English of the package"
+    return Reading(
+        name,
+        host.windows,
+        TOKENS,
+        text_read.bytes_per_token_validation,
+        lambda targets: counting(ids, targets + 1, V),
+    )
+
+
+def _held_out(data: TokenData) -> tuple[TokenSplit, float]:
+    return data.validation, data.bytes_per_token_validation
+
+
+def _foreign(source: str, tokenizer: Tokenizer) -> tuple[TokenSplit, float]:
+    """All of another corpus, or its own validation, as one split, and its UTF-8 bytes per token."""
+    documents = open_corpus(source).scored
+    split = encode_documents(source, documents, tokenizer)
+    return split, sum(len(text.encode()) for text in documents) / max(split.ids.size, 1)

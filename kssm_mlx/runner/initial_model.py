@@ -1,0 +1,141 @@
+"""The model a run starts from: freshly initialised, or a host that somebody else trained, verified.
+
+Both are the same on every start, so a checkpoint need only hold what is trained: every parameter, or the
+adapters and the graft beside a frozen host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from kssm_mlx import models
+from kssm_mlx.data.tokens import TokenData
+from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
+from kssm_mlx.models import adapters
+from kssm_mlx.models.base import Trained
+from kssm_mlx.models.grafts.configs import configure
+from kssm_mlx.models.grafts.graft import graft
+from kssm_mlx.runner.base_models import grow, source_of
+from kssm_mlx.runner.pretrained import open_model
+from kssm_mlx.training.recipe import Host, Recipe
+from kssm_mlx.training.state import flatten
+from kssm_mlx.weights.audit import verified
+from kssm_mlx.weights.hub.resolve import resolve
+
+
+@dataclass(frozen=True)
+class Start:
+    """model: with what the recipe trains made trainable; host: the root digest of its weights, or None;
+    host_notes: how far these were verified ("verified") and what was found ("findings").
+    """
+
+    model: nn.Module
+    host: str | None = None
+    host_notes: dict[str, Any] = field(default_factory=dict)
+
+
+def start(recipe: Recipe, data: TokenData, *, host: str | None = None, verify: bool = True) -> Start:
+    """The model before the first step.
+
+    host: the root digest that the host had when the run began. verify: False, or verify = false in the
+    recipe, takes a host that has not passed verification.
+    Raises: ConfigError for a configuration or a host that cannot be trained on this data; WeightMismatch for
+        a host that has not passed `kssm verify-weights`, or that has changed since the run began; CheckFailed
+        for a host trained here that does not pass.
+    """
+    section, seed = recipe.model, recipe.train.seed
+    if isinstance(section, Host):
+        grow(section)
+        return _hosted(section, data, seed, host, verify)
+    config = models.configure(
+        section.family,
+        section.size,
+        vocab_size=data.vocab_size,
+        context=recipe.train.context,
+        overrides=section.overrides,
+    )
+    return Start(models.build(config, seed=seed))
+
+
+def start_of_run(recipe: Recipe, data: TokenData, saved: dict[str, Any], *, verify: bool = True) -> Start:
+    """The model that a run began with; `saved` is its recipe.json. verify, Raises: as `start`."""
+    if isinstance(recipe.model, Host):
+        return _hosted(recipe.model, data, recipe.train.seed, saved.get("host_digest"), verify)
+    config = models.config_from_dict(saved["configuration"])
+    return Start(models.build(config, seed=recipe.train.seed))
+
+
+def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
+    """Load what a checkpoint holds, which must be exactly what is trained in `model`.
+
+    Raises: CheckpointError that names what is missing or unknown.
+    """
+    beside = (*getattr(model, "knobs", ()), *getattr(model, "buffers", ()))
+    moving = {*flatten(model.trainable_parameters()), *beside}
+    if other := trained.keys() ^ moving:
+        raise CheckpointError(
+            f"the checkpoint and the model disagree on {', '.join(sorted(other)[:3])}; "
+            "the recipe.json beside it is not the one it was trained with"
+        )
+    model.load_weights(list(trained.items()), strict=False)
+    mx.eval(model.parameters())
+
+
+def _hosted(section: Host, data: TokenData, seed: int, expected: str | None, verify: bool) -> Start:
+    verify, source = verify and section.verify, source_of(section)
+    host = _open_verified(source) if verify else open_model(source, verify=False)
+    if expected not in (None, host.digest):
+        raise WeightMismatch(
+            f"{section.host} has root digest {host.digest[:12]}, the run began with {expected[:12]}; "
+            "give the run its own host back, or start a new run"
+        )
+    _refuse_other_tokens(host, data)
+    model = host.model
+    if section.train == "lora":
+        adapters.attach(model, section.rank, section.alpha, seed)
+    if section.train == "frozen":
+        model.freeze()
+    if section.graft:
+        model = graft(model, configure(section.graft), seed)
+    if not flatten(model.trainable_parameters()):
+        raise ConfigError(
+            'model.train = "frozen" leaves nothing to train in a host without additions; '
+            'take "lora" or "full", or give it a [model.graft]'
+        )
+    return Start(model, host.digest, host.notes)
+
+
+def _open_verified(source: str) -> Trained:
+    """The host, if all of `kssm verify-weights` has passed for exactly these weights."""
+    passed = verified.is_verified(resolve(source).path, "L5")
+    advice = f"run kssm verify-weights {source}"
+    if passed is None:
+        raise WeightMismatch(
+            f"{source} has not passed verification, or its files were touched since; {advice}"
+        )
+    host = open_model(source)
+    if host.digest != passed["root"]:
+        raise WeightMismatch(
+            f"{source} has root digest {host.digest[:12]}, what passed verification had "
+            f"{passed['root'][:12]}; {advice}"
+        )
+    return replace(host, notes={**host.notes, "verified": passed["level"]})
+
+
+def _refuse_other_tokens(host: Trained, data: TokenData) -> None:
+    """Raises: ConfigError when the data's ids would mean other text to the host."""
+    if host.tokenizer is not None and host.tokenizer.digest != data.tokenizer.digest:
+        raise ConfigError(
+            f"data.tokenizer is {data.tokenizer.name!r}, which is not the host's own; "
+            f'set data.tokenizer = "hf:{host.source}"'
+        )
+    rows = host.model.args.vocab_size
+    if data.vocab_size > rows:
+        raise ConfigError(
+            f"the tokenizer has {data.vocab_size} tokens, the host's embedding {rows} rows; "
+            "use the tokenizer that the host was trained with"
+        )

@@ -1,0 +1,139 @@
+"""Data and model before the first step: of a new run, of one that goes on, of a recipe or a run looked at.
+
+What cannot begin or continue is refused before anything in the run's folder changes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from kssm_mlx import models
+from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
+from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.errors import ConfigError, DataError
+from kssm_mlx.runner.failures import broken
+from kssm_mlx.runner.folder import BESIDE_RECIPE, host_of, manifest_of, recipe_json, recipe_of, rows, without
+from kssm_mlx.runner.initial_model import Start, start, start_of_run, take
+from kssm_mlx.training import recipe as recipes
+from kssm_mlx.training.checkpoints import checkpoint, identity
+from kssm_mlx.training.constraints import holding
+from kssm_mlx.training.loop import refuse_second_run
+from kssm_mlx.training.recipe import WORDS, Recipe
+from kssm_mlx.training.state import flatten, from_arrays, initial_state
+
+
+def data_of_run(recipe: Recipe, folder: Path, resume: bool, allow_change: bool) -> TokenData:
+    """The token files of a run. What cannot begin or continue is refused before anything in `folder` changes.
+
+    A run goes on with the ids it began with, whatever became of their source.
+    """
+    if not resume:
+        refuse_second_run(folder)
+        return prepare(recipe.data, folder / "data")
+    kept = _kept_data(recipe, folder)
+    if found := _changes(recipe, folder):
+        if not allow_change:
+            raise ConfigError(
+                f"the recipe is not the one {folder} began with: {'; '.join(found)}; "
+                "put it back, or pass --allow-config-change"
+            )
+        _rehearse(recipe, folder, kept)
+    return kept or prepare(recipe.data, folder / "data")
+
+
+def _changes(recipe: Recipe, folder: Path) -> list[str]:
+    """One phrase per key of the recipe that is not as the run in `folder` has it."""
+    if not (folder / "recipe.json").is_file():
+        return []
+    then = identity.dotted(without(recipe_json(folder), *WORDS, *BESIDE_RECIPE))
+    return identity.differences(then, identity.dotted(without(recipe.model_dump(), *WORDS)))
+
+
+def _kept_data(recipe: Recipe, folder: Path) -> TokenData | None:
+    """The run's own token files, if they are what the recipe asks for and can be opened."""
+    described = (folder / "recipe.json").is_file()
+    if not described or any(phrase.startswith("data.") for phrase in _changes(recipe, folder)):
+        return None
+    with contextlib.suppress(DataError):
+        return TokenData.open(folder / "data")
+    return None
+
+
+def _rehearse(recipe: Recipe, folder: Path, kept: TokenData | None) -> None:
+    """Raises: CheckpointError if the run's last checkpoint cannot go on under a changed recipe."""
+    latest = checkpoint.load_latest(folder / "checkpoints")
+    if latest is None:
+        return
+    saved = latest.snapshot
+    with tempfile.TemporaryDirectory(prefix="kssm-resume-") as elsewhere:
+        data = kept or prepare(recipe.data, elsewhere)
+        model = start(recipe, data, host=host_of(folder)).model
+        identity.changes(saved.state["identity"], identity.of(model, recipe, data), allow=True)
+        trained = saved.tensors.get(recipe.model.trained_file, {})
+        restored = from_arrays(trained, saved.tensors["optimizer"])
+        identity.require_same_parameters(restored, initial_state(model, recipe.train))
+
+
+def context_of(recipe: Recipe, folder: Path, data: TokenData, host: str | None = None) -> Context:
+    """Data and model before the first step; `host` is the digest that the run's host must have."""
+    _refuse_unusable(data, recipe)
+    return _starting(recipe, folder, data, start(recipe, data, host=host))
+
+
+def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Context:
+    held = holding(recipe, began.model)
+    context = Context(
+        model=began.model,
+        config=began.model.args,
+        recipe=recipe,
+        data=data,
+        tokenizer=data.tokenizer,
+        initial=flatten(began.model.trainable_parameters()),
+        run_folder=folder,
+        host=began.host,
+        host_notes=began.host_notes,
+        intervention=held.intervention,
+        masks=held.masks,
+        builder=None if began.host else partial(models.build, began.model.args),
+    )
+    return broken(context) if recipe.failure else context
+
+
+def _refuse_unusable(data: TokenData, recipe: Recipe) -> None:
+    """Raises: DataError when a split cannot fill one batch of training or one window of evaluation, or the
+    tokenizer cannot read the prompt: minutes before it would show.
+    """
+    train, tokens = recipe.train, recipe.eval.tokens
+    draw = track_batch if train.hand_off else partial(random_batch, seed=train.seed)
+    draw(data.train, step=0, batch_size=train.batch_size, context=train.context)
+    evaluation_windows(data.validation, tokens, train.context, train.batch_size)
+    try:
+        data.tokenizer.encode(recipe.eval.prompt)
+    except DataError as e:
+        raise DataError(f"eval.prompt: {e}") from None
+
+
+def context_of_recipe(target: str | Path) -> Context:
+    """A recipe's context in a folder that goes away when the process ends."""
+    recipe = recipes.load(target)
+    temporary = tempfile.TemporaryDirectory(prefix="kssm-verify-")
+    atexit.register(temporary.cleanup)
+    folder = Path(temporary.name)
+    return context_of(recipe, folder, prepare(recipe.data, folder / "data"))
+
+
+def context_of_run(folder: Path) -> Context:
+    """A run's recipe, its initial parameters and, once there is a checkpoint, the trained ones."""
+    recipe, data = recipe_of(folder), TokenData.open(folder / "data")
+    context = _starting(recipe, folder, data, start_of_run(recipe, data, recipe_json(folder)))
+    context.manifest = manifest_of(folder)
+    latest = checkpoint.load_latest(folder / "checkpoints")
+    if latest:
+        take(context.model, latest.snapshot.tensors[recipe.model.trained_file])
+        context.history = rows(folder)
+    return context

@@ -1,0 +1,76 @@
+"""The checks of a run at their three times: before step 1, at every evaluation, at the end.
+
+A failed check stops the run unless a waiver says why it need not. With `--no-verify` nothing is stopped: it
+is said what would have been, and the verdicts are recorded as they are. So it is at the end of a smoke run
+with those checks that judge what was learned, which a dozen steps cannot have taught; the others stop it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from kssm_mlx.checks import suite
+from kssm_mlx.checks.core.registry import REGISTRY, Check, Context, require
+from kssm_mlx.models.base import with_parameters
+from kssm_mlx.runner.folder import rows
+from kssm_mlx.training.state import TrainState, with_knobs
+
+LEARNING = ("C37", "N18")  # of what is learned, beside those that need a trained model: a trend, a batch
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Asks the checks of `context`; waivers: id -> reason; verify: whether a failure stops the run.
+
+    Every method raises CheckFailed naming all that failed.
+    """
+
+    context: Context
+    waivers: dict[str, str]
+    verify: bool
+    console: Console
+    _told: set[str] = field(default_factory=set)
+
+    def before(self) -> None:
+        self._examine("P", "preflight", "before step 1")
+
+    def during(self, step: int, state: TrainState) -> None:
+        """The model holds the parameters of that step while it is asked; the last answer is kept."""
+        if not suite.suite("R"):
+            return
+        self.context.history = rows(self.context.run_folder)
+        parameters = with_knobs(state.params, state.untrained)
+        with_parameters(
+            self.context.model, parameters, lambda: self._examine("R", "during", f"after step {step}")
+        )
+
+    def after(self) -> None:
+        self.context.history = rows(self.context.run_folder)
+        self._examine("S", "final", "at the end", smoke=bool(self.context.recipe.smoke))
+
+    def _examine(self, level: str, stage: str, when: str, smoke: bool = False) -> None:
+        """smoke: whether what was not learned stops nothing."""
+        found = suite.run_suite(self.context, level, self.waivers)
+        suite.write_checks(self.context.run_folder, stage, found)
+        spared = [c for c in found if not self.verify or (smoke and _of_learning(c))]
+        require(c for c in found if c not in spared)
+        for check in spared:
+            if not check.ok:
+                self._tell(check, when, "--smoke" if self.verify else "--no-verify")
+
+    def _tell(self, check: Check, when: str, mercy: str) -> None:
+        """Once per check: what fails at one evaluation mostly fails at the next."""
+        if check.id not in self._told:
+            self._told.add(check.id)
+            self.console.print(
+                f"{mercy}: would have been stopped {when} by {check.id} {check.title}: "
+                f"got {check.got}, expected {check.expected}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def _of_learning(check: Check) -> bool:
+    return REGISTRY[check.id].needs_training or check.id in LEARNING

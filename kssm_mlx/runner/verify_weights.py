@@ -1,0 +1,109 @@
+"""All of `kssm verify-weights`: the files, the numbers in them, and the model they make, in one verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kssm_mlx.checks.core.registry import Check
+from kssm_mlx.checks.pretrained.arithmetic import fingerprint_of
+from kssm_mlx.checks.pretrained.behaviour import measure
+from kssm_mlx.checks.pretrained.files import verdicts
+from kssm_mlx.checks.pretrained.subject import Host, examine
+from kssm_mlx.errors import CheckFailed
+from kssm_mlx.runner.pretrained import known as known_of
+from kssm_mlx.runner.pretrained import tokenizer_of
+from kssm_mlx.weights.audit import verified
+from kssm_mlx.weights.audit.inspect import Inspection, Meter, inspect
+from kssm_mlx.weights.audit.manifest import Manifest, read_manifest, write_manifest
+from kssm_mlx.weights.hub.resolve import Resolved, resolve
+from kssm_mlx.weights.loader import Arrays, fill
+
+
+@dataclass(frozen=True)
+class Verification:
+    """checks: the verdicts, in order. inspection: what L0 to L3 saw, with the model if L4 and L5 ran."""
+
+    checks: list[Check]
+    inspection: Inspection
+    source: Resolved
+
+    @property
+    def ok(self) -> bool:
+        return all(c.ok for c in self.checks)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the model was seen to read its text better than counting does."""
+        return any(c.id == "W24" and c.verdict == "pass" for c in self.checks)
+
+
+def verify_weights(
+    source: str | Path,
+    *,
+    quick: bool = False,
+    manifest: str | Path | None = None,
+    text: str | None = None,
+    meter: Meter | None = None,
+) -> Verification:
+    """Every check W1 to W27 of weights, or with `quick` those of L0 to L3, which read the files only.
+
+    manifest: a file to compare with, by default the one shipped for the repository. text: what L5 reads.
+    Raises: ConfigError for what is no model, or cannot be had.
+    """
+    resolved = resolve(source)
+    known = read_manifest(manifest) if manifest else known_of(resolved)
+    arrays = Arrays()
+    found = inspect(
+        resolved.path,
+        expected=known.digests,
+        promised=resolved.sha256,
+        meter=meter,
+        keep=None if quick else arrays.keep,
+    )
+    checks = verdicts(found)
+    if found.ok and not quick:
+        fill(found, arrays)
+        checks += examine(host(found, known, text))
+    done = Verification(checks, found, resolved)
+    if done.ok:
+        # Without a text it could read, the model was not seen to speak: training on it is refused.
+        verified.remember(found, "L5" if done.speaks else "L3")
+    return done
+
+
+def host(found: Inspection, known: Manifest, text: str | None = None) -> Host:
+    """What L4 and L5 look at: the model of an inspection, its tokenizer, what its manifest says of it."""
+    return Host(
+        model=found.model,
+        config=found.config,
+        tokenizer=tokenizer_of(found.container, found.config.vocab_size, known),
+        text=text,
+        domain=known.domain,
+        facts=known.model,
+        fingerprint=known.fingerprint,
+        behaviour=known.behaviour,
+        published=known.published,
+    )
+
+
+def record(verification: Verification, path: str | Path, *, text: str | None = None) -> Manifest:
+    """Write the manifest of weights that passed: digests, and where L4 and L5 ran what they measured.
+
+    Raises: CheckFailed if a check failed; ConfigError if the file cannot be written.
+    """
+    if not verification.ok:
+        failed = ", ".join(c.id for c in verification.checks if not c.ok)
+        raise CheckFailed(f"no manifest of weights that failed {failed}; repair them first")
+    found, source = verification.inspection, verification.source
+    known = known_of(source)
+    values: dict[str, Any] = {"repo": source.repo, "revision": source.revision}
+    values |= {name: getattr(known, name) for name in ("model", "tokenizer", "published", "domain")}
+    if any(c.level == "L4" for c in verification.checks):
+        values["fingerprint"] = fingerprint_of(found.model)
+        if verification.speaks:
+            values["behaviour"] = measure(host(found, known, text))
+    made = found.manifest().model_copy(update=values)
+    write_manifest(path, made)
+    return made

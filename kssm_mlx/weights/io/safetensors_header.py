@@ -1,0 +1,107 @@
+"""The header of a safetensors file, believed only as far as it adds up.
+
+    8 bytes: n, little endian | n bytes of JSON: name -> dtype, shape, data_offsets | the data
+
+Source: the format's description, github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from kssm_mlx.weights.audit.findings import Finding, some
+from kssm_mlx.weights.io.tensors import MOST_DIMENSIONS, TensorInfo, itemsize
+
+DTYPES = {
+    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool_"},
+    **{
+        f"{short}{bits}": f"{long}{bits}"
+        for short, long in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
+}
+LIMIT = 100_000_000  # bytes of header, the limit of the format's own library
+Read = tuple[dict[str, TensorInfo], list[Finding]]
+
+
+def read_safetensors(path: Path) -> Read:
+    """The tensors of one file, and what is wrong with its header (W1) and their extents (W2)."""
+    size = path.stat().st_size
+    with open(path, "rb") as f:
+        prefix = f.read(8)
+        if len(prefix) < 8:
+            return {}, [Finding("W1", f"{path.name} has {size} bytes, not even a header length")]
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(LIMIT, size - 8):
+            return {}, [
+                Finding("W1", f"{path.name} announces a header of {length:,} bytes in a file of {size:,}")
+            ]
+        raw = f.read(length)
+    repeated: list[str] = []
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _once(pairs, repeated))
+    except (ValueError, RecursionError) as e:
+        return {}, [Finding("W1", f"the header of {path.name} is not JSON: {e}")]
+    if not isinstance(header, dict):
+        return {}, [Finding("W1", f"the header of {path.name} is not a table of tensors")]
+    header.pop("__metadata__", None)
+    findings = [Finding("W1", f"{path.name} has {name} twice") for name in repeated]
+    tensors = {}
+    for name, entry in header.items():
+        if wrong := _wrong(entry):
+            findings.append(Finding("W1", f"{name} in {path.name}: {wrong}"))
+            continue
+        begin, end = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        tensors[name] = TensorInfo(DTYPES[entry["dtype"]], shape, path, 8 + length + begin, end - begin)
+    return tensors, findings + ([] if findings else _extents(tensors, path, 8 + length, size))
+
+
+def _once(pairs: list[tuple[str, Any]], repeated: list[str]) -> dict[str, Any]:
+    """A JSON object; keys that come twice, of which JSON parsers silently keep the last, are noted."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated += sorted({key for key in keys if keys.count(key) > 1})
+    return found
+
+
+def _wrong(entry: Any) -> str:
+    """Why a header's entry cannot be a tensor; empty if it can."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        return "its entry is not dtype, shape and data_offsets"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPES:
+        return f"dtype {dtype!r} is unknown; known: {', '.join(DTYPES)}"
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        return "shape or data_offsets are not natural numbers"
+    if len(shape) > MOST_DIMENSIONS:
+        return f"it has {len(shape)} dimensions"
+    needed, given = math.prod(shape) * itemsize(DTYPES[dtype]), offsets[1] - offsets[0]
+    if needed != given:
+        return f"{dtype} {shape} needs {needed:,} bytes, its offsets span {given:,}"
+    return ""
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+
+
+def _extents(tensors: dict[str, TensorInfo], path: Path, start: int, size: int) -> list[Finding]:
+    """W2: the tensors, in the order of their offsets, fill the file from the header to its end."""
+    findings, at, before = [], start, "the header"
+    for name, t in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if t.offset != at:
+            word, by = ("overlap", at - t.offset) if t.offset < at else ("gap", t.offset - at)
+            findings.append(Finding("W2", f"{path.name}: {word} of {by:,} bytes between {before} and {name}"))
+        at, before = max(at, t.offset + t.nbytes), name
+    if at > size:
+        cut = some(n for n, t in tensors.items() if t.offset + t.nbytes > size)
+        findings.append(Finding("W2", f"{path.name} is {at - size:,} bytes short; cut off: {cut}"))
+    if at < size:
+        findings.append(Finding("W2", f"{path.name} has {size - at:,} bytes after the last tensor"))
+    return findings

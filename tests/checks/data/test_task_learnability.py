@@ -1,0 +1,225 @@
+"""G1 to G11: tasks that cannot be learned, scores that mean nothing, rows on both sides, and logs of runs."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.checks.model.memory_reach import needed
+from kssm_mlx.checks.training import capacity
+from kssm_mlx.data.tasks import TASKS, make_task
+from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.models.base import Output
+from kssm_mlx.training.recipe import parse
+from tests.support.check_contexts import measure
+from tests.support.fakes import Memoryless, TinyRecurrent
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
+SMALL = {"train_rows": 300, "validation_rows": 200}
+STREAMS = {"length": 32, "vocab": 64, **SMALL}
+BEFORE = ("G1", "G2", "G5", "G8")
+
+
+def context(folder, name="interleaved", kind=None, seed=0, **task) -> Context:
+    """The rows of a task, and a fresh model of `kind` for them."""
+    length = make_task(name, task).length
+    asked = {"source": f"task:{name}", "task": task, "seed": seed}
+    recipe = parse({"data": asked, "train": {"context": length, "batch_size": 8}, "eval": {"tokens": 1600}})
+    data = prepare(recipe.data, folder / f"{name}{seed}")
+
+    def fresh(seed: int):
+        return kind(data.vocab_size, seed=seed)
+
+    model = kind and fresh(seed)
+    return Context(
+        model, model and model.args, recipe, data, data.tokenizer, seed=seed, builder=kind and fresh
+    )
+
+
+def rewritten(ctx: Context, **files) -> Context:
+    """The same with other bytes in the token files; validation_scored=... is validation.scored.bin."""
+    for name, array in files.items():
+        path = ctx.data.folder / f"{name.replace('_', '.')}.bin"
+        path.write_bytes(np.asarray(array).astype(np.uint8 if "scored" in name else np.uint16).tobytes())
+    return replace(ctx, data=TokenData.open(ctx.data.folder))
+
+
+def log(*rows, steps=1000) -> list[dict]:
+    common = {"kind": "eval", "step": steps, "tokens": 25600, "se": 0.01}
+    return [{"kind": "train", "step": steps}, *({**common, **row} for row in rows)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_as_it_comes_can_be_learned(name, tmp_path):
+    ctx = context(tmp_path, name, **SMALL)
+    assert [(id, c.got) for id in BEFORE if (c := measure(id, ctx)).verdict != "pass"] == []
+
+
+def test_sound_rows_pass_for_five_seeds(tmp_path):
+    found = [measure(id, context(tmp_path, seed=s, **STREAMS)) for s in range(5) for id in BEFORE]
+    assert [(c.id, c.got) for c in found if c.verdict != "pass"] == []
+
+
+def test_the_broken_streams_have_no_room_and_no_rule(tmp_path):
+    ctx = context(tmp_path, broken=True, **STREAMS)
+    room, rule = measure("G1", ctx), measure("G2", ctx)
+    assert room.verdict == "fail" and room.got.startswith("ceiling 0.0156, chance 0.0156")
+    assert (
+        rule.verdict == "fail"
+        and rule.got.startswith("gain 0.00")
+        and "every token is drawn anew" in rule.fix
+    )
+    assert measure("G2", context(tmp_path / "sound", **STREAMS)).numbers["gain"] > 0.5
+
+
+def test_rows_that_do_not_follow_their_rule_are_caught(tmp_path):
+    ctx = context(tmp_path, **STREAMS)
+    mixed = np.random.default_rng(0).permutation(np.asarray(ctx.data.validation.ids))
+    check = measure("G2", rewritten(ctx, validation=mixed))
+    assert check.verdict == "fail" and "of 0.75" in check.got and "do not follow their rule" in check.fix
+
+
+def test_a_sum_scored_at_its_padding_is_caught(tmp_path):
+    check = measure("G5", context(tmp_path, "modular", p=13, whole_row=True))
+    assert check.verdict == "fail" and "13 of 15 places known beforehand" in check.got
+    assert "padding" in check.fix
+
+
+def test_one_row_repeated_is_known_beforehand(tmp_path):
+    ctx = context(tmp_path, "toy", **SMALL)
+    row = np.asarray(ctx.data.validation.ids)[: ctx.data.validation.row]
+    check = measure("G5", rewritten(ctx, validation=np.tile(row, SMALL["validation_rows"])))
+    assert check.verdict == "fail" and "31 of 31" in check.got
+
+
+def test_rows_on_both_sides_and_rows_of_another_seed_are_caught(tmp_path):
+    ctx = context(tmp_path, **STREAMS)
+    train = np.asarray(ctx.data.train.ids)[: ctx.data.validation.ids.size]
+    check = measure("G8", rewritten(ctx, validation=train))
+    assert check.verdict == "fail" and "200 of 200 rows are also in training" in check.got
+    other = np.asarray(context(tmp_path / "other", seed=1, **STREAMS).data.validation.ids)
+    check = measure("G8", rewritten(ctx, validation=other))
+    assert check.verdict == "fail" and check.got == "64 of the first 64 rows are not those of the seed"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_says_how_far_back_it_asks(name):
+    task = make_task(name)
+    assert all(0 <= lag < task.length for lag in needed(task))
+
+
+def test_the_lags_of_two_streams():
+    assert needed(make_task("interleaved")) == [3, 5, 7, 9, 11, 13]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_recurrence_reaches_back(seed, tmp_path):
+    assert measure("G7", context(tmp_path, kind=TinyRecurrent, seed=seed, **STREAMS)).verdict == "pass"
+
+
+def test_a_model_without_memory_does_not(tmp_path):
+    check = measure("G7", context(tmp_path, kind=Memoryless, **STREAMS))
+    assert check.verdict == "fail" and check.got == "no effect at lag 3, 5, 7, 9, 11, 13"
+
+
+class Seeing(TinyRecurrent):
+    """Reads the token it is to predict, as a model without a causal mask can."""
+
+    def forward(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None):
+        out = super().forward(tokens, cache, intervention)
+        ahead = mx.concatenate([tokens[:, 1:], tokens[:, -1:]], axis=1)
+        return Output(12.0 * (mx.arange(self.args.vocab_size) == ahead[..., None]), out.cache, {})
+
+
+@pytest.mark.parametrize("kind, verdict", [(Seeing, "fail"), (TinyRecurrent, "pass")])
+def test_a_model_above_the_ceiling_sees_its_targets(kind, verdict, tmp_path):
+    ctx = replace(context(tmp_path, kind=kind, **STREAMS), history=[{"kind": "train", "step": 1000}])
+    check = measure("G6", ctx)
+    assert check.verdict == verdict and ("standard errors beyond" in check.got)
+
+
+@pytest.mark.parametrize(
+    "row, verdict, got",
+    [
+        ({"accuracy": 0.9999, "nats_per_token": 1.2}, "fail", "accuracy +"),
+        ({"accuracy": 0.75, "nats_per_token": 0.3}, "fail", "loss +"),
+        ({"accuracy": 0.752, "nats_per_token": 1.21}, "pass", ""),
+        ({"accuracy": 0.5, "nats_per_token": None, "se": None}, "pass", ""),
+    ],
+)
+def test_a_log_beyond_the_bounds(row, verdict, got, tmp_path):
+    ctx = replace(context(tmp_path, **STREAMS), history=log(row))
+    check = measure("G6", ctx)
+    assert check.verdict == verdict and check.got.startswith(got)
+
+
+@pytest.mark.parametrize(
+    "accuracy, steps, verdict", [(0.02, 1000, "fail"), (0.02, 100, "warn"), (0.2, 100, "pass")]
+)
+def test_a_score_at_chance(accuracy, steps, verdict, tmp_path):
+    row = {"accuracy": accuracy, "nats_per_token": 4.0, "tokens": 3000}
+    check = measure("G3", replace(context(tmp_path, **STREAMS), history=log(row, steps=steps)))
+    assert check.verdict == verdict and "chance 0.0156" in check.got
+
+
+@pytest.mark.parametrize(
+    "skill, steps, verdict", [(0.02, 500, "fail"), (0.5, 500, "pass"), (0.02, 400, None)]
+)
+def test_learning_that_has_not_begun(skill, steps, verdict, tmp_path):
+    row = {"accuracy": 0.1, "nats_per_token": 3.0, "skill_tail": skill}
+    check = measure("G11", replace(context(tmp_path, **STREAMS), history=log(row, steps=steps)))
+    assert check.verdict == (verdict or "not measurable")
+    assert verdict != "fail" or (check.got == "tail skill 0.020 after 500 steps" and "G7" in check.fix)
+
+
+def test_shuffled_targets(tmp_path):
+    """A sound score stays at chance for a causal model; padding that is scored does not."""
+    small = {"p": 13, "length": 5}
+    assert measure("G4", context(tmp_path, "modular", TinyRecurrent, **small)).verdict == "pass"
+    check = measure("G4", context(tmp_path / "whole", "modular", TinyRecurrent, whole_row=True, **small))
+    assert check.verdict == "fail" and "G5" in check.fix
+    check = measure("G4", context(tmp_path / "seen", "modular", Seeing, **small))
+    assert check.verdict == "fail" and check.got.startswith("accuracy 1.0000")
+
+
+class Frozen(TinyRecurrent):
+    """Nothing in it is trained."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.freeze(keys=["weight"])
+
+
+def test_rows_by_heart(tmp_path, monkeypatch):
+    small = {"length": 6, "vocab": 8, "low": 1, "high": 2, "train_rows": 64, "validation_rows": 20}
+    assert measure("G9", context(tmp_path, "toy", TinyRecurrent, **small)).verdict == "pass"
+    monkeypatch.setattr(capacity, "HEART_STEPS", 50)
+    check = measure("G9", context(tmp_path / "frozen", "toy", Frozen, **small))
+    assert check.verdict == "fail" and "after 50 steps" in check.got
+
+
+def test_what_a_fixed_lag_gets(tmp_path):
+    """The last place of two streams is solved by lags alone, noise between the tokens takes that away."""
+    streams = {"vocab": 256, "length": 64, "train_rows": 1600, "validation_rows": 150}
+    plain = context(tmp_path, **streams)
+    row = plain.data.train.row
+    last = {
+        f"{side}_scored": np.tile(np.arange(row) == row - 1, split.ids.size // row)
+        for side, split in (("train", plain.data.train), ("validation", plain.data.validation))
+    }
+    check = measure("G10", rewritten(plain, **last))
+    assert check.verdict == "fail" and "solves this" in check.fix
+    assert measure("G10", context(tmp_path / "jitter", jitter=0.2, **streams)).verdict == "pass"
+
+
+def test_a_copy_is_a_fixed_lag(tmp_path):
+    check = measure("G10", context(tmp_path, "copy", symbols=6, **SMALL))
+    assert check.verdict == "fail" and "oracle 1.000, fixed lags 1.000" in check.got
+
+
+@pytest.mark.parametrize("id", ["G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9", "G10", "G11"])
+def test_text_is_not_judged(id, trained):
+    check = measure(id, trained)
+    assert check.verdict == "not measurable" and "C29" in check.got

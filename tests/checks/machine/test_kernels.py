@@ -1,0 +1,88 @@
+"""`kssm doctor` on kernels: numbers of every op, and a kernel that disagrees is off, with a reason."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from kssm_mlx.checks.machine import kernels
+from kssm_mlx.ops import dispatch, gpu, native
+from kssm_mlx.ops.dispatch import Verdict
+from kssm_mlx.ops.kernels import parity
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    """The record of verdicts and the compiled libraries in a folder of their own; small and uncompiled."""
+    monkeypatch.setattr(gpu, "_spoken", [None])
+    monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
+    monkeypatch.setattr(kernels, "TIMED", (1, 2, 2))
+    dispatch._verdict.cache_clear()
+    mx.disable_compile()
+    yield tmp_path / "kernels.json"
+    mx.enable_compile()
+    dispatch._verdict.cache_clear()
+
+
+def test_every_op_is_told_with_its_numbers(record, monkeypatch):
+    few = {op: parity.CASES[op] for op in ("mobius_scan", "conv", "elementary")}  # each costs g++ a second
+    monkeypatch.setattr(parity, "CASES", few)
+    monkeypatch.setattr(kernels, "dialects", lambda: ["cpp"])
+    checks = kernels.examine()
+    assert [c.title for c in checks] == [f"{op} kernel, cpp" for op in few]
+    assert {c.verdict for c in checks} == {"pass"}
+    assert all(c.got.startswith("error ") and c.numbers["ratio"] > 0 for c in checks)
+    assert not record.exists()  # this device speaks nothing: C++ is for telling
+
+
+def test_verdicts_of_the_cpu_are_remembered_where_it_runs_kernels(record, monkeypatch):
+    monkeypatch.setattr(gpu, "_spoken", ["cpp"])
+    monkeypatch.setattr(parity, "CASES", {"conv": parity.CASES["conv"]})
+    assert [c.verdict for c in kernels.examine()] == ["pass"]
+    assert "conv" in record.read_text()
+
+
+def test_a_missing_bridge_is_said(record, monkeypatch):
+    monkeypatch.setattr(kernels, "dialects", lambda: [])
+    monkeypatch.setattr(mx, "default_device", lambda: mx.cpu)
+    monkeypatch.setattr(kernels.sys, "platform", "linux")
+    monkeypatch.setattr(native, "why_not", lambda: "g++ is missing")
+    (told,) = kernels.examine()
+    assert (told.id, told.verdict) == ("K0", "warn")
+    assert "g++ is missing; the compiled forms run" in told.fix
+
+
+def play_gpu(monkeypatch, verdicts):
+    """A GPU whose kernels run, as C++, and get these verdicts."""
+    monkeypatch.setattr(gpu, "_spoken", ["metal"])
+    monkeypatch.setattr(kernels, "dialects", lambda: ["metal"])
+    monkeypatch.setattr(parity, "CASES", {v.op: parity.CASES[v.op] for v in verdicts})
+    monkeypatch.setattr(parity, "prove", {v.op: v for v in verdicts}.__getitem__)
+    monkeypatch.setattr(kernels, "speed", lambda op: 3.0)
+
+
+def test_a_kernel_that_disagrees_is_off_and_stays_off(record, monkeypatch):
+    play_gpu(monkeypatch, [Verdict("conv", False, 0.25, "it differs by 0.25"), Verdict("wkv4", True, 1e-7)])
+    wrong, right = kernels.examine()
+    assert (wrong.verdict, right.verdict) == ("warn", "pass")
+    assert "it differs by 0.25; it is off on this device, remembered in" in wrong.fix
+    assert right.got == "error 1.0e-07, 3.0x as fast as compiled"
+    with gpu.speaking("metal"):
+        assert dispatch.kernel("conv", "auto") is None
+        assert dispatch.kernel("wkv4", "auto") is not None
+
+
+def test_a_folder_that_cannot_be_written_is_said(record, monkeypatch):
+    def refuse():
+        raise RuntimeError("chmod 700 it")
+
+    play_gpu(monkeypatch, [Verdict("conv", False, 0.25, "it differs")])
+    monkeypatch.setattr(dispatch, "_record", refuse)
+    (wrong,) = kernels.examine()
+    assert "not remembered: chmod 700 it" in wrong.fix
+
+
+def test_dialects_of_this_machine(monkeypatch):
+    assert "cpp" in kernels.dialects()
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    assert kernels.dialects() == [d for d in [gpu.dialect()] if d]

@@ -1,0 +1,107 @@
+"""C37 and C38: noise is not learning, and a buffer is not an answer to the input."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.training.recipe import parse
+from tests.support.check_contexts import fresh, fresh_kssm, measure
+from tests.support.fakes import TinyRecurrent
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
+
+def history(losses, steps=500):
+    recipe = parse({"train": {"steps": steps, "warmup": 0}})
+    rows = [{"kind": "train", "step": i + 1, "loss": float(loss)} for i, loss in enumerate(losses)]
+    return Context(recipe=recipe, history=rows)
+
+
+def noise(seed, mean=3.4, n=500):
+    return np.random.default_rng(seed).normal(mean, 0.8, n)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_falling_loss_is_learning(seed):
+    check = measure("C37", history(noise(seed) - 0.004 * np.arange(500)))
+    assert check.verdict == "pass" and check.numbers["t"] < -3
+
+
+def test_noise_is_called_learning_less_than_once_in_a_hundred():
+    verdicts = [measure("C37", history(noise(100 + i))).verdict for i in range(200)]
+    assert verdicts.count("pass") <= 2 and verdicts.count("fail") >= 198
+
+
+def test_attempt_4_was_not_learning():
+    """Batch 1 on i.i.d. samples: +0.06 nats over 500 steps."""
+    check = measure("C37", history(noise(0) + 0.06 * np.arange(500) / 500))
+    assert check.verdict == "fail" and "500 steps" in check.got and "nothing was learned" in check.fix
+
+
+def test_a_loss_that_climbs_fails():
+    assert measure("C37", history(noise(1) + 0.05 * np.arange(500))).verdict == "fail"
+
+
+def test_before_the_last_checkpoint_it_warns(tmp_path):
+    flat = noise(1)
+    assert measure("C37", history(flat[:100])).verdict == "warn"
+    assert measure("C37", replace(history(flat), run_folder=tmp_path)).verdict == "warn"
+    (tmp_path / "checkpoints" / "step_00000500").mkdir(parents=True)
+    assert measure("C37", replace(history(flat), run_folder=tmp_path)).verdict == "fail"
+    assert measure("C37", history(flat[:20])).verdict == "not measurable"
+
+
+def test_a_loss_that_is_not_finite_fails():
+    context = history(noise(2))
+    context.history[40]["loss"] = None
+    assert measure("C37", context).verdict == "fail"
+
+
+def untrained(context):
+    return replace(context, untrained=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_r_of_a_kssm_answers_to_its_input(prepared, seed):
+    check = measure("C38", untrained(fresh_kssm(prepared, seed)))
+    assert check.verdict == "pass", check.got
+
+
+class Buffered(TinyRecurrent):
+    """An R that drifts from call to call, like the phase core in a hook."""
+
+    buffer = 0.5
+
+    def forward(self, tokens, *args, **kwargs):
+        out = super().forward(tokens, *args, **kwargs)
+        self.buffer = 0.98 * self.buffer + 0.05 * out.logits.mean().item()
+        return out._replace(trace={"block00/R": mx.full((*tokens.shape, 1), self.buffer)})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_r_that_is_carried_from_call_to_call_is_caught(prepared, seed):
+    check = measure("C38", untrained(fresh(prepared, Buffered, seed)))
+    assert check.verdict == "fail" and "beyond that of the loss (block 0)" in check.got
+    assert "kept between calls" in check.fix
+
+
+def test_without_r_it_says_so(prepared):
+    context = untrained(fresh(prepared))
+    assert measure("C38", context).got == 'the trace has no "block00/R"'
+    assert measure("C38", replace(context, data=None)).got == "needs data, none given"
+
+
+class Broken(TinyRecurrent):
+    """R of NaN in block 1; in block 0 one that never changes."""
+
+    def forward(self, tokens, *args, **kwargs):
+        R = mx.full((*tokens.shape, 1), 0.5)
+        return super().forward(tokens)._replace(trace={"block00/R": R, "block01/R": R * float("nan")})
+
+
+def test_an_r_that_is_not_a_number_is_no_r_that_stays_the_same(prepared):
+    check = measure("C38", untrained(fresh(prepared, Broken)))
+    assert (check.verdict, check.got) == ("fail", "not a number: R of block 1")

@@ -1,0 +1,29 @@
+"""A host that counts as verified, and runs that take no longer than what they show."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from kssm_mlx.checks import suite
+from tests.support.exported import exported, tiny
+from tests.support.pretrained_runs import passed
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """A few checks, no kernel that costs a second of g++, a memory of verdicts that goes away."""
+    monkeypatch.setenv("KSSM_CACHE", str(tmp_path / "cache"))
+    few = {"P": ("C16", "C7"), "S": ("C8",)}
+    monkeypatch.setattr(suite, "suite", lambda level: few.get(level, ()))
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A host folder that counts as verified."""
+    folder = exported(tiny("mamba"), tmp_path / "host")
+    passed(folder)
+    return folder

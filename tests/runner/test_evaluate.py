@@ -1,0 +1,88 @@
+"""`kssm eval`: the numbers are those of the parts, on the run's own text and on another."""
+
+import math
+
+import numpy as np
+import pytest
+
+from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.errors import DataError
+from kssm_mlx.models.base import Trained
+from kssm_mlx.runner.evaluate import evaluate
+from kssm_mlx.training.recipe import Recipe, parse
+from tests.support.fakes import Memoryless, TinyRecurrent
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with its data, and the model that is evaluated."""
+    words = np.random.default_rng(0).choice(["sun", "moon", "star", "é"], size=3000)
+    (tmp_path / "text.txt").write_text(" ".join(words))
+    table = {"data": {"source": f"file:{tmp_path / 'text.txt'}"}, "train": {"context": 32, "batch_size": 4}}
+    recipe: Recipe = parse(table)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.json").write_text(recipe.model_dump_json())
+    data = prepare(recipe.data, folder / "data")
+    return folder, Trained(TinyRecurrent(256), data.tokenizer, str(folder), "d" * 64)
+
+
+def test_the_own_text(run):
+    folder, trained = run
+    numbers = evaluate(trained, folder, tokens=640)
+    data = TokenData.open(folder / "data")
+    assert numbers["data"] == f"validation of {folder}" and numbers["tokens"] == 640
+    assert abs(numbers["nats_per_token"] - math.log(256)) < 0.5
+    bits = numbers["nats_per_token"] / math.log(2) / data.bytes_per_token_validation
+    assert numbers["bits_per_byte"] == pytest.approx(bits)
+    ladder = list(numbers["ladder"].values())
+    assert ladder == sorted(ladder, reverse=True) and ladder[0] == math.log(256)
+
+
+def test_context_gain_is_zero_without_memory_only(run):
+    folder, trained = run
+    assert evaluate(trained, folder, tokens=320)["context_gain"] != 0
+    without = Trained(Memoryless(256), trained.tokenizer, "", "")
+    assert evaluate(without, folder, tokens=320)["context_gain"] == pytest.approx(0, abs=1e-5)
+
+
+def test_another_text(run, tmp_path):
+    folder, trained = run
+    (tmp_path / "other.txt").write_text("Quite another text. " * 100)
+    numbers = evaluate(trained, folder, source=f"file:{tmp_path / 'other.txt'}")
+    assert numbers["data"].startswith("file:") and numbers["tokens"] == 1984
+    assert numbers["ladder"]["bigram"] > evaluate(trained, folder)["ladder"]["bigram"]
+
+
+def test_what_cannot_be_used_is_refused(run, tmp_path):
+    folder, trained = run
+    (tmp_path / "short.txt").write_text("short")
+    with pytest.raises(DataError, match="short"):
+        evaluate(trained, folder, source=f"file:{tmp_path / 'short.txt'}")
+    with pytest.raises(DataError):
+        evaluate(trained, folder, source="file:absent.txt")
+
+
+def test_a_model_from_elsewhere_is_scored_on_english_or_a_text(tmp_path):
+    trained = Trained(TinyRecurrent(256), ByteTokenizer(), "somewhere", "d" * 64)
+    numbers = evaluate(trained, tmp_path, tokens=1024)
+    assert numbers["data"] == "the English of the package" and numbers["tokens"] == 1024
+    assert numbers["nats_per_token"] > numbers["ladder"]["unigram"] > 0  # it is not trained
+    (tmp_path / "text.txt").write_text("Quite another text. " * 100)
+    other = evaluate(trained, tmp_path, source=f"file:{tmp_path / 'text.txt'}")
+    assert other["tokens"] == 1536 and other["ladder"]["bigram"] < numbers["ladder"]["bigram"]
+
+
+def test_a_model_without_tokenizer_says_what_is_missing(tmp_path):
+    without = Trained(TinyRecurrent(40), None, "m", "d", {"hint": "no tokenizer for 40 embedding rows"})
+    with pytest.raises(DataError, match="m: no tokenizer for 40 embedding rows"):
+        evaluate(without, tmp_path)
+
+
+def test_a_checkpoint_is_scored_as_its_run(run):
+    folder, trained = run
+    step = folder / "checkpoints" / "step_00000001"
+    assert evaluate(trained, step, tokens=640)["nats_per_token"] == pytest.approx(
+        evaluate(trained, folder, tokens=640)["nats_per_token"]
+    )
