@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from kssm_mlx.data.tokenizers.factory import FILE as TOKENIZER
+from kssm_mlx.data.tokenizers.protocol import FILE as TOKENIZER
 from kssm_mlx.errors import DataError
 
 FORMAT = "kssm-tokens/1"

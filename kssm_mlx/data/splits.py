@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kssm_mlx.data.corpora.sources import Corpus
+from kssm_mlx.data.corpora.corpus import Corpus
 from kssm_mlx.errors import ConfigError, DataError
 
 MANY = 20  # documents from which "auto" holds out whole ones

@@ -26,8 +26,10 @@ from kssm_mlx.data.index import FILES, FORMAT, INDEX, SCORED, SPLITS, read_index
 from kssm_mlx.data.splits import split_corpus
 from kssm_mlx.data.tasks import PREFIX, Task, make_task
 from kssm_mlx.data.tasks.files import task_origin, task_rows
-from kssm_mlx.data.tokenizers.factory import FILE as TOKENIZER
-from kssm_mlx.data.tokenizers.factory import IdTokenizer, Tokenizer, load_tokenizer, make_tokenizer
+from kssm_mlx.data.tokenizers.factory import load_tokenizer, make_tokenizer
+from kssm_mlx.data.tokenizers.plain import IdTokenizer
+from kssm_mlx.data.tokenizers.protocol import FILE as TOKENIZER
+from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.digest import file_digest
 from kssm_mlx.errors import DataError
 

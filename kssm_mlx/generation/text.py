@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kssm_mlx.data.tokenizers.factory import StreamDecoder, Tokenizer
+from kssm_mlx.data.tokenizers.protocol import Tokenizer
+from kssm_mlx.data.tokenizers.streaming import StreamDecoder
 from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
 from kssm_mlx.generation.decode import Step, decode, resume, start
 from kssm_mlx.generation.sampling import Sampling

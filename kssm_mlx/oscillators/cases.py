@@ -9,51 +9,67 @@ NaN says that no closed form is known.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.oscillators import kuramoto, theory
-from kssm_mlx.oscillators.frequencies import FAMILIES
+from kssm_mlx.oscillators.frequencies import FAMILIES, Frequencies
 from kssm_mlx.oscillators.integrate import System
 
-if TYPE_CHECKING:
-    from kssm_mlx.oscillators.simulate import Setup
-
 NAN = float("nan")
+
+
+class Parameters(Protocol):
+    """What a case reads of the experiment: the fields of `simulate.Setup`, which stands above."""
+
+    @property
+    def distribution(self) -> str: ...
+    @property
+    def width(self) -> float: ...
+    @property
+    def lag(self) -> float: ...
+    @property
+    def noise(self) -> float: ...
+    @property
+    def K2(self) -> float: ...
+    @property
+    def mass(self) -> float: ...
+    @property
+    def frequencies(self) -> Frequencies: ...
 
 
 class Case(NamedTuple):
     """One model. `arguments(setup, K)` follow (state, omega); `defaults` name the options it reads."""
 
     system: System
-    arguments: Callable[[Setup, mx.array], tuple]
-    steady: Callable[[Setup, float], dict[str, float]]
-    thresholds: Callable[[Setup], dict[str, float]]
+    arguments: Callable[[Parameters, mx.array], tuple]
+    steady: Callable[[Parameters, float], dict[str, float]]
+    thresholds: Callable[[Parameters], dict[str, float]]
     defaults: dict[str, Any]
     starts: tuple[str, ...] = ("random",)
     distributions: tuple[str, ...] = tuple(FAMILIES)
 
 
-def _mean_field(setup: Setup, K: float) -> dict[str, float]:
+def _mean_field(setup: Parameters, K: float) -> dict[str, float]:
     form = {"lorentzian": theory.lorentzian, "gaussian": theory.gaussian, "uniform": theory.uniform}
     if setup.distribution == "identical":
         return {"random": float(K > 0)}
     return {"random": form[setup.distribution](K, setup.width)}
 
 
-def _sakaguchi(setup: Setup, K: float) -> dict[str, float]:
+def _sakaguchi(setup: Parameters, K: float) -> dict[str, float]:
     gamma = {"lorentzian": setup.width, "identical": 0.0}.get(setup.distribution)
     return {"random": NAN if gamma is None else theory.sakaguchi(K, setup.lag, gamma)[0]}
 
 
-def _sakaguchi_thresholds(setup: Setup) -> dict[str, float]:
+def _sakaguchi_thresholds(setup: Parameters) -> dict[str, float]:
     known = setup.distribution in ("lorentzian", "identical") and np.cos(setup.lag) > 0
     return {"K_c": setup.frequencies.critical_coupling / float(np.cos(setup.lag))} if known else {}
 
 
-def _triadic(setup: Setup, K: float) -> dict[str, float]:
+def _triadic(setup: Parameters, K: float) -> dict[str, float]:
     if setup.distribution != "lorentzian":
         return dict.fromkeys(("random", "aligned", "unstable"), NAN)
     stable, unstable = theory.triadic(K, setup.K2, setup.width)
@@ -65,7 +81,7 @@ def _triadic(setup: Setup, K: float) -> dict[str, float]:
     }
 
 
-def _triadic_thresholds(setup: Setup) -> dict[str, float]:
+def _triadic_thresholds(setup: Parameters) -> dict[str, float]:
     if setup.distribution != "lorentzian" or 2 * setup.width > setup.K2:
         return {"K_c": setup.frequencies.critical_coupling}
     return {
@@ -74,13 +90,13 @@ def _triadic_thresholds(setup: Setup) -> dict[str, float]:
     }
 
 
-def _noisy(setup: Setup, K: float) -> dict[str, float]:
+def _noisy(setup: Parameters, K: float) -> dict[str, float]:
     if setup.distribution != "identical" or setup.noise == 0:
         return {"random": NAN} if setup.noise else _mean_field(setup, K)
     return {"random": theory.noisy(K, setup.noise)}
 
 
-def _noisy_thresholds(setup: Setup) -> dict[str, float]:
+def _noisy_thresholds(setup: Parameters) -> dict[str, float]:
     if setup.distribution == "identical":
         return {"K_c": 2 * setup.noise}
     if setup.distribution == "lorentzian":
@@ -88,11 +104,11 @@ def _noisy_thresholds(setup: Setup) -> dict[str, float]:
     return {} if setup.noise else {"K_c": setup.frequencies.critical_coupling}
 
 
-def _inertial(setup: Setup, K: float) -> dict[str, float]:
+def _inertial(setup: Parameters, K: float) -> dict[str, float]:
     return {"random": float(K > 0) if setup.distribution == "identical" else NAN}
 
 
-def _critical(setup: Setup) -> dict[str, float]:
+def _critical(setup: Parameters) -> dict[str, float]:
     return {"K_c": setup.frequencies.critical_coupling}
 
 

@@ -13,7 +13,7 @@ from kssm_mlx.checks.pretrained.subject import TOKENS, Host
 from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.tasks import Task
-from kssm_mlx.data.tokenizers.factory import Tokenizer
+from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.data.tokens import TokenData, TokenSplit, encode_documents
 from kssm_mlx.errors import DataError
 from kssm_mlx.metrics.ngrams import ngram_ladder

@@ -16,7 +16,7 @@ import numpy as np
 
 from kssm_mlx import files, models
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.data.tokenizers.factory import CharTokenizer
+from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.errors import ConfigError, nearest
 
 Breakage = Callable[[Context], Context]

@@ -8,7 +8,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from kssm_mlx.checks.pretrained.arithmetic import judge_vocabulary
-from kssm_mlx.data.tokenizers.factory import FILE, ByteTokenizer, Tokenizer, load_tokenizer
+from kssm_mlx.data.tokenizers.factory import load_tokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
+from kssm_mlx.data.tokenizers.protocol import FILE, Tokenizer
 from kssm_mlx.data.tokenizers.rwkv_world import VOCABULARY, WorldTokenizer
 from kssm_mlx.errors import ConfigError, WeightMismatch
 from kssm_mlx.models.base import Trained

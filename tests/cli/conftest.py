@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.models.base import Trained
 from tests.support.cli_fakes import DIGEST, a_check
 from tests.support.fakes import TinyRecurrent

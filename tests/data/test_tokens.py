@@ -8,7 +8,7 @@ import pytest
 
 from kssm_mlx import files
 from kssm_mlx.data import tokens
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer, CharTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import file_digest
 from kssm_mlx.errors import DataError

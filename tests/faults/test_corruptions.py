@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer, CharTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.errors import WeightMismatch
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.weights.audit.inspect import inspect

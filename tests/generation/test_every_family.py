@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.generation import generate, load_state, save_state, stack
 from kssm_mlx.generation.decode import prefill
 from kssm_mlx.models import MODELS, build, configure

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer, CharTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
 from kssm_mlx.generation import follow, generate, stream
 from kssm_mlx.generation.decode import prefill

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.errors import CheckpointError, WeightMismatch
 from kssm_mlx.generation import generate, load_state, save_state, stack
 from tests.support.generation_fakes import Counting, endless

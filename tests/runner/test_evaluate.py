@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import DataError
 from kssm_mlx.models.base import Trained

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kssm_mlx.cli import app
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.errors import CheckFailed, ConfigError, WeightMismatch
 from kssm_mlx.runner import run, verify_weights
 from kssm_mlx.runner.pretrained import open_model

@@ -8,8 +8,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from kssm_mlx import models
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer
 from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.weights.export import export
 
 TOKENIZER = ByteTokenizer()

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.models.base import Output
 from tests.support.fakes import TinyRecurrent
 

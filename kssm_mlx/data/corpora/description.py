@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kssm_mlx.data.corpora.books import key
-from kssm_mlx.data.tokenizers.factory import Tokenizer
+from kssm_mlx.data.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kssm_mlx.data.corpora.books import Book, Shelf, each_once, words
-from kssm_mlx.data.corpora.sources import read_text, refuse_replaced, text_files
+from kssm_mlx.data.corpora.text_files import read_text, refuse_replaced, text_files
 from kssm_mlx.errors import DataError
 
 LICENCE = "public domain in the USA (Project Gutenberg)"

@@ -13,50 +13,14 @@ hf:NAME          the field `text` of the train split of a Hugging Face dataset; 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+from kssm_mlx.data.corpora.corpus import Corpus, Texts, corpus_digest
+from kssm_mlx.data.corpora.repeats import without_repeats
+from kssm_mlx.data.corpora.text_files import read_text, text_files
 from kssm_mlx.errors import ConfigError, DataError, nearest
-
-REPEAT = 64  # bytes; the length of passage that check C15 counts as shared between training and validation
-REPLACED = 1e-5  # most U+FFFD per character in a prepared corpus: more is text that was decoded wrongly
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Text as a list of documents. `digest` is a sha256 over all of them, so it names the content.
-
-    validation: the held-out documents of a corpus that comes split, which are not among `documents`.
-    whole: the documents are works, so that the split "auto" cuts none in two however few they are.
-    """
-
-    name: str
-    source: str
-    documents: list[str]
-    licence: str
-    digest: str
-    validation: tuple[str, ...] = ()
-    whole: bool = False
-
-    @property
-    def scored(self) -> list[str]:
-        """What a model is scored on that was trained elsewhere: all of it, or the corpus's own validation."""
-        return list(self.validation) or self.documents
-
-
-class Texts(NamedTuple):
-    """What a reader makes of its target; the fields as in `Corpus`."""
-
-    documents: list[str]
-    licence: str
-    validation: tuple[str, ...] = ()
-    whole: bool = False
 
 
 def open_corpus(source: str) -> Corpus:
@@ -78,39 +42,6 @@ def open_corpus(source: str) -> Corpus:
     name = source if kind in _BUILT_IN else Path(target).name
     digest = corpus_digest([*documents, *texts.validation])
     return Corpus(name, source, documents, texts.licence, digest, texts.validation, texts.whole)
-
-
-def corpus_digest(documents: Iterable[str]) -> str:
-    """sha256 over the documents in order, each after its length, so that moving a boundary changes it."""
-    h = hashlib.sha256()
-    for text in documents:
-        raw = text.encode()
-        h.update(len(raw).to_bytes(8, "little"))
-        h.update(raw)
-    return h.hexdigest()
-
-
-def without_repeats(documents: list[str], length: int = REPEAT) -> list[str]:
-    """Documents without the paragraphs that share `length` bytes with an earlier document.
-
-    No run of `length` bytes is then in two documents, so no split by document can leak one.
-    """
-    seen: set[bytes] = set()
-    return [_new_paragraphs(text, seen, length) for text in documents]
-
-
-def _new_paragraphs(text: str, seen: set[bytes], length: int) -> str:
-    """The paragraphs of `text` with nothing in `seen`, to which their own passages are then added."""
-    body, gap, own = b"", b"", set()
-    for paragraph in text.encode().split(b"\n\n"):
-        joined = body[-(length - 1) :] + gap + paragraph  # with the passages that cross the gap
-        passages = {joined[i : i + length] for i in range(len(joined) - length + 1)}
-        if passages.isdisjoint(seen):
-            body += gap + paragraph
-            gap = b"\n\n"
-            own |= passages
-    seen |= own
-    return body.decode()
 
 
 def _pydoc(_: str) -> tuple[list[str], str]:
@@ -203,47 +134,6 @@ _READERS = {
 }
 
 
-def refuse_replaced(text: str, where: str | Path) -> None:
-    """Raises: DataError for text in which more than `REPLACED` of the characters are U+FFFD."""
-    count = text.count("\ufffd")
-    if count > REPLACED * len(text):
-        raise DataError(
-            f"{where}: {count} of {len(text)} characters are U+FFFD, a share of more than {REPLACED:g}; it "
-            "was once decoded with the wrong encoding or tokenizer, so take it from its source again"
-        )
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
-
-    Raises: DataError, which names the byte, for a file that is missing, forbidden, a folder or not text.
-    """
-    try:
-        raw = path.read_bytes()
-    except OSError as e:
-        raise _unreadable(path, e) from None
-    if (nul := raw.find(b"\0")) >= 0:
-        raise DataError(f"{path} is not text: byte {nul} is NUL; expected UTF-8 text")
-    try:
-        return raw.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{path} is not UTF-8: byte {e.start} is 0x{raw[e.start]:02x} ({e.reason}); "
-            "convert it first, for example with iconv -f LATIN1 -t UTF-8"
-        ) from None
-
-
-def text_files(root: Path) -> Iterator[Path]:
-    """Paths of the .txt and .md files below `root`, hidden folders left out."""
-
-    def stop(e: OSError):
-        raise _unreadable(Path(e.filename), e) from None
-
-    for folder, subfolders, names in os.walk(root, onerror=stop):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in names if name.endswith((".txt", ".md")))
-
-
 def _record(path: Path, number: int, line: str) -> str:
     """The text of one JSON line, which must be usable as UTF-8 without NUL like any other text."""
     try:
@@ -261,9 +151,3 @@ def _record(path: Path, number: int, line: str) -> str:
 
 def _encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in set(text))
-
-
-def _unreadable(path: Path, e: OSError) -> DataError:
-    if isinstance(e, FileNotFoundError):
-        return DataError(f"{path} does not exist; data.source takes a path from where you start kssm")
-    return DataError(f"cannot read {path}: {(e.strerror or type(e).__name__).lower()}")

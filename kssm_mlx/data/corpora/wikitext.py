@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kssm_mlx.data.corpora.sources import read_text, refuse_replaced
+from kssm_mlx.data.corpora.text_files import read_text, refuse_replaced
 from kssm_mlx.errors import DataError
 
 LICENCE = "CC-BY-SA-3.0"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.data.corpora.sources import corpus_digest
+from kssm_mlx.data.corpora.corpus import corpus_digest
 from kssm_mlx.data.tasks.base import SPLITS, Task
 from kssm_mlx.errors import DataError
 

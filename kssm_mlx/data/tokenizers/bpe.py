@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kssm_mlx.data.tokenizers.factory import HFTokenizer
+from kssm_mlx.data.tokenizers.hf_backend import HFTokenizer
 from kssm_mlx.errors import ConfigError, DataError
 
 VOCAB = 16384

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.data.tokenizers.factory import _code_points, _Described, _utf8
+from kssm_mlx.data.tokenizers.protocol import DescribedTokenizer, code_points, encode_utf8
 
 NAMES = ("pad", "unk", "bos", "eos", "system", "user", "assistant", "endofturn")
 CONTROL = tuple(f"<|{name}|>" for name in NAMES)
@@ -23,7 +23,7 @@ UNKNOWN, SEPARATOR = CONTROL.index("<|unk|>"), CONTROL.index("<|eos|>")
 _SPLIT = re.compile("(" + "|".join(map(re.escape, CONTROL)) + ")")
 
 
-class ControlCharTokenizer(_Described):
+class ControlCharTokenizer(DescribedTokenizer):
     """A character that is not among `characters`, which rise by code point, is `<|unk|>`."""
 
     name = "chars-reserved"
@@ -32,7 +32,7 @@ class ControlCharTokenizer(_Described):
     def __init__(self, characters: str):
         self.characters = characters
         self.vocab_size = RESERVED + len(characters)
-        self._codes = _code_points(characters)
+        self._codes = code_points(characters)
 
     @classmethod
     def from_documents(cls, documents: Sequence[str]) -> ControlCharTokenizer:
@@ -40,7 +40,7 @@ class ControlCharTokenizer(_Described):
         return cls("".join(sorted(set().union(*(_SPLIT.sub("", text) for text in documents)))))
 
     def encode(self, text: str) -> np.ndarray:
-        _utf8(text)
+        encode_utf8(text)
         pieces = _SPLIT.split(text)  # text and control tokens in turn
         ids = [self._control(piece) if i % 2 else self._characters(piece) for i, piece in enumerate(pieces)]
         return np.concatenate(ids).astype(np.int32)
@@ -56,7 +56,7 @@ class ControlCharTokenizer(_Described):
         return np.array([CONTROL.index(piece)])
 
     def _characters(self, piece: str) -> np.ndarray:
-        codes = _code_points(piece)
+        codes = code_points(piece)
         places = np.searchsorted(self._codes, codes).clip(max=max(0, self._codes.size - 1))
         known = self._codes[places] == codes if self._codes.size else np.zeros(codes.size, bool)
         return np.where(known, RESERVED + places, UNKNOWN)

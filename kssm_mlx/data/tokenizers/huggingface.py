@@ -12,7 +12,9 @@ import json
 from typing import Any
 
 from kssm_mlx.data.tokenizers.control_chars import CONTROL, RESERVED, UNKNOWN, ControlCharTokenizer
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer, CharTokenizer, HFTokenizer, Tokenizer
+from kssm_mlx.data.tokenizers.hf_backend import HFTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
+from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.errors import DataError
 
 NUL = "\0"

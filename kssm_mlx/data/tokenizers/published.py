@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kssm_mlx.data.tokenizers.factory import FILE, HFTokenizer, _read
+from kssm_mlx.data.tokenizers.hf_backend import HFTokenizer
 from kssm_mlx.data.tokenizers.huggingface import byte_symbols
+from kssm_mlx.data.tokenizers.protocol import FILE, read_tokenizer_file
 from kssm_mlx.errors import DataError
 
 RANKS = ".tiktoken"
@@ -66,7 +67,7 @@ def published(name: str, target: str) -> HFTokenizer:
     if path.suffix == RANKS:
         tokenizer = _from_ranks(read_ranks(path), known, spec)
     else:
-        tokenizer = HFTokenizer(_read(path / FILE if path.is_dir() else path), spec)
+        tokenizer = HFTokenizer(read_tokenizer_file(path / FILE if path.is_dir() else path), spec)
     if tokenizer.vocab_size not in known.sizes:
         others = [other for other, its in PUBLISHED.items() if tokenizer.vocab_size in its.sizes]
         raise DataError(
@@ -83,7 +84,7 @@ def read_ranks(path: Path) -> list[bytes]:
     Raises: DataError for a line of another form, ranks with gaps and a list without all single bytes.
     """
     tokens = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(read_tokenizer_file(path).splitlines(), 1):
         token, _, rank = line.partition(" ")
         try:
             tokens.append(base64.b64decode(token, validate=True))

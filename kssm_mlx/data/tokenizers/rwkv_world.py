@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.data.tokenizers.factory import _Described, _read, _utf8
+from kssm_mlx.data.tokenizers.protocol import DescribedTokenizer, encode_utf8, read_tokenizer_file
 from kssm_mlx.errors import DataError
 
 VOCABULARY = "rwkv_vocab_v20230424.txt"
 
 
-class WorldTokenizer(_Described):
+class WorldTokenizer(DescribedTokenizer):
     """At every place the longest token that matches. Id 0, which is no text, separates documents."""
 
     separator_id = 0
@@ -44,7 +44,7 @@ class WorldTokenizer(_Described):
         path = Path(path).expanduser()
         path = path / VOCABULARY if path.is_dir() else path
         tokens: dict[int, bytes] = {}
-        for number, line in enumerate(_read(path).split("\n"), 1):
+        for number, line in enumerate(read_tokenizer_file(path).split("\n"), 1):
             if line.strip():
                 id, token = _entry(line, f"{path}, line {number}")
                 if id in tokens:
@@ -53,7 +53,7 @@ class WorldTokenizer(_Described):
         return cls(tokens, name or f"world:{path}")
 
     def encode(self, text: str) -> np.ndarray:
-        data, ids, at = _utf8(text), [], 0
+        data, ids, at = encode_utf8(text), [], 0
         while at < len(data):
             for length in self._lengths.get(data[at : at + 2], (1,)):
                 id = self._ids.get(data[at : at + length])

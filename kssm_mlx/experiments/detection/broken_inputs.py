@@ -13,7 +13,7 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.data import alignment
 from kssm_mlx.checks.training import locks
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.data.tokenizers.factory import CharTokenizer
+from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.experiments.detection.bench import Bench, sentences, with_ids
 from kssm_mlx.experiments.detection.sabotage import sabotage

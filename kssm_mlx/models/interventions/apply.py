@@ -7,7 +7,7 @@ as generation does, so the result is the same however a text is cut.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -15,8 +15,24 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Cache, Intervention
 from kssm_mlx.models.interventions.spec import Act, Amplitude, Noise, carry_out
 
-if TYPE_CHECKING:
-    from kssm_mlx.models.recurrent import RecurrentModel
+
+class RecurrentWalk(Protocol):
+    """What is asked of a recurrent model here (`models.recurrent.RecurrentModel`, which stands above)."""
+
+    @property
+    def layers(self) -> list: ...
+
+    def hidden(
+        self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None
+    ) -> tuple[mx.array, Cache, dict[str, Any]]: ...
+
+    def finish(self, x: mx.array) -> mx.array: ...
+
+    def state_view(self, entry: list) -> mx.array: ...
+
+    def with_state(self, entry: list, view: mx.array) -> list: ...
+
+    def disturbed(self, view: mx.array, noise: mx.array) -> mx.array: ...
 
 
 def prepared(
@@ -39,7 +55,7 @@ def prepared(
 
 
 def at_the_end(
-    model: RecurrentModel, x: mx.array, intervention: Intervention, trace: dict[str, Any]
+    model: RecurrentWalk, x: mx.array, intervention: Intervention, trace: dict[str, Any]
 ) -> mx.array:
     """What the head reads, by way of S0, the final norm, S1 and S4. Shapes: x [B, T, D] -> [B, T, D]."""
     trace["S0"] = carry_out(x, intervention.at("S0"))
@@ -48,7 +64,7 @@ def at_the_end(
 
 
 def token_by_token(
-    model: RecurrentModel, tokens, cache, intervention: Intervention, resets, lengths, key
+    model: RecurrentWalk, tokens, cache, intervention: Intervention, resets, lengths, key
 ) -> tuple[mx.array, Cache, dict[str, Any]]:
     """`model.hidden` with the acts on S3 carried out on the state that every token leaves."""
     on_states = intervention.at("S3")

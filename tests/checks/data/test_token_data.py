@@ -11,7 +11,7 @@ import pytest
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.data.token_data import kl_limit, passages, shared_passages
-from kssm_mlx.data.tokenizers.factory import CharTokenizer
+from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import file_digest
 from kssm_mlx.training.recipe import Data

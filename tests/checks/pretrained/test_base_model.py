@@ -6,7 +6,7 @@ import pytest
 from kssm_mlx import models
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.pretrained.subject import english
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.models import adapters
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft

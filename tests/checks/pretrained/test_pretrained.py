@@ -9,7 +9,7 @@ import pytest
 from kssm_mlx.checks.pretrained import arithmetic, behaviour, subject
 from kssm_mlx.checks.pretrained.arithmetic import KNOWN, fingerprint_of, judge_vocabulary
 from kssm_mlx.checks.pretrained.subject import LAYERS, TITLES, Host, english, examine
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer, CharTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.weights.audit.manifest_tables import Fingerprint, ModelFacts, Published
 from tests.support.counted import Counted, Forgetful, Stuck
 from tests.support.fakes import TinyRecurrent

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kssm_mlx.data.corpora.sources import corpus_digest, open_corpus, without_repeats
+from kssm_mlx.data.corpora.corpus import corpus_digest
+from kssm_mlx.data.corpora.repeats import without_repeats
+from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.errors import ConfigError, DataError
 
 

@@ -81,7 +81,7 @@ def test_the_official_split_is_kept_and_shares_nothing(folder, tmp_path):
 
 
 def test_a_model_from_elsewhere_is_scored_on_the_official_validation(folder):
-    from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+    from kssm_mlx.data.tokenizers.plain import ByteTokenizer
     from kssm_mlx.runner.evaluate import _foreign
 
     split, bytes_per_token = _foreign(f"wikitext:{folder}", ByteTokenizer())

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kssm_mlx.data.tokenizers.control_chars import ControlCharTokenizer
-from kssm_mlx.data.tokenizers.factory import ByteTokenizer, CharTokenizer, load_tokenizer, make_tokenizer
+from kssm_mlx.data.tokenizers.factory import load_tokenizer, make_tokenizer
 from kssm_mlx.data.tokenizers.huggingface import ours, tokenizer_files
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.data.tokenizers.rwkv_world import WorldTokenizer
 from kssm_mlx.errors import DataError
 

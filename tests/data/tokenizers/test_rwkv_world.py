@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kssm_mlx.data.tokenizers.factory import StreamDecoder, load_tokenizer, make_tokenizer
+from kssm_mlx.data.tokenizers.factory import load_tokenizer, make_tokenizer
 from kssm_mlx.data.tokenizers.rwkv_world import VOCABULARY, WorldTokenizer
+from kssm_mlx.data.tokenizers.streaming import StreamDecoder
 from kssm_mlx.errors import ConfigError, DataError
 
 UNICODE = st.text(alphabet=st.characters(exclude_categories=["Cs"]))

@@ -5,14 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kssm_mlx.data.tokenizers.factory import (
-    ByteTokenizer,
-    CharTokenizer,
-    HFTokenizer,
-    StreamDecoder,
-    load_tokenizer,
-    make_tokenizer,
-)
+from kssm_mlx.data.tokenizers.factory import load_tokenizer, make_tokenizer
+from kssm_mlx.data.tokenizers.hf_backend import HFTokenizer
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
+from kssm_mlx.data.tokenizers.streaming import StreamDecoder
 from kssm_mlx.errors import ConfigError, DataError
 
 # Any text but lone surrogates, which no file can hold.

@@ -72,7 +72,7 @@ def test_forcing_reaches_the_logits_of_the_held_tokens_only():
 
 def test_sampling_follows_R():
     """Its published sampling: T = 1.5 - 0.5 R of the token just read, through the whole of generation."""
-    from kssm_mlx.data.tokenizers.factory import ByteTokenizer
+    from kssm_mlx.data.tokenizers.plain import ByteTokenizer
     from kssm_mlx.generation import generate
     from kssm_mlx.models import build, configure
 

@@ -1,0 +1,58 @@
+"""Text files as users have them: read as UTF-8 or refused with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kssm_mlx.errors import DataError
+
+REPLACED = 1e-5  # most U+FFFD per character in a prepared corpus: more is text that was decoded wrongly
+
+
+def refuse_replaced(text: str, where: str | Path) -> None:
+    """Raises: DataError for text in which more than `REPLACED` of the characters are U+FFFD."""
+    count = text.count("\ufffd")
+    if count > REPLACED * len(text):
+        raise DataError(
+            f"{where}: {count} of {len(text)} characters are U+FFFD, a share of more than {REPLACED:g}; it "
+            "was once decoded with the wrong encoding or tokenizer, so take it from its source again"
+        )
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises: DataError, which names the byte, for a file that is missing, forbidden, a folder or not text.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise _unreadable(path, e) from None
+    if (nul := raw.find(b"\0")) >= 0:
+        raise DataError(f"{path} is not text: byte {nul} is NUL; expected UTF-8 text")
+    try:
+        return raw.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as e:
+        raise DataError(
+            f"{path} is not UTF-8: byte {e.start} is 0x{raw[e.start]:02x} ({e.reason}); "
+            "convert it first, for example with iconv -f LATIN1 -t UTF-8"
+        ) from None
+
+
+def text_files(root: Path) -> Iterator[Path]:
+    """Paths of the .txt and .md files below `root`, hidden folders left out."""
+
+    def stop(e: OSError):
+        raise _unreadable(Path(e.filename), e) from None
+
+    for folder, subfolders, names in os.walk(root, onerror=stop):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        yield from (Path(folder, name) for name in names if name.endswith((".txt", ".md")))
+
+
+def _unreadable(path: Path, e: OSError) -> DataError:
+    if isinstance(e, FileNotFoundError):
+        return DataError(f"{path} does not exist; data.source takes a path from where you start kssm")
+    return DataError(f"cannot read {path}: {(e.strerror or type(e).__name__).lower()}")

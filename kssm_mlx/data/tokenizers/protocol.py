@@ -1,0 +1,93 @@
+"""What a tokenizer is: text to ids and back, with a digest that says when two give the same ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from kssm_mlx import files
+from kssm_mlx.errors import DataError
+
+FILE = "tokenizer.json"
+FORMAT = "kssm-tokenizer/1"
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package knows about a tokenizer.
+
+    `separator_id` is the token that opens every document (None: there is none); `digest` is the sha256 of
+    the canonical description, equal exactly when two tokenizers give the same ids.
+    """
+
+    name: str
+    vocab_size: int
+    separator_id: int | None
+    digest: str
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def save(self, folder: str | Path) -> None: ...
+
+
+class DescribedTokenizer(ABC):
+    """Digest and file of a tokenizer, both from its canonical description."""
+
+    name: str
+    vocab_size: int
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What the ids depend on, as plain values."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(canonical_json(self.describe())).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` (ours, with the digest inside) into `folder`."""
+        table = {"format": FORMAT, "name": self.name, "digest": self.digest, "tokenizer": self.describe()}
+        files.replace(Path(folder) / FILE, json.dumps(table, ensure_ascii=False, indent=1) + "\n")
+
+    def _in_range(self, ids: Sequence[int]) -> np.ndarray:
+        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
+            bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
+            raise DataError(
+                f"token id {bad} is not in the vocabulary 0..{self.vocab_size - 1} of {self.name}"
+            )
+        return ids
+
+
+def read_tokenizer_file(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise DataError(f"cannot read the tokenizer {path}: {reason.lower()}") from None
+
+
+def encode_utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(
+            f"the text has half a surrogate pair at position {e.start}; expected text that UTF-8 can write"
+        ) from None
+
+
+def code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+def canonical_json(table: dict[str, Any]) -> bytes:
+    return json.dumps(table, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
