@@ -11,11 +11,11 @@ from kssm_mlx import _blas, _memory
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": "kssm_mlx.runner.run",
+    "load": "kssm_mlx.runner.load",
     "build": "kssm_mlx.models",
-    "train": "kssm_mlx.runner.run",
+    "train": "kssm_mlx.runner.train",
     "generate": "kssm_mlx.generation",
-    "verify": "kssm_mlx.runner.run",
+    "verify": "kssm_mlx.runner.verify",
 }
 __all__ = ["build", "generate", "load", "train", "verify"]
 

@@ -28,7 +28,7 @@ def evaluate(
     """
     from kssm_mlx.cli.tables import console, evaluation_rows, table, warn_unverified
     from kssm_mlx.runner.evaluate import evaluate as score
-    from kssm_mlx.runner.run import load
+    from kssm_mlx.runner.load import load
 
     trained = load(model, verify=verify)
     warn_unverified(trained)

@@ -58,7 +58,7 @@ def generate(
     from kssm_mlx.cli.tables import warn_unverified
     from kssm_mlx.generation import follow, load_state, save_state, stack
     from kssm_mlx.generation import stream as run
-    from kssm_mlx.runner.run import load
+    from kssm_mlx.runner.load import load
 
     trained = load(model, verify=verify)
     warn_unverified(trained)

@@ -55,7 +55,7 @@ def train(
 
     from kssm_mlx.cli.tables import console
     from kssm_mlx.reports import report
-    from kssm_mlx.runner.run import train as run
+    from kssm_mlx.runner.train import train as run
 
     out_to = console()
     try:

@@ -37,7 +37,7 @@ def verify(
     """
     if explain:
         return _explain(explain)
-    from kssm_mlx.runner.run import verify as run
+    from kssm_mlx.runner.verify import verify as run
 
     found = run(
         *(targets or ()),

@@ -38,8 +38,8 @@ from kssm_mlx.models.base import Intervention, mode
 from kssm_mlx.models.interventions.calibration import Place, calibrate
 from kssm_mlx.models.interventions.freeze_units import free_routing
 from kssm_mlx.models.interventions.spec import Amplitude, Observe, Statistics
-from kssm_mlx.runner import run
 from kssm_mlx.runner.initial_model import start
+from kssm_mlx.runner.train import train
 from kssm_mlx.training.constraints import Holding, holding
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.losses import split_rows
@@ -84,7 +84,7 @@ def conduct(
         for condition in CONDITIONS:
             asked = resolved(recipe, condition, seed, design, healthy)
             place = folder / f"seed{seed}" / condition
-            result = run.train(asked, place, verify=verify, console=console)
+            result = train(asked, place, verify=verify, console=console)
             outcome, own = _examined(asked, TokenData.open(place / "data"), result.state.params, design)
             outcomes.append(Outcome(condition, seed, *outcome))
             healthy = own if condition == "control" else healthy

@@ -15,7 +15,7 @@ from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.adapters import fuse
 from kssm_mlx.models.base import Trained
-from kssm_mlx.runner.run import load
+from kssm_mlx.runner.load import load
 from kssm_mlx.weights import export as folders
 from kssm_mlx.weights.quantize import quantize
 

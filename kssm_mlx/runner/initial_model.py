@@ -19,7 +19,7 @@ from kssm_mlx.models import adapters
 from kssm_mlx.models.base import Trained
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
-from kssm_mlx.runner.base_models import grow, source_of
+from kssm_mlx.runner.base_model_cache import source_of
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.training.recipe import Host, Recipe
 from kssm_mlx.training.state import flatten
@@ -49,7 +49,6 @@ def start(recipe: Recipe, data: TokenData, *, host: str | None = None, verify: b
     """
     section, seed = recipe.model, recipe.train.seed
     if isinstance(section, Host):
-        grow(section)
         return _hosted(section, data, seed, host, verify)
     config = models.configure(
         section.family,

@@ -22,7 +22,6 @@ from kssm_mlx.runner.initial_model import Start, start, start_of_run, take
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.constraints import holding
-from kssm_mlx.training.loop import refuse_second_run
 from kssm_mlx.training.recipe import WORDS, Recipe
 from kssm_mlx.training.state import flatten, from_arrays, initial_state
 
@@ -33,7 +32,6 @@ def data_of_run(recipe: Recipe, folder: Path, resume: bool, allow_change: bool) 
     A run goes on with the ids it began with, whatever became of their source.
     """
     if not resume:
-        refuse_second_run(folder)
         return prepare(recipe.data, folder / "data")
     kept = _kept_data(recipe, folder)
     if found := _changes(recipe, folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from kssm_mlx.checks.core import evidence
 from kssm_mlx.checks.core.registry import Context
@@ -15,6 +16,7 @@ from kssm_mlx.runner.prepare import context_of_recipe, context_of_run
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.constraints import holding
+from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten
 
 
@@ -33,15 +35,25 @@ def context_of_targets(targets: Sequence[str | Path], model: str | None = None) 
     return _with_model(contexts[0] if contexts else Context(), model) if model else contexts[0]
 
 
-def _context(target: str | Path) -> Context:
-    """Raises: ConfigError for what is nothing of the kind, with the nearest recipe."""
+def recipes_among(targets: Sequence[str | Path]) -> list[Recipe]:
+    """The recipes among the targets. Raises: ConfigError for one that does not exist."""
+    return [recipes.load(target) for target in targets if _kind(target) == "recipe"]
+
+
+def _kind(target: str | Path) -> Literal["run", "recipe", "weights"]:
     path = Path(target).expanduser()
     if is_run(path):
-        return context_of_run(path)
+        return "run"
     named = str(target) in {**recipes.shipped(), **recipes.failures()} or path.suffix == ".toml"
-    if not named and (path.exists() or "/" in str(target)):
-        return _of_weights(target)
-    return context_of_recipe(target)
+    return "weights" if not named and (path.exists() or "/" in str(target)) else "recipe"
+
+
+def _context(target: str | Path) -> Context:
+    """Raises: ConfigError for what is nothing of the kind, with the nearest recipe."""
+    kind = _kind(target)
+    if kind == "run":
+        return context_of_run(Path(target).expanduser())
+    return _of_weights(target) if kind == "weights" else context_of_recipe(target)
 
 
 def _of_weights(source: str | Path) -> Context:

@@ -13,7 +13,7 @@ from tests.support.fakes import TinyRecurrent
 
 @pytest.fixture
 def runs(monkeypatch):
-    """`experiments.run` with a tiny model and a record of what the commands asked of it."""
+    """The runner with a tiny model and a record of what the commands asked of it."""
     trained = Trained(TinyRecurrent(256), ByteTokenizer(), "runs/tiny", DIGEST)
     asked, checks = [], [a_check()]
 
@@ -27,5 +27,6 @@ def runs(monkeypatch):
         asked=asked,
         checks=checks,
     )
-    monkeypatch.setitem(sys.modules, "kssm_mlx.runner.run", fake)
+    for module in ("load", "train", "verify"):
+        monkeypatch.setitem(sys.modules, f"kssm_mlx.runner.{module}", fake)
     return fake

@@ -9,9 +9,9 @@ import mlx.core as mx
 import pytest
 from rich.console import Console
 
+import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.errors import CheckFailed, ConfigError
-from kssm_mlx.runner import run
 from kssm_mlx.runner.evaluate import evaluate
 from kssm_mlx.training.recipe import load, parse, shipped
 
@@ -41,7 +41,7 @@ def small(tmp_path):
 
 def trained(recipe, folder, **options):
     out = io.StringIO()
-    result = run.train(recipe, folder, console=Console(file=out, width=200), **options)
+    result = kssm_mlx.train(recipe, folder, console=Console(file=out, width=200), **options)
     return result, out.getvalue()
 
 
@@ -74,7 +74,7 @@ def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch):
         assert again[file].keys() == unbroken[file].keys()
         assert all(mx.array_equal(again[file][n], unbroken[file][n]) for n in unbroken[file]), file
 
-    numbers = evaluate(run.load(folder), str(folder))
+    numbers = evaluate(kssm_mlx.load(folder), str(folder))
     assert numbers["nats_per_token"] > 0 and numbers["tokens"] >= 64
 
 

@@ -8,8 +8,8 @@ import shutil
 import mlx.core as mx
 import pytest
 
+import kssm_mlx
 from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
-from kssm_mlx.runner import run
 from kssm_mlx.runner.convert import convert, export
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.training.recipe import parse
@@ -35,7 +35,7 @@ def test_adapters_train_beside_an_untouched_host(host, tmp_path):
     assert losses[-1] < losses[0]
     total, trained = sum(a.size for a in before.values()), sum(a.size for a in stored.values())
     assert f"{total + trained:,} parameters, {trained:,} of them trained" in said
-    model = run.load(tmp_path / "run").model
+    model = kssm_mlx.load(tmp_path / "run").model
     base = {n.replace(".linear.", "."): a for n, a in parameters(model).items() if n not in stored}
     assert base.keys() == before.keys()
     assert all(mx.array_equal(base[name], before[name]) for name in before)
@@ -52,7 +52,7 @@ def test_checks_look_at_what_is_trained(host, tmp_path):
 
 def test_export_fuses_what_was_trained(host, tmp_path):
     train(host, tmp_path / "run")
-    adapted = run.load(tmp_path / "run").model(TOKENS)
+    adapted = kssm_mlx.load(tmp_path / "run").model(TOKENS)
     fused = open_model(export(tmp_path / "run", tmp_path / "fused")).model
     assert parameters(fused).keys() == parameters(open_model(host).model).keys()
     assert mx.abs(fused(TOKENS) - adapted).max() < 1e-4 * mx.abs(adapted).max()
@@ -76,7 +76,7 @@ def test_all_of_a_host_can_be_trained(host, tmp_path):
     before = parameters(open_model(host).model)
     assert stored.keys() == before.keys()
     assert not any(mx.array_equal(stored[name], before[name]) for name in before)
-    assert mx.isfinite(run.load(tmp_path / "run").model(TOKENS)).all()
+    assert mx.isfinite(kssm_mlx.load(tmp_path / "run").model(TOKENS)).all()
 
 
 def test_a_host_that_was_not_verified_is_refused(tmp_path):
@@ -96,7 +96,7 @@ def test_a_run_on_a_host_that_was_not_verified_says_so(host, tmp_path):
     assert (check["verdict"], check["numbers"]["waived_because"]) == ("waived", "--no-verify")
     recorded = json.loads((tmp_path / "run" / "manifest.json").read_text())["host"]
     assert recorded["verified"] is None and recorded["root"] == inspect(host).root
-    assert run.load(tmp_path / "run").notes["verified"] is None
+    assert kssm_mlx.load(tmp_path / "run").notes["verified"] is None
     with pytest.raises(ConfigError, match=r"model\.verify was False, is now True"):
         train(host, tmp_path / "run", resume=True)
 
@@ -107,8 +107,8 @@ def test_a_run_on_a_verified_host_says_how_far(host, tmp_path):
     assert (check["id"], check["verdict"], check["got"]) == ("W0", "pass", "passed L5")
     verified.store().unlink()
     with pytest.raises(WeightMismatch, match="has not passed verification"):
-        run.load(tmp_path / "run")
-    assert run.load(tmp_path / "run", verify=False).notes["verified"] is None
+        kssm_mlx.load(tmp_path / "run")
+    assert kssm_mlx.load(tmp_path / "run", verify=False).notes["verified"] is None
 
 
 def test_a_run_finds_its_host_from_any_folder(host, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_run_is_not_resumed_on_another_host(host, tmp_path):
     with pytest.raises(WeightMismatch, match=r"the run began with .*give the run its own host back"):
         train(host, tmp_path / "run", steps=12, resume=True)
     with pytest.raises(WeightMismatch, match="the run began with"):
-        run.load(tmp_path / "run")
+        kssm_mlx.load(tmp_path / "run")
 
 
 def test_the_hosts_own_tokenizer_is_required(host, tmp_path):
@@ -165,7 +165,7 @@ def test_adapters_of_another_recipe_do_not_load(host, tmp_path):
     saved["model"]["train"] = "full"
     path.write_text(json.dumps(saved))
     with pytest.raises(CheckpointError):
-        run.load(tmp_path / "run")
+        kssm_mlx.load(tmp_path / "run")
 
 
 def test_a_host_without_tokenizer_takes_what_fits_its_embedding(tmp_path):
@@ -180,7 +180,7 @@ def test_converted_weights_are_scored_before_and_after(host, tmp_path):
     before, after = done.losses
     assert done.bytes[1] < 0.5 * done.bytes[0]
     assert 0 < abs(after.nats - before.nats) < 0.1
-    again = run.load(tmp_path / "small")
+    again = kssm_mlx.load(tmp_path / "small")
     assert mx.isfinite(again.model(TOKENS)).all()
     assert (
         len(done.modules)

@@ -15,8 +15,9 @@ from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Intervention
 from kssm_mlx.models.interventions.spec import Observe
+from kssm_mlx.runner.load import load
 from kssm_mlx.runner.prepare import context_of, context_of_run
-from kssm_mlx.runner.run import load, train
+from kssm_mlx.runner.train import train
 from kssm_mlx.training.constraints import holding
 from kssm_mlx.training.loop import train_loop
 from kssm_mlx.training.recipe import parse

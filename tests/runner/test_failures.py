@@ -6,11 +6,11 @@ import tomllib
 import pytest
 from rich.console import Console
 
+import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.catalog import definitions
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import CheckFailed, ConfigError
-from kssm_mlx.runner import run
 from kssm_mlx.runner.failures import FAILURES, broken
 from kssm_mlx.runner.prepare import context_of
 from kssm_mlx.training.recipe import failures, load
@@ -47,7 +47,7 @@ def stopped(name: str, folder, host) -> str:
     """What the run says when it is stopped."""
     console = Console(file=io.StringIO())
     with pytest.raises(CheckFailed) as error:
-        run.train(load(f"failures/{name}", changes(name, host)), folder, console=console)
+        kssm_mlx.train(load(f"failures/{name}", changes(name, host)), folder, console=console)
     return str(error.value)
 
 
@@ -124,7 +124,7 @@ def test_a_breakage_nobody_knows_is_refused(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[data]\nsource = "themes"\n[failure]\nstopped_by = ["C6"]\nbreaks = "random-logit"\n')
     with pytest.raises(ConfigError, match="did you mean 'random-logits'"):
-        run.verify(path, only=["C6"])
+        kssm_mlx.verify(path, only=["C6"])
 
 
 def test_only_failures_break():

@@ -11,10 +11,11 @@ import mlx.core as mx
 import pytest
 from rich.console import Console
 
+import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.errors import CheckFailed, ConfigError, WeightMismatch
 from kssm_mlx.generation import generate
-from kssm_mlx.runner import base_models, run
+from kssm_mlx.runner import base_models
 from kssm_mlx.runner.convert import export
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runner.verify_weights import verify_weights
@@ -53,13 +54,13 @@ def test_a_graft_trains_in_a_frozen_host(host, tmp_path):
 
 def test_a_trained_graft_opens_speaks_and_leaves_its_host_as_it_was(host, tmp_path):
     train(host, tmp_path / "run", **FROZEN)
-    trained = run.load(tmp_path / "run")
+    trained = kssm_mlx.load(tmp_path / "run")
     before, after = parameters(open_model(host).model), parameters(trained.model.host)
     assert after.keys() == before.keys() and all(mx.array_equal(after[n], before[n]) for n in before)
     assert kl_from_host(trained.model, TOKENS) > 1e-4
     (said,) = generate(trained.model, trained.tokenizer, "ada ", max_tokens=5, temperature=0.0)
     assert said.text
-    found = {c.id: c.verdict for c in run.verify(tmp_path / "run", only=["C2", "C3", "C5", "C7", "C8"])}
+    found = {c.id: c.verdict for c in kssm_mlx.verify(tmp_path / "run", only=["C2", "C3", "C5", "C7", "C8"])}
     assert set(found.values()) == {"pass"}
 
 
@@ -79,7 +80,7 @@ def test_a_run_of_the_published_hook_keeps_its_phases(host, tmp_path):
 
     def go(**options):
         asked = recipe(host, **hook)
-        return run.train(
+        return kssm_mlx.train(
             asked, tmp_path / "run", verify=False, console=Console(file=io.StringIO()), **options
         )
 
@@ -89,7 +90,7 @@ def test_a_run_of_the_published_hook_keeps_its_phases(host, tmp_path):
     shutil.rmtree(latest(tmp_path / "run"))
     assert go(resume=True).started_at == 12
     assert all(mx.array_equal(unbroken[n], a) for n, a in stored(tmp_path / "run").items())
-    loaded = run.load(tmp_path / "run", verify=False).model
+    loaded = kssm_mlx.load(tmp_path / "run", verify=False).model
     kept = tmp_path / "run" / "checkpoints"
     best = mx.load(str(kept / (kept / "BEST").read_text().strip() / "graft.safetensors"))
     assert mx.array_equal(parameters(loaded)["graft.0.phases"], best["graft.0.phases"])
@@ -169,33 +170,33 @@ def test_a_host_is_trained_once_and_found_again(grown_host, tmp_path, capsys):
     host, judged = grown_host
     recipe = grafted_recipe(host, tmp_path)
     for name in ("one", "two"):
-        run.train(recipe, tmp_path / name)
-    assert capsys.readouterr().err.count("training the host first") == 1
+        kssm_mlx.train(recipe, tmp_path / name)
+    assert capsys.readouterr().err.count("training the base model first") == 1
     assert len(judged) == 1 and judged[0] in (tmp_path / "text.txt").read_text() and "\0" not in judged[0]
     digests = [json.loads((tmp_path / n / "recipe.json").read_text())["host_digest"] for n in ("one", "two")]
     assert digests[0] == digests[1]
-    assert run.load(tmp_path / "one").notes["verified"] == "L5"
+    assert kssm_mlx.load(tmp_path / "one").notes["verified"] == "L5"
     shutil.rmtree(verified.store().parent / "hosts")
     with pytest.raises(ConfigError, match=r"small.toml is not on this machine; kssm train"):
-        run.load(tmp_path / "one")
-    assert run.train(recipe, tmp_path / "one", resume=True).step == 2
+        kssm_mlx.load(tmp_path / "one")
+    assert kssm_mlx.train(recipe, tmp_path / "one", resume=True).step == 2
 
 
 def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path):
     host, _ = grown_host
     recipe = grafted_recipe(host, tmp_path)
-    run.train(recipe, tmp_path / "one")
+    kssm_mlx.train(recipe, tmp_path / "one")
     (home,) = (verified.store().parent / "hosts").iterdir()
     shutil.rmtree(home / "model")
     verified.store().unlink()
-    assert run.train(recipe, tmp_path / "one", resume=True).step == 2
+    assert kssm_mlx.train(recipe, tmp_path / "one", resume=True).step == 2
 
 
 def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatch):
     host, _ = grown_host
     monkeypatch.setattr(base_models, "verify_weights", verify_weights)
     with pytest.raises(CheckFailed, match=r"does not pass kssm verify-weights: .*W24 better than counting"):
-        run.train(grafted_recipe(host, tmp_path), tmp_path / "run")
+        kssm_mlx.train(grafted_recipe(host, tmp_path), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -213,5 +214,5 @@ eval = { every = 100, tokens = 4096, sample_tokens = 0 }
             "eval": {"every": 2, "tokens": 256, "sample_tokens": 0},
         }
     )
-    assert run.train(recipe, tmp_path / "run").step == 2
-    assert run.load(tmp_path / "run").notes["verified"] == "L5"
+    assert kssm_mlx.train(recipe, tmp_path / "run").step == 2
+    assert kssm_mlx.load(tmp_path / "run").notes["verified"] == "L5"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import LEVELS
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError
 from kssm_mlx.models.base import with_parameters
-from kssm_mlx.runner import run
 from kssm_mlx.training.recipe import Recipe, parse
 from kssm_mlx.training.state import flatten
 from tests.support.small_runs import sentences
@@ -57,7 +57,7 @@ def small_recipe(folder, text: str | None = None, **sections) -> Recipe:
 def train(folder, recipe: Recipe | None = None, waivers=None, **options):
     """The result of a run and what a person saw of it."""
     out = io.StringIO()
-    result = run.train(
+    result = kssm_mlx.train(
         recipe or small_recipe(folder),
         folder,
         waivers=WAIVED if waivers is None else waivers,
@@ -157,18 +157,18 @@ def test_checks_are_recorded_with_their_waivers(finished):
 
 def test_load_gives_back_the_trained_model(finished):
     folder, result, _ = finished
-    trained = run.load(folder)
+    trained = kssm_mlx.load(folder)
     ids = mx.array(trained.tokenizer.encode("ada sees"))[None]
     assert trained.notes["step"] == result.best["step"] == 12
     expected = with_parameters(trained.model, result.state.params, lambda: trained.model(ids))
-    assert mx.array_equal(run.load(folder).model(ids), expected)
+    assert mx.array_equal(kssm_mlx.load(folder).model(ids), expected)
 
 
 def test_load_takes_a_checkpoint_folder(finished):
     folder, _, _ = finished
-    early, late = (run.load(folder / "checkpoints" / f"step_{n:08d}") for n in (6, 12))
+    early, late = (kssm_mlx.load(folder / "checkpoints" / f"step_{n:08d}") for n in (6, 12))
     assert (early.notes["step"], late.notes["step"]) == (6, 12) and early.digest != late.digest
-    assert late.digest == run.load(folder).digest
+    assert late.digest == kssm_mlx.load(folder).digest
 
 
 def test_verify_a_recipe_before_anything_is_trained(finished, tmp_path):
@@ -179,24 +179,24 @@ def test_verify_a_recipe_before_anything_is_trained(finished, tmp_path):
             f"[{s}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in t.items()) for s, t in saved.items()
         )
     )
-    found = run.verify(path)
+    found = kssm_mlx.verify(path)
     assert tuple(c.id for c in found) == FEW["P"] and all(c.ok for c in found)
-    assert [c.id for c in run.verify(path, only=["C6"])] == ["C6"]
+    assert [c.id for c in kssm_mlx.verify(path, only=["C6"])] == ["C6"]
 
 
 def test_verify_a_run_before_and_after(copied):
-    found = {c.id: c for c in run.verify(copied)}
+    found = {c.id: c for c in kssm_mlx.verify(copied)}
     assert tuple(found) == FEW["P"] + FEW["S"]
     assert found["C17"].verdict == "fail", "a waiver is of one run of the checks, not for ever"
     assert verdicts(copied, "verify").keys() == found.keys()
-    assert {c.level for c in run.verify(copied, level="S")} == {"S"}
+    assert {c.level for c in kssm_mlx.verify(copied, level="S")} == {"S"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_check_has_an_answer_about_a_run(copied, monkeypatch, level):
     monkeypatch.setattr(suite, "suite", ALL)
-    found = run.verify(copied, level=level)
+    found = kssm_mlx.verify(copied, level=level)
     assert found and [c.got for c in found if "traceback" in c.numbers] == []
 
 
@@ -258,7 +258,7 @@ def test_what_cannot_go_on_is_refused_before_anything_changes(copied, finished, 
     with pytest.raises(CheckpointError, match=message):
         train(copied, own_recipe(copied, finished, **sections), resume=True, allow_config_change=True)
     assert contents(copied) == before
-    assert run.load(copied).notes["step"] == 12
+    assert kssm_mlx.load(copied).notes["step"] == 12
 
 
 def test_a_run_goes_on_with_the_text_it_began_with(tmp_path):
@@ -314,7 +314,7 @@ def test_a_failed_last_check_names_itself_after_the_run(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(CheckFailed, match=r"C17 better than counting: got .* nats/token"):
         train(folder, small_recipe(folder, train={"steps": 2}), waivers={})
-    assert run.load(folder).notes["step"] == 2
+    assert kssm_mlx.load(folder).notes["step"] == 2
 
 
 @pytest.mark.parametrize(
@@ -357,15 +357,15 @@ def test_a_damaged_checkpoint_is_not_loaded(copied):
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"step_00000012 is damaged: model\.safetensors has sha256"):
-        run.load(copied)
+        kssm_mlx.load(copied)
 
 
 def test_what_is_no_run_is_not_loaded(tmp_path, copied):
     with pytest.raises(ConfigError, match=r"has no weights: .* and it is no run folder"):
-        run.load(tmp_path)
+        kssm_mlx.load(tmp_path)
     (copied / "recipe.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"recipe\.json is not JSON"):
-        run.load(copied)
+        kssm_mlx.load(copied)
     shutil.rmtree(copied / "checkpoints")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
-        run.load(copied)
+        kssm_mlx.load(copied)

@@ -8,12 +8,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import REGISTRY, Context, Definition, NotMeasurable, verdict
 from kssm_mlx.checks.training import overfit
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention
-from kssm_mlx.runner import run
 from kssm_mlx.runner.own_model import Plain
 from kssm_mlx.runner.targets import context_of_targets
 from kssm_mlx.training.state import flatten
@@ -103,7 +103,9 @@ def own(tmp_path, monkeypatch):
 
 
 def test_a_model_that_only_makes_logits_is_checked_as_far_as_that_goes(own):
-    found = {c.id: c for c in run.verify(model=f"{own}:build", only=["C1", "C2", "C3", "C5", "C6", "C7"])}
+    found = {
+        c.id: c for c in kssm_mlx.verify(model=f"{own}:build", only=["C1", "C2", "C3", "C5", "C6", "C7"])
+    }
     assert [id for id, c in found.items() if c.verdict == "pass"] == ["C1", "C2", "C3", "C6", "C7"]
     assert (found["C5"].verdict, found["C5"].got) == ("not measurable", "the model has no make_cache()")
     assert {c.evidence for c in found.values()} == {"untrained"}
@@ -205,7 +207,7 @@ def test_a_wrapped_model_says_that_it_cannot_reset():
 
 def test_weights_are_a_trained_model_without_a_recipe(tmp_path):
     folder = exported(tiny("mamba"), tmp_path / "host")
-    found = {c.id: c for c in run.verify(folder, only=["C2", "C5", "C6", "C16", "C14"])}
+    found = {c.id: c for c in kssm_mlx.verify(folder, only=["C2", "C5", "C6", "C16", "C14"])}
     assert [found[id].verdict for id in ("C2", "C5", "C6")] == ["pass"] * 3
     assert found["C2"].evidence == "1 run"
     assert (found["C16"].verdict, found["C14"].verdict) == ("not measurable", "not measurable")
@@ -214,9 +216,9 @@ def test_weights_are_a_trained_model_without_a_recipe(tmp_path):
 
 def test_what_is_nothing_is_refused_with_the_nearest_recipe():
     with pytest.raises(ConfigError, match=r"no recipe 'defualt'.*did you mean 'default'"):
-        run.verify("defualt")
+        kssm_mlx.verify("defualt")
     with pytest.raises(ConfigError, match="needs a recipe, a run folder, weights or --model"):
-        run.verify()
+        kssm_mlx.verify()
 
 
 # --- runs that a claim compares -------------------------------------------------------------------------
@@ -244,24 +246,24 @@ def a_run(folder: Path, seed: int, steps: int = 2) -> Path:
         f"n_groups = 8\nmlp_hidden = 8\n[train]\nsteps = {steps}\nseed = {seed}\nbatch_size = 4\n"
         "context = 16\n[eval]\nevery = 2\ntokens = 256\nsample_tokens = 0\n[save]\nevery = 2\n"
     )
-    run.train(recipe, folder)
+    kssm_mlx.train(recipe, folder)
     return folder
 
 
 def test_several_runs_are_compared_and_the_verdict_is_kept_with_each(claim, tmp_path):
     asked = (("a", 0, 2), ("b", 1, 2), ("c", 0, 3))
     runs = [a_run(tmp_path / name, seed, steps) for name, seed, steps in asked]
-    (found,) = run.verify(*runs)
+    (found,) = kssm_mlx.verify(*runs)
     assert found.got == "['c'] against ['a', 'b']"
     assert found.evidence == "1 run"
     for folder in runs:
         (kept,) = json.loads((folder / "checks.json").read_text())["claim"]
         assert kept["id"] == "X1" and kept["got"] == found.got
-    (one_arm,) = run.verify(*runs[:2])
+    (one_arm,) = kssm_mlx.verify(*runs[:2])
     assert (one_arm.got, one_arm.evidence) == ("['a', 'b'] against []", "2 seeds")
-    assert run.verify(runs[0], level="G")[0].got == "needs runs, none given"
+    assert kssm_mlx.verify(runs[0], level="G")[0].got == "needs runs, none given"
     shutil.rmtree(runs[1])
     with pytest.raises(ConfigError, match="only run folders can be compared; default is none"):
-        run.verify(runs[0], "default")
+        kssm_mlx.verify(runs[0], "default")
     with pytest.raises(ConfigError, match="--model is looked at alone"):
-        run.verify(runs[0], runs[2], model="somewhere:build")
+        kssm_mlx.verify(runs[0], runs[2], model="somewhere:build")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import kssm_mlx
 from kssm_mlx.cli import app
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.errors import CheckFailed, ConfigError, WeightMismatch
-from kssm_mlx.runner import run, verify_weights
+from kssm_mlx.runner import verify_weights
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.audit.manifest import read_manifest
@@ -84,9 +85,9 @@ def test_no_manifest_of_weights_that_failed(folder, tmp_path):
 
 
 def test_models_open_with_their_tokenizer_or_a_hint(folder, bytes_folder):
-    opened = run.load(folder)
+    opened = kssm_mlx.load(folder)
     assert opened.tokenizer is None and "no tokenizer for 40 embedding rows" in opened.notes["hint"]
-    model, tokenizer = run.load(bytes_folder)
+    model, tokenizer = kssm_mlx.load(bytes_folder)
     assert isinstance(tokenizer, ByteTokenizer) and model.args.vocab_size == 256
     assert opened.digest == verify_weights.verify_weights(folder, quick=True).inspection.root
 

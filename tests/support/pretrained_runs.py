@@ -9,7 +9,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from rich.console import Console
 
-from kssm_mlx.runner import run
+import kssm_mlx
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.audit.inspect import inspect
@@ -41,7 +41,7 @@ def train(host, folder, **options):
     out = io.StringIO()
     keep = {name: options.pop(name) for name in ("resume", "allow_config_change") if name in options}
     console = Console(file=out, width=200)
-    result = run.train(recipe(host, **options), folder, waivers=WAIVED, console=console, **keep)
+    result = kssm_mlx.train(recipe(host, **options), folder, waivers=WAIVED, console=console, **keep)
     return result, out.getvalue()
 
 

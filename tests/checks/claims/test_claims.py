@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 from rich.console import Console
 
+import kssm_mlx
 from kssm_mlx.checks import suite
-from kssm_mlx.runner import run
 from kssm_mlx.runner.prepare import context_of_run
 from kssm_mlx.training.recipe import parse
 from tests.support.check_contexts import measure
@@ -52,7 +52,7 @@ def _train(home, folder, learning_rate, seed, text, tokenizer, steps):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suite, "suite", lambda level: ())
-        run.train(recipe, folder, console=Console(file=io.StringIO()))
+        kssm_mlx.train(recipe, folder, console=Console(file=io.StringIO()))
 
 
 def claim(runs, baseline):

@@ -3,12 +3,10 @@
     runs/NAME/  recipe.json  manifest.json  data/  metrics.jsonl  samples.jsonl  checkpoints/  checks.json
 
 A run that cannot mean anything does not start: a failed pre-flight check stops it before step 1, by name.
-`load` gives back a trained model; `verify` measures recipes, runs, weights and models of your own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,25 +15,18 @@ import mlx.core as mx
 from rich.console import Console
 
 from kssm_mlx.checks import suite
-from kssm_mlx.checks.core.registry import Check, Context
-from kssm_mlx.data.tokens import TokenData
-from kssm_mlx.digest import root_digest, tensor_digest
+from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.generation import generate
-from kssm_mlx.models.base import Trained
-from kssm_mlx.models.interventions.calibration import Held
-from kssm_mlx.runner.folder import describe, host_of, is_run, locate, recipe_json, recipe_of
-from kssm_mlx.runner.initial_model import start_of_run, take
+from kssm_mlx.runner.base_models import ensure_base_model
+from kssm_mlx.runner.folder import describe, host_of
 from kssm_mlx.runner.prepare import context_of, data_of_run
-from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runner.run_checks import Examination
-from kssm_mlx.runner.targets import context_of_targets
 from kssm_mlx.runner.tracking import tracked
 from kssm_mlx.training import lock
 from kssm_mlx.training import recipe as recipes
-from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.constraints import holding
 from kssm_mlx.training.disk import writing
-from kssm_mlx.training.loop import Hooks, Result, train_loop
+from kssm_mlx.training.loop import Hooks, Result, refuse_second_run, train_loop
 from kssm_mlx.training.loss_terms import terms
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten
@@ -69,6 +60,9 @@ def train(
     with writing("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock.hold(folder):
+        if not resume:
+            refuse_second_run(folder)
+        ensure_base_model(recipe.model, train)
         data = data_of_run(recipe, folder, resume, allow_config_change)
         context = context_of(recipe, folder, data, host_of(folder) if resume else None)
         describe(folder, recipe, context, waivers, verify=verify)
@@ -99,60 +93,6 @@ def train(
         console.print("checking what came out", soft_wrap=True)
         examination.after()
     return result
-
-
-def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None) -> Trained:
-    """A model ready to use: of a run folder (its best checkpoint) or one checkpoint folder, of any folder or
-    file with weights, or of a repository on the hub.
-
-    Everything is verified and evaluated, nothing is read later: a run against its checkpoint's manifest,
-    its host by the verdict of `kssm verify-weights`, other weights by L0 to L3. verify: False takes a host or
-    other weights as they are, and says so in the notes. dtype: of other weights, see `open_model`.
-    Raises: CheckpointError, WeightMismatch, ConfigError for what is missing, damaged or not a model.
-    """
-    located = locate(Path(path))
-    if located is None:
-        return open_model(path, verify=verify, dtype=dtype)
-    folder, chosen = located
-    recipe, data = recipe_of(folder), TokenData.open(folder / "data")
-    began = start_of_run(recipe, data, recipe_json(folder), verify=verify)
-    snapshot = checkpoint.load(chosen, stems=[recipe.model.trained_file])
-    trained = snapshot.tensors[recipe.model.trained_file]
-    take(began.model, trained)
-    digests = {name: tensor_digest(array) for name, array in trained.items()}
-    digest = root_digest({**digests, **({"host": began.host} if began.host else {})})
-    notes = {**began.host_notes, "step": snapshot.step}
-    held = holding(recipe, began.model).intervention
-    model = Held(began.model, held) if held else began.model
-    return Trained(model, data.tokenizer, str(chosen), digest, notes)
-
-
-def verify(
-    *targets: str | Path,
-    only: Iterable[str] | None = None,
-    level: str | None = None,
-    model: str | None = None,
-    untrained: bool = False,
-) -> list[Check]:
-    """The checks of a recipe, a run folder or weights, or of run folders that a claim compares, measured now.
-
-    only: ids of checks. level: one of `checks.base.LEVELS`; by default P, of a run P, S and R, of several G.
-    model: `module:callable`, a model of your own, alone or in place of the recipe's. untrained: look for what
-    was learned also where nothing was. The recipe's waivers hold. The verdicts are written into the
-    checks.json of the runs, under "verify", or "claim" for several.
-    """
-    context = context_of_targets(targets, model)
-    context.untrained = untrained
-    waivers = context.recipe.waive if context.recipe else {}
-    suite.accept(waivers)
-    looked_at = [*(context.runs or [context]), *(context.baseline or ())]
-    runs = [of.run_folder for of in looked_at if of.run_folder and is_run(of.run_folder)]
-    levels = [level] if level else ["G"] if context.runs else ["P", "S", "R"] if runs else ["P"]
-    ids = list(only or ()) or dict.fromkeys(id for one in levels for id in suite.suite(one))
-    found = suite.run_suite(context, ids, waivers)
-    for folder in runs:
-        suite.write_checks(folder, "claim" if context.runs else "verify", found)
-    return found
 
 
 def _samples(model, key: mx.array, context: Context) -> list[dict[str, Any]]:

@@ -1,0 +1,43 @@
+"""A model ready to use, of a run folder, a checkpoint, a folder of weights or a repository on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from kssm_mlx.data.tokens import TokenData
+from kssm_mlx.digest import root_digest, tensor_digest
+from kssm_mlx.models.base import Trained
+from kssm_mlx.models.interventions.calibration import Held
+from kssm_mlx.runner.folder import locate, recipe_json, recipe_of
+from kssm_mlx.runner.initial_model import start_of_run, take
+from kssm_mlx.runner.pretrained import open_model
+from kssm_mlx.training.checkpoints import checkpoint
+from kssm_mlx.training.constraints import holding
+
+
+def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None) -> Trained:
+    """A model ready to use: of a run folder (its best checkpoint) or one checkpoint folder, of any folder or
+    file with weights, or of a repository on the hub.
+
+    Everything is verified and evaluated, nothing is read later: a run against its checkpoint's manifest,
+    its host by the verdict of `kssm verify-weights`, other weights by L0 to L3. verify: False takes a host or
+    other weights as they are, and says so in the notes. dtype: of other weights, see `open_model`.
+    Raises: CheckpointError, WeightMismatch, ConfigError for what is missing, damaged or not a model.
+    """
+    located = locate(Path(path))
+    if located is None:
+        return open_model(path, verify=verify, dtype=dtype)
+    folder, chosen = located
+    recipe, data = recipe_of(folder), TokenData.open(folder / "data")
+    began = start_of_run(recipe, data, recipe_json(folder), verify=verify)
+    snapshot = checkpoint.load(chosen, stems=[recipe.model.trained_file])
+    trained = snapshot.tensors[recipe.model.trained_file]
+    take(began.model, trained)
+    digests = {name: tensor_digest(array) for name, array in trained.items()}
+    digest = root_digest({**digests, **({"host": began.host} if began.host else {})})
+    notes = {**began.host_notes, "step": snapshot.step}
+    held = holding(recipe, began.model).intervention
+    model = Held(began.model, held) if held else began.model
+    return Trained(model, data.tokenizer, str(chosen), digest, notes)
