@@ -9,6 +9,7 @@ A run that cannot mean anything does not start: a failed pre-flight check stops 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,7 @@ def verify(
     was learned also where nothing was. The recipe's waivers hold. The verdicts are written into the
     checks.json of the runs, under "verify", or "claim" for several.
     """
-    context = context_of_targets(targets, model)
-    context.untrained = untrained
+    context = replace(context_of_targets(targets, model), untrained=untrained)
     waivers = context.recipe.waive if context.recipe else {}
     suites.accept(waivers)
     looked_at = [*(context.runs or [context]), *(context.baseline or ())]

@@ -8,6 +8,7 @@ import pytest
 from kssm_mlx.checks import kernels
 from kssm_mlx.ops import dispatch, gpu, native, proof
 from kssm_mlx.ops.proof import Verdict
+from tests.support.compiling import uncompiled
 
 
 @pytest.fixture
@@ -17,9 +18,8 @@ def record(tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(kernels, "TIMED", (1, 2, 2))
     dispatch._verdict.cache_clear()
-    mx.disable_compile()
-    yield tmp_path / "kernels.json"
-    mx.enable_compile()
+    with uncompiled():
+        yield tmp_path / "kernels.json"
     dispatch._verdict.cache_clear()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
 import pytest
 
 from kssm_mlx.checks import suites
 from tests.experiments.hosted import passed
 from tests.integrations.exported import exported, tiny
+from tests.support.compiling import uncompiled
 
 
 @pytest.fixture
@@ -16,9 +16,8 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setenv("KSSM_CACHE", str(tmp_path / "cache"))
     few = {"P": ("C16", "C7"), "S": ("C8",)}
     monkeypatch.setattr(suites, "suite", lambda level: few.get(level, ()))
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+    with uncompiled():
+        yield
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from kssm_mlx.models.base import with_parameters
 from kssm_mlx.training.recipe import Recipe, parse
 from kssm_mlx.training.state import flatten
 from tests.checks.small_runs import sentences
+from tests.support.compiling import uncompiled
 
 STEPS = 12
 SHORT = "a dozen steps teach nothing"
@@ -33,9 +34,8 @@ ALL = suites.suite
 def quick(monkeypatch):
     """A few checks, and no kernel that costs a second of g++; the run that all share had many."""
     monkeypatch.setattr(suites, "suite", lambda level: FEW.get(level, ()))
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+    with uncompiled():
+        yield
 
 
 def small_recipe(folder, text: str | None = None, **sections) -> Recipe:
@@ -70,7 +70,6 @@ def train(folder, recipe: Recipe | None = None, waivers=None, **options):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A finished run; tests that change it take `copied`."""
-    mx.disable_compile()
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suites, "suite", lambda level: MANY.get(level, ()))

@@ -14,13 +14,7 @@ from kssm_mlx.ops.kuramoto_bank import kuramoto_bank, kuramoto_bank_reference
 from kssm_mlx.oscillators.planar import Planar
 
 CASE = dispatch.case("kuramoto_bank")
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def run(arrays, op=kuramoto_bank, **options):

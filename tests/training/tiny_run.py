@@ -28,6 +28,7 @@ from kssm_mlx.training.loop import Hooks, Result, train_loop
 from kssm_mlx.training.recipe import Recipe, parse
 from kssm_mlx.training.rows import Rows
 from tests.fakes import TinyRecurrent
+from tests.support.compiling import compiling
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12  # the training text has 9 batches, so a run crosses an epoch
@@ -73,8 +74,7 @@ def tiny_run(
     recipe = tiny_recipe(folder, **sections)
     data = prepare(recipe.data, folder.parent / "data")
     ticks = itertools.count()
-    try:
-        mx.enable_compile() if compiled else mx.disable_compile()
+    with compiling(compiled):
         return train_loop(
             model or tiny_model(data.vocab_size),
             recipe,
@@ -86,8 +86,6 @@ def tiny_run(
             console=console or Console(file=out or io.StringIO(), width=200),
             clock=lambda: float(next(ticks)),
         )
-    finally:
-        mx.enable_compile()
 
 
 def rows(folder: Path, *kinds: str) -> list[dict]:
