@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
 from tests.support import compiling
 
-pytest_plugins = ["tests.support.repeatable"]
+pytest_plugins = ["tests.support.repeatable", "tests.support.slowest"]
 
 # No limits of wall-clock time, and the same examples for everybody.
 settings.register_profile(
