@@ -1,7 +1,7 @@
 """A drawn verdict says how often luck alone makes it wrong, and over 200 draws it is wrong no oftener.
 
 A draw is a healthy control or, where the check asks whether something is there at all (learning in C37, a
-difference in C35, a skill in G3), the control in which it is not. Bounds on the count are binomial, at 99.9 %.
+difference in C35, a skill in G3), the control in which it is not. The bound on the count is binomial.
 """
 
 from __future__ import annotations
