@@ -82,6 +82,7 @@ def test_a_folder_that_cannot_be_written_is_said(record, monkeypatch):
     assert "not remembered: chmod 700 it" in wrong.fix
 
 
+@pytest.mark.linux  # where g++ is asked for
 def test_dialects_of_this_machine(monkeypatch):
     assert "cpp" in kernels.dialects()
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)

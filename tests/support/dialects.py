@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import mlx.core as mx
 import pytest
 
 from kssm_mlx.ops import gpu
 from tests.support import metal_text
+from tests.support.compiling import uncompiled
 
 # By the device that a dialect needs: none for C++, nor for Metal's text, which runs through a stand-in.
 PARAMETERS = [
@@ -30,9 +30,5 @@ def kernels_in(name: str) -> AbstractContextManager[None]:
 @contextmanager
 def _on_the_cpu(name: str) -> Iterator[None]:
     """Forms of MLX run uncompiled, which saves g++ seconds."""
-    mx.disable_compile()
-    try:
-        with gpu.speaking("cpp") if name == "cpp" else metal_text.standing_in():
-            yield
-    finally:
-        mx.enable_compile()
+    with uncompiled(), gpu.speaking("cpp") if name == "cpp" else metal_text.standing_in():
+        yield
