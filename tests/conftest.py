@@ -17,6 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
+from tests.support import compiling
+
+pytest_plugins = ["tests.support.repeatable", "tests.support.slowest"]
 
 # No limits of wall-clock time, and the same examples for everybody.
 settings.register_profile(
@@ -61,11 +64,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def uncompiled():
     """For tests of what is computed, not of how: on a cold cache g++ takes longer than they do."""
-    import mlx.core as mx
-
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+    with compiling.uncompiled():
+        yield
 
 
 @pytest.fixture(scope="session")

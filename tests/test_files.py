@@ -21,15 +21,16 @@ def test_replace_writes_text_and_bytes(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_failed_replace_leaves_the_old_content(tmp_path, monkeypatch, broken):
+@pytest.mark.parametrize("module, broken", [(files, "sync"), (os, "replace")])
+def test_a_failed_replace_leaves_the_old_content(tmp_path, monkeypatch, module, broken):
+    """`files.sync` and not os.fsync, which a Mac does not reach."""
     path = tmp_path / "a"
     files.replace(path, "old")
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, broken, full_disk)
+    monkeypatch.setattr(module, broken, full_disk)
     with pytest.raises(OSError, match="No space left"):
         files.replace(path, "new")
     assert path.read_text() == "old"

@@ -51,7 +51,7 @@ ALARMS = """False alarms: verdicts "fail" of all verdicts on runs that were made
 where nothing was measured: the check was not measurable on them, or is not one of runs.
 
 """
-PARTS = ("definition", "threshold", "caught", "sabotage")
+PARTS = ("definition", "threshold", "chance", "caught", "sabotage")
 COLUMNS = (
     "id",
     "level",
@@ -59,6 +59,7 @@ COLUMNS = (
     "property",
     "definition",
     "threshold and reason",
+    "chance",
     "would have caught",
     "sabotage",
     "source",

@@ -98,7 +98,7 @@ def run_check(definition: Definition, context: Context) -> Check:
 def _asked(definition: Definition, context: Context) -> Context:
     """The context for one check: a claim, and what was learned, is a matter of text."""
     claims = definition.needs_training or definition.level == "G"
-    return replace(context, text_only=claims and not context.untrained, on_random_ids=False)
+    return replace(context, text_only=claims and not context.untrained, caveats=[])
 
 
 def write_checks(folder: str | Path, stage: str, checks: Iterable[Check]) -> None:

@@ -10,6 +10,7 @@ import mlx.core as mx
 from kssm_mlx.ops import dispatch
 
 
+@dispatch.with_fallback
 def causal_conv(
     x: mx.array,
     weight: mx.array,
@@ -33,7 +34,7 @@ def causal_conv(
     padded = mx.concatenate([past, x], axis=1)
     document = _document_index(resets, W)
     last = _last_inputs(padded, document, W, lengths)
-    if W > 1 and (kernel := dispatch.kernel("conv", impl, x)):
+    if W > 1 and (kernel := dispatch.kernel("conv", impl, x, W=W)):
         return kernel(x, weight, bias, past, resets), last
     same = None if document is None else [document[:, w : w + T] == document[:, W - 1 :] for w in range(W)]
     y = _taps(same)(padded, weight)

@@ -4,10 +4,12 @@
     "kernel"    the kernel; refused where the default device has none
     "auto"      the kernel where the default device has one and it is trusted there, else the compiled form
 
-A kernel is trusted on a device once it has agreed with the compiled form on it. `kssm doctor` measures that
-and writes the verdict to the user's cache folder; where no verdict stands, a GPU's kernel proves itself on a
-small case when it is first wanted. The C++ dialect, which no driver translates, is trusted once it could be
-built: the tests compare it on every change. What failed stays off until kernel, MLX or device change.
+A kernel is trusted on a device once it has agreed with the compiled form on it, for what it is compiled for
+(its variant: the size of a head, the taps of a convolution). `kssm doctor` measures that for what the shipped
+models use and writes the verdicts to the user's cache folder; where no verdict stands, a GPU's kernel proves
+itself on small cases when it is first wanted. The C++ dialect, which no driver translates, is trusted once it
+could be built: the tests compare it on every change. What failed stays off until kernel, MLX, device or
+operating system change; so does, for the session, a kernel that raises after all (`with_fallback`).
 
 Kernels compute in fp32; float64 is left to the compiled forms that can do it.
 """
@@ -16,20 +18,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict
+from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import mlx.core as mx
 
 from kssm_mlx import _blas, files
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.ops import cpp, gpu, native
+from kssm_mlx.ops import cpp, gpu, native, proof
+from kssm_mlx.ops.proof import Case, Verdict
 
 IMPLS = ("auto", "compiled", "kernel")
+# Every op that has a kernel, which stands in the module of its name.
+OPS = (
+    *("mobius_scan", "selective_scan", "wkv4", "wkv7", "ssd", "conv", "kuramoto_bank", "token_mix"),
+    *("elementary", "norms"),
+)
 # Their compiled form is matrix products, which run at another rate than one lane per thread.
 COMPILED_BY_DEFAULT = ("ssd",)
 # Elsewhere MLX's own functions are as good.
@@ -44,23 +54,10 @@ MADE_OF = {
 PROVEN = ("cpp",)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether an op's kernel agreed with its compiled form; why not, where it did not.
-
-    error: the largest in fp32, relative to the largest value of each array.
-    """
-
-    op: str
-    ok: bool
-    error: float
-    why: str = ""
-
-
-def kernel(op: str, impl: str, like: mx.array | None = None) -> Callable | None:
+def kernel(op: str, impl: str, like: mx.array | None = None, **variant: int) -> Callable | None:
     """The kernel form of `op` if `impl` asks for it, None for the compiled form.
 
-    like: one of the arrays [B, T, ...] that are read per token.
+    like: one of the arrays [B, T, ...] that are read per token; variant: what the kernel is compiled for.
     Raises: ConfigError for an unknown `impl`, "kernel" where the default device has none, and T = 0.
     """
     if impl not in IMPLS:
@@ -70,15 +67,26 @@ def kernel(op: str, impl: str, like: mx.array | None = None) -> Callable | None:
     double = like is not None and like.dtype == mx.float64
     if impl == "compiled" or (impl == "auto" and (double or op in COMPILED_BY_DEFAULT)):
         return None
-    if impl == "auto" and not (runs(op) and trusted(op)):
-        return None
+    if impl == "auto":
+        return _guarded(op) if runs(op) and trusted(op, **variant) else None
     if not runs(op):
         raise ConfigError(
             f"{op}: impl='kernel' cannot run on {mx.default_device()} ({native.why_not()}); use 'auto'"
         )
     if double:
         raise ConfigError(f"{op}: kernels compute in float32, got float64; use impl='compiled'")
-    return getattr(import_module(f"kssm_mlx.ops.kernels.{op}"), op)
+    return _kernel(op)
+
+
+@cache
+def module(op: str) -> ModuleType:
+    """The kernel of `op` and its `Case`; found by name, because it is built on the op itself."""
+    return import_module(f"kssm_mlx.ops.kernels.{op}")
+
+
+def case(op: str) -> Case:
+    """How `op` is called where its forms are compared."""
+    return module(op).CASE
 
 
 def runs(op: str) -> bool:
@@ -86,28 +94,96 @@ def runs(op: str) -> bool:
     return gpu.dialect() == "cpp" if op in FOR_CPUS else gpu.dialect() is not None
 
 
-def trusted(op: str) -> bool:
-    """Whether the kernel of `op` has agreed with the compiled form on the default device."""
-    return _verdict(op, identity(op)).ok
+def _kernel(op: str) -> Callable:
+    return getattr(module(op), op)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A kernel that raises.
+
+
+class _Raised(Exception):
+    """A kernel that "auto" chose raised: args are the op and what it raised."""
+
+
+def with_fallback(op: Callable) -> Callable:
+    """An op that goes on with its compiled form where the kernel that "auto" chose raises.
+
+    Where the compiled form does not, the kernel was at fault: it is off from then on, with a warning. Of its
+    forward pass only; one that raises in a backward pass ends the step, in one line that says what to do.
+    """
+
+    @wraps(op)
+    def call(*args, impl: str = "auto", **options):
+        try:
+            return op(*args, impl=impl, **options)
+        except _Raised as raised:
+            failure = raised
+        found = op(*args, impl="compiled", **options)
+        _switch_off(*failure.args)
+        return found
+
+    return call
 
 
 @cache
-def _verdict(op: str, identity: str) -> Verdict:
+def _guarded(op: str) -> Callable:
+    @wraps(_kernel(op))
+    def call(*args, **options):
+        try:
+            return _kernel(op)(*args, **options)
+        except Exception as error:  # whatever a compiler or a driver raises, the compiled form is there
+            raise _Raised(op, error) from error
+
+    return call
+
+
+_off: dict[tuple[str, str | None], Verdict] = {}
+
+
+def _switch_off(op: str, error: Exception) -> None:
+    if not isinstance(error, gpu.TooLong):
+        _off[op, gpu.dialect()] = _told(proof.broken(op, error))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Verdicts.
+
+
+def trusted(op: str, **variant: int) -> bool:
+    """Whether the kernel of `op` has agreed with the compiled form on the default device."""
+    if (op, gpu.dialect()) in _off:
+        return False
+    return _verdict(op, identity(op, **variant), tuple(variant.items())).ok
+
+
+@cache
+def _verdict(op: str, identity: str, variant: tuple[tuple[str, int], ...]) -> Verdict:
     known = recorded().get(identity)
     if known is not None:
         return known
-    from kssm_mlx.ops.kernels import parity
+    judge = proof.build if gpu.dialect() in PROVEN else proof.prove
+    return _told(judge(op, case(op), **dict(variant)))
 
-    verdict = parity.build(op) if gpu.dialect() in PROVEN else parity.prove(op)
+
+def _told(verdict: Verdict) -> Verdict:
     if not verdict.ok:
-        warnings.warn(f"{op}: the kernel is off ({verdict.why}); see kssm doctor", stacklevel=2)
+        warnings.warn(f"{verdict.op}: the kernel is off ({verdict.why}); see kssm doctor", stacklevel=3)
     return verdict
 
 
-def identity(op: str) -> str:
-    """What a verdict holds for: these kernel sources on this device with this MLX."""
+def identity(op: str, **variant: int) -> str:
+    """What a verdict holds for: these sources, so compiled, on this device and system, with this MLX."""
+    made = " ".join([op, *(f"{name}={value}" for name, value in sorted(variant.items())), _digest(op)])
     device = mx.device_info().get("device_name", "")
-    return f"{op} {_digest(op)} {gpu.dialect()} {device} mlx {mx.__version__}"
+    return f"{made} {gpu.dialect()} {device} {_system()} mlx {mx.__version__}"
+
+
+@cache
+def _system() -> str:
+    """The version that the driver and its compiler come with."""
+    mac = platform.mac_ver()[0]
+    return f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}"
 
 
 @cache
@@ -115,7 +191,7 @@ def _digest(op: str) -> str:
     """Of everything the kernels of `op` are made of."""
     own = (path for name in MADE_OF.get(op, [op]) for path in gpu.FOLDER.glob(f"{name}*"))
     shared = [gpu.FOLDER / name for name in ("planar.inc", "packs.inc", "bridge.cpp", "in_time.py")]
-    modules = [Path(module.__file__) for module in (gpu, cpp, native)]
+    modules = [Path(module.__file__) for module in (gpu, cpp, native, proof)]
     sources = b"".join(path.read_bytes() for path in [*modules, *shared, *sorted(own)])
     return hashlib.sha256(sources).hexdigest()[:12]
 
@@ -129,12 +205,12 @@ def recorded() -> dict[str, Verdict]:
         return {}
 
 
-def record(verdicts: list[Verdict]) -> Path:
-    """Remember what `kssm doctor` found, in place of older verdicts of the same identity.
+def record(verdicts: dict[str, Verdict]) -> Path:
+    """Remember what `kssm doctor` found, by identity, in place of older verdicts of the same.
 
     Raises: RuntimeError when the user's cache folder cannot be had.
     """
-    kept = {**recorded(), **{identity(v.op): v for v in verdicts}}
+    kept = {**recorded(), **verdicts}
     files.replace(_record(), json.dumps({name: asdict(v) for name, v in kept.items()}, indent=1))
     _verdict.cache_clear()
     return _record()

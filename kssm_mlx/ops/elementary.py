@@ -18,12 +18,14 @@ from functools import wraps
 import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
-from kssm_mlx.ops.kernels import elementary as kernels
 
 Function = Callable[..., mx.array]
-_by_kernel = kernels.elementary
 
 _TANH_BY_X = [1, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075, -929569 / 638512875]
+
+
+def _by_kernel(name: str, x: mx.array) -> mx.array:
+    return dispatch.module("elementary").elementary(name, x)
 
 
 def _polynomial(x: mx.array, coefficients: list[float]) -> mx.array:
@@ -82,7 +84,7 @@ def biased_sigmoid(x: mx.array, bias: mx.array, *, impl: str = "auto") -> mx.arr
 
 @mx.custom_function
 def _biased_sigmoid(x: mx.array, bias: mx.array) -> mx.array:
-    return kernels.biased_sigmoid(x, bias)
+    return dispatch.module("elementary").biased_sigmoid(x, bias)
 
 
 @_biased_sigmoid.vjp

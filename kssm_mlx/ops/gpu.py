@@ -89,6 +89,10 @@ LANE = {
 }
 
 
+class TooLong(ConfigError):
+    """More elements than a kernel's 32-bit indices reach."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A body and the names it uses, each a list of words.
@@ -122,7 +126,7 @@ class Kernel:
     ) -> list[mx.array]:
         """Run one thread for each of `lanes` in the dialect of the default device.
 
-        Raises: ConfigError when no dialect runs here or an array is too long for 32-bit indices.
+        Raises: ConfigError when no dialect runs here; TooLong where 32-bit indices do not reach.
         """
         if lanes == 0:
             return [mx.zeros(shape) for shape in outputs]
@@ -130,7 +134,7 @@ class Kernel:
         sizes = mx.array([lanes, *(numbers[name] for name in self.sizes.split())], mx.int32)
         for count in (lanes, *(x.size for x in inputs), *map(math.prod, outputs)):
             if count >= 2**31:
-                raise ConfigError(
+                raise TooLong(
                     f"{self.name}: {count} elements in one array, at most 2^31 - 1; use impl='compiled'"
                 )
         run = cpp.run if dialect() == "cpp" else _run_gpu

@@ -55,6 +55,7 @@ def wrapped(theta: mx.array) -> mx.array:
     return theta - TWO_PI * mx.stop_gradient(mx.round(theta / TWO_PI))
 
 
+@dispatch.with_fallback
 def kuramoto_bank(
     theta: mx.array,
     omega: mx.array,
@@ -73,7 +74,7 @@ def kuramoto_bank(
     Units: theta in radians; omega, K and h per unit time; tau > 0 the time one token lasts.
     Raises: ConfigError for an `impl` that is not "auto", "compiled" or "kernel".
     """
-    if kernel := dispatch.kernel("kuramoto_bank", impl, K):
+    if kernel := dispatch.kernel("kuramoto_bank", impl, K, steps=steps, harmonics=harmonics):
         return kernel(theta, omega, K, h, tau, steps=steps, harmonics=harmonics)
     arguments = float32(theta, omega, K, h.re, h.im, tau)
     theta, re, im, _ = _bank(steps, harmonics)(*arguments)

@@ -52,6 +52,7 @@ def mobius_scan_reference(
     return Planar(mx.stack([s.re for s in states], 1), mx.stack([s.im for s in states], 1))
 
 
+@dispatch.with_fallback
 def mobius_scan(
     a: Planar, k: Planar, z0: Planar | None = None, kappa: float | mx.array = 1.0, *, impl: str = "auto"
 ) -> Planar:

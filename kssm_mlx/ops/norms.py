@@ -10,6 +10,7 @@ import mlx.core as mx
 from kssm_mlx.ops import dispatch
 
 
+@dispatch.with_fallback
 def layer_norm(
     x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float, *, impl: str = "auto"
 ) -> mx.array:
@@ -20,6 +21,7 @@ def layer_norm(
     return _norm(x, weight, bias, eps, impl, centred=True)
 
 
+@dispatch.with_fallback
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float, *, impl: str = "auto") -> mx.array:
     """x / sqrt(mean x^2 + eps) weight. Shapes as in `layer_norm`."""
     return _norm(x, weight, None, eps, impl, centred=False)

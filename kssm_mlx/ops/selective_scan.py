@@ -35,6 +35,7 @@ def selective_scan_reference(x, dt, A, B, C, state=None, *, resets=None, lengths
     return mx.stack(y, axis=1), h
 
 
+@dispatch.with_fallback
 def selective_scan(
     x: mx.array,
     dt: mx.array,

@@ -39,6 +39,7 @@ def ssd_reference(x, dt, A, B, C, state=None, *, resets=None, lengths=None):
     return mx.stack(y, axis=1), h
 
 
+@dispatch.with_fallback
 def ssd(
     x: mx.array,
     dt: mx.array,

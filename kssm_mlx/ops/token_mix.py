@@ -10,6 +10,7 @@ import mlx.core as mx
 from kssm_mlx.ops import dispatch
 
 
+@dispatch.with_fallback
 def token_mix(
     x: mx.array,
     mu: mx.array,
@@ -26,7 +27,7 @@ def token_mix(
     Raises: ConfigError for an `impl` that cannot run here (see `dispatch`).
     """
     past = mx.zeros((x.shape[0], x.shape[2]), x.dtype) if state is None else state.astype(x.dtype)
-    kernel = dispatch.kernel("token_mix", impl, x)
+    kernel = dispatch.kernel("token_mix", impl, x, C=len(mu))
     last = x[:, -1] if lengths is None else _last(x, past, lengths)
     if kernel:
         return kernel(x, mu, past, resets), last

@@ -59,6 +59,7 @@ def _choose(where: mx.array, one: WKV4State, other: WKV4State) -> WKV4State:
     return WKV4State(*(mx.where(where, x, y) for x, y in zip(one, other)))
 
 
+@dispatch.with_fallback
 def wkv4(
     w: mx.array,
     u: mx.array,

@@ -45,6 +45,7 @@ def wkv7_reference(r, log_w, k, v, a, b, state=None, *, resets=None, lengths=Non
     return mx.stack(y, axis=1), S
 
 
+@dispatch.with_fallback
 def wkv7(
     r: mx.array,
     log_w: mx.array,
@@ -67,7 +68,7 @@ def wkv7(
         resets [B, T] bool; lengths [B] int. Returns y [B, T, H, V] and the state [B, H, V, K], both fp32.
     Raises: ConfigError for an `impl` that cannot run here (see `dispatch`).
     """
-    if kernel := dispatch.kernel("wkv7", impl, r):
+    if kernel := dispatch.kernel("wkv7", impl, r, K=r.shape[-1]):
         return kernel(r, log_w, k, v, a, b, state, resets=resets, lengths=lengths)
     if r.shape[1] == 1:
         return wkv7_reference(r, log_w, k, v, a, b, state, resets=resets, lengths=lengths)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -129,9 +130,7 @@ def context_of_run(folder: Path) -> Context:
     """A run's recipe, its initial parameters and, once there is a checkpoint, the trained ones."""
     recipe, data = recipe_of(folder), TokenData.open(folder / "data")
     context = _starting(recipe, folder, data, start_of_run(recipe, data, recipe_json(folder)))
-    context.manifest = manifest_of(folder)
     latest = checkpoint.load_latest(folder / "checkpoints")
     if latest:
         take(context.model, latest.snapshot.tensors[recipe.model.trained_file])
-        context.history = rows(folder)
-    return context
+    return replace(context, manifest=manifest_of(folder), history=rows(folder) if latest else None)

@@ -7,7 +7,7 @@ with those checks that judge what was learned, which a dozen steps cannot have t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
@@ -40,25 +40,29 @@ class Examination:
         """The model holds the parameters of that step while it is asked; the last answer is kept."""
         if not suite.suite("R"):
             return
-        self.context.history = rows(self.context.run_folder)
         parameters = with_knobs(state.params, state.untrained)
         with_parameters(
             self.context.model, parameters, lambda: self._examine("R", "during", f"after step {step}")
         )
 
     def after(self) -> None:
-        self.context.history = rows(self.context.run_folder)
         self._examine("S", "final", "at the end", smoke=bool(self.context.recipe.smoke))
 
     def _examine(self, level: str, stage: str, when: str, smoke: bool = False) -> None:
         """smoke: whether what was not learned stops nothing."""
-        found = suite.run_suite(self.context, level, self.waivers)
+        found = suite.run_suite(self._context_now(level), level, self.waivers)
         suite.write_checks(self.context.run_folder, stage, found)
         spared = [c for c in found if not self.verify or (smoke and _of_learning(c))]
         require(c for c in found if c not in spared)
         for check in spared:
             if not check.ok:
                 self._tell(check, when, "--smoke" if self.verify else "--no-verify")
+
+    def _context_now(self, level: str) -> Context:
+        """With the rows logged so far; there are none before step 1."""
+        if level == "P":
+            return self.context
+        return replace(self.context, history=rows(self.context.run_folder))
 
     def _tell(self, check: Check, when: str, mercy: str) -> None:
         """Once per check: what fails at one evaluation mostly fails at the next."""

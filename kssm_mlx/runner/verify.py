@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from kssm_mlx.checks import suite
@@ -22,15 +23,14 @@ def verify(
 ) -> list[Check]:
     """The checks of a recipe, a run folder or weights, or of run folders that a claim compares, measured now.
 
-    only: ids of checks. level: one of `checks.base.LEVELS`; by default P, of a run P, S and R, of several G.
+    only: ids of checks. level: a key of `LEVELS`; by default P, of a run P, S and R, of several G.
     model: `module:callable`, a model of your own, alone or in place of the recipe's. untrained: look for what
     was learned also where nothing was. The recipe's waivers hold. The verdicts are written into the
     checks.json of the runs, under "verify", or "claim" for several.
     """
     for recipe in recipes_among(targets):
         ensure_base_model(recipe.model, train)
-    context = context_of_targets(targets, model)
-    context.untrained = untrained
+    context = replace(context_of_targets(targets, model), untrained=untrained)
     waivers = context.recipe.waive if context.recipe else {}
     suite.accept(waivers)
     looked_at = [*(context.runs or [context]), *(context.baseline or ())]

@@ -1,9 +1,9 @@
 """One run, one folder: a lock file that names its holder and that a dead holder cannot keep.
 
-The file is created with O_EXCL and holds the process id, when that process started and the host. A process
-id alone is not an identity, because ids are reused; with the start time it is. Judging a stale lock and
-taking it over are two steps, so both happen under a kernel lock that vanishes with its process: among any
-number of processes that find the same stale lock, exactly one gets it.
+The file is created with O_EXCL and holds the process id, when that process started, the host and the
+machine. A process id alone is not an identity, because ids are reused; with the start time it is. Judging a
+stale lock and taking it over are two steps, so both happen under a kernel lock that vanishes with its
+process: among any number of processes that find the same stale lock, exactly one gets it.
 
 Source: liminal.md C39 (the precursors checked, then wrote, and took "permission denied" for "dead").
 """
@@ -14,9 +14,12 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +27,18 @@ from kssm_mlx.errors import CheckpointError
 from kssm_mlx.training.disk import writing
 
 NAME = "run.lock"
+PROC = Path("/proc")
 
 
 class Owner(NamedTuple):
-    """Who holds a lock; `start` is an opaque name for the moment the process began, "" if unknown."""
+    """Who holds a lock; `start` is an opaque name for the moment the process began, "" if unknown;
+    `machine` as `machine_id` tells it.
+    """
 
     pid: int
     start: str
     host: str
+    machine: str = ""
 
 
 def alive(pid: int) -> bool:
@@ -51,20 +58,56 @@ def start_time(pid: int) -> str:
     A process that has ended but was not reaped by its parent (usual in containers) answers "ended".
     Linux: boot id and clock ticks since boot, from /proc. macOS: `ps -o lstart=`.
     """
-    if not Path("/proc/self/stat").exists():
-        ps = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True)
+    if not (PROC / "self/stat").exists():
+        ps = subprocess.run(
+            ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "LC_ALL": "C",
+                "TZ": "UTC",
+            },  # one text for one moment, whoever asks from where
+        )
         state, _, start = ps.stdout.strip().partition(" ")
         return "ended" if state.startswith("Z") else start.strip()
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # from field 3, the state
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = (PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()  # from field 3, the state
+        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
     return "ended" if fields[0] in "ZX" else f"{boot}:{fields[19]}"
 
 
+@cache
+def machine_id() -> str:
+    """What names this machine when its host name changes, as a Mac's does with the network; "" if unknown.
+
+    macOS: the hardware's IOPlatformUUID, from `ioreg`. Linux: /etc/machine-id.
+    """
+    try:
+        if sys.platform != "darwin":
+            return Path("/etc/machine-id").read_text().strip()
+        asked = ["ioreg", "-rd1", "-c", "IOPlatformExpertDevice"]
+        said = subprocess.run(asked, capture_output=True, text=True).stdout
+    except OSError:
+        return ""
+    found = re.search(r'"IOPlatformUUID" = "([^"]+)"', said)
+    return found.group(1) if found else ""
+
+
 def this_process() -> Owner:
-    return Owner(os.getpid(), start_time(os.getpid()), socket.gethostname())
+    return Owner(os.getpid(), start_time(os.getpid()), socket.gethostname(), machine_id())
+
+
+def _elsewhere(owner: Owner, here: Owner) -> bool:
+    """Whether the owner is a process of another machine, of which nothing can be seen from here.
+
+    Linux's id tells machines of one name apart, and no more: clones and containers share it.
+    """
+    if owner.machine and here.machine and owner.machine != here.machine:
+        return True
+    return owner.host != here.host and not (sys.platform == "darwin" and owner.machine == here.machine != "")
 
 
 def mine(folder: str | Path) -> bool:
@@ -120,7 +163,7 @@ def _refuse_if_held(path: Path) -> None:
     if owner is None:
         return
     who = f"process {owner.pid} on {owner.host}"
-    if owner.host != here.host:
+    if _elsewhere(owner, here):
         raise CheckpointError(
             f"{path.parent} is in use by {who}, and from {here.host} I cannot see whether that run is alive; "
             f"if it is over, delete {path}"

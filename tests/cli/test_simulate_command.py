@@ -1,6 +1,5 @@
 """`kssm simulate` prints R against theory, saves a picture, and answers nonsense in one line."""
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -8,14 +7,7 @@ from matplotlib.image import imread
 from tests.support.cli_fakes import kssm, refused
 
 QUICK = ["--n", 100, "--time", 4, "--dt", 0.1]
-
-
-@pytest.fixture(autouse=True)
-def uncompiled():
-    """These runs are shorter than a compilation."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("uncompiled")  # these runs are shorter than a compilation
 
 
 @pytest.mark.parametrize("model", ["mean-field", "sakaguchi", "triadic", "noisy", "inertial", "sphere"])

@@ -17,14 +17,7 @@ from tests.support.exported import SMALL, TOKENIZER, exported, tiny
 
 PROMPTS = ["Hello world", "a", "The quick brown fox jumps over it"]
 MAX = 12
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    """No kernels that cost seconds of g++ each; the tools, which are processes of their own, compile."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 @pytest.fixture(scope="module")

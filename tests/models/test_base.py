@@ -11,6 +11,8 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention, clamp_output, held, with_parameters, write_back
 from tests.support.small_kssm import assert_close, awake, tokens
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 
 class SlotCache:
     """What mlx-lm hands in: indexed by slot, with the lengths of right-padded rows, told how far it came."""
@@ -28,13 +30,6 @@ class SlotCache:
     def advance(self, n):
         if self.lengths is not None:
             self.lengths = self.lengths - n
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 # --- parameters -----------------------------------------------------------------------------------------

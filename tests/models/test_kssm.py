@@ -15,12 +15,7 @@ from kssm_mlx.models.kssm import KSSM, KSSMConfig
 from kssm_mlx.oscillators.planar import Planar
 from tests.support.small_kssm import VARIANTS, V, assert_close, awake, config, tokens
 
-
-@pytest.fixture(autouse=True)
-def eager():
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 @pytest.fixture(params=VARIANTS)

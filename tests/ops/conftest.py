@@ -1,12 +1,12 @@
-"""The dialects of the kernels: C++ everywhere, Metal and CUDA where there is such a device."""
+"""The dialects of the kernels: C++ and Metal's text on Linux, Metal and CUDA where there is such a device."""
 
 from __future__ import annotations
 
-import mlx.core as mx
 import pytest
 
 from kssm_mlx.ops import cpp as cpp_dialect
 from kssm_mlx.ops import dispatch, gpu
+from tests.support.dialects import PARAMETERS, kernels_in
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +24,9 @@ def library_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cpp():
-    """`impl="kernel"` runs the C++ dialect, and forms of MLX run uncompiled, which saves g++ seconds."""
-    mx.disable_compile()
-    with gpu.speaking("cpp"):
+    """`impl="kernel"` runs the C++ dialect."""
+    with kernels_in("cpp"):
         yield
-    mx.enable_compile()
 
 
 @pytest.fixture
@@ -55,14 +53,11 @@ def form(request, called):
     assert bool(called) == (request.param == "cpp")
 
 
-@pytest.fixture(
-    params=["cpp", pytest.param("metal", marks=pytest.mark.metal), pytest.param("gpu", marks=pytest.mark.gpu)]
-)
+@pytest.fixture(params=PARAMETERS)
 def dialect(request):
     """Each dialect this machine can run, as what `impl="kernel"` means."""
-    if request.param == "cpp":
-        request.getfixturevalue("cpp")
-    elif request.node.callspec.params.get("op") in dispatch.FOR_CPUS:
-        op = request.node.callspec.params["op"]
+    op = getattr(request.node, "callspec", None) and request.node.callspec.params.get("op")
+    if request.param != "cpp" and op in dispatch.FOR_CPUS:
         pytest.skip(f"{op} has a kernel for CPUs alone; on a GPU MLX's own functions run in its place")
-    return request.param
+    with kernels_in(request.param):
+        yield request.param

@@ -8,10 +8,9 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import dispatch, gpu, native
-from kssm_mlx.ops.dispatch import Verdict
-from kssm_mlx.ops.kernels import parity
+from kssm_mlx.ops import dispatch, gpu, native, proof
 from kssm_mlx.ops.kernels.conv import conv
+from kssm_mlx.ops.proof import Verdict
 from kssm_mlx.ops.selective_scan import selective_scan
 
 
@@ -34,7 +33,7 @@ def test_auto_is_compiled_without_a_gpu(monkeypatch):
 
 def test_gpu_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(gpu, "dialect", lambda: None)
-    args = parity.CASES["selective_scan"].arguments(1, 2, 3)
+    args = dispatch.case("selective_scan").arguments(1, 2, 3)
     with pytest.raises(ConfigError, match=r"selective_scan: impl='kernel' cannot run on .* use 'auto'"):
         selective_scan(args[0], args[1], args[4], args[2], args[3], impl="kernel")
 
@@ -60,7 +59,7 @@ def test_float64_is_left_to_the_compiled_form(record):
 
 
 def test_auto_uses_a_kernel_that_proves_itself(record):
-    assert dispatch.kernel("conv", "auto") is conv
+    assert dispatch.kernel("conv", "auto").__wrapped__ is conv
     assert not record.exists()  # only kssm doctor writes
 
 
@@ -71,16 +70,16 @@ def test_auto_inside_a_compiled_gradient(op, record):
     assert asked(mx.array(1.0)).item() == 2
 
 
-@pytest.mark.parametrize("op", [op for op in parity.CASES if op not in dispatch.FOR_CPUS])
+@pytest.mark.parametrize("op", [op for op in dispatch.OPS if op not in dispatch.FOR_CPUS])
 def test_kernels_are_lazy(op, monkeypatch):
     """On a GPU a compiled training step holds them: nothing may be evaluated while it is traced."""
     made = lambda **_: lambda **call: [mx.zeros(shape) for shape in call["output_shapes"]]  # noqa: E731
     monkeypatch.setattr(mx.fast, "metal_kernel", made)
-    case, masks = parity.CASES[op], parity.documents(3, 37)
+    case, masks = dispatch.case(op), proof.documents(3, 37)
     arrays = case.arguments(3, 37, 6)
     gpu._gpu_kernel.cache_clear()
     with gpu.speaking("metal"):
-        gradients = mx.compile(lambda *x: parity.outcome(case, "kernel", list(x), masks)[-len(x) :])(*arrays)
+        gradients = mx.compile(lambda *x: proof.outcome(case, "kernel", list(x), masks)[-len(x) :])(*arrays)
     gpu._gpu_kernel.cache_clear()
     assert [g.shape for g in gradients] == [x.shape for x in arrays]
 
@@ -103,14 +102,15 @@ def test_a_wrong_kernel_is_switched_off(record, monkeypatch, value, why):
 
 
 def test_a_recorded_verdict_stands(record, monkeypatch):
-    monkeypatch.setattr(parity, "prove", lambda op: pytest.fail("there is a verdict already"))
-    dispatch.record([Verdict("conv", False, 0.5, "wrong on this device"), Verdict("wkv4", True, 1e-7)])
+    monkeypatch.setattr(proof, "prove", lambda *_: pytest.fail("there is a verdict already"))
+    wrong, right = Verdict("conv", False, 0.5, "wrong on this device"), Verdict("wkv4", True, 1e-7)
+    dispatch.record({dispatch.identity(v.op): v for v in (wrong, right)})
     assert not dispatch.trusted("conv")
     assert dispatch.trusted("wkv4")
 
 
 def test_a_verdict_does_not_outlive_the_device(record, monkeypatch):
-    dispatch.record([Verdict("conv", False, 0.5, "wrong")])
+    dispatch.record({dispatch.identity("conv"): Verdict("conv", False, 0.5, "wrong")})
     monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "another one"})
     assert dispatch.trusted("conv")
 
@@ -119,8 +119,8 @@ def test_a_verdict_does_not_outlive_the_device(record, monkeypatch):
 def test_a_broken_record_is_as_good_as_none(record, text):
     record.write_text(text)
     assert dispatch.recorded() == {}
-    dispatch.record([Verdict("conv", True, 0.0)])
-    assert list(dispatch.recorded().values()) == [Verdict("conv", True, 0.0)]
+    dispatch.record({"here": Verdict("conv", True, 0.0)})
+    assert dispatch.recorded() == {"here": Verdict("conv", True, 0.0)}
 
 
 @pytest.mark.parametrize("op", dispatch.FOR_CPUS)

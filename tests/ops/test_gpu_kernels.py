@@ -10,65 +10,69 @@ import numpy as np
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import gpu
-from kssm_mlx.ops.kernels import in_time, parity
+from kssm_mlx.ops import dispatch, gpu, proof
+from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.kernels.conv import FORWARD
 from kssm_mlx.ops.mobius_scan import flow, kick
 from kssm_mlx.oscillators.planar import Planar
 
-OPS = sorted(parity.CASES)
-MASKED = [op for op in OPS if parity.CASES[op].masked]
+OPS = sorted(dispatch.OPS)
+MASKED = [op for op in OPS if dispatch.case(op).masked]
 # Values and gradients of the reference carry fp32 rounding too, most of all where phases feed back.
-TOLERANCES = {mx.float32: 4e-5, mx.bfloat16: 1e-2}
+CLOSE = 4e-5
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=["fp32", "bf16"])
+def error(op: str, *size: int, **options) -> float:
+    """Of the kernel against the recurrence on paper, as rows, tokens and width; no masks unless told."""
+    return proof.compare(dispatch.case(op), *size, **{"masked": False, "against": "reference", **options})
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("T, width", [(1, 6), (16, 6), (37, 6), (1, 16), (37, 32)])
 @pytest.mark.parametrize("op", OPS)
 def test_is_the_recurrence_on_paper(op, T, width, dtype, dialect):
     """A width of 16 fills a register of the C++ dialect's packs, one of 6 goes lane by lane."""
-    error = parity.compare(op, 3, T, width, dtype=dtype, masked=False, against="reference")
-    assert error <= TOLERANCES[dtype]
+    assert error(op, 3, T, width, dtype=dtype) <= proof.tolerance(dtype, CLOSE)
 
 
 @pytest.mark.parametrize("width", [6, 16])
 @pytest.mark.parametrize("op", MASKED)
 def test_documents_and_padding(op, width, dialect):
-    assert parity.compare(op, 3, 37, width, masked=True, against="reference") <= TOLERANCES[mx.float32]
+    assert error(op, 3, 37, width, masked=True) <= CLOSE
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_one_lane_of_everything(op, dialect):
     # One phase does not feel its own mean field, and one number is its own mean: gradients of 0.
     width = 2 if op in ("kuramoto_bank", "norms") else 1
-    assert parity.compare(op, 1, 17, width, masked=False, against="reference") <= TOLERANCES[mx.float32]
+    assert error(op, 1, 17, width) <= CLOSE
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_more_lanes_than_a_group(op, dialect):
-    assert parity.compare(op, 12, 3, 11, masked=False, against="reference") <= TOLERANCES[mx.float32]
+    assert error(op, 12, 3, 11) <= CLOSE
 
 
 @pytest.mark.parametrize("op", sorted(set(OPS) - {"kuramoto_bank"}))
 def test_long_sequences(op, dialect):
     """Not phases, which amplify the last digit. The gradient of kappa sums 6000 terms of either sign."""
-    assert parity.compare(op, 2, 1025, 3) <= 3e-4
+    assert proof.compare(dispatch.case(op), 2, 1025, 3) <= 3e-4
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_gradients_are_the_same_bits_every_time(op, dialect):
-    case = parity.CASES[op]
-    arrays, masks = case.arguments(3, 37, 6), parity.documents(3, 37)
-    first, second = (parity.outcome(case, "kernel", arrays, masks) for _ in range(2))
+    case = dispatch.case(op)
+    arrays, masks = case.arguments(3, 37, 6), proof.documents(3, 37)
+    first, second = (proof.outcome(case, "kernel", arrays, masks) for _ in range(2))
     assert all(mx.array_equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_gradients_have_the_dtypes_of_their_arguments(op, dialect):
-    case = parity.CASES[op]
+    case = dispatch.case(op)
     arrays = case.arguments(2, 5, 3)
     arrays = [x.astype(mx.bfloat16) if i < case.moving else x for i, x in enumerate(arrays)]
-    gradients = parity.outcome(case, "kernel", arrays, {})[-len(arrays) :]
+    gradients = proof.outcome(case, "kernel", arrays, {})[-len(arrays) :]
     assert [(g.dtype, g.shape) for g in gradients] == [(x.dtype, x.shape) for x in arrays]
 
 
@@ -77,7 +81,7 @@ def test_gradients_have_the_dtypes_of_their_arguments(op, dialect):
 
 def close(op, arrays, masks=None, tolerance=2e-5):
     """Kernel and reference agree on `arrays`, relative to the largest value, and nothing is NaN."""
-    forms = [parity.outcome(parity.CASES[op], form, arrays, masks or {}) for form in ("kernel", "reference")]
+    forms = [proof.outcome(dispatch.case(op), form, arrays, masks or {}) for form in ("kernel", "reference")]
     for ours, theirs in zip(*forms, strict=True):
         ours, theirs = np.array(ours), np.array(theirs)
         assert np.isfinite(ours).all()
@@ -86,23 +90,23 @@ def close(op, arrays, masks=None, tolerance=2e-5):
 
 @pytest.mark.parametrize("size", [1e-6, 30.0, 1e4])
 def test_selective_scan_decays_near_one_and_zero(size, dialect):
-    x, dt, B, C, A, h = parity.CASES["selective_scan"].arguments(2, 35, 4)
+    x, dt, B, C, A, h = dispatch.case("selective_scan").arguments(2, 35, 4)
     close("selective_scan", [x, dt * size, B, C, A, h * 1e3])
 
 
 @pytest.mark.parametrize("size", [0.0, 30.0, 1e4])
 def test_wkv4_keys_that_would_overflow(size, dialect, monkeypatch):
     """Of the outputs only: what the state stands for, num e^max, does overflow."""
-    case = parity.CASES["wkv4"]
+    case = dispatch.case("wkv4")
     outputs = dataclasses.replace(case, call=lambda *given: case.call(*given)[:1])
-    monkeypatch.setitem(parity.CASES, "wkv4", outputs)
+    monkeypatch.setattr(dispatch.module("wkv4"), "CASE", outputs)
     k, *rest = case.arguments(2, 35, 4)
-    close("wkv4", [size * k, *rest], parity.documents(2, 35), tolerance=2e-4)
+    close("wkv4", [size * k, *rest], proof.documents(2, 35), tolerance=2e-4)
 
 
 @pytest.mark.parametrize("rate", [-1e-7, -0.6, -20.0])
 def test_wkv7_decays_near_one_and_zero(rate, dialect):
-    r, k, a, b, v, log_w, S = parity.CASES["wkv7"].arguments(2, 35, 3)
+    r, k, a, b, v, log_w, S = dispatch.case("wkv7").arguments(2, 35, 3)
     close("wkv7", [r, k, a, b, v, mx.full(log_w.shape, rate), S])
 
 
@@ -113,7 +117,7 @@ def test_mobius_scan_is_finite_for_any_field_and_decay(field, gamma, dialect):
     h = Planar(*(field * mx.random.normal(shape, key=mx.random.key(i)) for i in range(2)))
     a, k = flow(mx.full(shape, gamma), mx.full(shape, 0.3)), kick(h)
     arrays = [a.re, a.im, k.re, k.im, *(mx.zeros((2, 4)),) * 2, mx.array(1.0)]
-    *found, kappa = parity.outcome(parity.CASES["mobius_scan"], "kernel", arrays, {})
+    *found, kappa = proof.outcome(dispatch.case("mobius_scan"), "kernel", arrays, {})
     assert all(mx.isfinite(x).all() for x in found)
     assert math.isfinite(kappa.item())
     assert (found[0] ** 2 + found[1] ** 2).max() <= 1 + 1e-4
@@ -148,7 +152,7 @@ def test_one_wrong_term_is_seen(op, right, wrong, cpp, monkeypatch):
     body = gpu.Kernel.body.fget
     assert sum(right in text.read_text() for text in gpu.FOLDER.glob(f"{op}*.inc")) == 1
     monkeypatch.setattr(gpu.Kernel, "body", property(lambda kernel: body(kernel).replace(right, wrong)))
-    assert parity.compare(op, 3, 37, 6) > 20 * parity.TOLERANCES[mx.float32]
+    assert proof.compare(dispatch.case(op), 3, 37, 6) > 20 * proof.TOLERANCE
 
 
 # --- time in parts --------------------------------------------------------------------------------------
@@ -164,8 +168,7 @@ def three_parts(monkeypatch):
 @pytest.mark.parametrize("op", ["mobius_scan", "selective_scan", "ssd", "wkv4"])
 def test_time_in_parts(op, T, dialect, three_parts):
     """Values, states and gradients are those of one walk, with documents and padding in any part."""
-    masked = parity.CASES[op].masked
-    assert parity.compare(op, 3, T, 6, masked=masked, against="reference") <= TOLERANCES[mx.float32]
+    assert error(op, 3, T, 6, masked=True) <= CLOSE
 
 
 def test_parts_are_for_gpus_with_few_lanes(monkeypatch):

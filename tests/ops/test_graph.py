@@ -15,7 +15,7 @@ import io
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.ops.kernels import parity
+from kssm_mlx.ops import dispatch
 
 LONG = 65536
 OPS = ["conv", "ssd", "wkv4", "mobius_scan", "wkv7", "selective_scan", "kuramoto_bank"]
@@ -23,7 +23,7 @@ OPS = ["conv", "ssd", "wkv4", "mobius_scan", "wkv7", "selective_scan", "kuramoto
 
 def graph(op: str, form: str, T: int) -> list[mx.array]:
     """Outputs, and the gradients of their sum in all arguments, not yet evaluated; B = 1, width 2."""
-    case = parity.CASES[op]
+    case = dispatch.case(op)
     arrays = case.arguments(1, T, 2)
     mx.eval(arrays)
 
@@ -104,7 +104,7 @@ def test_the_compiled_form_runs(op, uncompiled):
 @pytest.mark.slow
 def test_phases_run_too():
     """Forward only: the gradient would need 14 GB, four times what it takes for 16,384 tokens."""
-    case = parity.CASES["kuramoto_bank"]
+    case = dispatch.case("kuramoto_bank")
     assert finite(case.call(case.form("compiled"), case.arguments(1, LONG, 2), {}))
 
 

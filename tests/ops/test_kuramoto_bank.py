@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops.kernels import parity
+from kssm_mlx.ops import dispatch, proof
 from kssm_mlx.ops.kuramoto_bank import kuramoto_bank, kuramoto_bank_reference
 from kssm_mlx.oscillators.planar import Planar
 
-CASE = parity.CASES["kuramoto_bank"]
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+CASE = dispatch.case("kuramoto_bank")
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def run(arrays, op=kuramoto_bank, **options):
@@ -32,7 +26,7 @@ def run(arrays, op=kuramoto_bank, **options):
 
 @pytest.mark.parametrize("B, T, N", [(1, 1, 1), (2, 3, 5), (1, 17, 8)])
 def test_values_and_gradients_are_those_on_paper(B, T, N):
-    forms = [parity.outcome(CASE, form, CASE.arguments(B, T, N), {}) for form in ("compiled", "reference")]
+    forms = [proof.outcome(CASE, form, CASE.arguments(B, T, N), {}) for form in ("compiled", "reference")]
     for ours, theirs in zip(*forms, strict=True):
         scale = max(mx.abs(theirs).max().item(), 1e-2)
         np.testing.assert_allclose(np.array(ours) / scale, np.array(theirs) / scale, atol=2e-5)

@@ -12,9 +12,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.ops import gpu
+from kssm_mlx.ops import dispatch, gpu, proof
 from kssm_mlx.ops.conv import causal_conv
-from kssm_mlx.ops.kernels import parity
 from kssm_mlx.ops.kuramoto_bank import kuramoto_bank
 from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
 from kssm_mlx.ops.selective_scan import selective_scan
@@ -32,7 +31,7 @@ EVERY = (1e-6, 30.0)
 LEAST = 1e-3
 
 
-# --- arguments, in the order of parity.CASES --------------------------------------------------------------
+# --- arguments, in the order of dispatch.OPS --------------------------------------------------------------
 
 
 def spread(low: float, high: float, n: int = LANES) -> mx.array:
@@ -268,6 +267,6 @@ def test_what_goes_wrong_after_four_thousand_tokens_is_seen(
         return body(kernel).replace(right, wrong) if kernel.name == f"{name}_forward" else body(kernel)
 
     monkeypatch.setattr(gpu.Kernel, "body", property(damaged))
-    assert parity.compare(name, 2, 1025, 3) <= 3e-4
+    assert proof.compare(dispatch.case(name), 2, 1025, 3) <= 3e-4
     case = CASES[name]
     assert not max(errors(case.op, case.arguments()).gradients) <= 20 * case.gradients

@@ -11,17 +11,11 @@ from kssm_mlx.ops import mobius_scan as scan
 from kssm_mlx.ops.mobius_scan import disc_scan, flow, kick, mobius_scan, mobius_scan_reference
 from kssm_mlx.oscillators.mobius import Disc, act, hold_leaf, log_memory
 from kssm_mlx.oscillators.planar import Planar
+from tests.support.compiling import compiling
 
 SHAPES = [(1, 1, 1), (2, 2, 3), (3, 33, 5), (1, 257, 4), (2, 70, 1)]
 KAPPAS = [0, 0.1, 0.5, 1]
-
-
-@pytest.fixture(autouse=True)
-def eager():
-    """Compiling a kernel costs a second of g++; the forms are the same."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 @pytest.fixture
@@ -375,8 +369,8 @@ def test_compiled_is_eager(short_chunks):
     inputs = flat(*arguments(2, 5, 3))
     run = mx.value_and_grad(loss(mobius_scan), argnums=tuple(range(6)))
     value, gradients = run(*inputs)
-    mx.enable_compile()
-    compiled, compiled_gradients = mx.compile(run)(*inputs)
+    with compiling(True):
+        compiled, compiled_gradients = mx.compile(run)(*inputs)
     assert compiled.item() == pytest.approx(value.item(), rel=1e-5)
     for one, other in zip(compiled_gradients, gradients, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * mx.abs(other).max().item())

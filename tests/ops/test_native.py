@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import cpp, dispatch, gpu, native
-from kssm_mlx.ops.kernels import parity
+from kssm_mlx.ops import cpp, dispatch, gpu, native, proof
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +20,7 @@ def spoken():
 
 
 def outcome(op: str, width: int = 32) -> list[mx.array]:
-    return parity.outcome(parity.CASES[op], "kernel", parity.CASES[op].arguments(5, 33, width), {})
+    return proof.outcome(dispatch.case(op), "kernel", dispatch.case(op).arguments(5, 33, width), {})
 
 
 def same(ours: list[mx.array], theirs: list[mx.array]) -> bool:
@@ -36,13 +35,13 @@ def test_this_machine_has_it():
 @pytest.mark.linux
 def test_a_kernel_is_a_node_of_the_graph(monkeypatch):
     """Nothing is computed while a compiled function is traced, and it is traced once."""
-    traces, case = [], parity.CASES["mobius_scan"]
+    traces, case = [], dispatch.case("mobius_scan")
     assert all(dispatch.trusted(op) for op in ("mobius_scan", "elementary"))  # first uses build and run
 
     @mx.compile
     def gradients(*arrays):
         traces.append(1)
-        return parity.outcome(case, "kernel", list(arrays), {})
+        return proof.outcome(case, "kernel", list(arrays), {})
 
     monkeypatch.setattr(mx, "eval", lambda *_: pytest.fail("evaluated while tracing"))
     for seed in range(3):
@@ -50,13 +49,13 @@ def test_a_kernel_is_a_node_of_the_graph(monkeypatch):
         found = gradients(*arrays)
         assert all(
             mx.allclose(x, y, atol=1e-5).item()
-            for x, y in zip(found, parity.outcome(case, "kernel", arrays, {}))
+            for x, y in zip(found, proof.outcome(case, "kernel", arrays, {}))
         )
     assert len(traces) == 1
 
 
 @pytest.mark.linux
-@pytest.mark.parametrize("op", parity.CASES)
+@pytest.mark.parametrize("op", dispatch.OPS)
 def test_any_number_of_threads_gives_the_same_bits(op, monkeypatch):
     monkeypatch.setattr(cpp, "ALONE", 0)
     found = []
@@ -157,7 +156,7 @@ def test_a_wrong_pack_is_seen(right, wrong, tmp_path, monkeypatch, uncompiled):
     monkeypatch.setattr(cpp, "PACKS", changed)
     monkeypatch.setattr(cpp, "library_folder", lambda: tmp_path)
     cpp._function.cache_clear()
-    verdict = parity.prove("wkv4")
+    verdict = proof.prove("wkv4", dispatch.case("wkv4"))
     cpp._function.cache_clear()
     assert not verdict.ok
     assert "differs from the compiled form" in verdict.why
@@ -179,10 +178,10 @@ def _exponentials(x: mx.array, width: int) -> np.ndarray:
     return np.array(h[:, 0, 0])
 
 
-@pytest.mark.parametrize("op", [op for op in parity.CASES if op not in dispatch.FOR_CPUS])
+@pytest.mark.parametrize("op", [op for op in dispatch.OPS if op not in dispatch.FOR_CPUS])
 def test_no_token_and_no_row(op):
     """Without a token there is nothing to say; without a row the answer is empty."""
-    case = parity.CASES[op]
+    case = dispatch.case(op)
     with pytest.raises(ConfigError, match=rf"{op}: there is no token in an array of shape"):
         case.call(case.op, case.arguments(2, 0, 4), {})
     assert case.call(case.form("kernel"), case.arguments(0, 3, 4), {})[0].size == 0

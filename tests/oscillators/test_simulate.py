@@ -2,7 +2,6 @@
 
 import math
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -10,13 +9,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.oscillators.cases import CASES
 from kssm_mlx.oscillators.simulate import parse_couplings, prepare, simulate
 
-
-@pytest.fixture(autouse=True)
-def uncompiled():
-    """These runs are shorter than a compilation."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("uncompiled")  # these runs are shorter than a compilation
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from kssm_mlx.oscillators.kuramoto import (
     triadic,
 )
 from kssm_mlx.oscillators.order import coherence, harmonics, local_order, modulus, order_parameter
+from tests.support.compiling import compiling
 from tests.support.laboratory import f64, random_phases
 
 N = 5
@@ -195,6 +196,6 @@ def test_20_flow_inside_transformations():
     plain = [gradient(row, K).item() for row in theta]
     assert min(map(abs, plain)) > 1e-4
     np.testing.assert_allclose(np.array(mx.vmap(gradient, in_axes=(0, None))(theta, K)), plain, atol=1e-6)
-    mx.enable_compile()
-    compiled = mx.compile(gradient)
-    np.testing.assert_allclose([compiled(row, K).item() for row in theta], plain, atol=1e-6)
+    with compiling(True):
+        compiled = mx.compile(gradient)
+        np.testing.assert_allclose([compiled(row, K).item() for row in theta], plain, atol=1e-6)

@@ -9,6 +9,7 @@ from kssm_mlx.oscillators import mobius
 from kssm_mlx.oscillators.integrate import METHODS, flow, integrate
 from kssm_mlx.oscillators.kuramoto import Inertial, Phases, mean_field, sphere
 from kssm_mlx.oscillators.order import coherence
+from tests.support.compiling import compiling
 from tests.support.laboratory import f64, random_phases
 
 KURAMOTO = Phases(mean_field)
@@ -65,10 +66,9 @@ def test_18_compiled_steps_are_the_same_steps(method):
     theta, omega = random_phases(64), mx.random.normal((64,), key=mx.random.key(2))
     plain = flow(KURAMOTO, theta, 0.05, 20, (omega, 2.0), method=method)
     mx.eval(plain)
-    mx.enable_compile()
-    np.testing.assert_allclose(
-        np.array(flow(KURAMOTO, theta, 0.05, 20, (omega, 2.0), method=method)), np.array(plain), atol=1e-5
-    )
+    with compiling(True):
+        compiled = np.array(flow(KURAMOTO, theta, 0.05, 20, (omega, 2.0), method=method))
+    np.testing.assert_allclose(compiled, np.array(plain), atol=1e-5)
 
 
 def test_18_batches_and_records():

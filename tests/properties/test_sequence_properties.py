@@ -18,13 +18,7 @@ T = 40
 every_model = pytest.mark.parametrize("name", ["kick", "coupled hold"])
 model_of = cache(awake)
 few = settings(max_examples=8)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def eager():
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 @every_model

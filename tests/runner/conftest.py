@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
 import pytest
 
 from kssm_mlx.checks import suite
+from tests.support.compiling import uncompiled
 from tests.support.exported import exported, tiny
 from tests.support.pretrained_runs import passed
 
@@ -16,9 +16,8 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setenv("KSSM_CACHE", str(tmp_path / "cache"))
     few = {"P": ("C16", "C7"), "S": ("C8",)}
     monkeypatch.setattr(suite, "suite", lambda level: few.get(level, ()))
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+    with uncompiled():
+        yield
 
 
 @pytest.fixture

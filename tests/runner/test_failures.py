@@ -2,6 +2,7 @@
 
 import io
 import tomllib
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -79,8 +80,7 @@ def test_the_named_check_stops_it(name, its_own, tmp_path, host):
 def test_every_check_it_names_fails(name, quick, host, tmp_path):
     recipe = load(f"failures/{name}", changes(name, host))
     context = context_of(recipe, tmp_path, prepare(recipe.data, tmp_path / "data"))
-    context.untrained = True
-    found = suite.run_suite(context, recipe.failure.stopped_by)
+    found = suite.run_suite(replace(context, untrained=True), recipe.failure.stopped_by)
     assert [(c.id, c.verdict) for c in found if c.verdict != "fail"] == []
 
 

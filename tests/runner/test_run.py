@@ -17,6 +17,7 @@ from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.training.recipe import Recipe, parse
 from kssm_mlx.training.state import flatten
+from tests.support.compiling import uncompiled
 from tests.support.small_runs import sentences
 
 STEPS = 12
@@ -33,9 +34,8 @@ ALL = suite.suite
 def quick(monkeypatch):
     """A few checks, and no kernel that costs a second of g++; the run that all share had many."""
     monkeypatch.setattr(suite, "suite", lambda level: FEW.get(level, ()))
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
+    with uncompiled():
+        yield
 
 
 def small_recipe(folder, text: str | None = None, **sections) -> Recipe:
@@ -70,7 +70,6 @@ def train(folder, recipe: Recipe | None = None, waivers=None, **options):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A finished run; tests that change it take `copied`."""
-    mx.disable_compile()
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suite, "suite", lambda level: MANY.get(level, ()))

@@ -3,6 +3,7 @@
 import json
 import shutil
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -181,7 +182,7 @@ def test_it_takes_the_place_of_a_recipes_model(own, tmp_path):
 def test_no_check_stumbles_over_it(own, tmp_path, monkeypatch, name):
     """Whatever a model lacks is "not measurable", in words; the lock (C39) asks no model."""
     ctx = context_of_targets([small_recipe(tmp_path, "abcdefghijklmno")], f"{own}:{name}")
-    ctx.untrained = True
+    ctx = replace(ctx, untrained=True)
     monkeypatch.setattr(overfit, "STEPS", 5)
     found = {c.id: c for c in suite.run_suite(ctx, REGISTRY.keys() - {"C39"})}
     assert {id: c.got for id, c in found.items() if "traceback" in c.numbers} == {}

@@ -115,6 +115,8 @@ class Ignoring(TinyRecurrent):
 class Biased(TinyRecurrent):
     """Counts what it has read, for ever and whatever is reset, and says it again."""
 
+    loudness = 1.0
+
     def make_cache(self):
         return [[None, None], *super().make_cache()[1:]]
 
@@ -124,7 +126,13 @@ class Biased(TinyRecurrent):
         counts = before[:, None] + mx.cumsum(mx.eye(V)[tokens], axis=1)
         out = super().forward(tokens, cache, intervention, resets=resets, lengths=lengths)
         entry = [out.cache[0][0], counts[:, -1]]
-        return out._replace(logits=out.logits + counts, cache=[entry, *out.cache[1:]])
+        return out._replace(logits=out.logits + self.loudness * counts, cache=[entry, *out.cache[1:]])
+
+
+class Creeping(Biased):
+    """The same so quietly that eight sessions cost less than the limit, each more than the one before."""
+
+    loudness = 0.12
 
 
 class NoResets(TinyRecurrent):

@@ -27,6 +27,7 @@ from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.json_lines import Rows
 from kssm_mlx.training.loop import Hooks, Result, train_loop
 from kssm_mlx.training.recipe import Recipe, parse
+from tests.support.compiling import compiling
 from tests.support.fakes import TinyRecurrent
 
 ROOT = Path(__file__).parents[2]
@@ -73,8 +74,7 @@ def tiny_run(
     recipe = tiny_recipe(folder, **sections)
     data = prepare(recipe.data, folder.parent / "data")
     ticks = itertools.count()
-    try:
-        mx.enable_compile() if compiled else mx.disable_compile()
+    with compiling(compiled):
         return train_loop(
             model or tiny_model(data.vocab_size),
             recipe,
@@ -86,8 +86,6 @@ def tiny_run(
             console=console or Console(file=out or io.StringIO(), width=200),
             clock=lambda: float(next(ticks)),
         )
-    finally:
-        mx.enable_compile()
 
 
 def rows(folder: Path, *kinds: str) -> list[dict]:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +36,7 @@ def test_holds_and_lets_go(tmp_path):
             "pid": os.getpid(),
             "start": lock.start_time(os.getpid()),
             "host": socket.gethostname(),
+            "machine": lock.machine_id(),
         }
         assert lock.mine(tmp_path / "run")
     assert not path.exists() and not lock.mine(tmp_path / "run")
@@ -75,6 +78,56 @@ def test_another_host_is_refused_and_told_what_to_do(tmp_path, dead_pid):
     with pytest.raises(CheckpointError) as e, lock.hold(tmp_path):
         pass
     assert "on elsewhere" in str(e.value) and f"delete {path}" in str(e.value)
+
+
+def test_a_mac_that_changed_its_name_with_the_network_is_still_this_one(tmp_path, monkeypatch, dead_pid):
+    monkeypatch.setattr(lock.sys, "platform", "darwin")
+    monkeypatch.setattr(lock, "machine_id", lambda: "A1B2")
+    forge(tmp_path, host="mac.cafe.example")
+    with pytest.raises(CheckpointError, match="which is running"), lock.hold(tmp_path):
+        pass
+    forge(tmp_path, host="mac.cafe.example", pid=dead_pid)
+    assert_taken_over(tmp_path)
+
+
+@pytest.mark.linux
+def test_a_clone_of_this_machine_under_another_name_is_another(tmp_path, monkeypatch, dead_pid):
+    monkeypatch.setattr(lock, "machine_id", lambda: "image")
+    forge(tmp_path, host="clone", pid=dead_pid)
+    with pytest.raises(CheckpointError, match="cannot see whether"), lock.hold(tmp_path):
+        pass
+
+
+def test_another_machine_of_the_same_name_is_another(tmp_path, monkeypatch, dead_pid):
+    monkeypatch.setattr(lock, "machine_id", lambda: "ours")
+    forge(tmp_path, machine="theirs", pid=dead_pid)
+    with pytest.raises(CheckpointError, match="cannot see whether"), lock.hold(tmp_path):
+        pass
+
+
+def test_a_lock_of_a_version_without_machines_is_read(tmp_path, dead_pid):
+    path = forge(tmp_path, pid=dead_pid)
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "machine"}))
+    assert_taken_over(tmp_path)
+
+
+def test_the_machine_of_a_mac_is_its_hardware(monkeypatch):
+    said = '  "IOPlatformSerialNumber" = "X"\n      "IOPlatformUUID" = "5D0C-77"\n'
+    monkeypatch.setattr(lock.sys, "platform", "darwin")
+    monkeypatch.setattr(lock.subprocess, "run", lambda asked, **_: SimpleNamespace(stdout=said))
+    assert lock.machine_id.__wrapped__() == "5D0C-77"
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="no ps on this machine")
+def test_a_start_time_is_the_same_text_from_every_time_zone(tmp_path, monkeypatch):
+    """Without /proc ps prints local time: a lock seen from another zone was taken over."""
+    monkeypatch.setattr(lock, "PROC", tmp_path)
+    said = set()
+    for zone in ("Asia/Tokyo", "America/New_York", "XYZ-7"):
+        monkeypatch.setenv("TZ", zone)
+        monkeypatch.setenv("LC_ALL", "C.UTF-8")
+        said.add(lock.start_time(os.getpid()))
+    assert len(said) == 1 and said != {""}
 
 
 def test_not_being_allowed_to_signal_means_alive(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def passage(ctx: Context, rows: int = 8, stream: int = 0) -> mx.array:
     if ctx.data is None:
         if ctx.text_only:
             raise NotMeasurable("needs text, and random ids are none; --untrained measures it all the same")
-        ctx.on_random_ids = True
+        ctx.caveats.append("on random ids")
         return mx.array(random_tokens(ctx, rows, min(probe_length(ctx), MOST), stream))
     length = short_context(ctx.recipe, MOST)
     batch = random_batch(ctx.data.validation, ctx.seed, stream, rows, length)

@@ -22,10 +22,10 @@ def _question(run: Context) -> str:
 
 
 def level(ctx: Context) -> str:
-    """The evidence in words: "untrained", "1 run" or, of the arm that has the fewest, "3 seeds"; and whether
-    random ids stood in for text. "" where there is no model.
+    """The evidence in words: "untrained", "1 run" or, of the arm that has the fewest, "3 seeds"; and the
+    check's caveats. "" where there is no model.
     """
-    return _of(ctx) + ", on random ids" * ctx.on_random_ids
+    return ", ".join(dict.fromkeys([_of(ctx), *ctx.caveats]))
 
 
 def _of(ctx: Context) -> str:

@@ -77,10 +77,11 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@dataclass
+@dataclass(frozen=True)
 class Context:
     """What checks read. A check that needs something absent answers "not measurable" and says what is
-    missing.
+    missing. Nobody writes to it, so that no verdict depends on what was asked before; another one is made by
+    `dataclasses.replace`.
 
     model: any LanguageModel; config: its configuration; recipe: the Recipe; data: the TokenData; tokenizer:
     the tokenizer the model is used with; initial: the trainable parameters before step 1 (flat dict);
@@ -94,8 +95,8 @@ class Context:
     that a claim is about; baseline: those of the runs that they are compared with.
 
     untrained: whether a check of what was learned may look at a model that has learned nothing, on random
-    ids where there is no text. Set for each check: text_only: whether random ids may not stand in for text;
-    on_random_ids: whether they did.
+    ids where there is no text; set for each check: text_only: whether random ids may not stand in for text;
+    caveats: a fresh list, to which it adds what its evidence must say.
     """
 
     model: Any = None
@@ -119,7 +120,7 @@ class Context:
     baseline: list[Context] | None = None
     untrained: bool = False
     text_only: bool = False
-    on_random_ids: bool = False
+    caveats: list[str] = field(default_factory=list)
 
     def need(self, *names: str) -> None:
         """Raises: NotMeasurable that names what is absent."""
@@ -159,6 +160,7 @@ class Definition:
     also: str = ""
     needs_training: bool = False
     passes: int = 0
+    false_alarm: float = 0.0
 
     @property
     def package(self) -> str:
@@ -167,8 +169,14 @@ class Definition:
 
     @property
     def explanation(self) -> dict[str, str]:
-        """The docstring's parts, see `explain`."""
-        return explain(self.run.__doc__ or "")
+        """The docstring's parts, see `explain`, and "chance" where the verdict is drawn."""
+        parts = explain(self.run.__doc__ or "")
+        return {**parts, "chance": chance(self.false_alarm)} if self.false_alarm else parts
+
+
+def chance(rate: float) -> str:
+    """How often a drawn verdict is wrong, in words."""
+    return f"by the luck of the draw alone it is wrong at most once in {1 / rate:,.0f}"
 
 
 REGISTRY: dict[str, Definition] = {}
@@ -183,13 +191,15 @@ def check(
     also: str = "",
     needs_training: bool = False,
     passes: int = 0,
+    false_alarm: float = 0.0,
 ):
     """Register a check function under its id; the function's docstring is its definition for readers.
 
     level: when it runs, a key of `LEVELS`; also: further levels, such as "S"; needs_training: it measures
     what was learned, so an untrained model is "not measurable" unless asked for; passes: how often it calls
     the model before step 1, each time on 8 x 128 tokens at most (a gradient counts as three calls), 0 for one
-    that looks at data or files alone.
+    that looks at data or files alone; false_alarm: where the verdict is drawn (a threshold on a t, a z or
+    a p), how often luck alone gives the wrong one.
     Raises: ValueError for an id that is taken or not letters and a number, and for an unknown level.
     """
     if not re.fullmatch("[A-Z]+[0-9]+", id):
@@ -200,7 +210,9 @@ def check(
     def register(function: Callable[[Context], Check]) -> Callable[[Context], Check]:
         if id in REGISTRY:
             raise ValueError(f"two checks are called {id}: {REGISTRY[id].run.__name__}, {function.__name__}")
-        REGISTRY[id] = Definition(id, level, title, source, function, also, needs_training, passes)
+        REGISTRY[id] = Definition(
+            id, level, title, source, function, also, needs_training, passes, false_alarm
+        )
         return function
 
     return register

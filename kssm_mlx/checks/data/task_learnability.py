@@ -69,7 +69,7 @@ def ceiling(ctx: Context) -> Check:
     )
 
 
-@check("G2", level="P", title="there is a rule to learn", source="allostasis.md G2")
+@check("G2", level="P", title="there is a rule to learn", source="allostasis.md G2", false_alarm=1e-6)
 def rule(ctx: Context) -> Check:
     """On the scored targets of up to 300 validation rows: the gain 1 - CL / ln V of the best adaptive coder
     that counts inside one row (orders 1 to 3, strides 1 to 4); and the accuracy of the task's own oracle, run
@@ -128,7 +128,14 @@ def says(task: Task, prefix: np.ndarray) -> int:
         return -1
 
 
-@check("G3", level="S", title="better than a guess", source="allostasis.md G3", needs_training=True)
+@check(
+    "G3",
+    level="S",
+    title="better than a guess",
+    source="allostasis.md G3",
+    needs_training=True,
+    false_alarm=1e-6,
+)
 def above_chance(ctx: Context) -> Check:
     """The last evaluation of the run: hits against Binomial(n, chance) over the n scored targets,
     z = (hits - n chance) / sqrt(n chance (1 - chance)).

@@ -185,6 +185,7 @@ def unigram_kl(validation: np.ndarray, train: np.ndarray, vocab_size: int) -> fl
     level="P",
     title="the order of the tokens can be learned",
     source="liminal.md C29, allostasis.md G2-G5",
+    false_alarm=1e-6,
 )
 def learnability(ctx: Context) -> Check:
     """By counting: gain = 1 - (least nats/token of any predictor) / ln V, over the unigram, bigram and

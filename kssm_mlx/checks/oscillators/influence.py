@@ -20,7 +20,14 @@ MISS, NATS, FLOORS = 0.05, 1e-3, 3.0
 HELD = {"R": 0.5, "psi": 1.0}  # for C21: what each site is held at; 0.1 elsewhere, which nothing equals
 
 
-@check("C20", level="G", title="R reaches the prediction", source="liminal.md C20", needs_training=True)
+@check(
+    "C20",
+    level="G",
+    title="R reaches the prediction",
+    source="liminal.md C20",
+    needs_training=True,
+    false_alarm=1e-3,
+)
 def influence(ctx: Context) -> Check:
     """Hold R of one block at 0.2, 0.5, 0.8 through the model's clamp on "R" ("forced_R" where that is all
     it has), on 8 rows of held-out text. Achieved: max |R in the trace - R*|. Treatment: mean KL(free ||

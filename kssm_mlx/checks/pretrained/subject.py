@@ -67,7 +67,7 @@ class Reading:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Host(Context):
     """A pretrained model, its tokenizer (None if it came without), and what is known about it.
 

@@ -22,7 +22,12 @@ SHOWN = 8  # rows whose states are recorded for W
 
 
 @check(
-    "D11", level="S", title="what was read persists", source="groundthink.md D11, N10", needs_training=True
+    "D11",
+    level="S",
+    title="what was read persists",
+    source="groundthink.md D11, N10",
+    needs_training=True,
+    false_alarm=1e-6,
 )
 def persistence(ctx: Context) -> Check:
     """On rows of the task "passkey", up to 400 of validation: the share of the key's digits that come first

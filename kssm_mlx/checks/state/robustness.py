@@ -13,15 +13,15 @@ from kssm_mlx.checks.core.probes import mode, short_context, to_numpy, vocabular
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.core.state_recording import Views, refuse_stateless, views, with_views
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.metrics.stats import trend
 from kssm_mlx.models.base import Cache
-from kssm_mlx.training.losses import cross_entropy, split_rows
+from kssm_mlx.training.losses import cross_entropy, split_rows, token_nats
 
 ROWS, HALF = 8, 32
 LEVEL = 0.1  # of the RMS of a memory, row by row
 READ = 1e-3  # nats by which a state of zeros must move the prediction
 NOISE, ATTACK, DRIFT = (0.1, 0.5), (0.1, 0.5), (0.1, 0.25)  # warn, fail
-STEPS, SESSIONS = 4, 8
+STEPS, SESSIONS, READERS = 4, 8, 32
+ALPHA = 1e-4  # of a growing drift: it is asked of every claim, and by every seed
 
 
 @check(
@@ -149,51 +149,83 @@ def _attacked(model, cache: Cache, rows: mx.array) -> Cache:
     return with_views(model, cache, {n: before[n] + c for n, c in change.items()})
 
 
-@check("N14", level="G", title="old sessions leave no bias", source="groundthink.md N14", needs_training=True)
+@check(
+    "N14",
+    level="G",
+    title="old sessions leave no bias",
+    source="groundthink.md N14",
+    needs_training=True,
+    false_alarm=ALPHA,
+)
 def drift(ctx: Context) -> Check:
-    """8 sessions, each one context of unrelated held-out text in 8 rows, the state handed on without a reset;
-    after each the same probe is read from it, and from a fresh state. Drift: the loss of the probe less that
-    from a fresh state, the mean of the last four sessions, in units of ln V; and t of its slope.
+    """8 sessions, each one context of unrelated held-out text in 32 rows, the state handed on without a
+    reset; after each the same probe of 32 tokens is read from it, and from a fresh state. Drift: the loss of
+    the probe less that from a fresh state, the mean of the last four sessions, in units of ln V. And whether
+    it still grows: its slope over the sessions in each row, and p (one-sided, Student's t) of a mean above 0.
+    The rows are texts of their own; the costs of one row after one session and the next are not independent.
 
     Threshold: <= 0.1 ln V (fails above 0.25 ln V): a state that settles costs a bias and not more with every
-    session; models trained for seconds on windows that began at zero have 0.01 to 0.07. A slope with t > 3
-    warns. After a reset it is 0, see D13.
+    session; models trained for seconds on windows that began at zero have 0.01 to 0.07. A slope with
+    p < 0.0001 warns, where the drift is above a twentieth of the limit. After a reset it is 0, see D13.
     Caught: nothing by name; "bias accumulating in state" is a risk that the notes list and never tested.
-    Sabotage: a state that is never forgotten and grows until it drowns the probe.
+    Sabotage: a state that is never forgotten and grows until it drowns the probe; one that grows slowly.
     """
     ctx.need("model", "data", "recipe")
     refuse_stateless(ctx.model)
     if ctx.data.task is not None:
         raise NotMeasurable("the rows of a task do not go on into each other")
     fresh, after = _sessions(ctx)
-    costs = [(loss - fresh) / math.log(vocabulary(ctx.model)) for loss in after]
-    late, (slope, t) = float(np.mean(costs[-SESSIONS // 2 :])), trend(costs)
+    costs = (after - fresh) / math.log(vocabulary(ctx.model))
+    late, (slope, p) = float(costs[-SESSIONS // 2 :].mean()), growth(costs)
     word = _word(late, DRIFT)
     return verdict(
         "N14",
-        "warn" if word == "pass" and t > 3 and late > DRIFT[0] / 20 else word,
-        f"the probe costs {late:+.4f} ln V after {SESSIONS} sessions, slope t {t:+.1f}",
-        f"<= {DRIFT[0]:g} ln V (fails above {DRIFT[1]:g}), t <= 3",
+        "warn" if word == "pass" and p < ALPHA and late > DRIFT[0] / 20 else word,
+        f"the probe costs {late:+.4f} ln V after {SESSIONS} sessions, slope {slope:+.2g} (p {p:.2g})",
+        f"<= {DRIFT[0]:g} ln V (fails above {DRIFT[1]:g}), p >= {ALPHA:g}",
         "what was read long ago biases what is said now: reset between documents (D13), or let it decay (D8)",
-        costs=costs,
+        costs=costs.mean(axis=1).tolist(),
         slope=slope,
+        p=p,
     )
 
 
-def _sessions(ctx: Context) -> tuple[float, list[float]]:
-    """(loss of the probe from a fresh state, its loss after each session)."""
+def growth(costs: np.ndarray) -> tuple[float, float]:
+    """(mean slope per session, p of a mean above 0), of one slope a row. Shapes: [sessions, rows]."""
+    sessions = np.arange(len(costs)) - (len(costs) - 1) / 2
+    slopes = sessions @ costs / (sessions @ sessions)
+    if not np.isfinite(slopes).all() or np.ptp(slopes) == 0:
+        return float(slopes.mean()), math.nan
+    from scipy.stats import ttest_1samp
+
+    return float(slopes.mean()), float(ttest_1samp(slopes, 0.0, alternative="greater").pvalue)
+
+
+def _sessions(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
+    """(loss of each row of the probe from a fresh state, after each session). Shapes: [rows], [sessions,
+    rows].
+    """
     model, length = ctx.model, min(ctx.recipe.train.context, 128)
     probe, *sessions = (
-        mx.array(random_batch(ctx.data.validation, ctx.seed, i, ROWS, length).tokens)
+        mx.array(random_batch(ctx.data.validation, ctx.seed, i, READERS, length).tokens)
         for i in range(SESSIONS + 1)
     )
-    fresh, cache, after = _loss(model, None, probe).item(), None, []
+    probe = probe[:, : HALF + 1]
+    fresh, cache, after = _row_losses(model, None, probe), None, []
     for rows in sessions:
         with mode(model, False):
             cache = model.forward(split_rows(rows)[0], cache).cache
         views(model, cache)
-        after.append(_loss(model, cache, probe).item())
-    return fresh, after
+        after.append(_row_losses(model, cache, probe))
+    return fresh, np.stack(after)
+
+
+def _row_losses(model, cache: Cache | None, rows: mx.array) -> np.ndarray:
+    """Mean nats of the scored targets of each row, read from a cache. Shapes: [rows]."""
+    inputs, targets = split_rows(rows)
+    with mode(model, False):
+        nats = token_nats(model.forward(inputs, cache).logits, targets).sum(axis=1)
+    return to_numpy(nats / mx.maximum((targets >= 0).sum(axis=1), 1))
 
 
 def _word(value: float, limits: tuple[float, float]) -> str:

@@ -22,6 +22,7 @@ LATEST, LEAST = 500, 0.10
     title="nobody beats the ceiling",
     source="allostasis.md G6",
     needs_training=True,
+    false_alarm=1e-5,
 )
 def leak_alarm(ctx: Context) -> Check:
     """Every evaluation of the run (without one, the model on the recipe's evaluation windows) against the

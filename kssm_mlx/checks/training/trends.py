@@ -23,7 +23,7 @@ BATCHES, ROWS, CONTEXT = 96, 2, 16
 BUFFER = 0.5
 
 
-@check("C37", level="R", also="S", title="the loss falls", source="liminal.md C37")
+@check("C37", level="R", also="S", title="the loss falls", source="liminal.md C37", false_alarm=1 / 500)
 def loss_trend(ctx: Context) -> Check:
     """The logged training cross-entropy after the warm-up, averaged in up to 50 pieces of equal length; slope
     and t of the straight line through them.
@@ -65,6 +65,7 @@ def _is_over(ctx: Context) -> bool:
     source="liminal.md C38",
     needs_training=True,
     passes=BATCHES,
+    false_alarm=5e-3,
 )
 def state_memory(ctx: Context) -> Check:
     """At fixed weights, in training mode, without a cache: mean R of each block and the loss on 96

@@ -80,9 +80,7 @@ class Bench:
     def fresh(self, family: str, seed: int = 0, **sections: dict[str, Any]) -> Context:
         recipe, folder = self.recipe(family, seed, **sections), self.home / "nothing yet"
         folder.mkdir(exist_ok=True)
-        context = context_of(recipe, folder, self.data(recipe))
-        context.history, context.seed = [], seed
-        return context
+        return replace(context_of(recipe, folder, self.data(recipe)), history=[], seed=seed)
 
     def trained(self, family: str, seed: int = 0, name: str = "", **sections: dict[str, Any]) -> Context:
         """name: of a run that is not as its recipe says, because something is patched."""

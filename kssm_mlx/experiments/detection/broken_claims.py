@@ -58,8 +58,7 @@ def regulariser_in_the_loss(bench: Bench) -> Context:
 def parameters_of_another_model(bench: Bench) -> Context:
     """84,000 parameters are claimed."""
     context = bench.trained("kssm")
-    context.manifest = {**context.manifest, "parameters": 84_000}
-    return context
+    return replace(context, manifest={**context.manifest, "parameters": 84_000})
 
 
 @sabotage("C36", level="G")
@@ -68,13 +67,11 @@ def files_of_another_run(bench: Bench) -> Context:
     context = bench.trained("rwkv")
     data = json.loads(json.dumps(context.manifest["data"]))
     data["files"]["train.bin"]["sha256"] = "f" * 64
-    context.manifest = {**context.manifest, "data": data}
-    return context
+    return replace(context, manifest={**context.manifest, "data": data})
 
 
 @sabotage("C21", level="G")
 def clamp_on_tokens_that_never_come(bench: Bench) -> Context:
     """The treatment begins at token 1000 of texts of 32."""
-    context = bench.trained("kssm")
-    context.interventions = {"late": Intervention((Clamp("R", 0.5, start=1000),))}
-    return context
+    late = Intervention((Clamp("R", 0.5, start=1000),))
+    return replace(bench.trained("kssm"), interventions={"late": late})

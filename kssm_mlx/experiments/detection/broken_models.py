@@ -299,8 +299,7 @@ def bistable_in_name_only(bench: Bench) -> Context:
     """A triadic coupling outside of its window: one attractor."""
     context = bench.fresh("kssm")
     config = models.config_from_dict({**models.config_to_dict(context.config), "triadic": (0.5, 0.5)})
-    context.model, context.config = models.build(config), config
-    return context
+    return replace(context, model=models.build(config), config=config)
 
 
 @sabotage("C12")
@@ -320,8 +319,7 @@ def clip_on_its_floor(bench: Bench) -> Context:
     for block in context.model.blocks:
         weights = block.bank.to_parameters
         weights.weight, weights.bias = 0 * weights.weight, mx.array([0.5, 1.0] + [0.5] * 8)
-    context.history = [{"kind": "train", "step": 1}]  # where training had taken it
-    return context
+    return replace(context, history=[{"kind": "train", "step": 1}])  # where training had taken it
 
 
 class Backwards:

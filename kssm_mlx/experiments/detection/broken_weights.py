@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
@@ -178,8 +179,7 @@ def loss_not_finite(bench: Bench) -> Context:
     """From step 60 on the log has no loss, and the run went on."""
     context = bench.trained("mamba")
     rows = [{**row, "loss": None} if row["step"] > 60 else row for row in context.history]
-    context.history = rows
-    return context
+    return replace(context, history=rows)
 
 
 @sabotage("C9")

@@ -6,6 +6,7 @@ import gc
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from kssm_mlx.checks import suite
@@ -50,8 +51,7 @@ def measure(row: Sabotage, bench: Bench, ids: Iterable[str] | None = None) -> di
     caught: id -> what it got; crashed: ids that could not even measure.
     """
     try:
-        context = row.breaks(bench)
-        context.untrained = row.untrained
+        context = replace(row.breaks(bench), untrained=row.untrained)
         found = suite.run_suite(context, ids or _asked(row))
     finally:
         bench.mend()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import conv as compiled
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
+from kssm_mlx.ops.proof import Case, normal, valid
 
 FORWARD = Kernel("conv_forward", "T D", "x past weight bias marks", "y", "D", "weight:W", "W")
 BACKWARD = Kernel("conv_backward", "T D", "x past weight marks c", "g_padded g_weight", "D", "weight:W", "W")
@@ -39,3 +41,15 @@ def _(primals, cotangents, outputs):
     padded, taps = BACKWARD((x, past, weight, marks, c), shapes, lanes=lanes, T=T, D=D, W=W)
     found = (padded[:, W - 1 :], padded[:, : W - 1], taps.sum((0, 1)).T, c.sum((0, 1)))
     return gradients(primals, (*found, mx.zeros_like(marks)))
+
+
+def _arguments(B, T, D, W=4):
+    return [normal(0, B, T, D), normal(1, B, W - 1, D), normal(2, D, W), normal(3, D)]
+
+
+def _call(op, x, masks):
+    y, past = op(x[0], x[2], x[3], x[1], **masks)
+    return [valid(y, masks), past]
+
+
+CASE = Case(compiled.causal_conv, _arguments, 2, _call)

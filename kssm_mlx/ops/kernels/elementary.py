@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import elementary as compiled
 from kssm_mlx.ops.gpu import Kernel
+from kssm_mlx.ops.proof import Arrays, Case, normal
 
 # In the order of elementary.inc.
 NAMES = (
@@ -27,3 +29,12 @@ def biased_sigmoid(x: mx.array, bias: mx.array) -> mx.array:
     """Shapes: x [..., D]; bias [D]; the result is fp32."""
     x, bias = (a if a.dtype == mx.bfloat16 else a.astype(mx.float32) for a in (x, bias))
     return BIASED((x, bias), [x.shape], lanes=x.size, D=x.shape[-1])[0]
+
+
+def _every(x: mx.array, *, impl: str = "auto") -> Arrays:
+    names = ("exp", "sigmoid", "silu", "softplus", "relu2", "tanh", "sin", "cos")
+    two = [compiled.tanh_by_x(x * x, impl=impl), compiled.biased_sigmoid(x, 3 * x[0, 0], impl=impl)]
+    return [*(getattr(compiled, name)(x, impl=impl) for name in names), *two]
+
+
+CASE = Case(_every, lambda B, T, D: [normal(0, B, T, D)], 1, lambda op, x, masks: op(x[0]), masked=False)

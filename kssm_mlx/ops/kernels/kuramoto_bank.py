@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import kuramoto_bank as compiled
 from kssm_mlx.ops.gpu import CHUNK, Kernel, chunks, gradients, scratch, streams
+from kssm_mlx.ops.proof import Case, normal
 from kssm_mlx.oscillators.planar import Planar
 
 FORWARD = Kernel(
@@ -52,3 +54,26 @@ def _bank(S: int, H: int):
         return gradients(primals, (theta, omega.sum(0), *tokens))
 
     return bank
+
+
+def _arguments(B, T, N, G=3):
+    drive = [mx.abs(normal(0, B, T, G)), normal(1, B, T, G), normal(2, B, T, G)]
+    tau = 0.1 + 0.1 * mx.sigmoid(normal(3, B, T, G))
+    return [*drive, tau, 3 * normal(4, B, G, N), normal(5, G, N)]
+
+
+def _call(op, x, masks):
+    Z, theta = op(x[4], x[5], x[0], Planar(x[1], x[2]), x[3])
+    return [Z.re, Z.im, mx.cos(theta), mx.sin(theta)]
+
+
+CASE = Case(
+    compiled.kuramoto_bank,
+    _arguments,
+    4,
+    _call,
+    compiled.kuramoto_bank_reference,
+    masked=False,
+    variants=({"steps": 1, "harmonics": 1}, {"steps": 2, "harmonics": 3}),
+    options={"steps": 2, "harmonics": 3},
+)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import mobius_scan as compiled
 from kssm_mlx.ops.gpu import Kernel, gradients, streams
 from kssm_mlx.ops.kernels import in_time
+from kssm_mlx.ops.proof import IN_PARTS, SIZES, Case, normal
 from kssm_mlx.oscillators.mobius import Disc, act
 from kssm_mlx.oscillators.planar import Planar
 
@@ -83,3 +85,26 @@ def _(primals, cotangents, outputs):
     shapes = [(B, G)] * 2 + [(B, T, G)] * 4 + [(B, G)]
     *found, kappa = BACKWARD((*primals, *outputs, *cotangents), shapes, lanes=B * G, T=T, G=G)
     return gradients(primals, (*found, kappa.sum().reshape(1)))
+
+
+def _arguments(B, T, G):
+    a = compiled.flow(0.05 + mx.abs(normal(0, B, T, G)) / 9, normal(1, B, T, G))
+    k = compiled.kick(Planar(normal(2, B, T, G), normal(3, B, T, G)), 0.7)
+    start = [0.5 * mx.tanh(normal(i, B, G)) for i in (4, 5)]
+    return [a.re, a.im, k.re, k.im, *start, mx.array(0.7)]
+
+
+def _call(op, x, masks):
+    z = op(Planar(x[0], x[1]), Planar(x[2], x[3]), Planar(x[4], x[5]), x[6])
+    return [z.re, z.im]
+
+
+CASE = Case(
+    compiled.mobius_scan,
+    _arguments,
+    4,
+    _call,
+    compiled.mobius_scan_reference,
+    masked=False,
+    sizes=(*SIZES, IN_PARTS),
+)

@@ -7,7 +7,9 @@ from functools import cache
 
 import mlx.core as mx
 
+from kssm_mlx.ops import norms as compiled
 from kssm_mlx.ops.gpu import Kernel, gradients
+from kssm_mlx.ops.proof import Arrays, Case, normal
 
 # Partial sums beside each other; rows that one lane sums gradients over.
 WIDE, TALL = 16, 64
@@ -56,3 +58,15 @@ def _norm(centred: bool):
         return gradients(primals, (g_x, g_weight, g_bias, mx.zeros_like(eps)))
 
     return norm
+
+
+def _both(x: mx.array, weight: mx.array, bias: mx.array, *, impl: str = "auto") -> Arrays:
+    centred = compiled.layer_norm(x, weight, bias, 1e-5, impl=impl)
+    return [centred, compiled.rms_norm(x + 1, weight[0], 1e-5, impl=impl)]
+
+
+def _arguments(B, T, D):
+    return [normal(0, B, T, 3, D), 1 + 0.1 * normal(1, 3, D), normal(2, 3, D)]
+
+
+CASE = Case(_both, _arguments, 1, lambda op, x, masks: op(*x), masked=False)

@@ -10,8 +10,10 @@ from functools import partial
 
 import mlx.core as mx
 
+from kssm_mlx.ops import selective_scan as compiled
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.kernels import in_time
+from kssm_mlx.ops.proof import IN_PARTS, SIZES, Case, normal, valid
 from kssm_mlx.ops.scan import begins, inside
 
 ARGUMENTS = "h0 x dt A B C marks"
@@ -90,3 +92,19 @@ def _(primals, cotangents, outputs):
     g_x, g_dt, g_A = CHANNELS(known, [x.shape, dt.shape, saved.shape], lanes=rows * parts * D, **sizes)
     g_B, g_C = STATES(known, [B.shape, C.shape], lanes=rows * parts * N * sizes["G"], **sizes)
     return gradients(primals, (g_h0, g_x, g_dt, g_A.sum((0, 1)).T, g_B, g_C, mx.zeros_like(marks)))
+
+
+def _arguments(B, T, D, N=5):
+    tokens = [normal(0, B, T, D), 0.3 * mx.abs(normal(1, B, T, D)), normal(2, B, T, N), normal(3, B, T, N)]
+    return [*tokens, -mx.abs(normal(4, D, N)), normal(5, B, D, N)]
+
+
+def call(op, x, masks):
+    """Of x, dt, B, C, A and the state, in the order of what is read per token."""
+    y, h = op(x[0], x[1], x[4], x[2], x[3], x[5], **masks)
+    return [valid(y, masks), h]
+
+
+CASE = Case(
+    compiled.selective_scan, _arguments, 4, call, compiled.selective_scan_reference, sizes=(*SIZES, IN_PARTS)
+)

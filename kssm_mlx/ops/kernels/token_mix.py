@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import token_mix as compiled
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
+from kssm_mlx.ops.proof import Case, normal, valid
 
 FORWARD = Kernel("token_mix_forward", "T D size", "x past mu marks", "y", side="D", constants="C")
 BACKWARD = Kernel(
@@ -40,3 +42,15 @@ def _(primals, cotangents, outputs):
 
 def _numbers(x: mx.array, mu: mx.array) -> dict[str, int]:
     return {"T": x.shape[1], "D": x.shape[2], "size": x.size, "C": len(mu)}
+
+
+def _arguments(B, T, D, C=3):
+    return [normal(0, B, T, D), normal(1, B, D), mx.random.uniform(shape=(C, D), key=mx.random.key(2))]
+
+
+def _call(op, x, masks):
+    mixed, last = op(x[0], x[2], x[1], **masks)
+    return [*(valid(y, masks) for y in mixed), last]
+
+
+CASE = Case(compiled.token_mix, _arguments, 2, _call, variants=tuple({"C": C} for C in (1, 2, 3, 6)))

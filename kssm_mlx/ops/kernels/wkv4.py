@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import wkv4 as compiled
 from kssm_mlx.ops.gpu import BEGINS, CHUNK, PADDING, Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.kernels import in_time
+from kssm_mlx.ops.proof import IN_PARTS, SIZES, Case, normal, valid
 from kssm_mlx.ops.scan import begins, float32, inside
 from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, empty_state
 
@@ -85,3 +87,16 @@ def _(primals, cotangents, outputs):
     known = (*primals[3:], y, saved, c, c_num, c_den)
     *state, w, u, k, v = BACKWARD(known, shapes, lanes=B * C, T=T, C=C)
     return gradients(primals, (*state, w.sum(0), u.sum(0), k, v, mx.zeros_like(primals[7])))
+
+
+def _arguments(B, T, C):
+    state = [normal(4, B, C), mx.abs(normal(5, B, C)) + 0.1, normal(6, B, C)]
+    return [2 * normal(0, B, T, C), normal(1, B, T, C), -mx.abs(normal(2, C)), normal(3, C), *state]
+
+
+def _call(op, x, masks):
+    y, s = op(x[2], x[3], x[0], x[1], WKV4State(*x[4:]), **masks)
+    return [valid(y, masks), s.num * mx.exp(s.max), s.den * mx.exp(s.max)]
+
+
+CASE = Case(compiled.wkv4, _arguments, 2, _call, compiled.wkv4_reference, sizes=(*SIZES, IN_PARTS))

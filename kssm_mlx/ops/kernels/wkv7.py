@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import wkv7 as compiled
 from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
+from kssm_mlx.ops.proof import Case, normal, valid
 from kssm_mlx.ops.scan import begins, inside
 
 SHARED = "r:0 w:0 k:0 a:0 b:0"
-FORWARD = Kernel("wkv7_forward", "T H V", "S0 r w k v a b marks", "y S1 saved u", "V", SHARED, "K KEEP")
+ARGUMENTS = "S0 r w k v a b marks"
+FORWARD = Kernel("wkv7_forward", "T H V", ARGUMENTS, "y S1", "V", SHARED, "K KEEP")
+KEEPING = Kernel("wkv7_forward", "T H V", ARGUMENTS, "y S1 saved u", "V", SHARED, "K KEEP")
 ADJOINT = Kernel("wkv7_adjoint", "T H V", "r w k a b marks c c_S1", "g_S0 entering g_v q", "V", SHARED, "K")
 COLUMNS = Kernel(
     "wkv7_columns",
@@ -44,15 +48,15 @@ def wkv7(r, log_w, k, v, a, b, state=None, *, resets=None, lengths=None) -> tupl
 
 @mx.custom_function
 def _scan(*primals):
-    return tuple(_run(primals, keep=False)[:2])
+    return tuple(_run(FORWARD, primals))
 
 
-def _run(primals, *, keep: bool) -> list[mx.array]:
-    """y, the last state, and with `keep` the states before each chunk and u."""
+def _run(kernel: Kernel, primals) -> list[mx.array]:
+    """y, the last state, and of KEEPING the states before each chunk and u."""
     S0, v = primals[0], primals[4]
-    (B, T, H, V), K = v.shape, S0.shape[2]
-    kept = [(B, chunks(T), H, K, V), v.shape] if keep else [(1,), (1,)]
-    return FORWARD(primals, [v.shape, S0.shape, *kept], lanes=B * H * V, T=T, H=H, V=V, K=K, KEEP=int(keep))
+    (B, T, H, V), K, keep = v.shape, S0.shape[2], kernel is KEEPING
+    shapes = [v.shape, S0.shape, *([(B, chunks(T), H, K, V), v.shape] if keep else [])]
+    return kernel(primals, shapes, lanes=B * H * V, T=T, H=H, V=V, K=K, KEEP=int(keep))
 
 
 @_scan.vjp
@@ -60,10 +64,27 @@ def _(primals, cotangents, outputs):
     S0, r, w, k, v, a, b, marks = primals
     (B, T, H, V), K = v.shape, S0.shape[2]
     c, c_S1 = cotangents
-    _, _, saved, u = _run(primals, keep=True)
+    _, _, saved, u = _run(KEEPING, primals)
     numbers = {"T": T, "H": H, "V": V, "K": K}
     shapes = [S0.shape, saved.shape, v.shape, v.shape]
     g_S0, entering, g_v, q = ADJOINT((r, w, k, a, b, marks, c, c_S1), shapes, lanes=B * H * V, **numbers)
     known = (r, w, k, v, a, b, marks, saved, entering, u, q, c)
     g_r, g_w, g_k, g_a, g_b = COLUMNS(known, [r.shape] * 5, lanes=B * chunks(T) * H * K, **numbers)
     return gradients(primals, (g_S0, g_r, g_w, g_k, g_v, g_a, g_b, mx.zeros_like(marks)))
+
+
+def _arguments(B, T, V, H=2, K=4):
+    r, k, b = (normal(i, B, T, H, K) for i in range(3))
+    a, v = -b / 9, normal(3, B, T, H, V)
+    return [r, k, a, b / 9, v, -0.6 * mx.sigmoid(normal(4, B, T, H, K)), normal(5, B, H, V, K)]
+
+
+def _call(op, x, masks):
+    r, k, a, b, v, log_w, S = x
+    y, S = op(r, log_w, k, v, a, b, S, **masks)
+    return [valid(y, masks), S]
+
+
+# Of the recipes, of the small presets, and of the published models.
+HEADS = ({"K": 16}, {"K": 32}, {"K": 64})
+CASE = Case(compiled.wkv7, _arguments, 5, _call, compiled.wkv7_reference, variants=HEADS)

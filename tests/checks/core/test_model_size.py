@@ -107,8 +107,14 @@ PREFLIGHT = [d for d in REGISTRY.values() if "P" in d.level and d.package == "ks
 def test_no_preflight_check_costs_more_than_it_says(definition, prepared):
     data, recipe = prepared
     Counting.passes, model = 0, Counting(data.vocab_size)
-    ctx = Context(model, model.args, recipe, data, data.tokenizer)
-    ctx.builder = lambda seed: Counting(data.vocab_size, seed=seed)
+    ctx = Context(
+        model,
+        model.args,
+        recipe,
+        data,
+        data.tokenizer,
+        builder=lambda seed: Counting(data.vocab_size, seed=seed),
+    )
     suite.run_check(definition, ctx)
     assert Counting.passes <= definition.passes
 

@@ -6,9 +6,9 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.checks.machine import kernels
-from kssm_mlx.ops import dispatch, gpu, native
-from kssm_mlx.ops.dispatch import Verdict
-from kssm_mlx.ops.kernels import parity
+from kssm_mlx.ops import dispatch, gpu, native, proof
+from kssm_mlx.ops.proof import Verdict
+from tests.support.compiling import uncompiled
 
 
 @pytest.fixture
@@ -18,15 +18,14 @@ def record(tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(kernels, "TIMED", (1, 2, 2))
     dispatch._verdict.cache_clear()
-    mx.disable_compile()
-    yield tmp_path / "kernels.json"
-    mx.enable_compile()
+    with uncompiled():
+        yield tmp_path / "kernels.json"
     dispatch._verdict.cache_clear()
 
 
 def test_every_op_is_told_with_its_numbers(record, monkeypatch):
-    few = {op: parity.CASES[op] for op in ("mobius_scan", "conv", "elementary")}  # each costs g++ a second
-    monkeypatch.setattr(parity, "CASES", few)
+    few = ("mobius_scan", "conv", "elementary")  # each costs g++ a second
+    monkeypatch.setattr(dispatch, "OPS", few)
     monkeypatch.setattr(kernels, "dialects", lambda: ["cpp"])
     checks = kernels.examine()
     assert [c.title for c in checks] == [f"{op} kernel, cpp" for op in few]
@@ -37,7 +36,7 @@ def test_every_op_is_told_with_its_numbers(record, monkeypatch):
 
 def test_verdicts_of_the_cpu_are_remembered_where_it_runs_kernels(record, monkeypatch):
     monkeypatch.setattr(gpu, "_spoken", ["cpp"])
-    monkeypatch.setattr(parity, "CASES", {"conv": parity.CASES["conv"]})
+    monkeypatch.setattr(dispatch, "OPS", ("conv",))
     assert [c.verdict for c in kernels.examine()] == ["pass"]
     assert "conv" in record.read_text()
 
@@ -56,8 +55,9 @@ def play_gpu(monkeypatch, verdicts):
     """A GPU whose kernels run, as C++, and get these verdicts."""
     monkeypatch.setattr(gpu, "_spoken", ["metal"])
     monkeypatch.setattr(kernels, "dialects", lambda: ["metal"])
-    monkeypatch.setattr(parity, "CASES", {v.op: parity.CASES[v.op] for v in verdicts})
-    monkeypatch.setattr(parity, "prove", {v.op: v for v in verdicts}.__getitem__)
+    told = {v.op: v for v in verdicts}
+    monkeypatch.setattr(dispatch, "OPS", tuple(told))
+    monkeypatch.setattr(proof, "prove", lambda op, case, **variant: told[op])
     monkeypatch.setattr(kernels, "speed", lambda op: 3.0)
 
 
@@ -82,6 +82,7 @@ def test_a_folder_that_cannot_be_written_is_said(record, monkeypatch):
     assert "not remembered: chmod 700 it" in wrong.fix
 
 
+@pytest.mark.linux  # where g++ is asked for
 def test_dialects_of_this_machine(monkeypatch):
     assert "cpp" in kernels.dialects()
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)

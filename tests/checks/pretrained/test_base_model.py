@@ -1,5 +1,7 @@
 """C10 and C11: a host that is in the model and reads passes; one that is lost, rebuilt or mute does not."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 
@@ -46,8 +48,7 @@ def adapted(context):
 
 def grafted(context):
     context.model.freeze()
-    context.model = graft(context.model, configure({}))
-    return context
+    return replace(context, model=graft(context.model, configure({})))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,7 +77,7 @@ def test_a_block_that_was_built_anew_is_caught(folder):
 def test_a_fresh_model_in_the_hosts_place_is_caught(folder):
     """The stub loader of Attempt 2."""
     context = opened(folder("mamba"))
-    context.model = models.build(context.config, seed=5)
+    context = replace(context, model=models.build(context.config, seed=5))
     assert " not those of the files" in measure("C10", context).got
 
 
@@ -94,8 +95,7 @@ def test_files_of_a_fresh_model_are_caught(tmp_path):
 
 
 def test_of_trained_hosts_only_the_frozen_is_compared(folder):
-    context = opened(folder("mamba"))
-    context.history = [{"kind": "train", "step": 5}]
+    context = replace(opened(folder("mamba")), history=[{"kind": "train", "step": 5}])
     assert "so they have moved; see C8" in measure("C10", context).got
     adapted(context)
     assert measure("C10", context).verdict == "pass"

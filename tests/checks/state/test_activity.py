@@ -53,7 +53,6 @@ def fit(prepared, family: str, seed: int = 0) -> Context:
 @pytest.fixture(scope="module")
 def families(prepared):
     """Each family, trained once."""
-    mx.disable_compile()
     return {family: fit(prepared, family) for family in SMALL}
 
 

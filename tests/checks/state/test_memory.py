@@ -80,6 +80,7 @@ def test_a_trained_recurrence_survives(trained, seed):
         ("D18", broken.Ignoring, "warn", "nothing reads the state"),
         ("D21", broken.Offset, "fail", "one direction of the state"),
         ("N14", broken.Biased, "fail", "reset between documents"),
+        ("N14", broken.Creeping, "warn", "reset between documents"),
     ],
 )
 def test_a_fragile_state_is_caught(trained, id, kind, verdict, fix):

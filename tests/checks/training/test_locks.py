@@ -25,7 +25,7 @@ def test_one_of_eight_gets_the_lock_and_nothing_is_left(tmp_path, race):
 
 @pytest.mark.parametrize("lock, winners", [("stubborn_lock", {0}), ("hasty_lock", set(range(2, 9)))])
 def test_a_broken_lock_is_caught(tmp_path, monkeypatch, lock, winners):
-    monkeypatch.setattr(locks, "LOCK", f"tests.checks.{lock}")
+    monkeypatch.setattr(locks, "LOCK", f"tests.support.{lock}")
     check = measure("C39", Context(run_folder=tmp_path))
     assert check.verdict == "fail" and check.numbers["answers"].count("won") in winners
     assert "this file system may not lock files" in check.fix

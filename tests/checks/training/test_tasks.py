@@ -1,5 +1,7 @@
 """What is asked of texts and not of tasks, and what counting scores on a task."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,8 @@ def context(tmp_path, name="interleaved", model=None, **task):
 @pytest.mark.parametrize("id", ["C19", "C29"])
 def test_what_is_asked_of_texts_is_not_asked_of_tasks(id, tmp_path):
     ctx = context(tmp_path, **STREAMS)
-    ctx.model, ctx.history = TinyRecurrent(ctx.data.vocab_size), [{"kind": "train", "step": 1000}]
+    model, history = TinyRecurrent(ctx.data.vocab_size), [{"kind": "train", "step": 1000}]
+    ctx = replace(ctx, model=model, history=history)
     check = measure(id, ctx)
     assert check.verdict == "not measurable" and "a task" in check.got
 

@@ -22,6 +22,7 @@ from kssm_mlx.models.interventions.spec import Amplitude, Silence
 from kssm_mlx.training.recipe import Train
 from kssm_mlx.training.state import from_arrays, initial_state, to_arrays
 from kssm_mlx.training.step import Totals, make_step, make_update
+from tests.support.compiling import compiling
 from tests.support.divergence import kl_from_host
 from tests.support.exported import tiny
 
@@ -330,8 +331,8 @@ def test_the_phases_of_a_legacy_hook_drift_under_compile_and_in_pieces():
     assert min(abs(a - b) for a, b in pairwise(eager)) > 1e-4
     pieces, _ = drift(compile=False, steps=2, batch_size=4, accumulation=2)
     assert pieces == pytest.approx([sum(eager[:2]) / 2, sum(eager[2:4]) / 2], abs=1e-3)
-    mx.enable_compile()
-    compiled, after = drift(compile=True, steps=5)
+    with compiling(True):
+        compiled, after = drift(compile=True, steps=5)
     assert compiled == pytest.approx(eager, abs=1e-5)
     assert close(after.buffers["graft.0.phases"], state.buffers["graft.0.phases"])
 
