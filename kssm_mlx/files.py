@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
+
+from kssm_mlx.errors import CheckpointError
+
+_ADVICE = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free space in your quota",
+    errno.EROFS: "the volume is read-only: choose another folder",
+}
 
 
 def sync(fd: int) -> None:
@@ -50,3 +60,16 @@ def replace(path: str | Path, data: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def writing(what: str, folder: str | Path) -> Iterator[None]:
+    """Turn an OSError into one line: what could not be written, where, why, what to do.
+
+    Raises: CheckpointError.
+    """
+    try:
+        yield
+    except OSError as e:
+        advice = _ADVICE.get(e.errno, "choose a folder that you may write to")
+        raise CheckpointError(f"cannot write {what} in {folder}: {e.strerror or e}; {advice}") from e

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -77,3 +78,11 @@ def shared_text() -> Path:
             f"with {SHARED_TEXT.name} in ../shared/data, beside the clone, this test runs"
         )
     return SHARED_TEXT
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from kssm_mlx import files
 from kssm_mlx.checks.core import evidence, model_size, plugins
@@ -23,8 +22,8 @@ from kssm_mlx.checks.core.registry import (
     verdict,
 )
 from kssm_mlx.errors import CheckpointError, ConfigError, nearest
-
-FILE = "checks.json"
+from kssm_mlx.runs.layout import CHECKS
+from kssm_mlx.runs.records import read_checks
 
 plugins.load_rooms()  # whoever can run a suite knows all of our checks
 
@@ -107,23 +106,9 @@ def write_checks(folder: str | Path, stage: str, checks: Iterable[Check]) -> Non
     The file is {stage: [check, ...]}; other stages stay, the same stage is replaced.
     Raises: CheckpointError when the file cannot be written.
     """
-    path = Path(folder) / FILE
-    stages = {**read_checks(folder), stage: [c.to_json() for c in checks]}
+    path = Path(folder) / CHECKS
+    stages = {**read_checks(Path(folder)), stage: [c.to_json() for c in checks]}
     try:
         files.replace(path, json.dumps(stages, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     except OSError as e:
         raise CheckpointError(f"cannot write {path}: {(e.strerror or str(e)).lower()}") from None
-
-
-def read_checks(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """{stage: [check, ...]} of a run folder; empty where nothing was checked yet.
-
-    Raises: CheckpointError for a file that is not JSON.
-    """
-    path = Path(folder) / FILE
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"cannot read {path}: {e}; move it away, it is written anew") from None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kssm_mlx.errors import CheckFailed, ConfigError
+from kssm_mlx.runs.layout import METRICS
 
 
 def train(
@@ -70,7 +71,7 @@ def train(
             console=out_to,
         )
     except CheckFailed:
-        if (folder / "metrics.jsonl").is_file():  # it was trained: show what the verdict is about
+        if (folder / METRICS).is_file():  # it was trained: show what the verdict is about
             _show(out_to, folder, report(folder))
         raise
     _show(out_to, folder, report(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from kssm_mlx.data.tokenizers.protocol import FILE as TOKENIZER
 from kssm_mlx.errors import DataError
+from kssm_mlx.parsing import parse_json
 
 FORMAT = "kssm-tokens/1"
 INDEX = "index.json"
@@ -90,7 +90,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text("utf-8"))
+        index = parse_json(path.read_text("utf-8"))
     except FileNotFoundError:
         raise DataError(
             f"{folder} has no {INDEX}, so it holds no finished token files; prepare the data"

@@ -33,6 +33,7 @@ from kssm_mlx import _blas, files
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.ops import cpp, gpu, native, proof
 from kssm_mlx.ops.proof import Case, Verdict
+from kssm_mlx.parsing import parse_json
 
 IMPLS = ("auto", "compiled", "kernel")
 # Every op that has a kernel, which stands in the module of its name.
@@ -199,7 +200,7 @@ def _digest(op: str) -> str:
 def recorded() -> dict[str, Verdict]:
     """Verdicts of earlier `kssm doctor` runs by identity; none where the record cannot be read."""
     try:
-        found = json.loads(_record().read_text())
+        found = parse_json(_record().read_text())
         return {name: Verdict(**verdict) for name, verdict in found.items()}
     except (RuntimeError, OSError, ValueError, TypeError, AttributeError):
         return {}

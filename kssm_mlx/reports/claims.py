@@ -7,7 +7,6 @@ on both sides the seeds are compared, otherwise the windows of the text, which s
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,8 +16,7 @@ from kssm_mlx.metrics import stats
 from kssm_mlx.metrics.language import BitsPerByte, Nats
 from kssm_mlx.metrics.stats import Comparison
 from kssm_mlx.reports.run import Run
-
-WORDS = ("about", "waive", "eval", "save")  # sections that change nothing in what is trained
+from kssm_mlx.runs.arms import group_by_arm, seed_of
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,9 @@ def claims(runs: list[Run]) -> list[str]:
 
 
 def _arms(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs of one recipe but for the seed, one of each seed, by the name of the first."""
-    grouped: dict[str, dict[int, Run]] = {}
-    for run in runs:
-        table = {name: section for name, section in run.recipe.items() if name not in WORDS}
-        train = dict(table.get("train", {}))
-        seed = train.pop("seed", 0)
-        question = json.dumps({**table, "train": train}, sort_keys=True)
-        grouped.setdefault(question, {}).setdefault(seed, run)
-    arms = [list(group.values()) for group in grouped.values()]
+    """The runs by arm, one of each seed, by the name of the first."""
+    groups = group_by_arm(runs, lambda run: run.recipe)
+    arms = [list({seed_of(run.recipe): run for run in reversed(group)}.values())[::-1] for group in groups]
     return {arm[0].name: arm for arm in arms}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from kssm_mlx.errors import CheckpointError
+from kssm_mlx.runs.layout import MANIFEST, METRICS, RECIPE, SAMPLES, is_run
+from kssm_mlx.runs.records import read_checks, read_manifest, read_metrics, read_recipe, read_rows
 
 RUNGS = ("uniform", "unigram", "bigram", "trigram")
 
@@ -83,37 +83,15 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"no run folder {folder}; kssm train makes one")
-    if not (folder / "recipe.json").is_file():
-        raise CheckpointError(f"{folder} is not a run folder: it has no recipe.json, which kssm train writes")
-    if not (folder / "metrics.jsonl").is_file():
-        raise CheckpointError(f"{folder} has no metrics.jsonl yet: the run stopped before its first step")
+    if not is_run(folder):
+        raise CheckpointError(f"{folder} is not a run folder: it has no {RECIPE}, which kssm train writes")
+    if not (folder / METRICS).is_file():
+        raise CheckpointError(f"{folder} has no {METRICS} yet: the run stopped before its first step")
     return Run(
         folder=folder,
-        recipe=_json(folder / "recipe.json"),
-        manifest=_json(folder / "manifest.json", {}),
-        rows=[row for row in _lines(folder / "metrics.jsonl") if "step" in row],
-        checks=_json(folder / "checks.json", {}),
-        samples=[row for row in _lines(folder / "samples.jsonl") if "step" in row],
+        recipe=read_recipe(folder),
+        manifest=read_manifest(folder) if (folder / MANIFEST).is_file() else {},
+        rows=read_metrics(folder),
+        checks=read_checks(folder),
+        samples=read_rows(folder / SAMPLES),
     )
-
-
-def _json(path: Path, absent: Any = None) -> Any:
-    if absent is not None and not path.is_file():
-        return absent
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"cannot read {path}: {e}") from None
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl file; a last line that a crash cut short is dropped, any other is an error."""
-    if not path.is_file():
-        return
-    lines = path.read_text("utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield json.loads(line)
-        except ValueError:
-            if number < len(lines):
-                raise CheckpointError(f"{path} line {number} is not JSON; remove it to go on") from None

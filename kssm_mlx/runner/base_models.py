@@ -18,6 +18,7 @@ from kssm_mlx.errors import CheckFailed
 from kssm_mlx.runner.base_model_cache import cache_folder
 from kssm_mlx.runner.load import load
 from kssm_mlx.runner.verify_weights import verify_weights
+from kssm_mlx.runs.layout import is_run
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.recipe import Host, Model
 from kssm_mlx.weights.audit import verified
@@ -44,7 +45,7 @@ def ensure_base_model(section: Host | Model, train: Callable[..., Any]) -> None:
 def _train_and_export(name: str, home: Path, train: Callable[..., Any]) -> None:
     run, console = home / "run", Console(stderr=True, highlight=False)
     console.print(f"training the base model first: {name}", soft_wrap=True)
-    train(recipes.load(name), run, resume=(run / "recipe.json").is_file(), console=console)
+    train(recipes.load(name), run, resume=is_run(run), console=console)
     trained = load(run)
     export(
         trained.model,

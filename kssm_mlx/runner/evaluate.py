@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,8 @@ from kssm_mlx.data.tokens import TokenData, TokenSplit, encode_documents
 from kssm_mlx.errors import DataError
 from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.models.base import Trained
+from kssm_mlx.runs.layout import find_run
+from kssm_mlx.runs.records import read_recipe
 from kssm_mlx.training import evaluation
 
 GAIN_TOKENS = 16384  # each costs a forward pass of one token; standard error below 0.02 nats
@@ -48,7 +49,7 @@ def evaluate(
 
     Raises: CheckpointError, DataError for a run or a text that cannot be used.
     """
-    folder = run_folder(Path(path))
+    folder = find_run(Path(path))
     reading = _of_run(trained, folder, source) if folder else _of_model(trained, source)
     tokens = tokens or reading.tokens
     windows = reading.windows(tokens)
@@ -62,13 +63,8 @@ def evaluate(
     }
 
 
-def run_folder(path: Path) -> Path | None:
-    """The run that `path` is, or is a checkpoint of; None for a model from elsewhere."""
-    return next((p for p in (path, path.parent.parent) if (p / "recipe.json").is_file()), None)
-
-
 def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
-    recipe = json.loads((folder / "recipe.json").read_text("utf-8"))
+    recipe = read_recipe(folder)
     data = TokenData.open(folder / "data")
     split, bytes_per_token = _held_out(data) if source is None else _foreign(source, trained.tokenizer)
 

@@ -10,9 +10,11 @@ from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.models.base import Trained
 from kssm_mlx.models.interventions.calibration import Held
-from kssm_mlx.runner.folder import locate, recipe_json, recipe_of
+from kssm_mlx.runner.folder import recipe_of
 from kssm_mlx.runner.initial_model import start_of_run, take
 from kssm_mlx.runner.pretrained import open_model
+from kssm_mlx.runs.layout import find_run, pick_checkpoint
+from kssm_mlx.runs.records import read_recipe
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.constraints import holding
 
@@ -26,12 +28,12 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     other weights as they are, and says so in the notes. dtype: of other weights, see `open_model`.
     Raises: CheckpointError, WeightMismatch, ConfigError for what is missing, damaged or not a model.
     """
-    located = locate(Path(path))
-    if located is None:
+    folder = find_run(Path(path))
+    if folder is None:
         return open_model(path, verify=verify, dtype=dtype)
-    folder, chosen = located
+    chosen = pick_checkpoint(folder) if folder == Path(path) else Path(path)
     recipe, data = recipe_of(folder), TokenData.open(folder / "data")
-    began = start_of_run(recipe, data, recipe_json(folder), verify=verify)
+    began = start_of_run(recipe, data, read_recipe(folder), verify=verify)
     snapshot = checkpoint.load(chosen, stems=[recipe.model.trained_file])
     trained = snapshot.tensors[recipe.model.trained_file]
     take(began.model, trained)

@@ -18,12 +18,15 @@ from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.runner.failures import broken
-from kssm_mlx.runner.folder import BESIDE_RECIPE, host_of, manifest_of, recipe_json, recipe_of, rows, without
+from kssm_mlx.runner.folder import host_of, recipe_of, without
 from kssm_mlx.runner.initial_model import Start, start, start_of_run, take
+from kssm_mlx.runs.arms import DERIVED, METADATA_SECTIONS
+from kssm_mlx.runs.layout import CHECKPOINTS, is_run
+from kssm_mlx.runs.records import read_manifest, read_metrics, read_recipe
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.constraints import holding
-from kssm_mlx.training.recipe import WORDS, Recipe
+from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten, from_arrays, initial_state
 
 
@@ -47,16 +50,15 @@ def data_of_run(recipe: Recipe, folder: Path, resume: bool, allow_change: bool) 
 
 def _changes(recipe: Recipe, folder: Path) -> list[str]:
     """One phrase per key of the recipe that is not as the run in `folder` has it."""
-    if not (folder / "recipe.json").is_file():
+    if not is_run(folder):
         return []
-    then = identity.dotted(without(recipe_json(folder), *WORDS, *BESIDE_RECIPE))
-    return identity.differences(then, identity.dotted(without(recipe.model_dump(), *WORDS)))
+    then = identity.dotted(without(read_recipe(folder), *METADATA_SECTIONS, *DERIVED))
+    return identity.differences(then, identity.dotted(without(recipe.model_dump(), *METADATA_SECTIONS)))
 
 
 def _kept_data(recipe: Recipe, folder: Path) -> TokenData | None:
     """The run's own token files, if they are what the recipe asks for and can be opened."""
-    described = (folder / "recipe.json").is_file()
-    if not described or any(phrase.startswith("data.") for phrase in _changes(recipe, folder)):
+    if not is_run(folder) or any(phrase.startswith("data.") for phrase in _changes(recipe, folder)):
         return None
     with contextlib.suppress(DataError):
         return TokenData.open(folder / "data")
@@ -65,7 +67,7 @@ def _kept_data(recipe: Recipe, folder: Path) -> TokenData | None:
 
 def _rehearse(recipe: Recipe, folder: Path, kept: TokenData | None) -> None:
     """Raises: CheckpointError if the run's last checkpoint cannot go on under a changed recipe."""
-    latest = checkpoint.load_latest(folder / "checkpoints")
+    latest = checkpoint.load_latest(folder / CHECKPOINTS)
     if latest is None:
         return
     saved = latest.snapshot
@@ -129,8 +131,8 @@ def context_of_recipe(target: str | Path) -> Context:
 def context_of_run(folder: Path) -> Context:
     """A run's recipe, its initial parameters and, once there is a checkpoint, the trained ones."""
     recipe, data = recipe_of(folder), TokenData.open(folder / "data")
-    context = _starting(recipe, folder, data, start_of_run(recipe, data, recipe_json(folder)))
-    latest = checkpoint.load_latest(folder / "checkpoints")
+    context = _starting(recipe, folder, data, start_of_run(recipe, data, read_recipe(folder)))
+    latest = checkpoint.load_latest(folder / CHECKPOINTS)
     if latest:
         take(context.model, latest.snapshot.tensors[recipe.model.trained_file])
-    return replace(context, manifest=manifest_of(folder), history=rows(folder) if latest else None)
+    return replace(context, manifest=read_manifest(folder), history=read_metrics(folder) if latest else None)

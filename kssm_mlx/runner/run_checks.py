@@ -14,7 +14,7 @@ from rich.console import Console
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import REGISTRY, Check, Context, require
 from kssm_mlx.models.base import with_parameters
-from kssm_mlx.runner.folder import rows
+from kssm_mlx.runs.records import read_metrics
 from kssm_mlx.training.state import TrainState, with_knobs
 
 LEARNING = ("C37", "N18")  # of what is learned, beside those that need a trained model: a trend, a batch
@@ -62,7 +62,7 @@ class Examination:
         """With the rows logged so far; there are none before step 1."""
         if level == "P":
             return self.context
-        return replace(self.context, history=rows(self.context.run_folder))
+        return replace(self.context, history=read_metrics(self.context.run_folder))
 
     def _tell(self, check: Check, when: str, mercy: str) -> None:
         """Once per check: what fails at one evaluation mostly fails at the next."""

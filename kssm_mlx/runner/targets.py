@@ -10,10 +10,10 @@ from typing import Literal
 from kssm_mlx.checks.core import evidence
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.runner.folder import is_run
 from kssm_mlx.runner.own_model import context_of_model
 from kssm_mlx.runner.prepare import context_of_recipe, context_of_run
 from kssm_mlx.runner.pretrained import open_model
+from kssm_mlx.runs.layout import is_run
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.constraints import holding
 from kssm_mlx.training.recipe import Recipe

@@ -16,16 +16,16 @@ from rich.console import Console
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.files import writing
 from kssm_mlx.generation import generate
 from kssm_mlx.runner.base_models import ensure_base_model
 from kssm_mlx.runner.folder import describe, host_of
 from kssm_mlx.runner.prepare import context_of, data_of_run
 from kssm_mlx.runner.run_checks import Examination
 from kssm_mlx.runner.tracking import tracked
-from kssm_mlx.training import lock
+from kssm_mlx.runs import lock
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.constraints import holding
-from kssm_mlx.training.disk import writing
 from kssm_mlx.training.loop import Hooks, Result, refuse_second_run, train_loop
 from kssm_mlx.training.loss_terms import terms
 from kssm_mlx.training.recipe import Recipe

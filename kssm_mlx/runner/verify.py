@@ -9,9 +9,9 @@ from pathlib import Path
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Check
 from kssm_mlx.runner.base_models import ensure_base_model
-from kssm_mlx.runner.folder import is_run
 from kssm_mlx.runner.targets import context_of_targets, recipes_among
 from kssm_mlx.runner.train import train
+from kssm_mlx.runs.layout import is_run
 
 
 def verify(

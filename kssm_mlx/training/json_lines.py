@@ -10,7 +10,8 @@ from typing import Any
 import mlx.core as mx
 
 from kssm_mlx import files
-from kssm_mlx.training.disk import writing
+from kssm_mlx.files import writing
+from kssm_mlx.parsing import parse_json
 
 
 class Rows:
@@ -58,6 +59,6 @@ def _through(path: Path, step: int) -> list[str]:
 def _step_of(line: str) -> float:
     """The step of a row; after every step for a line that a crash left unreadable."""
     try:
-        return json.loads(line)["step"]
+        return parse_json(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf

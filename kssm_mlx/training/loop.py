@@ -23,10 +23,10 @@ from rich.console import Console
 
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.errors import CheckFailed, CheckpointError
+from kssm_mlx.files import writing
 from kssm_mlx.models.base import Intervention
-from kssm_mlx.training import lock
+from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint, identity
-from kssm_mlx.training.disk import writing
 from kssm_mlx.training.early_stopping import Advice
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.json_lines import Rows, plain
@@ -111,7 +111,7 @@ def train_loop(
 
 def refuse_second_run(folder: Path) -> None:
     """Raises: CheckpointError if the folder already has checkpoints of a run."""
-    if checkpoint.steps(folder / "checkpoints"):
+    if layout.list_checkpoints(folder / layout.CHECKPOINTS):
         raise CheckpointError(
             f"{folder} already holds a run; pass --resume to continue it, or choose another folder"
         )
@@ -125,7 +125,7 @@ class _Run:
     ):
         self.model, self.recipe, self.data, self.folder = model, recipe, data, folder
         self.hooks, self.progress, self.clock = hooks, progress, clock
-        self.checkpoints = folder / "checkpoints"
+        self.checkpoints = folder / layout.CHECKPOINTS
         self.identity = identity.of(model, recipe, data)
         self.environment = identity.environment()
         self.state = initial_state(model, recipe.train)
@@ -196,18 +196,18 @@ class _Run:
         """Set damaged checkpoints aside, and make LATEST and BEST name good ones."""
         for path in loaded.skipped:
             checkpoint.set_aside(path)
-        checkpoint.point(self.checkpoints, "LATEST", loaded.path)
-        best = checkpoint.steps(self.checkpoints).get(self.best.get("step"))
+        checkpoint.point(self.checkpoints, layout.LATEST, loaded.path)
+        best = layout.list_checkpoints(self.checkpoints).get(self.best.get("step"))
         if best:
-            checkpoint.point(self.checkpoints, "BEST", best)
+            checkpoint.point(self.checkpoints, layout.BEST, best)
         else:  # somebody deleted it: the next evaluation is the best there is
             self.best = {}
-            (self.checkpoints / "BEST").unlink(missing_ok=True)
+            (self.checkpoints / layout.BEST).unlink(missing_ok=True)
 
     def open(self, stack: contextlib.ExitStack) -> None:
         """Open the row files, cut back to where the run begins, and write what there is to tell."""
-        self.metrics = stack.enter_context(contextlib.closing(Rows(self.folder / "metrics.jsonl", self.step)))
-        self.samples = stack.enter_context(contextlib.closing(Rows(self.folder / "samples.jsonl", self.step)))
+        self.metrics = stack.enter_context(contextlib.closing(Rows(self.folder / layout.METRICS, self.step)))
+        self.samples = stack.enter_context(contextlib.closing(Rows(self.folder / layout.SAMPLES, self.step)))
         for event in self.events:
             self.metrics.write(event)
 

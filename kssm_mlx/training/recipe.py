@@ -39,6 +39,7 @@ from pydantic import (
 
 from kssm_mlx.data.tasks import PREFIX, make_task
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.parsing import parse_toml
 from kssm_mlx.training.steering_sections import Clamp, Control, Freeze, Group, Monitor, Noise, Section
 
 RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
@@ -176,7 +177,6 @@ class Host(Section):
 
 # The two kinds of [model], under names that no key of a recipe has.
 MODEL_KINDS = {"(fresh)": Model, "(host)": Host}
-WORDS = frozenset({"about", "waive"})  # sections that change nothing in what is computed
 
 
 def _kind_of_model(value: Any) -> str:
@@ -319,8 +319,8 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
             f"{', '.join(shipped()) or 'none shipped'}{nearest(str(name_or_path), known)}"
         )
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        table = parse_toml(path.read_text("utf-8"))
+    except ValueError as e:
         raise ConfigError(f"{path} is not valid TOML: {e}") from None
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
@@ -358,9 +358,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or "." not in key:
         raise ConfigError(f"--set takes section.key=value such as model.kappa=0, got {text!r}")
     try:
-        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+        return key.strip(), parse_toml(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value
+    except ValueError as e:
+        raise ConfigError(f"--set {key.strip()}: {e}") from None
 
 
 def _set_all(table: dict[str, Any], changes: dict[str, Any], section: str = "") -> None:

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from kssm_mlx.training import lock
+from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint
 from tests.support.tiny_run import FAULTS, in_process, rows, saved, tiny_run
 
@@ -41,7 +41,7 @@ def test_killed_there_the_last_good_one_loads_and_the_run_goes_on(tmp_path, whol
     assert result.started_at == SURVIVES[fault]
     assert not list((folder / "checkpoints").glob("*.tmp-*"))
     assert rows(folder, "train", "eval") == rows(whole, "train", "eval")
-    best = [checkpoint.pointer(f / "checkpoints", "BEST").name for f in (folder, whole)]
+    best = [layout.read_pointer(f / "checkpoints", "BEST").name for f in (folder, whole)]
     assert best[0] == best[1]
     roots = [checkpoint.manifest.read(saved(f).path)["roots"] for f in (folder, whole)]
     assert roots[0] == roots[1]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.training.lock import alive
+from kssm_mlx.runs.lock import alive
 
 
 @contextmanager

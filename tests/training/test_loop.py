@@ -17,7 +17,7 @@ from kssm_mlx import _blas
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError, Interrupted
 from kssm_mlx.models import build, configure
-from kssm_mlx.training import lock
+from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.json_lines import Rows
 from kssm_mlx.training.loop import SKIPS_ALLOWED, Hooks
@@ -79,8 +79,8 @@ def test_a_run_writes_rows_checkpoints_and_returns_its_end(whole):
     assert result.step == STEPS and result.started_at == 0 and not result.was_finished
     assert result.evaluation == rows(folder, "eval")[-1]
     assert result.best == min(rows(folder, "eval"), key=lambda r: r["nats_per_token"])
-    assert checkpoint.pointer(folder / "checkpoints", "LATEST") == saved(folder).path
-    best = checkpoint.load(checkpoint.pointer(folder / "checkpoints", "BEST"))
+    assert layout.read_pointer(folder / "checkpoints", "LATEST") == saved(folder).path
+    best = checkpoint.load(layout.read_pointer(folder / "checkpoints", "BEST"))
     assert best.step == result.best["step"]
     assert not (folder / lock.NAME).exists()
 
@@ -238,22 +238,22 @@ def test_the_best_is_never_a_damaged_one_after_a_resume(tmp_path):
     folder = tmp_path / "run"
     stopped(folder, 10)
     checkpoints = folder / "checkpoints"
-    assert checkpoint.pointer(checkpoints, "BEST").name == "step_00000008"
+    assert layout.read_pointer(checkpoints, "BEST").name == "step_00000008"
     (checkpoints / "step_00000008" / "manifest.json").unlink()
     with pytest.raises(Stop):
         tiny_run(folder, resume=True, hooks=stop_after(6))
-    assert checkpoint.pointer(checkpoints, "BEST").name == "step_00000004"
-    assert checkpoint.pointer(checkpoints, "LATEST").name == "step_00000004"
+    assert layout.read_pointer(checkpoints, "BEST").name == "step_00000004"
+    assert layout.read_pointer(checkpoints, "LATEST").name == "step_00000004"
 
 
 def test_a_best_that_was_deleted_is_forgotten(tmp_path):
     folder = tmp_path / "run"
     stopped(folder, 6, eval={"every": 2}, save={"every": 5})  # checkpoints 2, 4 (new bests) and 5
     shutil.rmtree(folder / "checkpoints" / "step_00000004")
-    assert checkpoint.pointer(folder / "checkpoints", "BEST").name == "step_00000004"
+    assert layout.read_pointer(folder / "checkpoints", "BEST").name == "step_00000004"
     with pytest.raises(Stop):
         tiny_run(folder, resume=True, hooks=stop_after(6), eval={"every": 2}, save={"every": 5})
-    assert checkpoint.pointer(folder / "checkpoints", "BEST") is None
+    assert layout.read_pointer(folder / "checkpoints", "BEST") is None
 
 
 def test_without_a_good_checkpoint_nothing_is_touched(tmp_path):
@@ -396,7 +396,7 @@ def test_a_gradient_that_stays_not_finite_ends_the_run(tmp_path):
     assert "lower train.learning_rate" in message and e.value.exit_code == 1
     assert [r["loss"] for r in rows(folder, "train")] == [None] * SKIPS_ALLOWED
     assert rows(folder, "eval")[0]["nats_per_token"] is None
-    assert checkpoint.pointer(folder / "checkpoints", "BEST") is None
+    assert layout.read_pointer(folder / "checkpoints", "BEST") is None
 
 
 # Hooks
@@ -481,7 +481,7 @@ def test_a_signal_saves_after_the_step_and_says_so(tmp_path, whole, number, code
     assert not (folder / lock.NAME).exists()
     tiny_run(folder, resume=True)
     assert_same_run(folder, whole[0])
-    assert 6 in checkpoint.steps(folder / "checkpoints")
+    assert 6 in layout.list_checkpoints(folder / "checkpoints")
 
 
 def test_a_second_signal_stops_at_once_and_loses_nothing_saved(tmp_path, whole):

@@ -9,6 +9,7 @@ from kssm_mlx.checks.core.model_size import size
 from kssm_mlx.checks.core.registry import Check, Context, check, verdict
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError
+from kssm_mlx.runs.layout import CHECKPOINTS, list_checkpoints
 from kssm_mlx.training.checkpoints import checkpoint, identity
 
 
@@ -89,7 +90,7 @@ def _of_data(index: dict[str, Any]) -> dict[str, Any]:
 
 def _of_checkpoint(run: Context) -> dict[str, Any]:
     """What the newest checkpoint says it is of; nothing where there is none."""
-    there = list(checkpoint.steps(Path(run.run_folder) / "checkpoints").values())
+    there = list(list_checkpoints(Path(run.run_folder) / CHECKPOINTS).values())
     if not there:
         return {}
     try:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.training.recipe import WORDS
+from kssm_mlx.runs.arms import group_by_arm
 
 
 def arms(runs: list[Context]) -> dict[str, list[Context]]:
-    """Runs that differ in train.seed and in words only, together; by the folder of the first one."""
-    grouped: dict[str, list[Context]] = {}
-    for run in runs:
-        grouped.setdefault(_question(run), []).append(run)
-    return {str(group[0].run_folder): group for group in grouped.values()}
-
-
-def _question(run: Context) -> str:
-    table = run.recipe.model_dump(exclude={**dict.fromkeys(WORDS, True), "train": {"seed"}})
-    return json.dumps(table, sort_keys=True)
+    """The runs by arm, by the folder of the first of each."""
+    groups = group_by_arm(runs, lambda run: run.recipe.model_dump())
+    return {str(group[0].run_folder): group for group in groups}
 
 
 def level(ctx: Context) -> str:

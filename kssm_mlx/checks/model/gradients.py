@@ -11,6 +11,7 @@ import numpy as np
 from kssm_mlx.checks.core.probes import cross_entropy, mode, probe_length, random_tokens, to_numpy, vocabulary
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.models.base import with_parameters
+from kssm_mlx.runs.layout import CHECKPOINTS
 from kssm_mlx.training.loss_terms import Term, terms
 from kssm_mlx.training.optim import global_norm
 
@@ -176,7 +177,7 @@ def _optimiser_moments(folder: Path | None) -> int | None:
     """How many tensors of the latest checkpoint's optimiser are not all zero; None where there is no
     checkpoint.
     """
-    files = sorted(Path(folder).glob("checkpoints/step_*/optimizer.safetensors")) if folder else []
+    files = sorted(Path(folder).glob(f"{CHECKPOINTS}/step_*/optimizer.safetensors")) if folder else []
     if not files:
         return None
     return sum(bool(mx.any(t != 0)) for t in mx.load(str(files[-1])).values())

@@ -15,6 +15,7 @@ import numpy as np
 from kssm_mlx import models
 from kssm_mlx.checks.core.probes import as_run, deviation, logits_of, random_tokens, spread
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.runs.layout import CHECKPOINTS, RECIPE, list_checkpoints
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.checkpoints.checkpoint import Snapshot
 from kssm_mlx.training.state import initial_state, to_arrays
@@ -68,7 +69,7 @@ def reloads(ctx: Context) -> Check:
 
 def _newest(ctx: Context) -> Path | None:
     """The checkpoint of the weights that the model has now, if the run has one."""
-    steps = checkpoint.steps(Path(ctx.run_folder) / "checkpoints") if ctx.run_folder else {}
+    steps = list_checkpoints(Path(ctx.run_folder) / CHECKPOINTS) if ctx.run_folder else {}
     return steps.get(ctx.step)
 
 
@@ -77,11 +78,11 @@ def _rehearsal(ctx: Context, folder: Path) -> Path:
     run = folder / "run"
     run.mkdir()
     table = {**ctx.recipe.model_dump(), "configuration": models.config_to_dict(ctx.config)}
-    (run / "recipe.json").write_text(json.dumps({**table, **({"host_digest": ctx.host} if ctx.host else {})}))
+    (run / RECIPE).write_text(json.dumps({**table, **({"host_digest": ctx.host} if ctx.host else {})}))
     (run / "data").symlink_to(Path(ctx.data.folder).resolve(), target_is_directory=True)
     weights = to_arrays(initial_state(ctx.model, ctx.recipe.train))[0]
     snapshot = Snapshot(max(ctx.step, 0), {ctx.recipe.model.trained_file: weights}, {})
-    return checkpoint.save(run / "checkpoints", snapshot)
+    return checkpoint.save(run / CHECKPOINTS, snapshot)
 
 
 def _elsewhere(path: Path, tokens: np.ndarray, folder: Path) -> tuple[np.ndarray | None, str]:
@@ -102,4 +103,4 @@ def _lost(folder: Path) -> list[str]:
         pinned = "SIGTERM" if step == 2 else ""
         snapshot = Snapshot(step, {"model": {"w": mx.array([float(step)])}}, {}, pinned)
         checkpoint.save(folder, snapshot, keep=1, best=step == 1)
-    return [name for step, name in wanted.items() if step not in checkpoint.steps(folder)]
+    return [name for step, name in wanted.items() if step not in list_checkpoints(folder)]

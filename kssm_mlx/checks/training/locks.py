@@ -8,7 +8,7 @@ import tempfile
 
 from kssm_mlx.checks.core.registry import Check, Context, check, verdict
 
-LOCK, RACERS = "kssm_mlx.training.lock", 8
+LOCK, RACERS = "kssm_mlx.runs.lock", 8
 
 # One dies with the lock; then eight find it at once, and the winner holds it until all have answered.
 DYING = """

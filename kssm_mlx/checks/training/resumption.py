@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import shutil
 import tempfile
@@ -18,6 +17,8 @@ from kssm_mlx.checks.core.probes import short_context
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.errors import Interrupted
 from kssm_mlx.models.base import with_parameters
+from kssm_mlx.runs.layout import CHECKPOINTS, LATEST, list_checkpoints
+from kssm_mlx.runs.records import read_metrics
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.loop import train_loop
 from kssm_mlx.training.recipe import Recipe, parse
@@ -105,14 +106,14 @@ def _train(ctx: Context, folder: Path, resume: bool) -> dict[str, np.ndarray]:
 def _interrupt(whole: Path, resumed: Path) -> None:
     """The folder as the run would have left it after half of its steps."""
     shutil.copytree(whole, resumed)
-    there = checkpoint.steps(resumed / "checkpoints")
+    there = list_checkpoints(resumed / CHECKPOINTS)
     shutil.rmtree(there[STEPS])
-    checkpoint.point(resumed / "checkpoints", "LATEST", there[HALF])
+    checkpoint.point(resumed / CHECKPOINTS, LATEST, there[HALF])
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
     """The training rows of the second half."""
-    rows = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    rows = read_metrics(run)
     return [row for row in rows if row["kind"] == "train" and row["step"] > HALF]
 
 

@@ -14,7 +14,7 @@ from kssm_mlx.checks.core.probes import mode, short_context
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.metrics.stats import autocorrelation, trend
-from kssm_mlx.training.checkpoints import checkpoint
+from kssm_mlx.runs.layout import CHECKPOINTS, list_checkpoints
 from kssm_mlx.training.losses import cross_entropy, split_rows
 
 FEWEST = 30  # rows after the warm-up, before anything is said of a trend
@@ -54,7 +54,7 @@ def loss_trend(ctx: Context) -> Check:
 
 def _is_over(ctx: Context) -> bool:
     """Whether the recipe's steps are done and saved; the last evaluation comes before the last checkpoint."""
-    saved = ctx.run_folder is None or ctx.step in checkpoint.steps(Path(ctx.run_folder) / "checkpoints")
+    saved = ctx.run_folder is None or ctx.step in list_checkpoints(Path(ctx.run_folder) / CHECKPOINTS)
     return saved and ctx.step >= ctx.recipe.train.steps
 
 

@@ -13,7 +13,6 @@ hf:NAME          the field `text` of the train split of a Hugging Face dataset; 
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from kssm_mlx.data.corpora.corpus import Corpus, Texts, corpus_digest
 from kssm_mlx.data.corpora.repeats import without_repeats
 from kssm_mlx.data.corpora.text_files import read_text, text_files
 from kssm_mlx.errors import ConfigError, DataError, nearest
+from kssm_mlx.parsing import parse_json
 
 
 def open_corpus(source: str) -> Corpus:
@@ -137,7 +137,7 @@ _READERS = {
 def _record(path: Path, number: int, line: str) -> str:
     """The text of one JSON line, which must be usable as UTF-8 without NUL like any other text."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as e:
         raise DataError(f"{path} line {number} is not JSON: {e}") from None
     text = record.get("text") if isinstance(record, dict) else None

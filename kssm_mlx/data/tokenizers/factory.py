@@ -16,6 +16,7 @@ from kssm_mlx.data.tokenizers.protocol import FILE, FORMAT, Tokenizer, read_toke
 from kssm_mlx.data.tokenizers.published import published
 from kssm_mlx.data.tokenizers.rwkv_world import WorldTokenizer
 from kssm_mlx.errors import ConfigError, DataError, nearest
+from kssm_mlx.parsing import parse_json
 
 NAMED = ("gpt2", "cl100k", "neox")  # tokenizers that models were published with: data/tokenizers/published.py
 
@@ -66,7 +67,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     path = Path(folder) / FILE
     content = read_tokenizer_file(path)
     try:
-        table = json.loads(content)
+        table = parse_json(content)
     except ValueError as e:
         raise DataError(f"{path} is not JSON: {e}") from None
     if isinstance(table, dict) and "model" in table:
@@ -100,7 +101,7 @@ def _from_description(described: dict[str, Any], name: str) -> Tokenizer:
 def _huggingface(content: str, name: str) -> Tokenizer:
     """The tokenizer of a tokenizer.json: bytes or characters where it is an export of ours."""
     tokenizer = HFTokenizer(content, name)
-    return ours(json.loads(content)) or tokenizer
+    return ours(parse_json(content)) or tokenizer
 
 
 def _hf_content(target: str) -> str:

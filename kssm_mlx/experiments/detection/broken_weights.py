@@ -116,7 +116,7 @@ def checkpoint_before_the_last_update(bench: Bench) -> Context:
 @sabotage("C32")
 def best_checkpoint_pruned(bench: Bench) -> Context:
     """Retention does not know which checkpoint is the best."""
-    bench.patch(checkpoint, "pointer", lambda folder, name: None)
+    bench.patch(checkpoint, "read_pointer", lambda folder, name: None)
     return bench.trained("rwkv")
 
 

@@ -26,12 +26,13 @@ import mlx.core as mx
 
 from kssm_mlx import files
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.training import lock
+from kssm_mlx.files import writing
+from kssm_mlx.parsing import parse_json
+from kssm_mlx.runs import lock
+from kssm_mlx.runs.layout import BEST, LATEST, list_checkpoints, read_pointer, step_name
 from kssm_mlx.training.checkpoints import manifest
 from kssm_mlx.training.checkpoints.manifest import Tensors
-from kssm_mlx.training.disk import writing
 
-_STEP = re.compile(r"step_(\d{8,})")
 _LEFTOVER = re.compile(r".+\.tmp-(\d+)")
 
 
@@ -64,7 +65,7 @@ def save(folder: str | Path, snapshot: Snapshot, *, keep: int = 3, best: bool = 
     Raises: CheckpointError (full disk, no permission); what was there before is untouched.
     """
     folder = Path(folder)
-    final = folder / f"step_{snapshot.step:08d}"
+    final = folder / step_name(snapshot.step)
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
     with writing("a checkpoint", folder):
         try:
@@ -73,9 +74,9 @@ def save(folder: str | Path, snapshot: Snapshot, *, keep: int = 3, best: bool = 
             _publish(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        point(folder, "LATEST", final)
+        point(folder, LATEST, final)
         if best:
-            point(folder, "BEST", final)
+            point(folder, BEST, final)
         _prune(folder, keep)
     return final
 
@@ -89,7 +90,7 @@ def load(path: str | Path, stems: Iterable[str] | None = None) -> Snapshot:
     try:
         described = manifest.read(path)
         manifest.verify_file(path, "state.json", described)
-        state = json.loads((path / "state.json").read_text())
+        state = parse_json((path / "state.json").read_bytes())
         tensors = {
             stem: manifest.read_tensors(path, stem, described)
             for stem in (described["tensors"] if stems is None else stems)
@@ -117,21 +118,9 @@ def load_latest(folder: str | Path) -> Loaded | None:
     return None
 
 
-def steps(folder: str | Path) -> dict[int, Path]:
-    """Step -> folder of every finished checkpoint, oldest first."""
-    found = {int(m[1]): p for p in Path(folder).glob("step_*") if (m := _STEP.fullmatch(p.name))}
-    return dict(sorted(found.items()))
-
-
 def point(folder: str | Path, name: str, to: Path) -> None:
     """Make LATEST or BEST name the checkpoint `to`."""
     files.replace(Path(folder) / name, to.name + "\n")
-
-
-def pointer(folder: str | Path, name: str) -> Path | None:
-    """The checkpoint that LATEST or BEST names, whether or not it exists; None without such a file."""
-    file = Path(folder) / name
-    return Path(folder) / file.read_text().strip() if file.is_file() else None
 
 
 def set_aside(path: Path) -> None:
@@ -161,8 +150,8 @@ def _dead(pid: str) -> bool:
 
 def _candidates(folder: Path) -> list[Path]:
     """Newest first, and ahead of them a checkpoint that LATEST promises but that is not there."""
-    there = list(steps(folder).values())[::-1]
-    promised = pointer(folder, "LATEST")
+    there = list(list_checkpoints(folder).values())[::-1]
+    promised = read_pointer(folder, LATEST)
     return there if promised is None or promised in there else [promised, *there]
 
 
@@ -193,8 +182,8 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    for path in list(steps(folder).values())[:-keep]:
-        if path != pointer(folder, "BEST") and not _is_pinned(path):
+    for path in list(list_checkpoints(folder).values())[:-keep]:
+        if path != read_pointer(folder, BEST) and not _is_pinned(path):
             shutil.rmtree(_retire(path))
 
 

@@ -18,14 +18,15 @@ import mlx.core as mx
 from kssm_mlx import __version__, _blas
 from kssm_mlx import environment as facts
 from kssm_mlx.errors import CheckpointError, ConfigError
-from kssm_mlx.training.recipe import WORDS, Recipe
+from kssm_mlx.runs.arms import METADATA_SECTIONS
+from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import TrainState, flatten
 
 
 def of(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
     """The recipe without its words, the model's configuration, the data and the tokenizer."""
     config = {
-        **recipe.model_dump(exclude=set(WORDS)),
+        **recipe.model_dump(exclude=set(METADATA_SECTIONS)),
         "configuration": asdict(model.args),
         "files": {name: entry["sha256"] for name, entry in data.index["files"].items()},
     }

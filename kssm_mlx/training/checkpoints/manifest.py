@@ -17,6 +17,8 @@ from typing import Any
 import mlx.core as mx
 
 from kssm_mlx.digest import file_digest, root_digest, tensor_digest
+from kssm_mlx.parsing import parse_json
+from kssm_mlx.runs.layout import step_name
 
 NAME = "manifest.json"
 Tensors = dict[str, mx.array]
@@ -41,11 +43,11 @@ def describe(folder: Path, step: int, pinned: str, tensors: dict[str, Tensors]) 
 
 def read(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint. Raises: OSError, ValueError unless it is intact and of this step."""
-    manifest = json.loads((folder / NAME).read_text())
+    manifest = parse_json((folder / NAME).read_bytes())
     own = manifest.pop("self", None) if isinstance(manifest, dict) else None
     if own is None or own != _self_digest(manifest):
         raise ValueError(f"{NAME} was changed after it was written")
-    if folder.name != f"step_{manifest['step']:08d}":
+    if folder.name != step_name(manifest["step"]):
         raise ValueError(f"its manifest is of step {manifest['step']}")
     return manifest
 

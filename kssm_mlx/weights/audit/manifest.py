@@ -10,7 +10,6 @@ who has the weights fills them (`kssm verify-weights REPO --write-manifest FILE`
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.parsing import parse_toml
 from kssm_mlx.weights.audit.findings import Finding, some
 from kssm_mlx.weights.audit.manifest_tables import (
     SHA256,
@@ -64,15 +64,15 @@ class Manifest(Table):
 def read_manifest(path: str | Path) -> Manifest:
     """Raises: ConfigError naming the file and the field that cannot be read."""
     try:
-        return Manifest.model_validate(tomllib.loads(Path(path).read_text("utf-8")))
+        return Manifest.model_validate(parse_toml(Path(path).read_text("utf-8")))
     except OSError as e:
         raise ConfigError(f"cannot read the manifest {path}: {(e.strerror or str(e)).lower()}") from None
-    except (tomllib.TOMLDecodeError, UnicodeError) as e:
-        raise ConfigError(f"the manifest {path} is not TOML: {e}") from None
     except ValidationError as e:
         error = e.errors()[0]
         where = ".".join(map(str, error["loc"]))
         raise ConfigError(f"{path}, {where}: {error['msg'].lower()}, got {error['input']!r}") from None
+    except ValueError as e:
+        raise ConfigError(f"the manifest {path} is not TOML: {e}") from None
 
 
 def write_manifest(path: str | Path, manifest: Manifest) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import files
+from kssm_mlx.parsing import parse_json
 from kssm_mlx.weights.audit.inspect import Inspection
 
 LEVELS = ("L3", "L5")
@@ -64,7 +65,7 @@ def _stats(paths) -> dict[str, list[int]]:
 
 def _read() -> dict[str, Any]:
     try:
-        table = json.loads(store().read_text("utf-8"))
+        table = parse_json(store().read_text("utf-8"))
         return table if isinstance(table, dict) else {}
     except (OSError, ValueError):
         return {}

@@ -7,7 +7,6 @@ used without asking the hub. Offline, the cache is all there is, and what it lac
 from __future__ import annotations
 
 import errno
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.parsing import parse_json
 from kssm_mlx.weights.hub.download import Promise, fetch
 
 _REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
@@ -174,7 +174,7 @@ def _missing(folder: Path, asked: _Asked) -> list[str]:
 def _shards(index: Path) -> set[str]:
     """The files an index names; an index that is damaged is the business of the container's own checks."""
     try:
-        return set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        return set(parse_json(index.read_text("utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
 

@@ -8,7 +8,6 @@ run           a run folder or one checkpoint of ours
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.parsing import parse_json
+from kssm_mlx.runs.layout import find_run, pick_checkpoint
+from kssm_mlx.runs.records import read_manifest, read_recipe
 from kssm_mlx.weights.audit.findings import Finding, some
 from kssm_mlx.weights.io.safetensors_header import read_safetensors
 from kssm_mlx.weights.io.tensors import TensorInfo
@@ -130,7 +132,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[Finding]]:
 def _indexed(index: Path, files: list[Path]) -> tuple[list[Path], list[Finding]]:
     """The files of an index that are there, and every disagreement, in both directions."""
     try:
-        stated = json.loads(index.read_text("utf-8"))["weight_map"]
+        stated = parse_json(index.read_text("utf-8"))["weight_map"]
         wanted = {name: str(file) for name, file in stated.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         return files, [Finding("W3", f"{index.name} is not an index: {type(e).__name__} {e}")]
@@ -161,7 +163,7 @@ def _config(folder: Path, needed: bool) -> tuple[dict[str, Any] | None, list[Fin
             raise ConfigError(f"no config.json in {folder}; only BlinkDL's RWKV files do without one")
         return None, []
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as e:
         return None, [Finding("W6", f"config.json is not JSON: {e}")]
     if not isinstance(config, dict):
@@ -171,32 +173,21 @@ def _config(folder: Path, needed: bool) -> tuple[dict[str, Any] | None, list[Fin
 
 def _run(folder: Path) -> Container | None:
     """The best checkpoint of a run folder (the latest where none is marked), or a checkpoint of one."""
-    if (folder / "recipe.json").is_file():
-        run, checkpoint = folder, _checkpoint(folder / "checkpoints")
-    elif (folder.parent.parent / "recipe.json").is_file() and folder.name.startswith("step_"):
-        run, checkpoint = folder.parent.parent, folder
-    else:
+    run = find_run(folder)
+    if run is None:
         return None
+    checkpoint = pick_checkpoint(run) if run == folder else folder
     weights = checkpoint / "model.safetensors"
     if not weights.is_file():
         raise ConfigError(f"checkpoint {checkpoint} has no model.safetensors: a run of adapters?")
     tensors, findings = read_files([weights])
-    config = _json(run / "recipe.json").get("configuration")
-    digests = _json(checkpoint / "manifest.json").get("tensors", {}).get("model", {})
+    config = read_recipe(run).get("configuration")
+    digests = read_manifest(checkpoint).get("tensors", {}).get("model", {})
     return Container(folder, run, "run", (weights,), tensors, config, tuple(findings), digests)
-
-
-def _checkpoint(folder: Path) -> Path:
-    steps = sorted(p for p in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name))
-    if not steps:
-        raise ConfigError(f"{folder.parent} has no checkpoint yet; train it first: kssm train --resume")
-    pointers = [folder / name for name in ("BEST", "LATEST")]
-    named = [folder / p.read_text().strip() for p in pointers if p.is_file()]
-    return next((p for p in named if p.is_dir()), steps[-1])
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as e:
         raise ConfigError(f"cannot read {path}: {e}") from None

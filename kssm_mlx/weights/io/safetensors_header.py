@@ -7,12 +7,12 @@ Source: the format's description, github.com/huggingface/safetensors.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from pathlib import Path
 from typing import Any
 
+from kssm_mlx.parsing import parse_json
 from kssm_mlx.weights.audit.findings import Finding, some
 from kssm_mlx.weights.io.tensors import MOST_DIMENSIONS, TensorInfo, itemsize
 
@@ -43,7 +43,7 @@ def read_safetensors(path: Path) -> Read:
         raw = f.read(length)
     repeated: list[str] = []
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _once(pairs, repeated))
+        header = parse_json(raw.decode("utf-8"), pairs=lambda pairs: _once(pairs, repeated))
     except (ValueError, RecursionError) as e:
         return {}, [Finding("W1", f"the header of {path.name} is not JSON: {e}")]
     if not isinstance(header, dict):

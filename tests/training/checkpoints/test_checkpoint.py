@@ -11,6 +11,7 @@ import pytest
 
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError
+from kssm_mlx.runs import layout
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.checkpoints.checkpoint import Snapshot
 
@@ -70,14 +71,14 @@ def test_keeps_the_last_the_best_and_the_pinned(tmp_path):
     checkpoint.save(tmp_path, snapshot(2), keep=2, best=True)
     checkpoint.save(tmp_path, snapshot(3, pinned="SIGTERM"), keep=2)
     save(tmp_path, 4, 5, 6, 7, keep=2)
-    assert list(checkpoint.steps(tmp_path)) == [2, 3, 6, 7]
-    assert checkpoint.pointer(tmp_path, "LATEST").name == "step_00000007"
-    assert checkpoint.pointer(tmp_path, "BEST").name == "step_00000002"
+    assert list(layout.list_checkpoints(tmp_path)) == [2, 3, 6, 7]
+    assert layout.read_pointer(tmp_path, "LATEST").name == "step_00000007"
+    assert layout.read_pointer(tmp_path, "BEST").name == "step_00000002"
 
 
 def test_a_new_best_frees_the_old_one(tmp_path):
     save(tmp_path, 1, 2, 3, keep=1, best=True)
-    assert list(checkpoint.steps(tmp_path)) == [3]
+    assert list(layout.list_checkpoints(tmp_path)) == [3]
 
 
 def test_a_step_reached_twice_is_replaced(tmp_path):
@@ -250,7 +251,7 @@ def test_no_permission_is_one_line(tmp_path, monkeypatch, code, advice):
     monkeypatch.setattr(checkpoint.files, "write_synced", refuse(code))
     with pytest.raises(CheckpointError, match=advice):
         save(tmp_path, 200)
-    assert list(checkpoint.steps(tmp_path)) == [100]
+    assert list(layout.list_checkpoints(tmp_path)) == [100]
 
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path):
@@ -283,4 +284,4 @@ def test_a_damaged_one_set_aside_makes_room(tmp_path):
     truncate(path)
     checkpoint.set_aside(path)
     assert names(tmp_path) == ["LATEST", "step_00000100.damaged"]
-    assert checkpoint.steps(tmp_path) == {}
+    assert layout.list_checkpoints(tmp_path) == {}

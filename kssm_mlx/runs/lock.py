@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.training.disk import writing
+from kssm_mlx.files import writing
+from kssm_mlx.parsing import parse_json
 
 NAME = "run.lock"
 PROC = Path("/proc")
@@ -153,7 +154,7 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 def _read(path: Path) -> Owner | None:
     """The owner written in a lock file; None if there is none, or it died before it had written its name."""
     try:
-        return Owner(**json.loads(path.read_text()))
+        return Owner(**parse_json(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.training import lock
+from kssm_mlx.runs import lock
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,84 @@
+"""JSON and TOML that somebody else wrote: whatever the text, a value or one ValueError that says why.
+
+The standard readers raise RecursionError for deep nesting and refuse or take quadratic time for long
+integers, so a damaged or hostile file would end in a traceback or a hang. Every reader of the package goes
+through here.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+DEEPEST = 200  # levels of nesting; our own files have fewer than ten
+LONGEST_INTEGER = 400  # digits that are read exactly; more are read as a float
+LONGEST_KEY = 64  # parts of a dotted TOML key, which cost quadratic time
+
+
+def parse_json(text: str | bytes, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text. pairs: what becomes of an object, as `object_pairs_hook` of `json.loads`.
+
+    Raises: ValueError with the reason for anything that is no JSON, or is nested deeper than `DEEPEST`.
+    """
+    if isinstance(text, bytes):
+        text = _decode(text)
+    if _nesting(text, "[{", "]}") > DEEPEST:
+        raise ValueError(f"nested more than {DEEPEST} levels deep")
+    return json.loads(text, parse_int=_integer, object_pairs_hook=pairs)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of a TOML text, with or without a byte order mark.
+
+    Raises: ValueError with the reason for anything that is no TOML, is nested deeper than `DEEPEST`, or has a
+        key of more than `LONGEST_KEY` parts or an integer of more than `LONGEST_INTEGER` digits.
+    """
+    text = text.removeprefix("\ufeff")
+    if _nesting(text, "[{", "]}") > DEEPEST:
+        raise ValueError(f"nested more than {DEEPEST} levels deep")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.partition("=")[0].count(".") >= LONGEST_KEY:
+            raise ValueError(f"a key of more than {LONGEST_KEY} parts (line {number})")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except (ValueError, RecursionError) as e:  # ValueError: Python's own limit on the digits of integers
+        raise ValueError("an integer with too many digits" if "digit" in str(e) else str(e)) from None
+
+
+def _decode(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"byte {e.start} is not UTF-8") from None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= LONGEST_INTEGER else float(digits)
+
+
+def _nesting(text: str, opening: str, closing: str) -> int:
+    """The deepest nesting of brackets outside of quoted strings, an upper bound where quotes do not close."""
+    if sum(map(text.count, opening)) <= DEEPEST:
+        return 0
+    depth = deepest = 0
+    quoted = escaped = False
+    for character in text:
+        if quoted:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                quoted = False
+        elif character == '"':
+            quoted = True
+        elif character in opening:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in closing:
+            depth -= 1
+    return deepest

@@ -1,0 +1,82 @@
+"""The JSON files of a run as plain values, whatever a crash or a hand did to them: a value, or one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kssm_mlx.errors import CheckpointError
+from kssm_mlx.parsing import parse_json
+from kssm_mlx.runs.layout import CHECKS, MANIFEST, METRICS, RECIPE
+
+
+def read_recipe(run: Path) -> dict[str, Any]:
+    """recipe.json: the recipe that the run began with, with what was derived from it (`DERIVED`)."""
+    return _read_object(run / RECIPE)
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """manifest.json: what the run was made with."""
+    return _read_object(run / MANIFEST)
+
+
+def read_checks(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """checks.json: {stage: [verdict, ...]}; empty where nothing was checked yet.
+
+    Raises: CheckpointError for a file that is something else.
+    """
+    path = run / CHECKS
+    if not path.exists():
+        return {}
+    stages = _read_object(path)
+    for stage, verdicts in stages.items():
+        if not isinstance(verdicts, list) or not all(isinstance(v, dict) for v in verdicts):
+            raise CheckpointError(f"{path}: stage {stage!r} is no list of verdicts; move the file away")
+    return stages
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl or samples.jsonl, those with a step; a last line that a crash cut is dropped.
+
+    Raises: CheckpointError naming any other line that is no row.
+    """
+    return [row for row in _rows(path) if "step" in row]
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    return read_rows(run / METRICS)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    lines = _read_text(path).splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse_json(line)
+        except ValueError as e:
+            if number < len(lines):
+                raise CheckpointError(f"{path} line {number} is not JSON ({e}); remove it to go on") from None
+            return
+        step = row.get("step", 0) if isinstance(row, dict) else None
+        if isinstance(step, bool) or not isinstance(step, int | float):
+            raise CheckpointError(f"{path} line {number} is no row with a step; remove it to go on")
+        yield row
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = parse_json(_read_text(path))
+    except ValueError as e:
+        raise CheckpointError(f"{path} is not JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is a JSON {type(value).__name__}; expected an object")
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", errors="replace")
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
