@@ -8,17 +8,21 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kssm_mlx import files
 from kssm_mlx.checks.core import evidence, model_size, plugins
 from kssm_mlx.checks.core.registry import (
+    DOCTOR,
     LEVELS,
     REGISTRY,
+    WEIGHT_LEVELS,
     Check,
     Context,
     Definition,
     NotMeasurable,
     apply_waivers,
+    run_checks,
     verdict,
 )
 from kssm_mlx.errors import CheckpointError, ConfigError, nearest
@@ -33,10 +37,10 @@ def suite(level: str) -> tuple[str, ...]:
 
     Raises: ConfigError for a level that does not exist, or a plug-in that cannot be used.
     """
-    if level not in LEVELS:
+    if level not in (*LEVELS, *WEIGHT_LEVELS, DOCTOR):
         raise ConfigError(f"no level {level!r}; levels are {', '.join(LEVELS)}")
     plugins.load()
-    found = [d for d in REGISTRY.values() if level in d.level + d.also]
+    found = [d for d in REGISTRY.values() if level in d.levels]
     return tuple(d.id for d in sorted(found, key=lambda d: d.passes))
 
 
@@ -63,19 +67,29 @@ def select(which: str | Iterable[str]) -> tuple[str, ...]:
         return suite(which)
     plugins.load()
     ids = tuple(id.strip().upper() for id in which)
+    known = run_checks()
     for id in ids:
-        if id not in REGISTRY:
-            raise ConfigError(f"no check {id!r}{nearest(id, REGISTRY)}; known: {', '.join(REGISTRY)}")
+        if id in REGISTRY and id not in known:
+            asked_by = "kssm doctor" if REGISTRY[id].level == DOCTOR else "kssm verify-weights"
+            raise ConfigError(f"{id} is not asked of runs and models: {asked_by} asks it")
+        if id not in known:
+            raise ConfigError(f"no check {id!r}{nearest(id, known)}; known: {', '.join(known)}")
     return ids
 
 
-def run_check(definition: Definition, context: Context) -> Check:
-    """One verdict with its time and what it rests on. A check that raises has failed: what it measures cannot
-    even be run.
+def run_level(level: str, subject: Any) -> list[Check]:
+    """The verdicts of a level of weights or of the machine, in the order in which they are written."""
+    return [run_check(REGISTRY[id], subject) for id in suite(level)]
+
+
+def run_check(definition: Definition, context: Any) -> Check:
+    """One verdict with its time and, of a run, what it rests on. A check that raises has failed: what it
+    measures cannot even be run. context: what checks of this level are given.
     """
     start, ran_on = time.perf_counter(), ""
     try:
-        context, ran_on = model_size.fitting(definition, _asked(definition, context))
+        if definition.of_runs:
+            context, ran_on = model_size.fitting(definition, _asked(definition, context))
         if definition.needs_training and not (context.trained or context.untrained):
             raise NotMeasurable("the model is untrained; --untrained measures it all the same")
         result = definition.run(context)
@@ -91,7 +105,8 @@ def run_check(definition: Definition, context: Context) -> Check:
             traceback=traceback.format_exc(),
         )
     took = time.perf_counter() - start
-    return replace(result, seconds=took, evidence=evidence.level(context), ran_on=ran_on)
+    rests_on = evidence.level(context) if definition.of_runs else ""
+    return replace(result, seconds=took, evidence=rests_on, ran_on=ran_on)
 
 
 def _asked(definition: Definition, context: Context) -> Context:

@@ -9,15 +9,6 @@ import typer
 
 from kssm_mlx.errors import ConfigError, nearest
 
-LAYERS = {
-    "L0": "container",
-    "L1": "names",
-    "L2": "digests",
-    "L3": "values",
-    "L4": "arithmetic",
-    "L5": "behaviour",
-}
-
 
 def verify_weights(
     source: Annotated[str, typer.Argument(help="A folder, a weight file, or owner/name on the hub.")],
@@ -86,13 +77,14 @@ def _show(checks: list[dict[str, Any]], source: str, done: Any, as_json: bool) -
             "checks": checks,
         }
         return typer.echo(json.dumps(found, indent=2))
+    from kssm_mlx.checks.core.registry import WEIGHT_LEVELS
     from kssm_mlx.cli.tables import console, layers_table, show_fixes
 
     screen = console()
     present = {c["level"] for c in checks}
     layers = {
         f"{layer} {name}": [c for c in checks if c["level"] == layer]
-        for layer, name in LAYERS.items()
+        for layer, name in WEIGHT_LEVELS.items()
         if layer in present
     }
     screen.print(layers_table(layers, source))

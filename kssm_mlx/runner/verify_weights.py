@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Check
 from kssm_mlx.checks.pretrained.arithmetic import fingerprint_of
 from kssm_mlx.checks.pretrained.behaviour import measure
-from kssm_mlx.checks.pretrained.files import verdicts
-from kssm_mlx.checks.pretrained.subject import Host, examine
+from kssm_mlx.checks.pretrained.subject import Host
 from kssm_mlx.errors import CheckFailed
 from kssm_mlx.runner.pretrained import known as known_of
 from kssm_mlx.runner.pretrained import tokenizer_of
@@ -62,10 +62,11 @@ def verify_weights(
         meter=meter,
         keep=None if quick else arrays.keep,
     )
-    checks = verdicts(found)
+    checks = [check for level in ("L0", "L1", "L2", "L3") for check in suite.run_level(level, found)]
     if found.ok and not quick:
         fill(found, arrays)
-        checks += examine(host(found, known, text))
+        subject = host(found, known, text)
+        checks += [*suite.run_level("L4", subject), *suite.run_level("L5", subject)]
     done = Verification(checks, found, resolved)
     if done.ok:
         # Without a text it could read, the model was not seen to speak: training on it is refused.

@@ -29,7 +29,10 @@ def read_checks(run: Path) -> dict[str, list[dict[str, Any]]]:
     path = run / CHECKS
     if not path.exists():
         return {}
-    stages = _read_object(path)
+    try:
+        stages = _read_object(path)
+    except CheckpointError as e:
+        raise CheckpointError(f"{e}; move it away, it is written anew") from None
     for stage, verdicts in stages.items():
         if not isinstance(verdicts, list) or not all(isinstance(v, dict) for v in verdicts):
             raise CheckpointError(f"{path}: stage {stage!r} is no list of verdicts; move the file away")

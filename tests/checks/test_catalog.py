@@ -10,8 +10,7 @@ import kssm_mlx
 from kssm_mlx.checks import document
 from kssm_mlx.checks.catalog import definition, definitions
 from kssm_mlx.checks.core.registry import REGISTRY, Context
-from kssm_mlx.checks.machine import fitness, kernels
-from kssm_mlx.checks.pretrained.subject import TITLES
+from kssm_mlx.checks.machine import kernels
 from kssm_mlx.checks.suite import run_suite
 from kssm_mlx.cli.verify import verify
 from kssm_mlx.experiments.detection.matrix import counted
@@ -19,7 +18,7 @@ from kssm_mlx.weights.audit import findings
 from tests.support.fakes import TinyRecurrent
 
 PARTS = ("definition", "threshold", "caught", "sabotage")
-NAMED = re.compile(r'\b(?:Check|verdict|banded|_check|_judge|_verdict)\(\s*"([A-Z]+\d+)"')
+NAMED = re.compile(r'\b(?:Check|verdict|banded|_warn_unless|_verdict)\(\s*"([A-Z]+\d+)"')
 
 
 def in_the_code() -> set[str]:
@@ -29,7 +28,7 @@ def in_the_code() -> set[str]:
 
 
 def test_every_id_that_can_be_printed_has_a_definition():
-    printed = {*REGISTRY, "W0", *findings.CHECKS, *TITLES, *fitness.CHECKS, *kernels.titles()}
+    printed = {*REGISTRY, *findings.CHECKS, *kernels.IDS.values()}
     assert len(in_the_code()) > 50
     assert printed | in_the_code() == definitions().keys()
 

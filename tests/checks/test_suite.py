@@ -9,7 +9,16 @@ import pytest
 
 from kssm_mlx.checks import document, suite
 from kssm_mlx.checks.catalog import definition, definitions
-from kssm_mlx.checks.core.registry import LEVELS, REGISTRY, Context, Definition, require, verdict
+from kssm_mlx.checks.core.registry import (
+    DOCTOR,
+    LEVELS,
+    REGISTRY,
+    WEIGHT_LEVELS,
+    Context,
+    Definition,
+    require,
+    verdict,
+)
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError
 from tests.support.fakes import Memoryless, TinyRecurrent
 
@@ -20,7 +29,10 @@ def context(kind=TinyRecurrent):
 
 
 def test_every_check_belongs_to_a_suite_and_is_explained():
-    assert {id for level in LEVELS for id in suite.suite(level)} == set(REGISTRY)
+    levels = (*LEVELS, *WEIGHT_LEVELS, DOCTOR)
+    assert {id for level in levels for id in suite.suite(level)} == set(REGISTRY) - {
+        "W0"
+    }  # told at the start
     for d in REGISTRY.values():
         assert set(d.explanation) - {"chance"} == {"definition", "threshold", "caught", "sabotage"}
         assert all(d.explanation.values())
@@ -95,7 +107,7 @@ def test_numbers_that_json_lacks_become_words(tmp_path):
 
 def test_a_broken_file_is_told_in_one_line(tmp_path):
     (tmp_path / "checks.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"cannot read .*checks.json.*move it away"):
+    with pytest.raises(CheckpointError, match=r"checks.json is not JSON.*move it away"):
         suite.write_checks(tmp_path, "final", [])
 
 
@@ -133,3 +145,11 @@ def test_every_check_of_weights_is_explained():
 def test_an_unknown_check_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="no check 'W77'; did you mean"):
         definition("W77")
+
+
+def test_a_check_of_weights_or_of_the_machine_is_not_asked_of_a_run():
+    for id, command in (("W20", "kssm verify-weights"), ("H1", "kssm doctor"), ("K6", "kssm doctor")):
+        with pytest.raises(ConfigError, match=f"{id} is not asked of runs and models: {command} asks it"):
+            suite.select([id])
+        with pytest.raises(ConfigError, match=f"waiver of {id}: no such check of runs"):
+            suite.accept({id: "because"})

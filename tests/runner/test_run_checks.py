@@ -118,7 +118,7 @@ def test_a_waiver_lets_a_run_go_on_and_is_in_the_manifest(tmp_path, levels):
 
 def test_a_recipe_that_waives_what_does_not_exist_is_refused(tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(ConfigError, match="waiver of R11: no such check; did you mean 'R1'"):
+    with pytest.raises(ConfigError, match="waiver of R11: no such check of runs; did you mean 'R1'"):
         train(folder, a_recipe(folder, waive={"R11": "why"}), waivers={})
     with pytest.raises(ConfigError, match="waiver of R1: a waiver needs a reason"):
         train(folder, a_recipe(folder, waive={"R1": " "}), waivers={})

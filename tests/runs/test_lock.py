@@ -179,7 +179,7 @@ def test_start_times_tell_processes_apart():
 RACER = """
 import sys, time
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.training import lock
+from kssm_mlx.runs import lock
 
 judge = lock._refuse_if_held
 

@@ -32,11 +32,12 @@ def load_rooms() -> None:
 
 @cache
 def load() -> None:
-    """Import every plug-in, once.
+    """Import our own checks and every plug-in, once.
 
     Raises: ConfigError naming the package whose checks cannot be used: to leave them out would look like a
     pass.
     """
+    load_rooms()
     for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist else point.value
         try:

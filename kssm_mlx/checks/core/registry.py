@@ -33,6 +33,17 @@ LEVELS = {
 }
 
 
+WEIGHT_LEVELS = {
+    "L0": "container",
+    "L1": "names",
+    "L2": "digests",
+    "L3": "values",
+    "L4": "arithmetic",
+    "L5": "behaviour",
+}
+START, DOCTOR = "start", "doctor"  # told when a run starts; asked of the machine by `kssm doctor`
+
+
 class NotMeasurable(Exception):
     """Raised inside a check when something it needs is absent; the message says what."""
 
@@ -163,6 +174,16 @@ class Definition:
     false_alarm: float = 0.0
 
     @property
+    def levels(self) -> tuple[str, ...]:
+        """When it runs: its own level, then the further ones."""
+        return self.level, *self.also
+
+    @property
+    def of_runs(self) -> bool:
+        """Whether it is given a `Context`; checks of weights, of the machine and at the start are not."""
+        return self.level in LEVELS
+
+    @property
     def package(self) -> str:
         """The package that brought it, `kssm_mlx` for our own."""
         return self.run.__module__.partition(".")[0]
@@ -195,17 +216,18 @@ def check(
 ):
     """Register a check function under its id; the function's docstring is its definition for readers.
 
-    level: when it runs, a key of `LEVELS`; also: further levels, such as "S"; needs_training: it measures
-    what was learned, so an untrained model is "not measurable" unless asked for; passes: how often it calls
-    the model before step 1, each time on 8 x 128 tokens at most (a gradient counts as three calls), 0 for one
-    that looks at data or files alone; false_alarm: where the verdict is drawn (a threshold on a t, a z or
-    a p), how often luck alone gives the wrong one.
+    level: when it runs, a key of `LEVELS` or `WEIGHT_LEVELS`, `START` or `DOCTOR`; also: further levels, such
+    as "S"; needs_training: it measures what was learned, so an untrained model is "not measurable" unless
+    asked for; passes: how often it calls the model before step 1, each time on 8 x 128 tokens at most (a
+    gradient counts as three calls), 0 for one that looks at data or files alone; false_alarm: where the
+    verdict is drawn (a threshold on a t, a z or a p), how often luck alone gives the wrong one.
     Raises: ValueError for an id that is taken or not letters and a number, and for an unknown level.
     """
     if not re.fullmatch("[A-Z]+[0-9]+", id):
         raise ValueError(f"a check is called by capitals and a number, as C20, not {id!r}")
-    if unknown := set(level + also) - LEVELS.keys():
-        raise ValueError(f"check {id}: no level {', '.join(sorted(unknown))}; levels are {', '.join(LEVELS)}")
+    levels = (*LEVELS, *WEIGHT_LEVELS, START, DOCTOR)
+    if unknown := {level, *also}.difference(levels):
+        raise ValueError(f"check {id}: no level {', '.join(sorted(unknown))}; levels are {', '.join(levels)}")
 
     def register(function: Callable[[Context], Check]) -> Callable[[Context], Check]:
         if id in REGISTRY:
@@ -216,6 +238,11 @@ def check(
         return function
 
     return register
+
+
+def run_checks() -> dict[str, Definition]:
+    """The checks that are asked of runs, recipes and models, by id."""
+    return {id: definition for id, definition in REGISTRY.items() if definition.of_runs}
 
 
 def verdict(id: str, ok: bool | Verdict, got: str, expected: str, fix: str = "", **numbers: Any) -> Check:
@@ -231,8 +258,8 @@ def apply_waivers(checks: Iterable[Check], waivers: dict[str, str]) -> list[Chec
     Raises: ConfigError for an id that does not exist or a waiver without a reason.
     """
     for id, reason in waivers.items():
-        if id not in REGISTRY:
-            raise ConfigError(f"waiver of {id}: no such check{nearest(id, REGISTRY)}")
+        if id not in (known := run_checks()):
+            raise ConfigError(f"waiver of {id}: no such check of runs{nearest(id, known)}")
         if not reason.strip():
             raise ConfigError(
                 f'waiver of {id}: a waiver needs a reason, as in --waive {id}="why it is all right"'

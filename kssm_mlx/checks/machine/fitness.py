@@ -13,33 +13,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.core.registry import Check
+from kssm_mlx.checks.core.registry import DOCTOR, Check, check, verdict
 
 # float32 products of length 129 are good to some 1e-6 of the largest entry, TF32 ones to 1e-3.
 FLOAT32_ERROR, TF32_ERROR = 1e-5, 5e-3
 ENOUGH_FILES = 1024
 # The wheels that bring libmlx; two of them overwrite each other's files.
 BACKENDS = ("mlx-cpu", "mlx-metal", "mlx-cuda-12", "mlx-cuda-13")
-TITLES = {
-    "H1": "matrix product",
-    "H2": "fast BLAS",
-    "H3": "mx.compile",
-    "H4": "mlx backend",
-    "H5": "precision",
-    "H6": "open files",
-}
 
 
 def examine(facts: dict[str, Any]) -> list[Check]:
-    """The verdicts on this machine, given `environment.facts()`."""
-    return [
-        products(),
-        blas(facts["blas"]),
-        compilation(facts),
-        backends(facts["packages"]),
-        tensor_float(facts),
-        open_files(facts["open_files"]),
-    ]
+    """H1 to H6 on this machine, given `environment.facts()`."""
+    return [run(facts) for run in (products, blas, compilation, backends, tensor_float, open_files)]
 
 
 def measure() -> dict[str, float]:
@@ -63,8 +48,9 @@ def seconds(run: Callable[[], mx.array | list[mx.array]], repeats: int = 3) -> f
     return min(times[1:])
 
 
-def products() -> Check:
-    """H1: mlx's float32 product of [65, 129] and [129, 33], which no blocking divides, against numpy's
+@check("H1", level=DOCTOR, title="matrix product", source="mlx.md")
+def products(facts: dict[str, Any]) -> Check:
+    """mlx's float32 product of [65, 129] and [129, 33], which no blocking divides, against numpy's
     float64; max |Δ| relative to the largest entry.
 
     Threshold: 1e-5, some ten times the rounding of float32; warns up to 5e-3, which TF32 explains; beyond,
@@ -84,22 +70,25 @@ def products() -> Check:
         "warn": "set MLX_ENABLE_TF32=0 before mlx is imported for full float32",
         "fail": "matrix products are wrong: try KSSM_BLAS=off, then reinstall mlx",
     }[grade]
-    return _check("H1", grade, f"error {error:.1e}", f"<= {FLOAT32_ERROR:g}", fix)
+    return verdict("H1", grade, f"error {error:.1e}", f"<= {FLOAT32_ERROR:g}", fix)
 
 
-def blas(status: dict[str, Any]) -> Check:
-    """H2: the library that serves the CPU's matrix products, as found when mlx was imported.
+@check("H2", level=DOCTOR, title="fast BLAS", source="perf.md section 1")
+def blas(facts: dict[str, Any]) -> Check:
+    """the library that serves the CPU's matrix products, as found when mlx was imported.
 
     Threshold: OpenBLAS or Accelerate; any other costs time, no digits, so it warns.
     Caught: the wheel of mlx-cpu, whose reference BLAS does 4.6 GFLOP/s where OpenBLAS does 185.
     Sabotage: facts of a machine with the bundled library.
     """
+    status = facts["blas"]
     got = f"{status['library']} ({status['how']})"
-    return _judge("H2", status["fast"], got, "OpenBLAS or Accelerate", status["why"])
+    return _warn_unless("H2", status["fast"], got, "OpenBLAS or Accelerate", status["why"])
 
 
+@check("H3", level=DOCTOR, title="mx.compile", source="mlx.md")
 def compilation(facts: dict[str, Any]) -> Check:
-    """H3: a function under mx.compile, called twice, is traced once.
+    """a function under mx.compile, called twice, is traced once.
 
     Threshold: once. Without a compiler mlx runs function by function and says nothing; it warns.
     Caught: MLX_DISABLE_COMPILE=0, which disables: the presence of the name alone does.
@@ -111,26 +100,29 @@ def compilation(facts: dict[str, Any]) -> Check:
     elif facts["compiler"]:
         fix = f"{facts['compiler']} is there but does not compile; try it by hand"
     got = "traced once" if facts["compiles"] else "the function runs uncompiled at every call"
-    return _judge("H3", facts["compiles"], got, "traced once", fix)
+    return _warn_unless("H3", facts["compiles"], got, "traced once", fix)
 
 
-def backends(packages: dict[str, str]) -> Check:
-    """H4: the installed wheels that bring libmlx, and their versions.
+@check("H4", level=DOCTOR, title="mlx backend", source="mlx.md")
+def backends(facts: dict[str, Any]) -> Check:
+    """the installed wheels that bring libmlx, and their versions.
 
     Threshold: exactly one, of mlx's own version.
     Caught: mlx-cpu and mlx-cuda side by side, which overwrite each other's libmlx.so; the one installed last
     is what runs.
     Sabotage: facts with two wheels, with one of another version, and with none.
     """
+    packages = facts["packages"]
     found = [name for name in BACKENDS if name in packages]
     got = ", ".join(f"{name} {packages[name]}" for name in found) or "none"
     ok = [packages[name] for name in found] == [packages.get("mlx")]
     expected = f"one of version {packages.get('mlx')}"
-    return _judge("H4", ok, got, expected, "pip uninstall the others, then reinstall mlx[cpu]")
+    return _warn_unless("H4", ok, got, expected, "pip uninstall the others, then reinstall mlx[cpu]")
 
 
+@check("H5", level=DOCTOR, title="precision", source="mlx.md")
 def tensor_float(facts: dict[str, Any]) -> Check:
-    """H5: whether float32 products may be rounded to TF32: MLX_ENABLE_TF32, on a GPU.
+    """whether float32 products may be rounded to TF32: MLX_ENABLE_TF32, on a GPU.
 
     Threshold: not allowed where numbers are compared; elsewhere it is speed for digits, so it warns.
     Caught: float32 tests of state-space models that fail on an M5, by 1e-3, since TF32 is on there.
@@ -138,34 +130,21 @@ def tensor_float(facts: dict[str, Any]) -> Check:
     """
     rounds = facts["tf32"] and facts["device"]["type"] == "gpu"
     got = "TF32 allowed" if rounds else "float32"
-    return _judge("H5", not rounds, got, "float32", "set MLX_ENABLE_TF32=0 to compare numbers")
+    return _warn_unless("H5", not rounds, got, "float32", "set MLX_ENABLE_TF32=0 to compare numbers")
 
 
-def open_files(limit: dict[str, int]) -> Check:
-    """H6: the soft limit of open files (RLIMIT_NOFILE); sharded weights and token files are all open at once.
+@check("H6", level=DOCTOR, title="open files", source="mlx.md")
+def open_files(facts: dict[str, Any]) -> Check:
+    """the soft limit of open files (RLIMIT_NOFILE); sharded weights and token files are all open at once.
 
     Threshold: 1,024 or none.
     Caught: nothing yet; macOS starts shells with 256.
     Sabotage: a limit of 256.
     """
-    soft = limit["soft"]
+    soft = facts["open_files"]["soft"]
     ok = soft == -1 or soft >= ENOUGH_FILES
-    return _judge("H6", ok, str(soft), f">= {ENOUGH_FILES}", f"ulimit -n {4 * ENOUGH_FILES}")
+    return _warn_unless("H6", ok, str(soft), f">= {ENOUGH_FILES}", f"ulimit -n {4 * ENOUGH_FILES}")
 
 
-CHECKS = {
-    "H1": products,
-    "H2": blas,
-    "H3": compilation,
-    "H4": backends,
-    "H5": tensor_float,
-    "H6": open_files,
-}
-
-
-def _judge(id: str, ok: bool, got: str, expected: str, fix: str) -> Check:
-    return _check(id, "pass" if ok else "warn", got, expected, "" if ok else fix)
-
-
-def _check(id: str, verdict: str, got: str, expected: str, fix: str) -> Check:
-    return Check(id, TITLES[id], "P", verdict, got, expected, fix)
+def _warn_unless(id: str, ok: bool, got: str, expected: str, fix: str) -> Check:
+    return verdict(id, "pass" if ok else "warn", got, expected, fix)

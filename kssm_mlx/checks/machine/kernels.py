@@ -10,17 +10,30 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 
 import mlx.core as mx
 
-from kssm_mlx.checks.core.registry import Check
+from kssm_mlx.checks.core.registry import DOCTOR, Check, check, verdict
 from kssm_mlx.checks.machine.fitness import seconds
 from kssm_mlx.ops import dispatch, gpu, native, proof
 from kssm_mlx.ops.proof import Verdict
 
 # Rows, tokens and width of what is timed: enough to be the work and not the launch, and done in a second.
 TIMED = (4, 64, 64)
-BRIDGE = "kernels in MLX's graph"
+# Stable: a number is never given to another op. A new op takes the next one.
+IDS = {
+    "mobius_scan": "K1",
+    "selective_scan": "K2",
+    "wkv4": "K3",
+    "wkv7": "K4",
+    "ssd": "K5",
+    "conv": "K6",
+    "kuramoto_bank": "K7",
+    "token_mix": "K8",
+    "elementary": "K9",
+    "norms": "K10",
+}
 
 
 def examine() -> list[Check]:
@@ -29,13 +42,9 @@ def examine() -> list[Check]:
     return bridge() + [check for dialect in dialects() for check in _examine(dialect, dialect == own)]
 
 
-def titles() -> dict[str, str]:
-    """Of K0, K1, ..., whatever the dialect."""
-    return {"K0": BRIDGE} | {f"K{number}": f"{op} kernel" for number, op in enumerate(dispatch.OPS, 1)}
-
-
+@check("K0", level=DOCTOR, title="kernels in MLX's graph", source="issue 4")
 def bridge() -> list[Check]:
-    """K0: whether the C++ kernels can be nodes of MLX's graph: g++ and nanobind are there, and what they
+    """Whether the C++ kernels can be nodes of MLX's graph: g++ and nanobind are there, and what they
     build loads. Asked on a Linux machine without a GPU, and told only where the answer is no.
 
     Threshold: yes. Without, the compiled forms run: the same numbers, several times slower, so it warns.
@@ -45,7 +54,7 @@ def bridge() -> list[Check]:
     if mx.default_device() != mx.cpu or sys.platform != "linux" or not (reason := native.why_not()):
         return []
     fix = f"{reason}; the compiled forms run, several times slower; install g++ and nanobind (pip)"
-    return [Check("K0", BRIDGE, "P", "warn", "no", "yes", fix)]
+    return [verdict("K0", "warn", "no", "yes", fix)]
 
 
 def dialects() -> list[str]:
@@ -56,11 +65,10 @@ def dialects() -> list[str]:
 
 def _examine(dialect: str, own: bool) -> list[Check]:
     with gpu.speaking(dialect):
-        numbers = {op: n for n, op in enumerate(dispatch.OPS, 1) if dispatch.runs(op)}
-        verdicts = [prove(op) for op in numbers]
+        verdicts = [prove(op) for op in dispatch.OPS if dispatch.runs(op)]
         remembered = _remember({name: v for found in verdicts for name, v in found.items()}) if own else ""
         worst = [max(found.values(), key=lambda v: (not v.ok, v.error)) for found in verdicts]
-        return [judge(numbers[v.op], v, dialect, remembered) for v in worst]
+        return [judge(v, dialect, remembered) for v in worst]
 
 
 def prove(op: str) -> dict[str, Verdict]:
@@ -77,7 +85,7 @@ def _remember(verdicts: dict[str, Verdict]) -> str:
         return f"not remembered: {error}"
 
 
-def judge(number: int, v: Verdict, dialect: str, remembered: str) -> Check:
+def judge(v: Verdict, dialect: str, remembered: str) -> Check:
     """A kernel against the compiled form of its op, in every dialect that runs here: outputs and all
     gradients on 12 rows of 37 tokens, 6 and 32 wide, and on 3 lanes of 600 tokens where a GPU cuts time into
     parts, for every head size and number of taps, mixes or steps that the shipped models use, with documents
@@ -91,15 +99,19 @@ def judge(number: int, v: Verdict, dialect: str, remembered: str) -> Check:
     Caught: nothing yet.
     Sabotage: a kernel that differs by 0.25; one that does not compile.
     """
-    title = f"{v.op} kernel, {dialect}"
+    title, id = f"{v.op} kernel, {dialect}", IDS[v.op]
     expected = f"<= {proof.TOLERANCE:g}"
     if v.ok:
         ratio = speed(v.op)
         got = f"error {v.error:.1e}, {ratio:.1f}x as fast as compiled"
-        return Check(f"K{number}", title, "P", "pass", got, expected, numbers={"ratio": ratio})
+        return replace(verdict(id, "pass", got, expected, ratio=ratio), title=title)
     off = f"it is off on this device, {remembered}" if remembered else "nothing here uses it"
     fix = f"{v.why}; {off}: the compiled form runs. Please report this line"
-    return Check(f"K{number}", title, "P", "warn", f"error {v.error:.1e}", expected, fix)
+    return replace(verdict(id, "warn", f"error {v.error:.1e}", expected, fix), title=title)
+
+
+for _op, _id in IDS.items():
+    check(_id, level=DOCTOR, title=f"{_op} kernel", source="issue 4")(judge)
 
 
 def speed(op: str) -> float:

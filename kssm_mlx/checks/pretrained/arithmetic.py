@@ -9,9 +9,9 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from kssm_mlx.checks.core.probes import mode, spread, to_numpy, tolerance
-from kssm_mlx.checks.core.registry import Check, NotMeasurable
+from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check, verdict
 from kssm_mlx.checks.model.sequence import step_by_step
-from kssm_mlx.checks.pretrained.subject import TITLES, Host, english, judge
+from kssm_mlx.checks.pretrained.subject import Host, english
 from kssm_mlx.errors import DataError
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.weights.audit.manifest_tables import Fingerprint
@@ -31,6 +31,29 @@ PROMPT, POSITIONS, TOKENS = 64, 8, 16
 SAME_LOGITS = 1e-2, 5e-2  # float32 weights, weights with a matrix in half precision
 
 
+@check("W28", level="L4", title="sizes of the manifest", source="issue 3, section 2")
+def sizes(host: Host) -> Check:
+    """architecture, embedding rows, width and depth of the configuration against the manifest's.
+
+    Threshold: equal.
+    Caught: a repository whose name promises another size than its files have.
+    Sabotage: a manifest of a model twice as deep.
+    """
+    host.need("model")
+    if host.facts is None:
+        raise NotMeasurable("no manifest says how large it is")
+    facts = host.facts.model_dump()
+    got = {name: getattr(host.model.args, name, None) for name in facts}
+    wrong = [name for name in facts if got[name] != facts[name]]
+    return verdict(
+        "W28",
+        not wrong,
+        ", ".join(f"{name} {got[name]}" for name in wrong or facts),
+        ", ".join(f"{name} {facts[name]}" for name in wrong or facts),
+        "these are the files of another model than the manifest is of",
+    )
+
+
 def judge_vocabulary(tokenizer, embedding_rows: int) -> Check:
     """W20 of a tokenizer and an embedding, see `vocabulary_fits`."""
     ids = tokenizer.vocab_size
@@ -43,10 +66,10 @@ def judge_vocabulary(tokenizer, embedding_rows: int) -> Check:
             f"{ids:,} ids for {embedding_rows:,} rows, text {'survives' if survives else 'does not survive'}"
         )
         fix = "the tokenizer loses text; use the tokenizer.json the model was published with"
-        return judge(
+        return verdict(
             "W20", survives, got, "ids for every row but padding, text there and back", fix, **numbers
         )
-    return judge(
+    return verdict(
         "W20",
         "fail" if ids > embedding_rows or fits else "warn",
         f"{ids:,} ids ({KNOWN.get(ids, tokenizer.name)}) for {embedding_rows:,} rows",
@@ -71,8 +94,9 @@ def _padded(size: int) -> set[int]:
     return {-(-size // multiple) * multiple for multiple in (2**i for i in range(10))}
 
 
+@check("W20", level="L4", title="tokenizer and embedding", source="liminal.md C13")
 def vocabulary_fits(host: Host) -> Check:
-    """W20: the number of ids of the tokenizer against the rows of the embedding, and a text there and back.
+    """the number of ids of the tokenizer against the rows of the embedding, and a text there and back.
 
     Threshold: as many rows as ids, or that many rounded up to a multiple of a power of two up to 512, which
     is how embeddings are padded. More ids than rows always fail: MLX gathers without a bounds check. Fewer
@@ -100,8 +124,9 @@ def fingerprint_of(model) -> Fingerprint:
     return Fingerprint(vocab_size=V, logits=kept)
 
 
+@check("W21", level="L4", title="fingerprint", source="issue 3, section 2")
 def fingerprint(host: Host) -> Check:
-    """W21: the logits of the fixed prompt against those the manifest keeps, as max |Δ| / std(kept logits).
+    """the logits of the fixed prompt against those the manifest keeps, as max |Δ| / std(kept logits).
 
     Threshold: <= 1e-2: TF32 products round by 1e-3, and other weights move logits by their own size. 5e-2
     where weights are in half precision: they may have been rounded since.
@@ -117,7 +142,7 @@ def fingerprint(host: Host) -> Check:
     else:
         gap = float(np.abs(got - kept).max()) / spread(kept)
     limit = tolerance(host.model, *SAME_LOGITS)
-    return judge(
+    return verdict(
         "W21",
         gap <= limit,
         f"logits differ by {gap:.1e} of their spread",
@@ -127,19 +152,21 @@ def fingerprint(host: Host) -> Check:
     )
 
 
+@check("W22", level="L4", title="parallel = recurrent", source="liminal.md C5")
 def parallel_is_recurrent(host: Host) -> Check:
-    """W22: C5 on the host: logits of one call, of one token at a time, and of pieces with the state
+    """C5 on the host: logits of one call, of one token at a time, and of pieces with the state
     handed over, as max |Δ| / std(logits).
 
     Threshold: <= 1e-4 in float32, 2e-2 below.
     Caught: measure.py and test_baseline, which fed one token at a time without state.
     Sabotage: a host that ignores its state.
     """
-    return replace(step_by_step(host), id="W22", title=TITLES["W22"], level="L4")
+    return replace(step_by_step(host), id="W22", title=REGISTRY["W22"].title, level="L4")
 
 
+@check("W23", level="L4", title="finite in float32 and bfloat16", source="issue 3, section 2")
 def finite(host: Host) -> Check:
-    """W23: 64 tokens with all float weights in float32, then in bfloat16 but for those that must stay.
+    """64 tokens with all float weights in float32, then in bfloat16 but for those that must stay.
 
     Threshold: every logit finite in both. How far they differ, in units of their spread, is reported.
     Caught: overflow in half precision, which shows as NaN only in the middle of a text.
@@ -151,7 +178,7 @@ def finite(host: Host) -> Check:
     logits = {d: _logits(host.model, tokens, d) for d in (mx.float32, mx.bfloat16)}
     bad = [str(d).removeprefix("mlx.core.") for d, x in logits.items() if not np.isfinite(x).all()]
     gap = None if bad else float(np.abs(logits[mx.float32] - logits[mx.bfloat16]).max())
-    return judge(
+    return verdict(
         "W23",
         not bad,
         f"not finite in {' and '.join(bad)}"
@@ -176,34 +203,3 @@ def _logits(model, tokens: np.ndarray, dtype: mx.Dtype) -> np.ndarray:
     weights = tree_unflatten([(n, cast(n, a)) for n, a in tree_flatten(model.parameters())])
     with mode(model, False):
         return with_parameters(model, weights, lambda: to_numpy(model(mx.array(tokens, mx.int32))))
-
-
-def sizes(host: Host) -> Check:
-    """W28: architecture, embedding rows, width and depth of the configuration against the manifest's.
-
-    Threshold: equal.
-    Caught: a repository whose name promises another size than its files have.
-    Sabotage: a manifest of a model twice as deep.
-    """
-    host.need("model")
-    if host.facts is None:
-        raise NotMeasurable("no manifest says how large it is")
-    facts = host.facts.model_dump()
-    got = {name: getattr(host.model.args, name, None) for name in facts}
-    wrong = [name for name in facts if got[name] != facts[name]]
-    return judge(
-        "W28",
-        not wrong,
-        ", ".join(f"{name} {got[name]}" for name in wrong or facts),
-        ", ".join(f"{name} {facts[name]}" for name in wrong or facts),
-        "these are the files of another model than the manifest is of",
-    )
-
-
-CHECKS = {
-    "W20": vocabulary_fits,
-    "W21": fingerprint,
-    "W22": parallel_is_recurrent,
-    "W23": finite,
-    "W28": sizes,
-}

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from kssm_mlx.checks.core.probes import mode
-from kssm_mlx.checks.core.registry import Check, NotMeasurable
-from kssm_mlx.checks.pretrained.subject import ENGLISH, TITLES, Host, judge
+from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check, verdict
+from kssm_mlx.checks.pretrained.subject import ENGLISH, Host
 from kssm_mlx.checks.training.language import degenerate_generation
 from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.training.evaluation import context_gain
@@ -42,8 +42,9 @@ def counting(ids: np.ndarray, scored: int, vocab_size: int) -> dict[str, float]:
     return {name: float(np.mean([r[name] for r in rungs])) for name in ("unigram", "bigram")}
 
 
+@check("W24", level="L5", title="better than counting", source="liminal.md C11")
 def better_than_counting(host: Host) -> Check:
-    """W24: nats/token on the first 8,192 tokens of the text, in windows of 512, against the unigram and the
+    """nats/token on the first 8,192 tokens of the text, in windows of 512, against the unigram and the
     bigram of the same text under the same tokenizer (`counting`).
 
     Threshold: below both, and below half of ln V, which random and mis-tokenized models never reach.
@@ -55,7 +56,7 @@ def better_than_counting(host: Host) -> Check:
     rungs = counting(ids, got["tokens"] + 1, V)
     limit = min(*rungs.values(), math.log(V) / 2)
     below = [name for name, nats in rungs.items() if got["nats_per_token"] < nats]
-    return judge(
+    return verdict(
         "W24",
         got["nats_per_token"] < limit,
         f"{got['nats_per_token']:.3f} nats/token, "
@@ -68,8 +69,9 @@ def better_than_counting(host: Host) -> Check:
     )
 
 
+@check("W25", level="L5", title="the figure of the manifest", source="liminal.md C11")
 def figure(host: Host) -> Check:
-    """W25: nats/token on the text against the manifest's figure for this text and tokenizer.
+    """nats/token on the text against the manifest's figure for this text and tokenizer.
 
     Threshold: within 5 %: the same weights give the same number to some 1e-3, in bfloat16 to 1e-2; a lost
     layer costs more.
@@ -83,7 +85,7 @@ def figure(host: Host) -> Check:
     if kept.text_sha256 != host.reading.sha256:
         raise NotMeasurable(f"the manifest's figure is of another text ({kept.text_sha256[:12]})")
     if kept.tokenizer_digest != host.tokenizer.digest:
-        return judge(
+        return verdict(
             "W25",
             False,
             f"tokenizer {host.tokenizer.digest[:12]}",
@@ -92,7 +94,7 @@ def figure(host: Host) -> Check:
         )
     got = host.evaluation["nats_per_token"]
     off = got / kept.nats_per_token - 1
-    return judge(
+    return verdict(
         "W25",
         abs(off) <= FIGURE,
         f"{got:.3f} nats/token ({off:+.1%})",
@@ -103,8 +105,9 @@ def figure(host: Host) -> Check:
     )
 
 
+@check("W26", level="L5", title="context lowers the loss", source="liminal.md C18")
 def context_is_used(host: Host) -> Check:
-    """W26: nats/token where every token is predicted from the one before it alone, less nats/token in
+    """nats/token where every token is predicted from the one before it alone, less nats/token in
     context, on the same windows, 4,096 tokens.
 
     Threshold: >= 0.1 nats, what a bigram and noise cannot give; pretrained hosts gain more than 1.
@@ -115,7 +118,7 @@ def context_is_used(host: Host) -> Check:
     windows = host.windows(GAIN_TOKENS)
     with mode(host.model, False):
         got = context_gain(host.model, windows)
-    return judge(
+    return verdict(
         "W26",
         got["context_gain"] >= GAIN,
         f"{got['context_gain']:.3f} +- {got['context_gain_se']:.3f} nats",
@@ -125,8 +128,9 @@ def context_is_used(host: Host) -> Check:
     )
 
 
+@check("W27", level="L5", title="generation is not degenerate", source="liminal.md C19")
 def speaks(host: Host) -> Check:
-    """W27: C19 with prompts from the text: repetition, loops, monotony of what the host writes.
+    """C19 with prompts from the text: repetition, loops, monotony of what the host writes.
 
     Threshold: that of C19: distinct-2, longest run, top share and line breaks, loosened to what the text has.
     Caught: "is is is" of Phase-Mamba Attempt 2.
@@ -134,7 +138,7 @@ def speaks(host: Host) -> Check:
     """
     _refuse_other_domain(host)
     context = replace(host, data=host.reading)
-    return replace(degenerate_generation(context), id="W27", title=TITLES["W27"], level="L5")
+    return replace(degenerate_generation(context), id="W27", title=REGISTRY["W27"].title, level="L5")
 
 
 def _refuse_other_domain(host: Host) -> None:
@@ -145,6 +149,3 @@ def _refuse_other_domain(host: Host) -> None:
             f"its manifest declares the domain {host.domain!r}; give --text FILE of that domain "
             f"(on English it has {nats:.3f} nats/token)"
         )
-
-
-CHECKS = {"W24": better_than_counting, "W25": figure, "W26": context_is_used, "W27": speaks}

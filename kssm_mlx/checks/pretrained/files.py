@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from kssm_mlx.checks.core.registry import Check
-from kssm_mlx.weights.audit.findings import CHECKS, LAYERS, Finding
+from kssm_mlx.checks.core.registry import START, Check, check, verdict
+from kssm_mlx.weights.audit.findings import CHECKS, LAYERS, Finding, Rule
 from kssm_mlx.weights.audit.inspect import Inspection
 
-HOST_CHECK = "verified host"
+SOURCES = {"W7": "liminal.md C10", "W19": "liminal.md C10"}
 
 # Why a check had nothing to look at, where the reason is not that an earlier layer failed.
 ABSENT = {
@@ -25,8 +25,9 @@ ABSENT = {
 }
 
 
+@check("W0", level=START, title="verified base model", source="issue 3")
 def host_verdict(digest: str, notes: dict[str, Any]) -> Check:
-    """W0: whether the weights that a run starts from passed `kssm verify-weights`, for its checks.json.
+    """Whether the weights that a run starts from passed `kssm verify-weights`, for its checks.json.
 
     Threshold: W1 to W28 passed for exactly this root digest, and no file was touched since.
     Caught: Phase-Mamba Attempt 2, trained for 72 minutes on random weights because its loader was a stub.
@@ -38,25 +39,34 @@ def host_verdict(digest: str, notes: dict[str, Any]) -> Check:
     waived = {} if ok else {"waived_because": "--no-verify"}
     numbers = {"root": digest, "revision": notes.get("revision"), **waived}
     word = "pass" if ok else "waived"
-    return Check("W0", HOST_CHECK, "P", word, got, "L5 passed, by this root digest", "", numbers)
+    return verdict("W0", word, got, "L5 passed, by this root digest", "", **numbers)
 
 
-def verdicts(found: Inspection) -> list[Check]:
-    """One verdict per check of L0 to L3, in order."""
+def _register(id: str, rule: Rule) -> None:
+    """A check whose finding is made in weights/audit, where the files are read once for all of them."""
+
+    def judge(found: Inspection) -> Check:
+        return _judge(id, rule, found)
+
+    judge.__doc__ = rule.explanation
+    check(id, level=rule.layer, title=rule.title, source=SOURCES.get(id, "issue 3, section 2"))(judge)
+
+
+for _id, _rule in CHECKS.items():
+    _register(_id, _rule)
+
+
+def _judge(id: str, rule: Rule, found: Inspection) -> Check:
+    own = [f for f in found.findings if f.check == id]
     reached = next((layer for layer in ("L3", "L2", "L1") if set(LAYERS[layer]) & set(found.ran)), "L0")
-    return [_verdict(id, layer, found, reached) for layer, ids in LAYERS.items() for id in ids]
-
-
-def _verdict(id: str, layer: str, found: Inspection, reached: str) -> Check:
-    rule, own = CHECKS[id], [f for f in found.findings if f.check == id]
     if id not in found.ran and not own:
-        early = found.ok is False and (layer > reached or id in ("W7", "W8", "W9", "W10"))
+        early = found.ok is False and (rule.layer > reached or id in ("W7", "W8", "W9", "W10"))
         got = f"{_failed(found.findings)} failed first" if early else ABSENT.get(id, "nothing to look at")
-        return Check(id, rule.title, layer, "not measurable", got, rule.expected)
+        return verdict(id, "not measurable", got, rule.expected)
     word = "pass" if not own else "warn" if all(f.warning for f in own) else "fail"
     got = "; ".join(f.got for f in own) or _good(id, found)
     fix = " ".join(dict.fromkeys(f.fix for f in own))
-    return Check(id, rule.title, layer, word, got, rule.expected, fix)
+    return verdict(id, word, got, rule.expected, fix)
 
 
 def _failed(findings: Iterable[Finding]) -> str:

@@ -6,17 +6,15 @@ W1 to W19 read files (weights/audit/findings.py). W20 to W28 run the model: arit
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 
 from kssm_mlx.checks.core.probes import mode
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict
+from kssm_mlx.checks.core.registry import Context, NotMeasurable
 from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.tokens import TokenSplit
 from kssm_mlx.errors import DataError
@@ -24,21 +22,9 @@ from kssm_mlx.training.evaluation import evaluate
 from kssm_mlx.weights.audit.manifest_tables import Behaviour, Fingerprint, ModelFacts, Published
 
 ENGLISH = "english"
-TITLES = {
-    "W20": "tokenizer and embedding",
-    "W21": "fingerprint",
-    "W22": "parallel = recurrent",
-    "W23": "finite in float32 and bfloat16",
-    "W24": "better than counting",
-    "W25": "the figure of the manifest",
-    "W26": "context lowers the loss",
-    "W27": "generation is not degenerate",
-    "W28": "sizes of the manifest",
-}
 CONTEXT, SHORTEST = 512, 64
 TOKENS = 8192  # scored at most; the English text has 5,452 under the World tokenizer, 24,306 as bytes
 ROWS, LOGITS_AT_ONCE = 4, 2**27  # windows in a batch, and their logits: half a gigabyte in float32
-LAYERS = {"L4": ("W28", "W20", "W21", "W22", "W23"), "L5": ("W24", "W25", "W26", "W27")}
 
 
 def english() -> str:
@@ -112,32 +98,3 @@ class Host(Context):
         windows = self.windows()
         with mode(self.model, False):
             return evaluate(self.model, windows, self.reading.bytes_per_token_validation)
-
-
-def judge(id: str, ok: bool | Verdict, got: str, expected: str, fix: str = "", **numbers: Any) -> Check:
-    """The Check of one of the ids here. `ok` is whether it passed, or one of the verdicts in words."""
-    word: Verdict = ok if isinstance(ok, str) else "pass" if ok else "fail"
-    level = next(layer for layer, ids in LAYERS.items() if id in ids)
-    return Check(id, TITLES[id], level, word, got, expected, "" if word == "pass" else fix, numbers)
-
-
-def examine(host: Host, layers: Iterable[str] = ("L4", "L5")) -> list[Check]:
-    """The verdicts of the layers, in order. A check that raises has failed: the model cannot even run."""
-    from kssm_mlx.checks.pretrained import arithmetic, behaviour
-
-    functions = {**arithmetic.CHECKS, **behaviour.CHECKS}
-    return [_run(id, functions[id], host) for layer in layers for id in LAYERS[layer]]
-
-
-def _run(id: str, function, host: Host) -> Check:
-    start = time.perf_counter()
-    try:
-        result = function(host)
-    except NotMeasurable as e:
-        result = judge(id, "not measurable", str(e), "")
-    except Exception as e:
-        reason = str(e).splitlines()[0] if str(e) else "no message"
-        result = judge(
-            id, "fail", f"{type(e).__name__}: {reason}", "a measurement", "the model does not run as it is"
-        )
-    return replace(result, seconds=time.perf_counter() - start)

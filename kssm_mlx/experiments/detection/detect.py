@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import environment
-from kssm_mlx.checks.core.registry import REGISTRY
+from kssm_mlx.checks.core.registry import run_checks
 from kssm_mlx.experiments.detection import matrix
 from kssm_mlx.experiments.detection.bench import CONTROLS, Bench
 from kssm_mlx.runner.prepare import context_of_recipe
@@ -46,7 +46,7 @@ def detect(home: Path, workers: int = 2, say: Callable[[str], None] = print) -> 
     return {
         "environment": {name: facts[name] for name in ("commit", "python", "packages", "machine", "cores")},
         "seconds": round(time.monotonic() - began),
-        "checks": {id: definition.title for id, definition in REGISTRY.items()},
+        "checks": {id: definition.title for id, definition in run_checks().items()},
         "controls": controls,
         "rows": found,
     }

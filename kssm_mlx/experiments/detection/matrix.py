@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from kssm_mlx.checks import suite
-from kssm_mlx.checks.core.registry import REGISTRY, Check
+from kssm_mlx.checks.core.registry import Check, run_checks
 from kssm_mlx.experiments.detection import (
     broken_claims,
     broken_inputs,  # noqa: F401  registers its rows
@@ -68,13 +68,13 @@ def measure(row: Sabotage, bench: Bench, ids: Iterable[str] | None = None) -> di
 
 def _asked(row: Sabotage) -> list[str]:
     """The level of a row, with what it expects beyond that; all checks where it names none."""
-    ids = suite.suite(row.level) if row.level else tuple(REGISTRY)
+    ids = suite.suite(row.level) if row.level else tuple(run_checks())
     return list(dict.fromkeys([*(id for id in ids if id not in APART), *row.expected]))
 
 
 def healthy(family: str, seed: int, bench: Bench) -> Said:
     """What all checks say of a family's finished run, and those of level P before its step 1."""
-    done = suite.run_suite(bench.trained(family, seed), list(REGISTRY))
+    done = suite.run_suite(bench.trained(family, seed), list(run_checks()))
     begun = suite.run_suite(bench.fresh(family, seed), "P")
     gc.collect()
     return _said([*done, *begun])

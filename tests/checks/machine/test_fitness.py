@@ -22,14 +22,14 @@ def verdicts(facts: dict) -> dict:
 
 def test_this_machine_is_not_broken(facts):
     checks = fitness.examine(facts)
-    assert all(c.ok for c in checks) and {c.id: c.title for c in checks} == fitness.TITLES
+    assert all(c.ok for c in checks) and [c.id for c in checks] == [f"H{n}" for n in range(1, 7)]
 
 
 @pytest.mark.parametrize("error, verdict", [(1e-3, "warn"), (1e-1, "fail"), (float("nan"), "fail")])
 def test_wrong_products_are_caught(monkeypatch, error, verdict):
     right = mx.matmul
     monkeypatch.setattr(mx, "matmul", lambda a, b: right(a, b) * (1 + error))
-    check = fitness.products()
+    check = fitness.products({})
     assert check.verdict == verdict
     assert check.fix
 

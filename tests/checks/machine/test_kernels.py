@@ -87,3 +87,11 @@ def test_dialects_of_this_machine(monkeypatch):
     assert "cpp" in kernels.dialects()
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
     assert kernels.dialects() == [d for d in [gpu.dialect()] if d]
+
+
+def test_the_id_of_an_op_is_its_own_for_ever():
+    """Old reports name kernels by these; the order of `dispatch.OPS` is nobody's promise."""
+    assert kernels.IDS.keys() == set(dispatch.OPS)
+    assert len({*kernels.IDS.values()}) == len(kernels.IDS)
+    first = {"mobius_scan": "K1", "conv": "K6", "norms": "K10"}
+    assert {op: kernels.IDS[op] for op in first} == first

@@ -6,9 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.checks.pretrained import arithmetic, behaviour, subject
+from kssm_mlx.checks import suite
+from kssm_mlx.checks.core.registry import REGISTRY
+from kssm_mlx.checks.pretrained import behaviour
 from kssm_mlx.checks.pretrained.arithmetic import KNOWN, fingerprint_of, judge_vocabulary
-from kssm_mlx.checks.pretrained.subject import LAYERS, TITLES, Host, english, examine
+from kssm_mlx.checks.pretrained.subject import Host, english
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.weights.audit.manifest_tables import Fingerprint, ModelFacts, Published
 from tests.support.counted import Counted, Forgetful, Stuck
@@ -17,7 +19,7 @@ from tests.support.fakes import TinyRecurrent
 TEXT_SHA256 = "428397e2dd5bd564ec45ad243f04947e1834e1d1fb5516b0759d3493cc7b889d"
 SOUND = Counted(english())
 FACTS = ModelFacts(model_type="mamba", vocab_size=256, hidden_size=8, num_hidden_layers=2)
-EVERY = {**arithmetic.CHECKS, **behaviour.CHECKS}
+ASKED = ("W28", "W20", "W21", "W22", "W23", "W24", "W25", "W26", "W27")  # in this order
 
 
 def host(model=SOUND, **known):
@@ -25,7 +27,11 @@ def host(model=SOUND, **known):
 
 
 def verdict_of(id, given):
-    return subject._run(id, EVERY[id], given)
+    return suite.run_check(REGISTRY[id], given)
+
+
+def examine(given):
+    return [*suite.run_level("L4", given), *suite.run_level("L5", given)]
 
 
 def scaled(model, factor):
@@ -45,11 +51,11 @@ def test_the_text_is_plain_english_of_4000_tokens_or_more():
 def test_a_sound_host_passes_every_check():
     known = {"fingerprint": fingerprint_of(SOUND), "behaviour": behaviour.measure(host()), "facts": FACTS}
     checks = {c.id: c for c in examine(host(**known))}
-    assert list(checks) == [id for ids in LAYERS.values() for id in ids] and set(checks) == set(TITLES)
+    assert tuple(checks) == ASKED
     greedy = checks.pop("W27")  # counts do loop when nothing is drawn
     assert {c.verdict for c in checks.values()} == {"pass"}
     assert greedy.verdict in ("pass", "warn") and greedy.ok
-    assert all(c.title and c.level in LAYERS for c in checks.values())
+    assert all(c.title and c.level in ("L4", "L5") for c in checks.values())
 
 
 def test_what_is_absent_is_said():
@@ -145,7 +151,7 @@ def test_other_sizes_than_the_manifest_says_fail():
 
 def test_a_host_that_ignores_its_state_fails():
     check = verdict_of("W22", host(Forgetful(english())))
-    assert check.verdict == "fail" and "carried state" in check.fix and check.title == TITLES["W22"]
+    assert check.verdict == "fail" and "carried state" in check.fix and check.title == REGISTRY["W22"].title
 
 
 @pytest.mark.parametrize(
@@ -242,5 +248,5 @@ def test_a_model_that_does_not_run_fails_by_name():
 
 
 def test_every_check_of_its_own_says_what_would_fail_it():
-    for function in EVERY.values():
-        assert all(part in function.__doc__ for part in ("Threshold:", "Caught:", "Sabotage:"))
+    for id in ASKED:
+        assert all(part in REGISTRY[id].run.__doc__ for part in ("Threshold:", "Caught:", "Sabotage:"))

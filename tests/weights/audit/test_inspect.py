@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx import models
-from kssm_mlx.checks.pretrained.files import verdicts
+from kssm_mlx.checks import suite
 from kssm_mlx.digest import root_digest, stored_digest, tensor_digest
 from kssm_mlx.errors import ConfigError, WeightMismatch
 from kssm_mlx.weights.audit import verified
@@ -26,6 +26,10 @@ from tests.support import weight_files
 from tests.support.weight_files import failed
 
 FAMILIES = sorted(weight_files.CONFIGS)
+
+
+def verdicts(found):
+    return [check for layer in LAYERS for check in suite.run_level(layer, found)]
 
 
 @pytest.fixture
