@@ -2,9 +2,10 @@
 
 A body (`kernels/*.inc`) is plain C: one lane of the recurrence per thread, time serial, no communication
 between threads. It reads and writes arrays by index only, so that it does not matter whether Metal puts them
-in `device` or `constant` memory, and it says EXP, DECAY (of x <= 88), SIN, COS, MAX, ROUND, UNROLL, FUNCTION,
-OWN (where a lane's scratch is), BEGIN and END (of its tokens) where the dialects differ. What a dialect adds
-is `lane`, the sizes, and the signature; MLX writes those for Metal and CUDA, `cpp.py` does it for C++.
+in `device` or `constant` memory, and it says EXP, DECAY (of x <= 88), SIN, COS, MAX, ROUND, UNROLL,
+UNROLL_ON_GPU (where a lane's own arrays would else leave its registers), FUNCTION, OWN (where a lane's
+scratch is), BEGIN and END (of its tokens) where the dialects differ. What a dialect adds is `lane`, the sizes,
+and the signature; MLX writes those for Metal and CUDA, `cpp.py` does it for C++.
 
 Which op uses its kernel when is decided in `dispatch.py`.
 """
@@ -38,6 +39,7 @@ HEADERS = {
 #define BEGIN 0
 #define END T
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_ON_GPU UNROLL
 #define EXP(x) metal::precise::exp(x)
 #define DECAY(x) metal::precise::exp(x)
 #define SIN(x) metal::precise::sin(x)
@@ -51,6 +53,7 @@ HEADERS = {
 #define BEGIN 0
 #define END T
 #define UNROLL _Pragma("unroll")
+#define UNROLL_ON_GPU UNROLL
 #define EXP(x) expf(x)
 #define DECAY(x) expf(x)
 #define SIN(x) sinf(x)
@@ -64,6 +67,7 @@ HEADERS = {
 #define END end
 #define OWN(i, size) ((lane / LANES * (size) + (i)) * LANES + lane % LANES)
 #define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL_ON_GPU
 #define EXP(x) exponential(x)
 #define DECAY(x) decaying(x)
 #define EXPM1(x) exponential_less_one(x)

@@ -140,7 +140,7 @@ def test_arrays_too_long_for_the_index_are_refused(cpp):
 @pytest.mark.parametrize(
     "op, right, wrong",
     [
-        ("mobius_scan", "g_curvature -=", "g_curvature +="),
+        ("mobius_scan", "sum -= pull", "sum += pull"),
         ("selective_scan", "g_exponent * rate", "g_exponent"),
         ("wkv4", "g_den -=", "g_den +="),
         ("wkv7", "sum_a[t] += q[m]", "sum_a[t] += u[m]"),

@@ -124,6 +124,55 @@ def test_common_subset(name):
     assert len(words) <= 31, "Metal binds at most 31 buffers"
 
 
+def loops(body: str) -> list[tuple[str, str]]:
+    """Every loop of a body: what stands before it, and the loop with the statement that it repeats."""
+    found = []
+    for start in (m.start() for m in re.finditer(r"\bfor \(", body)):
+        depth = 0
+        for end in range(start, len(body)):
+            depth += {"{": 1, "(": 1, "}": -1, ")": -1}.get(body[end], 0)
+            if depth == 0 and body[end] in ";}":
+                break
+        found.append((body[:start].rstrip(), body[start : end + 1]))
+    return found
+
+
+def left_in_memory(kernel: gpu.Kernel) -> list[str]:
+    """Loops over an array of a lane's own that may stay rolled: the array then leaves its registers."""
+    body = code(kernel)
+    arrays = "|".join(re.findall(r"(\w+)\[(?:CHUNK|[A-Z])\b[^\]]*\](?=[,;])", body)) or "none"
+    return [
+        loop.splitlines()[0]
+        for before, loop in loops(body)
+        if re.search(rf"\b(?:{arrays})\[", loop)
+        and constant_trips(kernel, loop)
+        and not before.endswith(("UNROLL", "UNROLL_ON_GPU"))
+    ]
+
+
+def constant_trips(kernel: gpu.Kernel, loop: str) -> bool:
+    """Whether the number of turns is known where the kernel is compiled."""
+    head = loop[: loop.index(")")]
+    names = set(re.findall(r"\b[A-Za-z_]\w*", head)) - {"for", "int"}
+    counter = re.search(r"int (\w+)", head)[1]
+    return names <= {counter, "CHUNK", *kernel.constants.split()}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_arrays_of_a_lane_stay_in_registers(name):
+    assert left_in_memory(KERNELS[name]) == []
+
+
+def test_a_loop_that_is_left_rolled_is_seen(monkeypatch):
+    kernel = KERNELS["wkv7_forward"]
+    rolled = kernel.body.replace("UNROLL_ON_GPU\n", "")
+    monkeypatch.setattr(gpu.Kernel, "body", property(lambda _: rolled))
+    assert left_in_memory(kernel) == [
+        "for (int j = 0; j < K; ++j) s[j] = 0;",
+        *["for (int j = 0; j < K; j += 4)"] * 2,
+    ]
+
+
 def test_names_tell_code_apart():
     """MLX keeps compiled kernels by name, so everything the code depends on is in it."""
     kernel = KERNELS["conv_forward"]
