@@ -1,7 +1,6 @@
-"""The Metal and CUDA sources, read and compiled as C++ with a stand-in for what the device brings.
+"""The sources of the kernels: what all dialects can say, and CUDA's compiled with a stand-in for the device.
 
-What this cannot see: the address spaces of Metal (bodies only index arrays, which is checked), its compiler's
-own errors, and speed.
+Metal's text is compiled and run as "metal-text" (tests/support/metal_text.py).
 """
 
 from __future__ import annotations
@@ -33,31 +32,16 @@ def kernels(*modules) -> dict[str, gpu.Kernel]:
 
 
 KERNELS = kernels(*MODULES)
-PLANES = {
-    "metal": """
-#include <cmath>
-#include <stdint.h>
-#define device
-#define constant
-struct bfloat16_t { uint16_t bits; operator float() const; };
-struct uint3 { unsigned x, y, z; };
-namespace metal {
-namespace precise { float exp(float); float sin(float); float cos(float); }
-float max(float, float);
-float rint(float);
-}
-using namespace metal;
-""",
-    "cuda": """
+# What the device brings.
+CUDA = """
 #include <stdint.h>
 #define __device__
 struct __nv_bfloat16 { uint16_t bits; operator float() const; };
 struct uint3 { unsigned x, y, z; };
 extern const uint3 blockIdx, blockDim, threadIdx;
 float expf(float); float sinf(float); float cosf(float); float fmaxf(float, float); float rintf(float);
-""",
-}
-BF16 = {"metal": "bfloat16_t", "cuda": "__nv_bfloat16"}
+unsigned __activemask(); float __shfl_xor_sync(unsigned, float, int);
+"""
 NUMBERS = {"marks": "uint8_t", "sizes": "int"}
 
 
@@ -65,31 +49,25 @@ def code(kernel: gpu.Kernel) -> str:
     return re.sub(r"//.*", "", kernel.body)
 
 
-def function(kernel: gpu.Kernel, dialect: str, name: str) -> str:
+def function(kernel: gpu.Kernel, name: str) -> str:
     """The kernel as MLX writes it, or nearly."""
-    place = "const device " if dialect == "metal" else "const "
-    types = {**dict.fromkeys(kernel.inputs.split(), BF16[dialect]), **NUMBERS}
-    arguments = [f"{place}{types[word]}* {word}" for word in ("sizes", *kernel.inputs.split())]
+    types = {**dict.fromkeys(kernel.inputs.split(), "__nv_bfloat16"), **NUMBERS}
+    arguments = [f"const {types[word]}* {word}" for word in ("sizes", *kernel.inputs.split())]
     arguments += [f"float* {word}" for word in kernel.outputs.split()]
-    if dialect == "metal":
-        arguments.append("uint3 thread_position_in_grid")
-    return f"void {name}({', '.join(arguments)}) {{\n{kernel.source(dialect)}\n}}"
+    return f"void {name}({', '.join(arguments)}) {{\n{kernel.source('cuda')}\n}}"
 
 
-@pytest.mark.parametrize("dialect", PLANES)
-def test_compiles_without_double(dialect, tmp_path):
-    """All names are defined, all types agree, nothing is promoted to double, which Metal does not have."""
+def test_cuda_compiles_without_double(tmp_path):
+    """All names are defined, all types agree, nothing is promoted to double, which is slow there."""
     constants = {word: 3 for k in KERNELS.values() for word in k.constants.split()}
-    parts = [PLANES[dialect], gpu.HEADERS[dialect], "#pragma GCC poison double\n"]
+    parts = [CUDA, gpu.HEADERS["cuda"], gpu.TOGETHER["cuda"], "#pragma GCC poison double\n"]
     for name, kernel in KERNELS.items():
         mine = {word: constants[word] for word in kernel.constants.split()}
         # Each kernel is a file of its own for MLX; here the shared parts are once in a namespace.
         defines = gpu.LOOPS + "".join(f"#define {w} {n}\n" for w, n in {"CHUNK": 16, **mine}.items())
         undefines = "".join(f"#undef {w}\n" for w in ("CHUNK", "FORTH", "BACK", *mine))
-        planar = (gpu.FOLDER / "planar.inc").read_text()
-        parts.append(
-            f"{defines}namespace n_{name} {{\n{planar}{function(kernel, dialect, name)}\n}}\n{undefines}"
-        )
+        body = f"{kernel.planar}{function(kernel, name)}"
+        parts.append(f"{defines}namespace n_{name} {{\n{body}\n}}\n{undefines}")
     (tmp_path / "all.cpp").write_text("".join(parts))
     flags = ["-std=c++14", "-fsyntax-only", "-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
     # A kernel does not use every helper, and UNROLL is for other compilers.
@@ -168,8 +146,8 @@ def test_a_loop_that_is_left_rolled_is_seen(monkeypatch):
     rolled = kernel.body.replace("UNROLL_ON_GPU\n", "")
     monkeypatch.setattr(gpu.Kernel, "body", property(lambda _: rolled))
     assert left_in_memory(kernel) == [
-        "for (int j = 0; j < K; ++j) s[j] = 0;",
-        *["for (int j = 0; j < K; j += 4)"] * 2,
+        "for (int j = 0; j < K / SHARE; ++j) s[j] = 0;",
+        *["for (int j = 0; j < K / SHARE; j += 4)"] * 2,
     ]
 
 

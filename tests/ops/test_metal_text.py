@@ -195,6 +195,45 @@ def test_a_group_is_never_larger_than_the_grid():
     launch("y[lane] = x[lane];", group=2048)
 
 
+# --- threads that meet ----------------------------------------------------------------------------------
+
+
+def test_a_simdgroup_adds_up():
+    (y,) = launch("y[lane] = metal::simd_sum(float(lane));", inputs=())
+    assert y.tolist() == [sum(range(32))] * 32 + [sum(range(32, 40))] * 8
+
+
+def test_a_simdgroup_exchanges():
+    (y,) = launch("y[lane] = metal::simd_shuffle_xor(metal::simd_shuffle_xor(float(lane), 1), 4);", inputs=())
+    assert y.tolist() == [lane ^ 5 for lane in range(40)]
+
+
+SHARED = """threadgroup float shared[64];
+shared[lane % 64] = x[lane];
+metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+y[lane] = shared[(lane + 1) % 40];"""
+
+
+def test_a_group_shares_memory_behind_a_barrier():
+    (y,) = launch(SHARED, group=64)
+    assert (y == 1).all()
+
+
+@pytest.mark.parametrize(
+    "source, told",
+    [
+        ("if (lane != 3) y[lane] = metal::simd_sum(1.0f);", "threads of a simdgroup part: .* at the end"),
+        ("y[lane] = 0; if (lane < 32) metal::threadgroup_barrier(metal::mem_flags::mem_none);", "a barrier"),
+    ],
+)
+def test_threads_that_do_not_meet_are_told(source, told):
+    with pytest.raises(MetalTextError, match=told):
+        launch(source, group=64, inputs=())
+
+
+# --- the tools themselves -------------------------------------------------------------------------------
+
+
 def test_a_fault_is_told_once():
     with pytest.raises(MetalTextError):
         launch("y[lane + 1] = x[lane];")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import graphlib
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ import pytest
 from kssm_mlx.models import hybrid, rwkv7
 from kssm_mlx.ops import dispatch, gpu, proof
 from kssm_mlx.ops.kernels import in_time
+from kssm_mlx.ops.proof import Verdict
 from tests.support.dialects import kernels_in
 from tests.test_layering import imports
 
@@ -24,7 +26,7 @@ def test_everything_that_doctor_proves_on_a_mac_is_so(op):
     """The text of Metal, in every variant and size of the proof, and each kernel of the op among it."""
     case = dispatch.case(op)
     with kernels_in("metal-text"):
-        verdicts = [proof.prove(op, case, **variant) for variant in case.variants]
+        verdicts = [dispatch.judge(op, **variant) for variant in case.variants]
     assert [v.why for v in verdicts] == [""] * len(case.variants)
 
 
@@ -46,6 +48,38 @@ def test_time_in_parts_is_proved_where_it_is_used(op):
     with gpu.speaking("metal"):
         assert in_time.parts(T, B * width) > 1
     assert (proof.IN_PARTS in dispatch.case(op).sizes) == bool(cuts)
+
+
+@pytest.mark.parametrize(
+    "wrong, chosen", [([], 32), ([32], 4), ([4, 32], 1), ([1, 4, 32], 1)], ids=lambda x: str(x)
+)
+def test_the_fastest_way_that_agrees_is_taken(wrong, chosen, monkeypatch):
+    """Here the more lanes, the faster; a way that disagrees is not taken however fast."""
+    case, taken = dispatch.case("wkv7"), []
+    monkeypatch.setattr(proof, "prove", lambda op, *_, **__: Verdict(op, taken[-1] not in wrong, 0.0))
+    monkeypatch.setattr(proof, "_least", lambda *_, **__: 1 / taken[-1])
+
+    @contextmanager
+    def taking(way):
+        taken.append(way["share"])
+        yield
+
+    verdict = proof.choose("wkv7", case, taking, K=64)
+    assert (verdict.way, verdict.ok) == ({"share": chosen}, chosen not in wrong)
+
+
+def test_the_way_that_was_found_is_the_one_that_runs(monkeypatch):
+    """By "auto" and by "kernel", from the record as well as from a first use."""
+    verdict = Verdict("wkv7", True, 0.0, way={"share": 4})
+    monkeypatch.setattr(dispatch, "recorded", lambda: {dispatch.identity("wkv7", K=64): verdict})
+    dispatch._verdict.cache_clear()
+    with gpu.speaking("metal"):
+        found = [dispatch.kernel("wkv7", impl, K=64) for impl in ("auto", "kernel")]
+        assert [kernel.keywords for kernel in found] == [{"share": 4}] * 2
+        with dispatch.taking("wkv7", {"share": 32}):
+            assert dispatch.kernel("wkv7", "kernel", K=64).keywords == {"share": 32}
+    dispatch._verdict.cache_clear()
+    dispatch._found.clear()
 
 
 def test_every_head_size_that_is_shipped_is_proved():
