@@ -154,7 +154,6 @@ def with_fallback(op: Callable) -> Callable:
 
 @cache
 def _guarded(op: str) -> Callable:
-    @wraps(_kernel(op))
     def call(*args, **options):
         try:
             return _kernel(op)(*args, **options)

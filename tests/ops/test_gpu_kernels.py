@@ -56,8 +56,8 @@ def test_more_lanes_than_a_group(op, dialect):
 
 @pytest.mark.parametrize("op", sorted(set(OPS) - {"kuramoto_bank"}))
 def test_long_sequences(op, dialect):
-    """Not phases, which amplify the last digit. The gradient of kappa sums 6000 terms of either sign."""
-    assert proof.compare(dispatch.case(op), 2, 1025, 3) <= 3e-4
+    """Not phases, which amplify the last digit."""
+    assert proof.compare(dispatch.case(op), 2, 1025, 3) <= CLOSE
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -141,7 +141,7 @@ def test_arrays_too_long_for_the_index_are_refused(cpp):
 @pytest.mark.parametrize(
     "op, right, wrong",
     [
-        ("mobius_scan", "sum -= pull", "sum += pull"),
+        ("mobius_scan", "g_curvature -=", "g_curvature +="),
         ("selective_scan", "g_exponent * rate", "g_exponent"),
         ("wkv4", "g_den -=", "g_den +="),
         ("wkv7", "sum_a[t] += q[m]", "sum_a[t] += u[m]"),

@@ -10,7 +10,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.models import hybrid, rwkv7
+from kssm_mlx.models import rwkv7
+from kssm_mlx.models.hybrids import parallel
 from kssm_mlx.ops import dispatch, gpu, proof
 from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.proof import Verdict
@@ -83,8 +84,8 @@ def test_the_way_that_was_found_is_the_one_that_runs(monkeypatch):
 
 
 def test_every_head_size_that_is_shipped_is_proved():
-    shipped = {rwkv7.RWKV7Config.head_dim, hybrid.HybridConfig.head_dim}
-    sizes = [*rwkv7.SIZES.values(), *hybrid.SIZES.values()]
+    shipped = {rwkv7.RWKV7Config.head_dim, parallel.HybridConfig.head_dim}
+    sizes = [*rwkv7.SIZES.values(), *parallel.SIZES.values()]
     shipped |= {size["head_dim"] for size in sizes if "head_dim" in size}
     recipes = (Path(__file__).parents[2] / "recipes").glob("*.toml")
     shipped |= {int(n) for path in recipes for n in re.findall(r"[{ ]head_dim = (\d+)", path.read_text())}

@@ -10,6 +10,7 @@ kernel is called; what is wrong with a run is told at the end of the `with`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
@@ -20,8 +21,8 @@ from kssm_mlx.ops import gpu, proof
 from tests.support import metal_check, metal_run
 from tests.support.metal_signature import signature
 
-# Every text built in this process, by the name of its function.
-TEXTS: dict[str, str] = {}
+# How often each text was launched in this process.
+LAUNCHES: Counter[str] = Counter()
 
 
 class MetalTextError(Exception):
@@ -49,7 +50,7 @@ def metal_kernel(
         text, group = made.text(header, source), tuple(map(min, threadgroup, grid))
         if found := metal_check.faults(text, made, group):
             raise MetalTextError("\n".join(f"{made.name}: {fault}" for fault in found))
-        TEXTS[made.name] = text
+        LAUNCHES[text] += 1
         return metal_run.run(made, header, source, inputs, output_shapes, grid, group)
 
     return call
