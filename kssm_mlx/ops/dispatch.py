@@ -20,9 +20,10 @@ import hashlib
 import json
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,7 @@ import mlx.core as mx
 from kssm_mlx import _blas, files
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.ops import cpp, gpu, native, proof
-from kssm_mlx.ops.proof import Case, Verdict
+from kssm_mlx.ops.proof import Case, Variant, Verdict
 from kssm_mlx.parsing import parse_json
 
 IMPLS = ("auto", "compiled", "kernel")
@@ -69,14 +70,14 @@ def kernel(op: str, impl: str, like: mx.array | None = None, **variant: int) -> 
     if impl == "compiled" or (impl == "auto" and (double or op in COMPILED_BY_DEFAULT)):
         return None
     if impl == "auto":
-        return _guarded(op) if runs(op) and trusted(op, **variant) else None
+        return _taken(_guarded(op), op, **variant) if runs(op) and trusted(op, **variant) else None
     if not runs(op):
         raise ConfigError(
             f"{op}: impl='kernel' cannot run on {mx.default_device()} ({native.why_not()}); use 'auto'"
         )
     if double:
         raise ConfigError(f"{op}: kernels compute in float32, got float64; use impl='compiled'")
-    return _kernel(op)
+    return _taken(_kernel(op), op, **variant)
 
 
 @cache
@@ -97,6 +98,31 @@ def runs(op: str) -> bool:
 
 def _kernel(op: str) -> Callable:
     return getattr(module(op), op)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ways of a kernel.
+
+_ways: dict[str, Variant] = {}
+
+
+@contextmanager
+def taking(op: str, way: Variant) -> Iterator[None]:
+    """Run the kernel of `op` in this way, one of its case's, whatever was found the fastest."""
+    before = _ways.get(op)
+    _ways[op] = way
+    try:
+        yield
+    finally:
+        _ways.pop(op) if before is None else _ways.update({op: before})
+
+
+def _taken(kernel: Callable, op: str, **variant: int) -> Callable:
+    way = _ways.get(op)
+    if way is None:
+        found = _found.get(identity(op, **variant))
+        way = found.way if found else {}
+    return partial(kernel, **way) if way else kernel
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -129,7 +155,6 @@ def with_fallback(op: Callable) -> Callable:
 
 @cache
 def _guarded(op: str) -> Callable:
-    @wraps(_kernel(op))
     def call(*args, **options):
         try:
             return _kernel(op)(*args, **options)
@@ -158,13 +183,26 @@ def trusted(op: str, **variant: int) -> bool:
     return _verdict(op, identity(op, **variant), tuple(variant.items())).ok
 
 
+def judge(op: str, **variant: int) -> Verdict:
+    """The kernel against the compiled form, on a GPU in each of its ways; the fastest that agrees."""
+    if gpu.dialect() == "cpp":
+        return proof.prove(op, case(op), **variant)
+    return proof.choose(op, case(op), partial(taking, op), **variant)
+
+
 @cache
 def _verdict(op: str, identity: str, variant: tuple[tuple[str, int], ...]) -> Verdict:
-    known = recorded().get(identity)
-    if known is not None:
-        return known
-    judge = proof.build if gpu.dialect() in PROVEN else proof.prove
-    return _told(judge(op, case(op), **dict(variant)))
+    found = recorded().get(identity)
+    if found is None and gpu.dialect() in PROVEN:
+        found = _told(proof.build(op, case(op), **dict(variant)))
+    elif found is None:
+        found = _told(judge(op, **dict(variant)))
+    _found[identity] = found
+    return found
+
+
+# What `_verdict` has found, for those who run a kernel without asking whether it can be trusted.
+_found: dict[str, Verdict] = {}
 
 
 def _told(verdict: Verdict) -> Verdict:

@@ -1,10 +1,12 @@
 """One kernel body, three dialects: Metal and CUDA for GPUs, C++ for Linux CPUs.
 
 A body (`kernels/*.inc`) is plain C: one lane of the recurrence per thread, time serial, no communication
-between threads. It reads and writes arrays by index only, so that it does not matter whether Metal puts them
-in `device` or `constant` memory, and it says EXP, DECAY (of x <= 88), SIN, COS, MAX, ROUND, UNROLL, FUNCTION,
-OWN (where a lane's scratch is), BEGIN and END (of its tokens) where the dialects differ. What a dialect adds
-is `lane`, the sizes, and the signature; MLX writes those for Metal and CUDA, `cpp.py` does it for C++.
+between threads but for sums over lanes that share a row (`together`). It reads and writes arrays by index
+only, so that it does not matter whether Metal puts them in `device` or `constant` memory, and it says EXP,
+DECAY (of x <= 88), SIN, COS, MAX, ROUND, UNROLL, UNROLL_ON_GPU (where a lane's own arrays would else leave
+its registers), FUNCTION, OWN (where a lane's scratch is), BEGIN and END (of its tokens) where the dialects
+differ. What a dialect adds is `lane`, the sizes, and the signature; MLX writes those for Metal and CUDA,
+`cpp.py` for C++.
 
 Which op uses its kernel when is decided in `dispatch.py`.
 """
@@ -38,6 +40,7 @@ HEADERS = {
 #define BEGIN 0
 #define END T
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_ON_GPU UNROLL
 #define EXP(x) metal::precise::exp(x)
 #define DECAY(x) metal::precise::exp(x)
 #define SIN(x) metal::precise::sin(x)
@@ -51,6 +54,7 @@ HEADERS = {
 #define BEGIN 0
 #define END T
 #define UNROLL _Pragma("unroll")
+#define UNROLL_ON_GPU UNROLL
 #define EXP(x) expf(x)
 #define DECAY(x) expf(x)
 #define SIN(x) sinf(x)
@@ -64,6 +68,7 @@ HEADERS = {
 #define END end
 #define OWN(i, size) ((lane / LANES * (size) + (i)) * LANES + lane % LANES)
 #define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL_ON_GPU
 #define EXP(x) exponential(x)
 #define DECAY(x) decaying(x)
 #define EXPM1(x) exponential_less_one(x)
@@ -81,6 +86,23 @@ LOOPS = """
 #define FORTH(t) UNROLL for (int t = 0; t < CHUNK; ++t) if (t < count)
 #define BACK(t) UNROLL for (int t = CHUNK - 1; t >= 0; --t) if (t < count)
 """
+# The sum over neighbouring lanes that share something, their number a power of 2; each of them gets it.
+TOGETHER = {
+    "metal": """
+FUNCTION float together(float x, int lanes) {
+  if (lanes == 32) return metal::simd_sum(x);
+  for (int apart = lanes / 2; apart > 0; apart /= 2) x += metal::simd_shuffle_xor(x, ushort(apart));
+  return x;
+}
+""",
+    "cuda": """
+FUNCTION float together(float x, int lanes) {
+  for (int apart = lanes / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(__activemask(), x, apart);
+  return x;
+}
+""",
+    "cpp": "#define together(x, lanes) (x)\n",
+}
 # MLX may launch more threads than lanes on CUDA, never on Metal.
 LANE = {
     "metal": "const int lane = int(thread_position_in_grid.x);",
@@ -157,7 +179,7 @@ class Kernel:
     def header(self, dialect: str, constants: dict[str, int]) -> str:
         """What stands before the kernel function."""
         defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-        return HEADERS[dialect] + defines + LOOPS
+        return HEADERS[dialect] + (TOGETHER[dialect] if "SHARE" in constants else "") + defines + LOOPS
 
     def full_name(self, constants: dict[str, int], dtypes: Iterable[mx.Dtype]) -> str:
         """Unique for the code that results: MLX keeps compiled kernels by name."""

@@ -7,8 +7,11 @@ documents and padding inside rows, in both dtypes. It knows no op: a `Case`, whi
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import mlx.core as mx
@@ -29,19 +32,22 @@ ROUNDING, ROUNDINGS = 2.0**-8, 2
 SIZES = ((12, 37, 6), (12, 37, 32))
 # So few lanes and so many tokens that a GPU goes through them in parts (`kernels/in_time.py`).
 IN_PARTS = (3, 600, 1)
+# What ways of a kernel are timed on: one token and a prompt, of as many rows as a model has heads.
+TIMED = ((16, 1, 64), (16, 128, 64))
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Whether an op's kernel agreed with its compiled form; why not, where it did not.
 
-    error: the largest in fp32, relative to the largest value of each array.
+    error: the largest in fp32, relative to the largest value of each array; way: the fastest of the kernel's.
     """
 
     op: str
     ok: bool
     error: float
     why: str = ""
+    way: Variant = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class Case:
     op: its forms "compiled" and "kernel" take `impl`; arguments(B, T, width, **variant) -> the
     differentiable arrays, those read per token first, `moving` of them; call(op, arrays, masks) -> outputs
     that all forms share. sizes: of the proof, B, T and width each; variants: those that the shipped models
-    use; options: what the op itself is told of a variant, with the values where the variant is silent.
+    use; options: what the op itself is told of a variant, with the values where the variant is silent;
+    ways(**variant): how a GPU may run the kernel to the same end, of which the fastest is taken.
     """
 
     op: Callable
@@ -63,6 +70,7 @@ class Case:
     sizes: tuple[tuple[int, int, int], ...] = SIZES
     variants: tuple[Variant, ...] = ({},)
     options: Variant = field(default_factory=dict)
+    ways: Callable[..., tuple[Variant, ...]] = lambda **variant: ({},)
 
     def form(self, name: str, **variant: int) -> Callable:
         """One of "reference", "compiled" and "kernel", to be called as the op is."""
@@ -115,7 +123,7 @@ def compare(
     ours = outcome(case, "kernel", arrays, masks, dtype=dtype, **variant)
     wide = [x.astype(mx.float32) for x in arrays]
     theirs = outcome(case, against, wide, masks, dtype=dtype, **variant)
-    return _worst(_distance(x, y) for x, y in zip(ours, theirs, strict=True))
+    return _worst(_distance(x, y, arrays[0].size) for x, y in zip(ours, theirs, strict=True))
 
 
 def tolerance(dtype: mx.Dtype, fp32: float = TOLERANCE) -> float:
@@ -128,11 +136,51 @@ def _worst(errors: Iterable[float]) -> float:
     return max(errors, key=lambda e: (e != e, e))
 
 
-def _distance(x: mx.array, y: mx.array) -> float:
+def _distance(x: mx.array, y: mx.array, terms: int) -> float:
+    """The largest difference, relative to the largest value.
+
+    A gradient that is one number is a sum of as many terms as there are inputs, of unit size and either sign:
+    it is held against its standard deviation, and not against what they happen to leave of each other.
+    """
     if x.shape != y.shape:
         return float("inf")
     x, y = x.astype(mx.float32), y.astype(mx.float32)
-    return (mx.abs(x - y).max() / mx.maximum(mx.abs(y).max(), 1e-3)).item()
+    least = math.sqrt(terms) if y.ndim == 0 else 1e-3
+    return (mx.abs(x - y).max() / mx.maximum(mx.abs(y).max(), least)).item()
+
+
+# Told a way, makes the kernel take it.
+Taking = Callable[[Variant], AbstractContextManager]
+
+
+def choose(op: str, case: Case, taking: Taking, **variant: int) -> Verdict:
+    """The verdict of the fastest way that agrees with the compiled form; of the first where none does."""
+    found = [_judge(op, case, way, taking, **variant) for way in case.ways(**variant)]
+    sound = [v for v in found if v.ok] or found[:1]
+    if len(sound) == 1:
+        return sound[0]
+    return min(sound, key=lambda v: _seconds(case, v.way, taking, **variant))
+
+
+def _judge(op: str, case: Case, way: Variant, taking: Taking, **variant: int) -> Verdict:
+    with taking(way):
+        return replace(prove(op, case, **variant), way=way)
+
+
+def _seconds(case: Case, way: Variant, taking: Taking, **variant: int) -> float:
+    """The geometric mean over TIMED of what values and gradients take, the least of three each."""
+    with taking(way):
+        times = [_least(case, *size, **variant) for size in TIMED]
+    return math.prod(times) ** (1 / len(times))
+
+
+def _least(case: Case, B: int, T: int, width: int, **variant: int) -> float:
+    arrays, times = case.inputs(B, T, width, mx.float32, **variant), []
+    for _ in range(4):  # the first one compiles
+        start = time.perf_counter()
+        mx.eval(outcome(case, "kernel", arrays, {}, **variant))
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def prove(op: str, case: Case, **variant: int) -> Verdict:

@@ -1,7 +1,6 @@
-"""The Metal and CUDA sources, read and compiled as C++ with a stand-in for what the device brings.
+"""The sources of the kernels: what all dialects can say, and CUDA's compiled with a stand-in for the device.
 
-What this cannot see: the address spaces of Metal (bodies only index arrays, which is checked), its compiler's
-own errors, and speed.
+Metal's text is compiled and run as "metal-text" (tests/support/metal_text.py).
 """
 
 from __future__ import annotations
@@ -33,31 +32,16 @@ def kernels(*modules) -> dict[str, gpu.Kernel]:
 
 
 KERNELS = kernels(*MODULES)
-PLANES = {
-    "metal": """
-#include <cmath>
-#include <stdint.h>
-#define device
-#define constant
-struct bfloat16_t { uint16_t bits; operator float() const; };
-struct uint3 { unsigned x, y, z; };
-namespace metal {
-namespace precise { float exp(float); float sin(float); float cos(float); }
-float max(float, float);
-float rint(float);
-}
-using namespace metal;
-""",
-    "cuda": """
+# What the device brings.
+CUDA = """
 #include <stdint.h>
 #define __device__
 struct __nv_bfloat16 { uint16_t bits; operator float() const; };
 struct uint3 { unsigned x, y, z; };
 extern const uint3 blockIdx, blockDim, threadIdx;
 float expf(float); float sinf(float); float cosf(float); float fmaxf(float, float); float rintf(float);
-""",
-}
-BF16 = {"metal": "bfloat16_t", "cuda": "__nv_bfloat16"}
+unsigned __activemask(); float __shfl_xor_sync(unsigned, float, int);
+"""
 NUMBERS = {"marks": "uint8_t", "sizes": "int"}
 
 
@@ -65,31 +49,25 @@ def code(kernel: gpu.Kernel) -> str:
     return re.sub(r"//.*", "", kernel.body)
 
 
-def function(kernel: gpu.Kernel, dialect: str, name: str) -> str:
+def function(kernel: gpu.Kernel, name: str) -> str:
     """The kernel as MLX writes it, or nearly."""
-    place = "const device " if dialect == "metal" else "const "
-    types = {**dict.fromkeys(kernel.inputs.split(), BF16[dialect]), **NUMBERS}
-    arguments = [f"{place}{types[word]}* {word}" for word in ("sizes", *kernel.inputs.split())]
+    types = {**dict.fromkeys(kernel.inputs.split(), "__nv_bfloat16"), **NUMBERS}
+    arguments = [f"const {types[word]}* {word}" for word in ("sizes", *kernel.inputs.split())]
     arguments += [f"float* {word}" for word in kernel.outputs.split()]
-    if dialect == "metal":
-        arguments.append("uint3 thread_position_in_grid")
-    return f"void {name}({', '.join(arguments)}) {{\n{kernel.source(dialect)}\n}}"
+    return f"void {name}({', '.join(arguments)}) {{\n{kernel.source('cuda')}\n}}"
 
 
-@pytest.mark.parametrize("dialect", PLANES)
-def test_compiles_without_double(dialect, tmp_path):
-    """All names are defined, all types agree, nothing is promoted to double, which Metal does not have."""
+def test_cuda_compiles_without_double(tmp_path):
+    """All names are defined, all types agree, nothing is promoted to double, which is slow there."""
     constants = {word: 3 for k in KERNELS.values() for word in k.constants.split()}
-    parts = [PLANES[dialect], gpu.HEADERS[dialect], "#pragma GCC poison double\n"]
+    parts = [CUDA, gpu.HEADERS["cuda"], gpu.TOGETHER["cuda"], "#pragma GCC poison double\n"]
     for name, kernel in KERNELS.items():
         mine = {word: constants[word] for word in kernel.constants.split()}
         # Each kernel is a file of its own for MLX; here the shared parts are once in a namespace.
         defines = gpu.LOOPS + "".join(f"#define {w} {n}\n" for w, n in {"CHUNK": 16, **mine}.items())
         undefines = "".join(f"#undef {w}\n" for w in ("CHUNK", "FORTH", "BACK", *mine))
-        planar = (gpu.FOLDER / "planar.inc").read_text()
-        parts.append(
-            f"{defines}namespace n_{name} {{\n{planar}{function(kernel, dialect, name)}\n}}\n{undefines}"
-        )
+        body = f"{kernel.planar}{function(kernel, name)}"
+        parts.append(f"{defines}namespace n_{name} {{\n{body}\n}}\n{undefines}")
     (tmp_path / "all.cpp").write_text("".join(parts))
     flags = ["-std=c++14", "-fsyntax-only", "-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
     # A kernel does not use every helper, and UNROLL is for other compilers.
@@ -122,6 +100,55 @@ def test_common_subset(name):
     ]
     assert len(words) == len(set(words))
     assert len(words) <= 31, "Metal binds at most 31 buffers"
+
+
+def loops(body: str) -> list[tuple[str, str]]:
+    """Every loop of a body: what stands before it, and the loop with the statement that it repeats."""
+    found = []
+    for start in (m.start() for m in re.finditer(r"\bfor \(", body)):
+        depth = 0
+        for end in range(start, len(body)):
+            depth += {"{": 1, "(": 1, "}": -1, ")": -1}.get(body[end], 0)
+            if depth == 0 and body[end] in ";}":
+                break
+        found.append((body[:start].rstrip(), body[start : end + 1]))
+    return found
+
+
+def left_in_memory(kernel: gpu.Kernel) -> list[str]:
+    """Loops over an array of a lane's own that may stay rolled: the array then leaves its registers."""
+    body = code(kernel)
+    arrays = "|".join(re.findall(r"(\w+)\[(?:CHUNK|[A-Z])\b[^\]]*\](?=[,;])", body)) or "none"
+    return [
+        loop.splitlines()[0]
+        for before, loop in loops(body)
+        if re.search(rf"\b(?:{arrays})\[", loop)
+        and constant_trips(kernel, loop)
+        and not before.endswith(("UNROLL", "UNROLL_ON_GPU"))
+    ]
+
+
+def constant_trips(kernel: gpu.Kernel, loop: str) -> bool:
+    """Whether the number of turns is known where the kernel is compiled."""
+    head = loop[: loop.index(")")]
+    names = set(re.findall(r"\b[A-Za-z_]\w*", head)) - {"for", "int"}
+    counter = re.search(r"int (\w+)", head)[1]
+    return names <= {counter, "CHUNK", *kernel.constants.split()}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_arrays_of_a_lane_stay_in_registers(name):
+    assert left_in_memory(KERNELS[name]) == []
+
+
+def test_a_loop_that_is_left_rolled_is_seen(monkeypatch):
+    kernel = KERNELS["wkv7_forward"]
+    rolled = kernel.body.replace("UNROLL_ON_GPU\n", "")
+    monkeypatch.setattr(gpu.Kernel, "body", property(lambda _: rolled))
+    assert left_in_memory(kernel) == [
+        "for (int j = 0; j < K / SHARE; ++j) s[j] = 0;",
+        *["for (int j = 0; j < K / SHARE; j += 4)"] * 2,
+    ]
 
 
 def test_names_tell_code_apart():

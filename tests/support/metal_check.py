@@ -7,6 +7,7 @@ counts, but for those in QUIET.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -23,6 +24,7 @@ PRELUDE = """
 typedef unsigned char uint8_t;
 typedef int int32_t;
 typedef long int64_t;
+typedef unsigned short ushort;
 typedef unsigned uint;
 typedef unsigned uint32_t;
 typedef __bf16 bfloat16_t;
@@ -32,7 +34,7 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 void threadgroup_barrier(mem_flags);
 void simdgroup_barrier(mem_flags);
 float simd_sum(float);
-float simd_shuffle_xor(float, unsigned short);
+float simd_shuffle_xor(float, ushort);
 float max(float, float);
 float rint(float);
 namespace precise {
@@ -70,7 +72,8 @@ def diagnostics(text: str) -> list[str]:
     """What clang says of the text, each with the line that it says it of."""
     from clang.cindex import Index
 
-    code = f"{PRELUDE}{text}"
+    # An array that a group shares is static in all but name.
+    code = PRELUDE + re.sub(r"^( *)threadgroup (?=\w+ \w+\[)", r"\1static threadgroup ", text, flags=re.M)
     flags = [*FLAGS, *(f"-Wno-{name}" for name in QUIET)]
     unit = Index.create().parse("kernel.cpp", args=flags, unsaved_files=[("kernel.cpp", code)])
     lines = code.splitlines()

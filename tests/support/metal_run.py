@@ -21,16 +21,29 @@ from kssm_mlx.ops import native
 from tests.support.metal_signature import ATTRIBUTES, Buffer, Signature
 
 PRELUDE = Path(__file__).with_suffix(".inc")
+SIMD = PRELUDE.with_name("metal_simd.inc")
 LIBRARIES = Path(__file__).parents[2] / "build" / "metal-text"
 # Products are not contracted: Metal may or may not, and this is the less accurate.
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-w")
 # Numbers of the launch before the sizes of the arrays: grid and group, three each.
 LAUNCH = 6
 
+ONE_BY_ONE = """
+uint3 at;
+for (at.z = 0; at.z < grid.z; ++at.z)
+  for (at.y = 0; at.y < grid.y; ++at.y)
+    for (at.x = 0; at.x < grid.x; ++at.x) thread_at(at);
+"""
+# Groups of one dimension are all that our kernels have.
+SIDE_BY_SIDE = """
+run_groups(grid, group, thread_at);
+"""
+
 THREAD = {
     "thread_position_in_grid": "at",
     "thread_position_in_threadgroup": "{at.x % group.x, at.y % group.y, at.z % group.z}",
     "threadgroup_position_in_grid": "{at.x / group.x, at.y / group.y, at.z / group.z}",
+    "thread_index_in_simdgroup": "at.x % group.x % 32",
     "threads_per_threadgroup": "group",
     "threads_per_grid": "grid",
 }
@@ -79,7 +92,9 @@ def _code(signature: Signature, header: str, source: str, unchecked: set[str]) -
     views = [_view(i, b) for i, b in enumerate(signature.buffers)]
     passed = [f"{b.name}[0]" if b.reference else b.name for b in signature.buffers]
     passed += [THREAD[name] for name in signature.attributes]
+    meets = re.search(r"\bsimd_|_barrier\b", header + source)
     return f"""{PRELUDE.read_text()}
+{SIMD.read_text() if meets else ""}
 {header}
 static void body({", ".join(arguments)}) {{
 {source}
@@ -90,10 +105,8 @@ const uint3 grid = {{uint(told[0]), uint(told[1]), uint(told[2])}};
 const uint3 group = {{uint(told[3]), uint(told[4]), uint(told[5])}};
 {" ".join(views)}
 {" ".join(f"{b.name}.blank();" for b in outputs)}
-uint3 at;
-for (at.z = 0; at.z < grid.z; ++at.z)
-  for (at.y = 0; at.y < grid.y; ++at.y)
-    for (at.x = 0; at.x < grid.x; ++at.x) body({", ".join(passed)});
+const auto thread_at = [&](const uint3 at) {{ body({", ".join(passed)}); }};
+{SIDE_BY_SIDE if meets else ONE_BY_ONE}
 {" ".join(f"{b.name}.check();" for b in outputs if b.name not in unchecked)}
 }}
 """

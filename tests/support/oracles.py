@@ -20,7 +20,7 @@ STEP = 1e-100
 class Oracle(NamedTuple):
     """lanes(arrays) -> (state [L, S], shared [L, P], tokens [T, L, I]), by picking elements and nothing else;
     token(state, shared, token) -> (state, y [L, Y]); end(state) -> what the last state stands for [L, E].
-    Arrays are those of `parity.CASES`, with B = 1.
+    Arrays are those of `dispatch.case`, with B = 1.
     """
 
     lanes: Callable

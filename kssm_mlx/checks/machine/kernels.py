@@ -73,8 +73,7 @@ def _examine(dialect: str, own: bool) -> list[Check]:
 
 def prove(op: str) -> dict[str, Verdict]:
     """The verdicts on all that the shipped models use of a kernel, by what each holds for."""
-    case = dispatch.case(op)
-    return {dispatch.identity(op, **v): proof.prove(op, case, **v) for v in case.variants}
+    return {dispatch.identity(op, **v): dispatch.judge(op, **v) for v in dispatch.case(op).variants}
 
 
 def _remember(verdicts: dict[str, Verdict]) -> str:

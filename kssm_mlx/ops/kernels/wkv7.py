@@ -1,4 +1,8 @@
-"""RWKV-7's WKV as kernels: a lane holds one row of a head's state, and the backward pass runs it once more.
+"""RWKV-7's WKV as kernels: lanes hold the rows of a head's state, and the backward pass runs it once more.
+
+On a GPU a row may be shared by several lanes (`share`), which add up what each has of it: more lanes with
+fewer registers each, and states that are read in their own order. How many are best depends on the device,
+which is asked (`Case.ways`). mlx-lm's RWKV-7 has 32 lanes a row.
 
 A state every CHUNK tokens is K V / CHUNK numbers a token and head, more than is read: kept from the forward
 pass, it would cost prefill more than running twice costs training. The rows meet only in sums over V, which
@@ -7,6 +11,8 @@ per row and token), and a second kernel walks the columns.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import mlx.core as mx
 
@@ -18,9 +24,11 @@ from kssm_mlx.ops.scan import begins, inside
 
 SHARED = "r:0 w:0 k:0 a:0 b:0"
 ARGUMENTS = "S0 r w k v a b marks"
-FORWARD = Kernel("wkv7_forward", "T H V", ARGUMENTS, "y S1", "V", SHARED, "K KEEP")
-KEEPING = Kernel("wkv7_forward", "T H V", ARGUMENTS, "y S1 saved u", "V", SHARED, "K KEEP")
-ADJOINT = Kernel("wkv7_adjoint", "T H V", "r w k a b marks c c_S1", "g_S0 entering g_v q", "V", SHARED, "K")
+FORWARD = Kernel("wkv7_forward", "T H V", ARGUMENTS, "y S1", "V", SHARED, "K KEEP SHARE")
+KEEPING = Kernel("wkv7_forward", "T H V", ARGUMENTS, "y S1 saved u", "V", SHARED, "K KEEP SHARE")
+ADJOINT = Kernel(
+    "wkv7_adjoint", "T H V", "r w k a b marks c c_S1", "g_S0 entering g_v q", "V", SHARED, "K SHARE"
+)
 COLUMNS = Kernel(
     "wkv7_columns",
     "T H V",
@@ -28,48 +36,70 @@ COLUMNS = Kernel(
     "g_r g_w g_k g_a g_b",
     side="K",
     apart="v:0 u:0 q:0 c:0 saved:V entering:V",
-    constants="K",
+    constants="K SHARE",
 )
 
 
-def wkv7(r, log_w, k, v, a, b, state=None, *, resets=None, lengths=None) -> tuple[mx.array, mx.array]:
-    """Shapes as in `ops.wkv7`."""
+def wkv7(
+    r, log_w, k, v, a, b, state=None, *, resets=None, lengths=None, share: int = 1
+) -> tuple[mx.array, mx.array]:
+    """Shapes as in `ops.wkv7`; share: lanes of a row, a divisor of K."""
     (B, T, H, K), V = r.shape, v.shape[-1]
     if lengths is not None:
         valid = inside(lengths, T)[..., None, None]
         log_w, k, b = (mx.where(valid, x, 0) for x in (log_w, k, b))
     if resets is not None:
         resets = begins(resets, lengths)
-    S0 = mx.zeros((B, H, K, V)) if state is None else state.astype(mx.float32).swapaxes(2, 3)
+    S0 = _turned(mx.zeros((B, H, V, K)) if state is None else state.astype(mx.float32), share)
     r, k, v, a, b = streams(r, k, v, a, b)
-    y, S = _scan(S0, r, exp(log_w.astype(mx.float32)), k, v, a, b, marks(resets, B, T))
-    return y, S.swapaxes(2, 3)
+    y, S = _scan(share)(S0, r, exp(log_w.astype(mx.float32)), k, v, a, b, marks(resets, B, T))
+    return y, _turned(S, share)
 
 
-@mx.custom_function
-def _scan(*primals):
-    return tuple(_run(FORWARD, primals))
+def _turned(S: mx.array, share: int) -> mx.array:
+    """A state between its own order, [B, H, V, K], and that of lanes which hold whole rows side by side."""
+    return S.swapaxes(2, 3) if share == 1 else S
 
 
-def _run(kernel: Kernel, primals) -> list[mx.array]:
+@cache
+def _scan(share: int):
+    """The differentiable scan by `share` lanes a row."""
+
+    @mx.custom_function
+    def scan(*primals):
+        return tuple(_run(FORWARD, primals, share))
+
+    @scan.vjp
+    def _(primals, cotangents, outputs):
+        return _gradients(primals, cotangents, share)
+
+    return scan
+
+
+def _numbers(r: mx.array, v: mx.array, share: int) -> dict[str, int]:
+    return {"T": v.shape[1], "H": v.shape[2], "V": v.shape[3], "K": r.shape[3], "SHARE": share}
+
+
+def _run(kernel: Kernel, primals, share: int) -> list[mx.array]:
     """y, the last state, and of KEEPING the states before each chunk and u."""
-    S0, v = primals[0], primals[4]
-    (B, T, H, V), K, keep = v.shape, S0.shape[2], kernel is KEEPING
-    shapes = [v.shape, S0.shape, *([(B, chunks(T), H, K, V), v.shape] if keep else [])]
-    return kernel(primals, shapes, lanes=B * H * V, T=T, H=H, V=V, K=K, KEEP=int(keep))
+    S0, r, v = primals[0], primals[1], primals[4]
+    keep, (B, T) = kernel is KEEPING, v.shape[:2]
+    shapes = [v.shape, S0.shape, *([(B, chunks(T), *S0.shape[1:]), v.shape] if keep else [])]
+    lanes = v.size // T * share
+    return kernel(primals, shapes, lanes=lanes, KEEP=int(keep), **_numbers(r, v, share))
 
 
-@_scan.vjp
-def _(primals, cotangents, outputs):
+def _gradients(primals, cotangents, share: int) -> tuple[mx.array, ...]:
     S0, r, w, k, v, a, b, marks = primals
-    (B, T, H, V), K = v.shape, S0.shape[2]
     c, c_S1 = cotangents
-    _, _, saved, u = _run(KEEPING, primals)
-    numbers = {"T": T, "H": H, "V": V, "K": K}
+    T, numbers = v.shape[1], _numbers(r, v, share)
+    _, _, saved, u = _run(KEEPING, primals, share)
     shapes = [S0.shape, saved.shape, v.shape, v.shape]
-    g_S0, entering, g_v, q = ADJOINT((r, w, k, a, b, marks, c, c_S1), shapes, lanes=B * H * V, **numbers)
+    lanes = v.size // T * share
+    g_S0, entering, g_v, q = ADJOINT((r, w, k, a, b, marks, c, c_S1), shapes, lanes=lanes, **numbers)
     known = (r, w, k, v, a, b, marks, saved, entering, u, q, c)
-    g_r, g_w, g_k, g_a, g_b = COLUMNS(known, [r.shape] * 5, lanes=B * chunks(T) * H * K, **numbers)
+    lanes = r.size // T * chunks(T)
+    g_r, g_w, g_k, g_a, g_b = COLUMNS(known, [r.shape] * 5, lanes=lanes, **numbers)
     return gradients(primals, (g_S0, g_r, g_w, g_k, g_v, g_a, g_b, mx.zeros_like(marks)))
 
 
@@ -87,4 +117,12 @@ def _call(op, x, masks):
 
 # Of the recipes, of the small presets, and of the published models.
 HEADS = ({"K": 16}, {"K": 32}, {"K": 64})
-CASE = Case(compiled.wkv7, _arguments, 5, _call, compiled.wkv7_reference, variants=HEADS)
+# Lanes that may share a row: none, as many as keep several columns each, all of a simdgroup.
+SHARES = (1, 4, 32)
+
+
+def _ways(K: int = 4) -> tuple[dict[str, int], ...]:
+    return tuple({"share": share} for share in SHARES if K % share == 0)
+
+
+CASE = Case(compiled.wkv7, _arguments, 5, _call, compiled.wkv7_reference, variants=HEADS, ways=_ways)

@@ -1,0 +1,126 @@
+"""A kernel that raises after all is off, once and with a warning, and the compiled form goes on."""
+
+from __future__ import annotations
+
+import warnings
+
+import mlx.core as mx
+import pytest
+
+from kssm_mlx.ops import dispatch, gpu, proof
+from kssm_mlx.ops.conv import causal_conv
+from kssm_mlx.ops.proof import Verdict
+
+X, WEIGHT = mx.ones((2, 5, 3)), mx.ones((3, 4))
+
+
+@pytest.fixture(autouse=True)
+def trusted_kernels(monkeypatch):
+    """The C++ dialect plays a GPU whose kernels have all agreed with the compiled forms."""
+    monkeypatch.setattr(dispatch, "_off", {})
+    monkeypatch.setattr(dispatch, "_verdict", lambda op, *_: Verdict(op, True, 0.0))
+    with gpu.speaking("cpp"):
+        yield
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """Of the kernel of the convolution, which raises each time."""
+    found = []
+
+    def conv(*_, **__):
+        found.append("conv")
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(dispatch.module("conv"), "conv", conv)
+    return found
+
+
+def test_the_compiled_form_goes_on(calls):
+    expected = causal_conv(X, WEIGHT, impl="compiled")[0]
+    with pytest.warns(UserWarning, match=r"conv: the kernel is off \(RuntimeError: the device is lost\)"):
+        assert mx.array_equal(causal_conv(X, WEIGHT)[0], expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert mx.array_equal(causal_conv(X, WEIGHT)[0], expected)
+    assert calls == ["conv"]
+    assert not dispatch.trusted("conv", W=4)
+    assert dispatch.trusted("wkv4")
+
+
+def test_gradients_are_those_of_the_compiled_form(calls):
+    with pytest.warns(UserWarning, match="conv: the kernel is off"):
+        found = mx.grad(lambda x: causal_conv(x, WEIGHT)[0].sum())(X)
+    assert mx.array_equal(found, mx.grad(lambda x: causal_conv(x, WEIGHT, impl="compiled")[0].sum())(X))
+
+
+def test_another_device_is_another_kernel(calls):
+    with pytest.warns(UserWarning, match="conv: the kernel is off"):
+        causal_conv(X, WEIGHT)
+    with gpu.speaking("metal"):
+        assert dispatch.trusted("conv", W=4)
+
+
+def test_wrong_arguments_are_not_the_kernels_fault(calls):
+    """The compiled form refuses them as well."""
+    with pytest.raises(ValueError, match="broadcast"):
+        causal_conv(X, mx.ones((7, 4)))
+    assert dispatch.trusted("conv", W=4)
+
+
+def test_an_array_that_is_too_long_is_not_the_kernels_fault(monkeypatch):
+    def conv(*_):
+        raise gpu.TooLong("conv: too many elements")
+
+    monkeypatch.setattr(dispatch.module("conv"), "conv", conv)
+    assert mx.array_equal(causal_conv(X, WEIGHT)[0], causal_conv(X, WEIGHT, impl="compiled")[0])
+    assert dispatch.trusted("conv", W=4)
+
+
+def test_who_asks_for_the_kernel_is_told(calls):
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        causal_conv(X, WEIGHT, impl="kernel")
+    assert dispatch.trusted("conv", W=4)
+
+
+@pytest.mark.parametrize(
+    "op", [op for op in dispatch.OPS if op not in (*dispatch.COMPILED_BY_DEFAULT, "elementary")]
+)
+def test_every_op_falls_back(op, monkeypatch):
+    case = dispatch.case(op)
+    arrays = case.inputs(2, 5, 3, mx.float32)
+
+    def raising(*_, **__):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(dispatch.module(op), op, raising)
+    monkeypatch.setattr(dispatch, "_told", lambda verdict: verdict)
+    ours, theirs = (case.call(case.form(form), list(arrays), {}) for form in ("auto", "compiled"))
+    assert all(mx.array_equal(x, y) for x, y in zip(ours, theirs, strict=True))
+    assert (op, "cpp") in dispatch._off
+
+
+def test_a_variant_has_a_verdict_of_its_own(monkeypatch):
+    """A head size that nobody proved is proved before it is used."""
+    monkeypatch.undo()
+    asked = []
+    monkeypatch.setattr(
+        proof, "prove", lambda op, case, **v: asked.append(v) or Verdict(op, v["K"] != 48, 0.0)
+    )
+    monkeypatch.setattr(dispatch, "PROVEN", ())
+    monkeypatch.setattr(dispatch, "recorded", dict)
+    dispatch._verdict.cache_clear()
+    with pytest.warns(UserWarning, match="wkv7: the kernel is off"):
+        assert [dispatch.trusted("wkv7", K=K) for K in (64, 48, 64)] == [True, False, True]
+    assert asked == [{"K": 64}, {"K": 48}]
+    dispatch._verdict.cache_clear()
+
+
+@pytest.mark.parametrize("version", ["15.7", "26.2"])
+def test_a_verdict_is_of_one_system(version, monkeypatch):
+    """Metal's compiler comes with macOS."""
+    monkeypatch.setattr(dispatch.platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
+    dispatch._system.cache_clear()
+    assert f"macOS {version}" in dispatch.identity("conv", W=4)
+    assert "W=4" in dispatch.identity("conv", W=4)
+    dispatch._system.cache_clear()

@@ -1,0 +1,122 @@
+"""The proof of a kernel covers what dispatch can choose: every variant, both dtypes, time in parts."""
+
+from __future__ import annotations
+
+import graphlib
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from kssm_mlx.models import rwkv7
+from kssm_mlx.models.hybrids import parallel
+from kssm_mlx.ops import dispatch, gpu, proof
+from kssm_mlx.ops.kernels import in_time
+from kssm_mlx.ops.proof import Verdict
+from tests.support.dialects import kernels_in
+from tests.test_layering import imports
+
+OPS = [op for op in dispatch.OPS if op not in dispatch.FOR_CPUS]
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("op", OPS)
+def test_everything_that_doctor_proves_on_a_mac_is_so(op):
+    """The text of Metal, in every variant and size of the proof, and each kernel of the op among it."""
+    case = dispatch.case(op)
+    with kernels_in("metal-text"):
+        verdicts = [dispatch.judge(op, **variant) for variant in case.variants]
+    assert [v.why for v in verdicts] == [""] * len(case.variants)
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("op", OPS)
+def test_the_proof_runs_every_kernel_of_an_op(op, called):
+    """Also those that only a GPU with few lanes runs."""
+    module = dispatch.module(op)
+    mine = {x.name for x in vars(module).values() if isinstance(x, gpu.Kernel)}
+    with kernels_in("metal-text"):
+        proof.prove(op, dispatch.case(op))
+    assert mine <= set(called)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_time_in_parts_is_proved_where_it_is_used(op):
+    cuts = re.search(r"\bin_time\.parts\(", Path(dispatch.module(op).__file__).read_text()) or op == "ssd"
+    B, T, width = proof.IN_PARTS
+    with gpu.speaking("metal"):
+        assert in_time.parts(T, B * width) > 1
+    assert (proof.IN_PARTS in dispatch.case(op).sizes) == bool(cuts)
+
+
+@pytest.mark.parametrize(
+    "wrong, chosen", [([], 32), ([32], 4), ([4, 32], 1), ([1, 4, 32], 1)], ids=lambda x: str(x)
+)
+def test_the_fastest_way_that_agrees_is_taken(wrong, chosen, monkeypatch):
+    """Here the more lanes, the faster; a way that disagrees is not taken however fast."""
+    case, taken = dispatch.case("wkv7"), []
+    monkeypatch.setattr(proof, "prove", lambda op, *_, **__: Verdict(op, taken[-1] not in wrong, 0.0))
+    monkeypatch.setattr(proof, "_least", lambda *_, **__: 1 / taken[-1])
+
+    @contextmanager
+    def taking(way):
+        taken.append(way["share"])
+        yield
+
+    verdict = proof.choose("wkv7", case, taking, K=64)
+    assert (verdict.way, verdict.ok) == ({"share": chosen}, chosen not in wrong)
+
+
+def test_the_way_that_was_found_is_the_one_that_runs(monkeypatch):
+    """By "auto" and by "kernel", from the record as well as from a first use."""
+    verdict = Verdict("wkv7", True, 0.0, way={"share": 4})
+    monkeypatch.setattr(dispatch, "recorded", lambda: {dispatch.identity("wkv7", K=64): verdict})
+    dispatch._verdict.cache_clear()
+    with gpu.speaking("metal"):
+        found = [dispatch.kernel("wkv7", impl, K=64) for impl in ("auto", "kernel")]
+        assert [kernel.keywords for kernel in found] == [{"share": 4}] * 2
+        with dispatch.taking("wkv7", {"share": 32}):
+            assert dispatch.kernel("wkv7", "kernel", K=64).keywords == {"share": 32}
+    dispatch._verdict.cache_clear()
+    dispatch._found.clear()
+
+
+def test_every_head_size_that_is_shipped_is_proved():
+    shipped = {rwkv7.RWKV7Config.head_dim, parallel.HybridConfig.head_dim}
+    sizes = [*rwkv7.SIZES.values(), *parallel.SIZES.values()]
+    shipped |= {size["head_dim"] for size in sizes if "head_dim" in size}
+    recipes = (Path(__file__).parents[2] / "recipes").glob("*.toml")
+    shipped |= {int(n) for path in recipes for n in re.findall(r"[{ ]head_dim = (\d+)", path.read_text())}
+    assert shipped == {variant["K"] for variant in dispatch.case("wkv7").variants}
+
+
+def test_a_bf16_bound_is_that_of_its_rounding():
+    """Two roundings to 8 bits: what is wrong by one bit more is seen."""
+    assert proof.tolerance(mx.bfloat16, 0.0) == 2 * mx.finfo(mx.bfloat16).eps / 2
+    assert proof.tolerance(mx.float32) == proof.TOLERANCE
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("op", OPS)
+def test_there_is_room_under_the_bound_in_bf16(op):
+    """One more rounding, as Metal's compiled form may do, switches no kernel off."""
+    case = dispatch.case(op)
+    with kernels_in("metal-text"):
+        worst = max(proof.compare(case, *size, dtype=mx.bfloat16) for size in case.sizes)
+    assert worst <= proof.tolerance(mx.bfloat16) - proof.ROUNDING / 2
+
+
+def test_no_module_of_this_folder_imports_itself_through_others():
+    """Also not inside a function; dispatch finds kernels by name."""
+    root = Path(gpu.__file__).parents[1]
+    graph = {}
+    for path in (root / "ops").rglob("*.py"):
+        name = ".".join(("kssm_mlx", *path.relative_to(root).with_suffix("").parts))
+        package = name.rpartition(".")[0]
+        found = set(re.findall(r"from (kssm_mlx\.ops[\w.]*) import ([\w, ]+)", path.read_text()))
+        named = {f"{base}.{word.strip()}" for base, words in found for word in words.split(",")}
+        graph[name] = imports(path.read_text(), package) | named
+    modules = set(graph)
+    graphlib.TopologicalSorter({name: (found & modules) - {name} for name, found in graph.items()}).prepare()
