@@ -54,7 +54,19 @@ def latest(folder):
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch):
+def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch, uncompiled):
+    assert_it_runs(name, tmp_path, monkeypatch)
+
+
+# Each costs minutes of g++ on Linux; the one that `make run` takes stands for them.
+@pytest.mark.parametrize(
+    "name", [name if name == "default" else pytest.param(name, marks=pytest.mark.slow) for name in shipped()]
+)
+def test_so_it_does_compiled(name, tmp_path, monkeypatch):
+    assert_it_runs(name, tmp_path, monkeypatch)
+
+
+def assert_it_runs(name, tmp_path, monkeypatch):
     recipe, folder = load(name, smoke=True), tmp_path / "run"
     steps = recipe.train.steps
     result, _ = trained(recipe, folder)
