@@ -19,7 +19,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
 from tests.support import compiling
 
-pytest_plugins = [f"tests.support.{name}" for name in ("repeatable", "quiet", "slowest")]
+pytest_plugins = [
+    f"tests.support.{name}" for name in ("repeatable", "quiet", "slowest", "mac", "one_of_each")
+]
 
 # No limits of wall-clock time, and the same examples for everybody.
 settings.register_profile(
