@@ -8,7 +8,7 @@ WORKERS ?= 2
 PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all bench detect parity lint clean
+.PHONY: help run test test-all slowest bench detect parity lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,9 +33,14 @@ parity: $(VENV)/.installed ## recompute the upstream logits with transformers an
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[parity]'
 	@$(BIN)/python -m tests.parity.regenerate
 
-lint: $(VENV)/.installed ## ruff: rules and format
+lint: $(VENV)/.installed ## ruff's rules and format, the workflows' form and their safety
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/zizmor --quiet --offline .github/workflows
+
+slowest: $(VENV)/.installed ## the tests, and which cost most CPU
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal --slowest 25
 
 clean: ## remove what make made, except runs/
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,10 @@ import difflib
 from collections.abc import Iterable
 
 
+class KssmWarning(UserWarning):
+    """What goes on, and not as well as it might."""
+
+
 class KssmError(Exception):
     """Base of everything raised on purpose; `exit_code` is what the command line returns."""
 

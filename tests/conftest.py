@@ -20,7 +20,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
 from tests.support import compiling
 
-pytest_plugins = ["tests.support.repeatable", "tests.support.slowest"]
+pytest_plugins = [
+    f"tests.support.{name}" for name in ("repeatable", "quiet", "slowest", "mac", "one_of_each")
+]
 
 # No limits of wall-clock time, and the same examples for everybody.
 settings.register_profile(
@@ -32,6 +34,8 @@ SHARED_TEXT = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.t
 
 
 def pytest_configure(config):
+    # Here and not in pyproject.toml, where the category would be imported before the lines above.
+    config.addinivalue_line("filterwarnings", "error::kssm_mlx.errors.KssmWarning")
     # Verdicts on weights are remembered in the home of whoever uses them, not of whoever tests them.
     os.environ["KSSM_CACHE"] = config.kssm_cache = tempfile.mkdtemp(prefix="kssm-mlx-cache-")
     if sys.platform == "linux" and shutil.which("g++") is None:

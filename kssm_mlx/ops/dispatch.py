@@ -31,7 +31,7 @@ from types import ModuleType
 import mlx.core as mx
 
 from kssm_mlx import _blas, files
-from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.errors import ConfigError, KssmWarning, nearest
 from kssm_mlx.ops import cpp, gpu, native, proof
 from kssm_mlx.ops.proof import Case, Variant, Verdict
 from kssm_mlx.parsing import parse_json
@@ -207,7 +207,8 @@ _found: dict[str, Verdict] = {}
 
 def _told(verdict: Verdict) -> Verdict:
     if not verdict.ok:
-        warnings.warn(f"{verdict.op}: the kernel is off ({verdict.why}); see kssm doctor", stacklevel=3)
+        said = f"{verdict.op}: the kernel is off ({verdict.why}); see kssm doctor"
+        warnings.warn(said, KssmWarning, stacklevel=3)
     return verdict
 
 

@@ -30,6 +30,7 @@ TINY = Sizes(
     oscillators=(100,),
     decoded=2,
 )
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def chosen(*parts: str) -> list[Case]:

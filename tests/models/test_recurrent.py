@@ -17,6 +17,7 @@ from tests.support.base_models import CONFIGS, V, host, leaves, tokens
 
 CLOSE = {"atol": 3e-5, "rtol": 3e-5}
 every_host = pytest.mark.parametrize("name", CONFIGS)
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def assert_close(ours, expected):

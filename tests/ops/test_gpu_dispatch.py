@@ -7,7 +7,7 @@ import warnings
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.errors import ConfigError, KssmWarning
 from kssm_mlx.ops import dispatch, gpu, native, proof
 from kssm_mlx.ops.proof import Verdict
 from kssm_mlx.ops.selective_scan import selective_scan
@@ -96,7 +96,7 @@ def test_a_wrong_kernel_is_switched_off(record, monkeypatch, value, why):
     """Wrong numbers and code that does not compile: the compiled form runs, and a warning says why."""
     body = property(lambda kernel: f"{kernel.outputs.split()[0]}[lane] = {value};")
     monkeypatch.setattr(gpu.Kernel, "body", body)
-    with pytest.warns(UserWarning, match=rf"conv: the kernel is off .*{why}"):
+    with pytest.warns(KssmWarning, match=rf"conv: the kernel is off .*{why}"):
         assert dispatch.kernel("conv", "auto") is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")

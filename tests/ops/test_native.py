@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.errors import ConfigError, KssmWarning
 from kssm_mlx.ops import cpp, dispatch, gpu, native, proof
 
 
@@ -131,7 +131,7 @@ def test_a_kernel_that_cannot_be_built_is_off(damage, tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
     cpp._function.cache_clear()
     dispatch._verdict.cache_clear()
-    with pytest.warns(UserWarning, match="conv: the kernel is off .*conv_forward cannot be compiled here"):
+    with pytest.warns(KssmWarning, match="conv: the kernel is off .*conv_forward cannot be compiled here"):
         assert dispatch.kernel("conv", "auto") is None
     assert dispatch.kernel("conv", "auto") is None
     with pytest.raises(ConfigError, match=r"conv_forward cannot be compiled here .*; use impl='compiled'"):

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import kssm_mlx
 from kssm_mlx.checks import suite
+from kssm_mlx.checks.training import overfit
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.runner.evaluate import evaluate
 from kssm_mlx.training.recipe import load, parse, shipped
@@ -54,7 +55,22 @@ def latest(folder):
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch):
+def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch, capsys, uncompiled):
+    monkeypatch.setattr(overfit, "STEPS", 5)  # N18 stops no smoke run
+    assert_it_runs(name, tmp_path, monkeypatch)
+    capsys.readouterr()  # a base model that is trained first says so
+
+
+# Each costs minutes of g++ on Linux; the one that `make run` takes stands for them.
+@pytest.mark.parametrize(
+    "name", [name if name == "default" else pytest.param(name, marks=pytest.mark.slow) for name in shipped()]
+)
+def test_so_it_does_compiled(name, tmp_path, monkeypatch, capsys):
+    assert_it_runs(name, tmp_path, monkeypatch)
+    capsys.readouterr()
+
+
+def assert_it_runs(name, tmp_path, monkeypatch):
     recipe, folder = load(name, smoke=True), tmp_path / "run"
     steps = recipe.train.steps
     result, _ = trained(recipe, folder)

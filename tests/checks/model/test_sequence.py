@@ -17,6 +17,8 @@ from tests.support import fakes
 MODEL_CHECKS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C16")
 RECIPE = parse({"train": {"context": 32}})
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 
 def run(id: str, model, seed: int = 0, **more):
     (check,) = suite.run_suite(Context(model, model.args, RECIPE, seed=seed, **more), [id])

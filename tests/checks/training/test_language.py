@@ -13,6 +13,8 @@ from kssm_mlx.data.tokens import prepare
 from kssm_mlx.training.recipe import parse
 from tests.support.fakes import NotANumber, TinyRecurrent
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 
 class Repeating(TinyRecurrent):
     """Says one token for ever."""
