@@ -71,9 +71,75 @@ def allowed(here: str, target: str) -> bool:
     return here == target or target in MAY_IMPORT.get(here, set())
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_arrows_point_down(path):
-    assert violations(path) == []
+def test_arrows_point_down():
+    files = sorted(ROOT.rglob("*.py"))
+    assert len(files) > 200
+    assert [wrong for path in files for wrong in violations(path)] == []
+
+
+def modules(root: Path) -> dict[str, set[str]]:
+    """Every module below `root` -> the modules of the package that it imports, lazily or not."""
+    files = {
+        ".".join(("kssm_mlx", *p.relative_to(root).with_suffix("").parts)): p for p in root.rglob("*.py")
+    }
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    found = {}
+    for name, path in files.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found[name] |= {a.name for a in node.names} & files.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                named = {f"{node.module}.{a.name}" for a in node.names}
+                # `from package import module` asks for the module; the package only forwards.
+                found[name] |= (named & files.keys()) or ({node.module} & files.keys())
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, by whatever way."""
+
+    def reach(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            new = imports[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+    reachable = {name: reach(name) for name in imports}
+    groups = {frozenset(b for b in reachable[a] if a in reachable[b]) for a in imports if a in reachable[a]}
+    return sorted(sorted(group) for group in groups)
+
+
+def test_no_import_goes_round_in_a_circle():
+    assert circles(modules(ROOT)) == []
+
+
+def test_a_circle_is_caught_also_one_that_is_lazy(tmp_path):
+    (tmp_path / "a.py").write_text("from kssm_mlx import b\n")
+    (tmp_path / "b.py").write_text("def f():\n    from kssm_mlx.c import x\n")
+    (tmp_path / "c.py").write_text("import kssm_mlx.a\n")
+    (tmp_path / "d.py").write_text("import kssm_mlx.a\n")
+    assert circles(modules(tmp_path)) == [["kssm_mlx.a", "kssm_mlx.b", "kssm_mlx.c"]]
+
+
+def test_no_folder_has_more_than_20_files_and_none_only_forwards():
+    folders = {path.parent for path in ROOT.rglob("*.py")}
+    crowded = {str(f.relative_to(ROOT)): n for f in folders if (n := len([*f.glob("*.py")])) > 20}
+    assert crowded == {}
+    forwarding = [
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*.py")
+        if path.name != "__init__.py" and all(map(is_forwarding, ast.parse(path.read_text()).body))
+    ]
+    assert forwarding == []
+
+
+def is_forwarding(node: ast.stmt) -> bool:
+    """An import, a docstring, or a list of names."""
+    named = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    return named or isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)
 
 
 def test_every_layer_is_known():

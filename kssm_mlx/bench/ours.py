@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx import models
 from kssm_mlx.bench.measure import Contender, arrays
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 
@@ -42,9 +42,7 @@ def _overrides(family: str, shape: Shape) -> dict[str, Any]:
     if family == "kssm":
         return {"d_model": shape.width, "n_layers": shape.layers}
     common = {"hidden_size": shape.width, "num_hidden_layers": shape.layers}
-    if family == "mamba2":
-        return {**common, "num_heads": shape.width // 32, "head_dim": 64, "state_size": 64}
-    return {**common, "head_dim": 64} if family == "rwkv7" else common
+    return {**common, **models.FAMILIES[family].bench(shape.width)}
 
 
 def in_bits(model: nn.Module, bits: int | None) -> nn.Module:

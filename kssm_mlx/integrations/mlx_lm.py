@@ -35,7 +35,7 @@ class WithArraysCache:
 
 def Model(config) -> nn.Module:
     """The model of a configuration, with mlx-lm's caches; freshly initialised, for mlx-lm to load."""
-    return _hosted(models.MODELS[models.family_of(config)].load()[2])(config)
+    return _hosted(models.FAMILIES[models.family_of(config)].load()[2])(config)
 
 
 @cache

@@ -4,46 +4,35 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
-from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.models.families import kssm, mamba, mamba2, rwkv4, rwkv7, transformer
+from kssm_mlx.models.families.family import Family
 
 SIZES = ("xs", "s", "m", "l")
 
 
-class Family(NamedTuple):
-    """Where a family lives: module, configuration class, model class. Imported when first asked for."""
-
-    module: str
-    config: str
-    model: str
-
-    def load(self):
-        module = import_module(f"kssm_mlx.models.{self.module}")
-        return module, getattr(module, self.config), getattr(module, self.model)
-
-
-MODELS: dict[str, Family] = {
-    "kssm": Family("kssm", "KSSMConfig", "KSSM"),
+FAMILIES: dict[str, Family] = {
+    "kssm": kssm.FAMILY,
     "kssm_v1": Family("precursors.kssm_v1", "KSSMv1Config", "KSSMv1"),
     "kssm_v2": Family("precursors.kssm_v2", "KSSMv2Config", "KSSMv2"),
     "kssm_v3": Family("precursors.kssm_v3", "KSSMv3Config", "KSSMv3"),
-    "mamba": Family("mamba", "MambaConfig", "Mamba"),
-    "falcon_mamba": Family("mamba", "MambaConfig", "Mamba"),
-    "mamba2": Family("mamba2", "Mamba2Config", "Mamba2"),
-    "rwkv": Family("rwkv4", "RWKV4Config", "RWKV4"),
-    "rwkv7": Family("rwkv7", "RWKV7Config", "RWKV7"),
+    "mamba": mamba.FAMILY,
+    "falcon_mamba": mamba.FALCON,
+    "mamba2": mamba2.FAMILY,
+    "rwkv": rwkv4.FAMILY,
+    "rwkv7": rwkv7.FAMILY,
     "hybrid": Family("hybrids.parallel", "HybridConfig", "Hybrid"),
     "hybrid_v3": Family("hybrids.v3", "HybridV3Config", "HybridV3"),
-    "transformer": Family("transformer", "TransformerConfig", "Transformer"),
+    "transformer": transformer.FAMILY,
 }
 
 
 def _family(name: str) -> Family:
-    if name not in MODELS:
-        raise ConfigError(f"no model family {name!r}; known: {', '.join(MODELS)}{nearest(name, MODELS)}")
-    return MODELS[name]
+    if name not in FAMILIES:
+        raise ConfigError(f"no model family {name!r}; known: {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
+    return FAMILIES[name]
 
 
 def configure(

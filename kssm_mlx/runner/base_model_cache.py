@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.training import recipe as recipes
-from kssm_mlx.training.recipe import Host
+from kssm_mlx.training.recipe_sections import Host
 from kssm_mlx.weights.audit import verified
 
 

@@ -20,7 +20,7 @@ from kssm_mlx.runner.load import load
 from kssm_mlx.runner.verify_weights import verify_weights
 from kssm_mlx.runs.layout import is_run
 from kssm_mlx.training import recipe as recipes
-from kssm_mlx.training.recipe import Host, Model
+from kssm_mlx.training.recipe_sections import Host, Model
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.export import export
 

@@ -21,7 +21,8 @@ from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
 from kssm_mlx.runner.base_model_cache import source_of
 from kssm_mlx.runner.pretrained import open_model
-from kssm_mlx.training.recipe import Host, Recipe
+from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.recipe_sections import Host
 from kssm_mlx.training.state import flatten
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.hub.resolve import resolve

@@ -35,12 +35,45 @@ Form = Literal["repaired", "published"]
 Token = Annotated[int, Field(ge=0)]
 
 
-def uncertain(logits, targets, trace, *, target: Share = 0.5) -> Value:
+TERMS: dict[str, Callable[..., Value]] = {}
+READ_LOGITS: set[str] = set()  # terms for which all logits must stand in memory together
+
+
+def loss_term(name: str, *, reads_logits: bool = False, legacy: bool = False):
+    """Register a term under its name in [loss]; its keyword-only arguments are its options.
+
+    legacy: also as `legacy_NAME`, the same value as a number that nothing can lower, which is what a Python
+    float in a loss is.
+    """
+
+    def register(term: Callable[..., Value]) -> Callable[..., Value]:
+        TERMS[name] = term
+        if legacy:
+            TERMS[f"legacy_{name}"] = _constant(term)
+        if reads_logits:
+            READ_LOGITS.update({name, f"legacy_{name}"} & TERMS.keys())
+        return term
+
+    return register
+
+
+def _constant(term: Callable[..., Value]) -> Callable[..., Value]:
+    def held(logits, targets, trace, **options) -> Value:
+        value, parts = term(logits, targets, trace, **options)
+        return mx.stop_gradient(value), parts
+
+    held.__wrapped__ = term
+    return held
+
+
+@loss_term("uncertainty", reads_logits=True, legacy=True)
+def uncertainty_off_target(logits, targets, trace, *, target: Share = 0.5) -> Value:
     """|U - target|, U the mean entropy of the predictions over ln V."""
     U = uncertainty(logits, targets)
     return mx.abs(U - target), {"U": U}
 
 
+@loss_term("presence", reads_logits=True)
 def presence(logits, targets, trace, *, form: Form = "repaired") -> Value:
     """mean Σp²: rewards predictions that keep several tokens present. Published: mean (1 - Σp²), which
     minimised rewards the peaked predictions that it was meant against.
@@ -49,12 +82,14 @@ def presence(logits, targets, trace, *, form: Form = "repaired") -> Value:
     return (peaked if form == "repaired" else 1 - peaked), {}
 
 
+@loss_term("tonal", legacy=True)
 def tonal(logits, targets, trace, *, limit: Share = 0.8) -> Value:
     """max(R - limit, 0), R the mean of all blocks: against over-synchronisation."""
     R = _mean_of(trace, "R", "tonal")
     return mx.maximum(R - limit, 0.0), {"R": R}
 
 
+@loss_term("coherence")
 def coherence(
     logits,
     targets,
@@ -70,6 +105,7 @@ def coherence(
     return mx.square(mx.maximum(off, 0.0)), {"R": R}
 
 
+@loss_term("bistability")
 def bistability(
     logits, targets, trace, *, determinant: float = 0.1, barrier: float = 0.5, epsilon: float = 1e-5
 ) -> Value:
@@ -82,22 +118,26 @@ def bistability(
     return det + wall, {"determinant": det, "barrier": wall}
 
 
+@loss_term("eos", reads_logits=True)
 def eos(logits, targets, trace, *, token: Token = 0) -> Value:
     """The mean probability given to `token`."""
     return _mean(_probabilities(logits)[..., token], targets), {}
 
 
+@loss_term("legacy_eos")
 def eos_share(logits, targets, trace, *, token: Token = 0) -> Value:
     """The share of `token` among the targets, padding included: a property of the data alone."""
     return mx.mean((mx.maximum(targets, 0) == token).astype(mx.float32)), {}
 
 
+@loss_term("output_entropy", reads_logits=True)
 def output_entropy(logits, targets, trace) -> Value:
     """Minus the mean entropy of the predictions, nats: against mode collapse."""
     H = _mean(entropy(logits), targets)
     return -H, {"nats": H}
 
 
+@loss_term("gate_entropy")
 def gate_entropy(logits, targets, trace, *, form: Form = "repaired") -> Value:
     """Minus the mean entropy of the gates between two branches, nats: a bonus for using both. Published: with
     the sign that drives gates to one branch.
@@ -107,6 +147,7 @@ def gate_entropy(logits, targets, trace, *, form: Form = "repaired") -> Value:
     return (-H if form == "repaired" else H), {"nats": H}
 
 
+@loss_term("diversity")
 def diversity(logits, targets, trace) -> Value:
     """(1 + cos(R, M)) / 2 of the outputs of the RWKV and the Mamba branch: 0 opposed, 1 alike."""
     pairs = zip(*(_found(trace, name, "diversity") for name in ("rwkv", "mamba")), strict=True)
@@ -114,40 +155,12 @@ def diversity(logits, targets, trace) -> Value:
     return (1 + alike) / 2, {"cosine": alike}
 
 
+@loss_term("arbiter")
 def arbiter(logits, targets, trace) -> Value:
     """-ln of the share that the gate gives to the branch nearer to what was fused, nats."""
     names = ("rwkv", "mamba", "gate")
     blocks = zip(*(_found(trace, name, "arbiter") for name in names), strict=True)
     return _average([_misjudged(r, m, gate) for r, m, gate in blocks]), {}
-
-
-def constant(term: Callable[..., Value]) -> Callable[..., Value]:
-    """The same value as a number that nothing can lower: what a Python float in a loss is."""
-
-    def held(logits, targets, trace, **options) -> Value:
-        value, parts = term(logits, targets, trace, **options)
-        return mx.stop_gradient(value), parts
-
-    held.__wrapped__ = term
-    return held
-
-
-TERMS: dict[str, Callable[..., Value]] = {
-    "uncertainty": uncertain,
-    "presence": presence,
-    "tonal": tonal,
-    "coherence": coherence,
-    "bistability": bistability,
-    "eos": eos,
-    "output_entropy": output_entropy,
-    "gate_entropy": gate_entropy,
-    "diversity": diversity,
-    "arbiter": arbiter,
-    "legacy_uncertainty": constant(uncertain),
-    "legacy_tonal": constant(tonal),
-    "legacy_eos": eos_share,
-}
-READ_LOGITS = {"uncertainty", "presence", "eos", "output_entropy", "legacy_uncertainty"}
 
 
 class Term(NamedTuple):

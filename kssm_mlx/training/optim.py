@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.base import component_of
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.steering_sections import Group
 
 Tree = dict[str, Any]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 
 DECAY_SHARE = 0.2  # of the steps after warm-up, in which wsd comes down
 

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.training import optim
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 
 
 class TrainState(NamedTuple):

@@ -23,7 +23,7 @@ from kssm_mlx.models.base import Cache, Intervention, head_of, mode, with_parame
 from kssm_mlx.training import loss_terms, observables, optim
 from kssm_mlx.training.loss_terms import Term, apart
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import TrainState, buffers_of, flatten, with_knobs
 

@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models import FAMILIES
 from kssm_mlx.weights.naming.configs import to_file
 from kssm_mlx.weights.quantize import quantization_of
 
@@ -32,12 +33,6 @@ from kssm_mlx.integrations.mlx_lm import Model, ModelArgs
 
 __all__ = ["Model", "ModelArgs"]
 '''
-ARCHITECTURES = {
-    "mamba": "MambaForCausalLM",
-    "falcon_mamba": "FalconMambaForCausalLM",
-    "mamba2": "Mamba2ForCausalLM",
-    "rwkv": "RwkvForCausalLM",
-}
 Weights = dict[str, mx.array]
 
 
@@ -85,7 +80,7 @@ def _mlx_lm(model: nn.Module) -> tuple[dict[str, Any], Weights]:
 
 def _transformers(model: nn.Module) -> tuple[dict[str, Any], Weights]:
     _refuse_unless_transformers_has_it(model)
-    config = {**to_file(model.args), "architectures": [ARCHITECTURES[model.args.model_type]]}
+    config = {**to_file(model.args), "architectures": [FAMILIES[model.args.model_type].architecture]}
     weights = {
         name: value.moveaxis(1, 2) if name.endswith("conv1d.weight") else value
         for name, value in _weights(model).items()
@@ -97,10 +92,10 @@ def _transformers(model: nn.Module) -> tuple[dict[str, Any], Weights]:
 
 def _refuse_unless_transformers_has_it(model: nn.Module) -> None:
     config = model.args
-    if config.model_type not in ARCHITECTURES:
+    known = [name for name, family in FAMILIES.items() if family.architecture]
+    if config.model_type not in known:
         raise ConfigError(
-            f"transformers does not have {config.model_type}, only {', '.join(ARCHITECTURES)}; "
-            "use --format mlx-lm"
+            f"transformers does not have {config.model_type}, only {', '.join(known)}; use --format mlx-lm"
         )
     if quantization_of(model):
         raise ConfigError("transformers does not read MLX's quantised weights; export the unquantised model")

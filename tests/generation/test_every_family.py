@@ -6,13 +6,13 @@ import pytest
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.generation import generate, load_state, save_state, stack
 from kssm_mlx.generation.decode import prefill
-from kssm_mlx.models import MODELS, build, configure
+from kssm_mlx.models import FAMILIES, build, configure
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 PROMPTS = ["a", "unequal lengths are where batches go wrong", "three words here"]
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def model(request):
     return build(configure(request.param, "xs", vocab_size=256, context=64), seed=1)
 

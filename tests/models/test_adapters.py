@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.adapters import attach, fuse
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 from kssm_mlx.weights.quantize import quantize

@@ -3,7 +3,7 @@
 import pytest
 from mlx.utils import tree_flatten
 
-from kssm_mlx.models import MODELS, build, configure
+from kssm_mlx.models import FAMILIES, build, configure
 from kssm_mlx.models.base import component_of
 
 BOTH = {"embedding", "norm", "mlp"}
@@ -27,7 +27,7 @@ def tags(model) -> dict[str, str]:
     return {path: component_of(model, path) for path, _ in tree_flatten(model.parameters())}
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_has_a_known_tag(family):
     model = build(configure(family, "xs", vocab_size=16, context=32))
     assert set(tags(model).values()) == EXPECTED[family]

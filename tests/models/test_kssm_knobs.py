@@ -8,7 +8,7 @@ from kssm_mlx.errors import CheckpointError
 from kssm_mlx.models import build, configure
 from kssm_mlx.runner.initial_model import take
 from kssm_mlx.training.controllers import control
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state, to_arrays, with_knobs
 from kssm_mlx.training.steering_sections import Control
 from kssm_mlx.training.step import make_step

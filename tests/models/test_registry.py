@@ -6,10 +6,10 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models import MODELS, SIZES, build, config_from_dict, config_to_dict, configure, family_of
+from kssm_mlx.models import FAMILIES, SIZES, build, config_from_dict, config_to_dict, configure, family_of
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_family_has_every_size_and_survives_json(family, size):
     config = configure(family, size, vocab_size=77, context=64)

@@ -12,7 +12,7 @@ from kssm_mlx.models.self_coupled import token_map
 from kssm_mlx.oscillators import theory
 from kssm_mlx.oscillators.integrate import RK4, runge_kutta
 from kssm_mlx.oscillators.planar import Planar
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 from tests.support.small_kssm import awake, config, tokens

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
 
 GUTENBERG = {

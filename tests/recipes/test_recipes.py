@@ -10,7 +10,8 @@ import pytest
 from kssm_mlx.models import configure
 from kssm_mlx.models.hybrids.fusions import FUSIONS
 from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage
-from kssm_mlx.training.recipe import Host, load, parse_override, shipped
+from kssm_mlx.training.recipe import load, parse_override, shipped
+from kssm_mlx.training.recipe_sections import Host
 from kssm_mlx.training.schedules import schedule
 
 RECIPES = shipped()

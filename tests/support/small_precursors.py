@@ -5,18 +5,18 @@ from __future__ import annotations
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from kssm_mlx.models import MODELS, configure
+from kssm_mlx.models import FAMILIES, configure
 from kssm_mlx.models.precursors.base import Precursor
 
 V, LENGTH = 17, 40
-FAMILIES = ("kssm_v1", "kssm_v2", "kssm_v3")
+PRECURSORS = ("kssm_v1", "kssm_v2", "kssm_v3")
 
 
 def precursor(family: str, seed: int = 0, **overrides) -> Precursor:
     """In evaluation mode; positions up to `LENGTH`."""
     if family != "kssm_v1":
         overrides = {"max_length": LENGTH, **overrides}
-    _, _, model_class = MODELS[family].load()
+    _, _, model_class = FAMILIES[family].load()
     model = model_class(configure(family, "xs", vocab_size=V, overrides=overrides), seed=seed)
     keys = iter(mx.random.split(mx.random.key(seed + 100), 200))
     moved = [

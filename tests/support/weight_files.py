@@ -14,10 +14,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from kssm_mlx import models
+from kssm_mlx.models import FAMILIES
 from kssm_mlx.weights.io.container import open_container
 from kssm_mlx.weights.io.safetensors_header import DTYPES
 from kssm_mlx.weights.naming.configs import to_file
-from kssm_mlx.weights.naming.keymaps import TABLES
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 3}
 RANKS = dict.fromkeys(("decay_low_rank_dim", "a_low_rank_dim", "v_low_rank_dim", "gate_low_rank_dim"), 4)
@@ -158,7 +158,7 @@ def _tuple(numbers) -> bytes:
 
 def blinkdl(tensors: dict[str, Stored], family: str) -> dict[str, Stored]:
     """Our names as BlinkDL's, by the key map backwards; vectors as [1, 1, D], low-rank maps transposed."""
-    back = {ours: (name, how) for name, (ours, how) in TABLES["blinkdl", family].items()}
+    back = {ours: (name, how) for name, (ours, how) in FAMILIES[family].key_maps["blinkdl"].items()}
     found = {}
     for ours, t in tensors.items():
         n = next((part for part in ours.split(".") if part.isdigit()), "")

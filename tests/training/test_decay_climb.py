@@ -6,7 +6,7 @@ import pytest
 
 from kssm_mlx.models import build, configure
 from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step

@@ -10,7 +10,7 @@ from kssm_mlx.models.base import head_of
 from kssm_mlx.training import losses
 from kssm_mlx.training.evaluation import evaluate
 from kssm_mlx.training.loss_terms import terms
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.step import make_gradient
 
 V, B, T = 19, 2, 12

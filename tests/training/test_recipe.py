@@ -5,7 +5,7 @@ import math
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.training import recipe
+from kssm_mlx.training import recipe, recipe_sections
 
 
 def refused(table: dict) -> str:
@@ -137,7 +137,7 @@ def test_a_host_takes_the_place_of_a_family(tmp_path):
     path = tmp_path / "host.toml"
     path.write_text('[model]\nhost = "folder"\nrank = 4\n')
     model = recipe.load(path).model
-    assert isinstance(model, recipe.Host)
+    assert isinstance(model, recipe_sections.Host)
     assert (model.host, model.train, model.rank, model.alpha) == ("folder", "lora", 4, 16.0)
     again = recipe.parse(recipe.load(path).model_dump())
     assert again.model == model

@@ -10,7 +10,7 @@ import pytest
 
 from kssm_mlx.models import build, configure
 from kssm_mlx.ops import dispatch, gpu, native
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 

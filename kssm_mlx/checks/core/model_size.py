@@ -44,7 +44,7 @@ def reduced(config: Any) -> Any | None:
     everything else stays as it was.
     """
     family = getattr(config, "model_type", None)
-    if family not in models.MODELS:
+    if family not in models.FAMILIES:
         return None
     own = models.config_to_dict(config)
     small, large = (asdict(models.configure(family, s, vocab_size=config.vocab_size)) for s in ("xs", "l"))

@@ -16,7 +16,7 @@ from kssm_mlx.data.tokens import TokenSplit
 from kssm_mlx.models.base import Output
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.losses import cross_entropy, split_rows
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 

@@ -10,7 +10,7 @@ from kssm_mlx.checks.core.conditions import mean_R, passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.training.optim import adamw
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import flatten
 

@@ -14,11 +14,11 @@ from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, 
 from kssm_mlx.checks.data.task_learnability import SIGMA, rows_of, task_of
 from kssm_mlx.checks.training.overfit import MOST
 from kssm_mlx.data.batches import evaluation_windows, random_batch
-from kssm_mlx.models import MODELS, build
+from kssm_mlx.models import FAMILIES, build
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.training.evaluation import evaluate
 from kssm_mlx.training.losses import cross_entropy, split_rows
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import Totals, make_update
 
@@ -131,7 +131,7 @@ def _fresh(ctx: Context) -> nn.Module:
     """A model of the same configuration before step 1. Raises: NotMeasurable where none can be made."""
     if ctx.builder is not None:
         model = ctx.builder(ctx.seed)
-    elif getattr(ctx.config, "model_type", None) in MODELS:
+    elif getattr(ctx.config, "model_type", None) in FAMILIES:
         model = build(ctx.config, ctx.seed)
     else:
         raise NotMeasurable("no fresh model can be made: neither a builder nor a configuration of ours")

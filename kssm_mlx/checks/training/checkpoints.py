@@ -46,7 +46,7 @@ def reloads(ctx: Context) -> Check:
     (tests/training/test_loop.py).
     """
     ctx.need("model", "recipe", "data")
-    if getattr(ctx.config, "model_type", None) not in models.MODELS:
+    if getattr(ctx.config, "model_type", None) not in models.FAMILIES:
         raise NotMeasurable("a checkpoint says which family to build, and this model is of none")
     tokens = random_tokens(ctx, 2, 16, stream=32)
     here = logits_of(as_run(ctx), tokens)

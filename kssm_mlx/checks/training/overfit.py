@@ -14,7 +14,7 @@ from kssm_mlx.data.batches import random_batch
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.training.loss_terms import terms
 from kssm_mlx.training.losses import split_rows
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.models import FAMILIES
 from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.grafts.phase_cores import CarriedCore, HookCore, LogitCore, PhaseBlock, PhaseCore
 from kssm_mlx.models.recurrent import RecurrentModel
@@ -147,8 +148,8 @@ GRAFTS: dict[str, type[Graft]] = {
 
 def channels(host: RecurrentModel, site: str) -> int:
     """The width of the host's stream at a site."""
-    inner = site == "mixer" and host.model_type != "rwkv7"
-    return host.args.channels if inner else host.args.hidden_size
+    inside = FAMILIES[host.model_type].graft_width if site == "mixer" else None
+    return inside(host.args) if inside else host.args.hidden_size
 
 
 def configure(values: dict[str, Any]) -> Graft:

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models import FAMILIES
 from kssm_mlx.models.base import (
     Cache,
     Intervention,
@@ -30,16 +31,15 @@ from kssm_mlx.models.grafts.configs import Graft
 from kssm_mlx.models.grafts.phase_cores import PhaseCore
 from kssm_mlx.models.recurrent import RecurrentModel
 
-HOSTS = ("mamba", "falcon_mamba", "mamba2", "rwkv", "rwkv7")
-
 
 def graft(host: nn.Module, config: Graft, seed: int = 0) -> nn.Module:
     """`host` with the cores of `config` in it; its own parameters are the same arrays as before.
 
     Raises: ConfigError for a host that takes none, or has no such block.
     """
-    if host.model_type not in HOSTS:
-        raise ConfigError(f"{host.model_type} takes no graft; hosts are {', '.join(HOSTS)}")
+    known = [name for name, family in FAMILIES.items() if family.graft_width]
+    if host.model_type not in known:
+        raise ConfigError(f"{host.model_type} takes no graft; families that do: {', '.join(known)}")
     grafted = (GraftedHead if config.site == "logits" else Grafted)(host, config, seed)
     mx.eval(grafted.parameters())
     return grafted

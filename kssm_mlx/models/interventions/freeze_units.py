@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,18 +24,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models import FAMILIES
+from kssm_mlx.models.families.family import Claim
 
 Mode = Literal["param", "route", "ablate", "coarse"]
-
-
-class Claim(NamedTuple):
-    """Rows offset ... offset + width of one parameter of a mixer, divided among the units."""
-
-    role: Literal["routing", "slack"]
-    path: str
-    axis: int
-    offset: int
-    width: int
 
 
 class Part(NamedTuple):
@@ -61,9 +53,10 @@ class Units:
 
 def units_of(model: nn.Module, count: int = 4) -> Units:
     """The units of a model. Raises: ConfigError for a family without a table, or a count it cannot have."""
-    if model.model_type not in _TABLES:
-        raise ConfigError(f"{model.model_type} has no freeze units; families that have: {', '.join(_TABLES)}")
-    mixer, finest, claims = _TABLES[model.model_type](model.args, count)
+    tables = {name: family.units for name, family in FAMILIES.items() if family.units}
+    if model.model_type not in tables:
+        raise ConfigError(f"{model.model_type} has no freeze units; families that have: {', '.join(tables)}")
+    mixer, finest, claims = tables[model.model_type](model.args, count)
     if not 1 <= count <= finest or finest % count:
         raise ConfigError(
             f"{model.model_type} has {finest} heads, channels or groups; {count} units cannot share them"
@@ -158,126 +151,3 @@ def free_routing(model: nn.Module, held: dict[str, mx.array], count: int = 4) ->
         part = np.moveaxis(mask, axis, 0)[start:stop]
         free, total = free + int(part.sum()), total + part.size
     return free / total
-
-
-def _transformer(c: Any, count: int):
-    D = c.d_model
-    qkv = [
-        (role, f"qkv.{name}", 0, i * D, D)
-        for i, role in enumerate(("routing", "routing", "slack"))
-        for name in ("weight", "bias")
-    ]
-    return "attention", c.n_heads, _claims(*qkv, ("slack", "out.weight", 1, 0, D))
-
-
-def _mamba(c: Any, count: int):
-    I = c.channels
-    routing = ("dt_proj.weight", "dt_proj.bias", "A_log", "conv1d.weight", "conv1d.bias")
-    slack = [("in_proj.weight", 0), ("in_proj.weight", I), ("in_proj.bias", 0), ("in_proj.bias", I), ("D", 0)]
-    return (
-        "mixer",
-        I,
-        _claims(
-            *(("routing", path, 0, 0, I) for path in routing),
-            ("routing", "x_proj.weight", 1, 0, I),
-            *(("slack", path, 0, offset, I) for path, offset in slack),
-            ("slack", "out_proj.weight", 1, 0, I),
-        ),
-    )
-
-
-def _mamba2(c: Any, count: int):
-    I, H, GN = c.channels, c.num_heads, c.n_groups * c.state_size
-    bc = [("in_proj.weight", 2 * I), ("in_proj.bias", 2 * I), ("conv1d.weight", I), ("conv1d.bias", I)]
-    grouped = (
-        [(path, offset + i * GN, GN) for path, offset in bc for i in (0, 1)]
-        if c.n_groups % count == 0
-        else []
-    )
-    dt = [(path, 2 * I + 2 * GN, H) for path in ("in_proj.weight", "in_proj.bias")]
-    routing = [
-        ("dt_bias", 0, H),
-        ("A_log", 0, H),
-        ("conv1d.weight", 0, I),
-        ("conv1d.bias", 0, I),
-        *dt,
-        *grouped,
-    ]
-    slack = [(f"in_proj.{name}", i * I, I) for i in (0, 1) for name in ("weight", "bias")]
-    return (
-        "mixer",
-        H,
-        _claims(
-            *(("routing", path, 0, offset, width) for path, offset, width in routing),
-            *(
-                ("slack", path, 0, offset, width)
-                for path, offset, width in [*slack, ("D", 0, H), ("norm.weight", 0, I)]
-            ),
-            ("slack", "out_proj.weight", 1, 0, I),
-        ),
-    )
-
-
-def _rwkv4(c: Any, count: int):
-    A = c.channels
-    routing = ("receptance.weight", "key.weight", "time_decay", "time_first")
-    return (
-        "attention",
-        A,
-        _claims(
-            *(("routing", path, 0, 0, A) for path in routing),
-            ("slack", "value.weight", 0, 0, A),
-            ("slack", "output.weight", 1, 0, A),
-        ),
-    )
-
-
-def _rwkv7(c: Any, count: int):
-    D, outer = c.hidden_size, [f"{x}_lora.lora.2.{name}" for x in "wa" for name in ("weight", "bias")]
-    routing = ("r_proj.weight", "k_proj.weight", *outer, "k_k", "k_a")
-    mixed = [f"v_lora.lora.2.{name}" for name in ("weight", "bias")]
-    slack = ("v_proj.weight", *mixed, "g_lora.lora.2.weight", "g_norm.weight", "g_norm.bias")
-    return (
-        "attn",
-        c.heads,
-        _claims(
-            *(("routing", path, 0, 0, D) for path in routing),
-            ("routing", "r_k", 0, 0, c.heads),
-            *(("slack", path, 0, 0, D) for path in slack),
-            ("slack", "o_proj.weight", 1, 0, D),
-        ),
-    )
-
-
-def _kssm(c: Any, count: int):
-    G = c.n_groups
-    vectors = [("omega", 0, 0), ("log_gamma", 0, 0), ("field.weight", 0, 0), ("field.weight", 0, G)]
-    vectors += [
-        ("time_step.weight", 0, 0),
-        ("time_step.bias", 0, 0),
-        ("coupling", 1, 0),
-        ("self_coupling", 1, 0),
-    ]
-    return (
-        "mixer",
-        G,
-        _claims(
-            *(("routing", f"populations.{path}", axis, offset, G) for path, axis, offset in vectors),
-            *(("slack", "readout.weight", 1, i * G, G) for i in range(2 * c.harmonics)),
-        ),
-    )
-
-
-def _claims(*rows: tuple) -> list[Claim]:
-    return [Claim(*row) for row in rows]
-
-
-_TABLES = {
-    "transformer": _transformer,
-    "mamba": _mamba,
-    "falcon_mamba": _mamba,
-    "mamba2": _mamba2,
-    "rwkv": _rwkv4,
-    "rwkv7": _rwkv7,
-    "kssm": _kssm,
-}

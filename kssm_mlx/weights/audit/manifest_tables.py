@@ -7,14 +7,14 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from kssm_mlx.errors import nearest
-from kssm_mlx.models import MODELS
+from kssm_mlx.models import FAMILIES
 
 SHA256 = "^[0-9a-f]{64}$"
 
 
 def _known(name: str) -> str:
-    if name not in MODELS:
-        raise ValueError(f"known architectures are {', '.join(MODELS)}{nearest(name, MODELS)}")
+    if name not in FAMILIES:
+        raise ValueError(f"known architectures are {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
     return name
 
 

@@ -19,7 +19,7 @@ BESIDE = (
 def to_file(config) -> dict[str, Any]:
     """The keys of a config.json; `from_file` reads them back to a configuration of the same model."""
     values = {name: value for name, value in asdict(config).items() if value is not None}
-    derived = _DERIVED.get(config.model_type)
+    derived = models.FAMILIES[config.model_type].derived
     return _tagged(values | derived(config) if derived else values)
 
 
@@ -29,41 +29,13 @@ def from_file(values: dict[str, Any]):
     Raises: ConfigError for an architecture that is not known, and for keys it does not understand.
     """
     name = values.get("model_type")
-    if name not in models.MODELS:
-        raise ConfigError(f"config.json has model_type {name!r}; known: {', '.join(models.MODELS)}")
-    _, config_class, _ = models.MODELS[name].load()
+    if name not in models.FAMILIES:
+        raise ConfigError(f"config.json has model_type {name!r}; known: {', '.join(models.FAMILIES)}")
+    _, config_class, _ = models.FAMILIES[name].load()
     values = _untagged(values)
     if hasattr(config_class, "from_huggingface"):
         return config_class.from_huggingface(values)
     return models.config_from_dict({key: value for key, value in values.items() if key not in BESIDE})
-
-
-def _mamba(config) -> dict[str, Any]:
-    return {
-        "intermediate_size": config.channels,
-        "time_step_rank": config.rank,
-        "expand": _ratio(config.channels, config.hidden_size),
-        "hidden_act": "silu",
-    }
-
-
-def _mamba2(config) -> dict[str, Any]:
-    return {"expand": _ratio(config.channels, config.hidden_size), "hidden_act": "silu"}
-
-
-def _rwkv4(config) -> dict[str, Any]:
-    return {"attention_hidden_size": config.channels, "intermediate_size": config.wide}
-
-
-def _rwkv7(config) -> dict[str, Any]:
-    return {"intermediate_size": config.wide, "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True}
-
-
-def _ratio(a: int, b: int) -> int | float:
-    return a // b if a % b == 0 else a / b
-
-
-_DERIVED = {"mamba": _mamba, "falcon_mamba": _mamba, "mamba2": _mamba2, "rwkv": _rwkv4, "rwkv7": _rwkv7}
 
 
 def _tagged(value: Any) -> Any:

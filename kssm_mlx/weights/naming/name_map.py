@@ -13,12 +13,13 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx import models
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.models.families.family import KeyMap
 from kssm_mlx.weights.audit.findings import Finding, some
 from kssm_mlx.weights.io.container import Container
 from kssm_mlx.weights.io.tensors import FLOATS
-from kssm_mlx.weights.naming import blinkdl
+from kssm_mlx.weights.naming import blinkdl, keymaps
 from kssm_mlx.weights.naming.configs import from_file
-from kssm_mlx.weights.naming.keymaps import TRANSFORMS, UNREAD, Table, table
+from kssm_mlx.weights.naming.keymaps import TRANSFORMS
 from kssm_mlx.weights.quantize import apply_quantization
 
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -56,7 +57,7 @@ def configuration(container: Container) -> Any:
 
 def _state_spaces(values: dict[str, Any]) -> Any:
     layer = (values.get("ssm_cfg") or {}).get("layer", "Mamba1")
-    _, config_class, _ = models.MODELS["mamba2" if layer == "Mamba2" else "mamba"].load()
+    _, config_class, _ = models.FAMILIES["mamba2" if layer == "Mamba2" else "mamba"].load()
     return config_class.from_state_spaces(values)
 
 
@@ -70,7 +71,7 @@ def skeleton(config: Any, container: Container) -> nn.Module:
         raise ConfigError(
             f"config.json asks for {blocks:,} blocks, there are {len(container.tensors):,} tensors"
         )
-    _, _, model_class = models.MODELS[models.family_of(config)].load()
+    _, _, model_class = models.FAMILIES[models.family_of(config)].load()
     try:
         model = model_class(config)
         return apply_quantization(model, container.config or {}, container.tensors.keys())
@@ -81,8 +82,8 @@ def skeleton(config: Any, container: Container) -> nn.Module:
 def map_names(container: Container, config: Any, model: nn.Module) -> NameMap:
     """Every parameter of `model` beside its tensor; what is missing, unused or of a wrong shape or dtype."""
     expected = dict(tree_flatten(model.parameters()))
-    rules = table(container.layout, config.model_type, list(expected))
-    always = UNREAD.get((container.layout, config.model_type), ())
+    rules = keymaps.table(container.layout, config.model_type, list(expected))
+    always = keymaps.unread(container.layout, config.model_type)
     pairs, unread, unused, findings = {}, {}, [], []
     for source in container.names:
         ours, transform = target(source, rules)
@@ -102,7 +103,7 @@ def map_names(container: Container, config: Any, model: nn.Module) -> NameMap:
     return NameMap(pairs, unread, tuple(findings))
 
 
-def target(source: str, rules: Table) -> tuple[str | None, str]:
+def target(source: str, rules: KeyMap) -> tuple[str | None, str]:
     """Our name of a tensor, and the transform; None for a name that is in no rule.
 
     The parts of a quantised weight, `x.weight`, `x.scales` and `x.biases`, go together.
@@ -124,7 +125,7 @@ def kind(name: str) -> str:
     return _BLOCK.sub("N", name, count=1)
 
 
-def _totality(missing: list[str], unused: list[str], rules: Table) -> list[Finding]:
+def _totality(missing: list[str], unused: list[str], rules: KeyMap) -> list[Finding]:
     """W7 in both directions, with the nearest name as a hint."""
     findings = []
     if missing:

@@ -15,7 +15,7 @@ from tests.support.fakes import TinyRecurrent
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
-@pytest.mark.parametrize("family", models.MODELS)
+@pytest.mark.parametrize("family", models.FAMILIES)
 def test_the_small_model_keeps_every_option_but_the_size(family):
     large = models.configure(family, "l", vocab_size=48)
     small = model_size.reduced(large)

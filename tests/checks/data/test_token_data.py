@@ -14,7 +14,7 @@ from kssm_mlx.checks.data.token_data import kl_limit, passages, shared_passages
 from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import file_digest
-from kssm_mlx.training.recipe import Data
+from kssm_mlx.training.recipe_sections import Data
 from tests.support import fakes
 from tests.support.small_runs import make_data, sentences
 

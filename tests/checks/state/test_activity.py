@@ -12,7 +12,7 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.core.state_recording import record, views, with_views
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.models.hybrids import parallel
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 from tests.support import broken_states as broken

@@ -19,7 +19,7 @@ from kssm_mlx.models.grafts.configs import HookGraft, LogitGraft, PhaseBlockGraf
 from kssm_mlx.models.grafts.graft import graft
 from kssm_mlx.models.grafts.phase_cores import HookCore, LogitCore, PhaseBlock
 from kssm_mlx.models.interventions.spec import Amplitude, Silence
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import from_arrays, initial_state, to_arrays
 from kssm_mlx.training.step import Totals, make_step, make_update
 from tests.support.compiling import compiling

@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.interventions.freeze_units import free_routing, freeze_masks, masks, units_of
-from kssm_mlx.training.recipe import Train
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 from tests.support.fakes import TinyRecurrent
@@ -125,7 +125,7 @@ def test_the_free_share_of_routing():
 @pytest.mark.parametrize(
     "ask, message",
     [
-        (lambda: units_of(TinyRecurrent()), "tiny has no freeze units; families that have: transformer"),
+        (lambda: units_of(TinyRecurrent()), "tiny has no freeze units; families that have: kssm"),
         (lambda: units_of(awake("transformer"), 3), "4 heads, channels or groups; 3 units"),
         (lambda: freeze_masks(awake("transformer"), (4,)), r"freeze units \[4\], but the units are 0 to 3"),
     ],

@@ -9,16 +9,16 @@ import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models import MODELS, build, configure
+from kssm_mlx.models import FAMILIES, build, configure
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
 from tests.support.small_kssm import assert_close, tokens
-from tests.support.small_precursors import FAMILIES, LENGTH, V, precursor, size_of
+from tests.support.small_precursors import LENGTH, PRECURSORS, V, precursor, size_of
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
-POSITIONED = [family for family in FAMILIES if family != "kssm_v1"]
+POSITIONED = [family for family in PRECURSORS if family != "kssm_v1"]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=PRECURSORS)
 def model(request):
     return precursor(request.param)
 
@@ -39,7 +39,7 @@ def positioned(request):
     ],
 )
 def test_parameters_are_those_of_the_published_models(family, size, vocab_size, parameters):
-    _, _, model_class = MODELS[family].load()
+    _, _, model_class = FAMILIES[family].load()
     assert size_of(model_class(configure(family, size, vocab_size=vocab_size))) == parameters
 
 
@@ -143,7 +143,7 @@ def loss(model, ids) -> mx.array:
     return nn.losses.cross_entropy(model(ids[:, :-1]), ids[:, 1:], reduction="mean")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PRECURSORS)
 def test_the_seed_is_the_model(family):
     config = configure(family, "xs", vocab_size=V)
     mx.random.seed(1)
@@ -153,7 +153,7 @@ def test_the_seed_is_the_model(family):
     assert not mx.array_equal(one.embedding.weight, other.embedding.weight)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PRECURSORS)
 @pytest.mark.parametrize("size", ["xs", "s"])
 def test_a_fresh_model_knows_nothing(family, size):
     fresh = build(configure(family, size, vocab_size=65)).eval()

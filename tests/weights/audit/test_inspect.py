@@ -20,7 +20,7 @@ from kssm_mlx.weights.export import export
 from kssm_mlx.weights.io.container import open_container
 from kssm_mlx.weights.io.tensors import TensorInfo
 from kssm_mlx.weights.loader import load_weights
-from kssm_mlx.weights.naming.keymaps import TABLES, TRANSFORMS
+from kssm_mlx.weights.naming.keymaps import TRANSFORMS
 from kssm_mlx.weights.quantize import quantize
 from tests.support import weight_files
 from tests.support.weight_files import failed
@@ -56,6 +56,13 @@ def test_bfloat16_has_the_digest_of_the_array(folder):
     assert found.info("x").dtype == "bfloat16" and mx.array_equal(found.read("x"), x)
     stored = found.info("x").map()
     assert stored_digest("bfloat16", x.shape, stored.tobytes()) == tensor_digest(x)
+
+
+TABLES = {
+    (layout, name): table
+    for name, family in models.FAMILIES.items()
+    for layout, table in family.key_maps.items()
+}
 
 
 @pytest.mark.parametrize("source", TABLES, ids=lambda s: "-".join(s))
