@@ -111,11 +111,9 @@ class TokenData:
         section = self.index["task"]
         return section and make_task(section["name"], section["options"])
 
-    @property
-    def bytes_per_token_validation(self) -> float:
-        """UTF-8 bytes of validation text per validation token, separators counted as tokens without text."""
-        side = self.index["splits"]["validation"]
-        return side["utf8_bytes"] / side["tokens"]
+    def bytes_per_target(self, targets: int) -> float:
+        """UTF-8 bytes of text per token, over the first `targets` scored tokens of the validation side."""
+        return bytes_per_target(self.validation, self.tokenizer, targets)
 
     def verify(self) -> dict[str, int]:
         """Hash every file, range-check every id and document start; gives tokens and largest id per split.
@@ -168,6 +166,26 @@ def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     except OSError as e:
         raise DataError(f"cannot write token files in {folder}: {(e.strerror or str(e)).lower()}") from None
     return TokenData.open(folder)
+
+
+def bytes_per_target(split: TokenSplit, tokenizer: Tokenizer, targets: int) -> float:
+    """UTF-8 bytes of text per token, over the first `targets` scored tokens; a separator has no text.
+
+    It is counted on what is scored and not on the whole side, whose beginning may be in another script. A
+    character that is cut at either end counts as the three bytes of U+FFFD.
+    """
+    ids, scored = split.first(targets)
+    if scored is not None:
+        return _text_bytes(tokenizer, ids[scored]) / max(1, int(scored.sum()))
+    # The token before the first target is read with it: some decoders drop the space of a first word.
+    return (_text_bytes(tokenizer, ids) - _text_bytes(tokenizer, ids[:1])) / max(1, ids.size - 1)
+
+
+def _text_bytes(tokenizer: Tokenizer, ids: np.ndarray) -> int:
+    separators = np.flatnonzero(ids == tokenizer.separator_id) if tokenizer.separator_id is not None else []
+    texts = np.split(np.asarray(ids), separators)
+    words = [text[1:] if i else text for i, text in enumerate(texts)]  # each but the first begins with one
+    return sum(len(tokenizer.decode(word).encode()) for word in words if word.size)
 
 
 def encode_documents(name: str, documents: Sequence[str], tokenizer: Tokenizer) -> TokenSplit:

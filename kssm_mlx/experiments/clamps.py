@@ -175,7 +175,7 @@ def _score(model, data: TokenData, asked: Recipe, intervention, metric: str) -> 
     train = asked.train
     windows = evaluation_windows(data.validation, asked.eval.tokens, train.context, train.batch_size)
     evaluate = make_evaluator(model, task=data.task, intervention=intervention)
-    row = evaluate(model.parameters(), windows, data.bytes_per_token_validation)
+    row = evaluate(model.parameters(), windows, data.bytes_per_target)
     if f"skill_{metric}" in row:
         return row[f"skill_{metric}"], row[f"nats_{metric}"], row[f"accuracy_{metric}"]
     return row["skill"], row["nats_per_token"], row["accuracy"]

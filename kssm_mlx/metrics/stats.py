@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 ALPHA, POWER = 0.05, 0.8
+ROUNDING = 2.0**-40  # of the size of the values: a deviation below it is that of float64 sums, not of units
 SMALL = 0.2  # Cohen's d below which a difference is of no consequence, however certain
 
 
@@ -66,7 +67,8 @@ def paired(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Comparis
     Source: Student's t of the differences.
     """
     gaps = np.array([a[unit] - b[unit] for unit in a if unit in b], np.float64)
-    sd = float(gaps.std(ddof=1)) if gaps.size > 1 else math.nan
+    size = max((abs(x) for unit in a if unit in b for x in (a[unit], b[unit])), default=0.0)
+    sd = _spread(gaps, size)
     mean = float(gaps.mean()) if gaps.size else math.nan
     return _comparison(gaps.size, mean, sd, sd / math.sqrt(max(1, gaps.size)), gaps.size - 1)
 
@@ -82,6 +84,8 @@ def from_moments(a: tuple[float, float, int], b: tuple[float, float, int]) -> Co
     Source: Welch's t; the effect is in units of the pooled standard deviation.
     """
     (mean_a, sd_a, n_a), (mean_b, sd_b, n_b) = a, b
+    least = ROUNDING * max(abs(mean_a), abs(mean_b))
+    sd_a, sd_b = (0.0 if sd <= least else sd for sd in (sd_a, sd_b))
     v_a, v_b = sd_a**2 / max(1, n_a), sd_b**2 / max(1, n_b)
     variance = v_a + v_b
     if min(n_a, n_b) < 2 or not variance > 0:
@@ -140,7 +144,17 @@ def autocorrelation(values: Sequence[float], lag: int = 1) -> float:
 
 def _moments(values: Sequence[float]) -> tuple[float, float, int]:
     x = np.asarray(values, np.float64)
-    return float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else math.nan, x.size
+    if not x.size:
+        return math.nan, math.nan, 0
+    return float(x.mean()), _spread(x, float(np.abs(x).max())), x.size
+
+
+def _spread(x: np.ndarray, size: float) -> float:
+    """The standard deviation; 0 for one that is the rounding of values of this size, NaN for one value."""
+    if x.size < 2:
+        return math.nan
+    sd = float(x.std(ddof=1))
+    return 0.0 if sd <= ROUNDING * size else sd
 
 
 def _comparison(n: int, difference: float, sd: float, error: float, freedom: float) -> Comparison:

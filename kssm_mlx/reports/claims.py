@@ -39,21 +39,32 @@ class Found(NamedTuple):
 
 def claims(runs: list[Run]) -> list[str]:
     """One sentence per arm but the first; p is corrected for their number."""
-    arms = _arms([run for run in runs if run.evaluations])
+    left_out = [f"{run.name} is left out: {why}." for run in runs if (why := _unusable(run))]
+    arms = _arms([run for run in runs if not _unusable(run)])
     if not arms:
-        return ["None of the runs has an evaluation: nothing can be said."]
+        return [*left_out, "None of the runs has an evaluation: nothing can be said."]
     (first, base), *others = arms.items()
     if not others:
-        return [f"{first} is one arm, of {_count(base)}: nothing to compare it with."]
+        return [*left_out, f"{first} is one arm, of {_count(base)}: nothing to compare it with."]
     asked = {name: _compare(arm, base) for name, arm in others}
     found = {name: answer for name, answer in asked.items() if isinstance(answer, Found)}
     corrected = dict(zip(found, stats.corrected([answer.comparison for answer in found.values()])))
-    return [
+    return left_out + [
         f"{name} against {first}, {found[name].unit}: {corrected[name]}. Evidence: {found[name].rests}."
         if name in found
         else f"{name} and {first}: nothing can be said; {answer}."
         for name, answer in asked.items()
     ]
+
+
+def _unusable(run: Run) -> str:
+    """Why a run has no number to compare; "" where it has."""
+    evaluations = run.of("eval")
+    if not evaluations:
+        return "it has no evaluation"
+    numbers = [evaluations[-1].get(name) for name in ("nats_per_token", "bits_per_byte")]
+    known = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+    return "" if known else "the loss of its last evaluation is not a number"
 
 
 def _arms(runs: list[Run]) -> dict[str, list[Run]]:
@@ -81,13 +92,22 @@ def _measured(run: Run) -> Measured:
     row, index = run.evaluations[-1], run.manifest.get("data", {})
     text = "".join(str(index.get(part, "")) for part in ("corpus", "split"))
     tokenizer = index.get("tokenizer", {}).get("digest", "")
-    windows = row.get("tokens", 0) // run.recipe.get("train", {}).get("context", 1)
+    windows = row.get("windows") or _windows(run)
     return Measured(
         nats=Nats(row["nats_per_token"], tokenizer=tokenizer, text=text),
         bits=BitsPerByte(row["bits_per_byte"], text=text),
-        spread=(row.get("se") or math.nan) * math.sqrt(windows),
+        spread=(math.nan if row.get("se") is None else row["se"]) * math.sqrt(windows),
         windows=windows,
     )
+
+
+def _windows(run: Run) -> int:
+    """How many windows an evaluation reads, of a run that did not write it down: of a task its rows."""
+    index, context = run.manifest.get("data", {}), run.recipe.get("train", {}).get("context", 1)
+    if index.get("task"):
+        rows = index.get("splits", {}).get("validation", {}).get("documents", 1)
+        return max(1, min(rows, run.recipe.get("eval", {}).get("tokens", context) // context))
+    return run.evaluations[-1].get("tokens", 0) // context
 
 
 def _unit(measured: list[Measured]) -> str:
@@ -105,7 +125,10 @@ def _over_seeds(ours: list[Measured], theirs: list[Measured], unit: str) -> Comp
 
 
 def _over_windows(ours: Measured, theirs: Measured, unit: str) -> Comparison:
-    moments = [(_in(m, unit), m.spread * _in(m, unit) / m.nats.value, m.windows) for m in (ours, theirs)]
+    # A loss of 0 has no spread to convert.
+    scales = [_in(m, unit) / (m.nats.value or 1.0) for m in (ours, theirs)]
+    sides = zip((ours, theirs), scales, strict=True)
+    moments = [(_in(m, unit), m.spread * scale, m.windows) for m, scale in sides]
     return stats.from_moments(*moments)
 
 

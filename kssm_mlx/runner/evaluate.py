@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +14,13 @@ from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.tasks import Task
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
-from kssm_mlx.data.tokens import TokenData, TokenSplit, encode_documents
+from kssm_mlx.data.tokens import TokenData, TokenSplit, bytes_per_target, encode_documents
 from kssm_mlx.errors import DataError
 from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.models.base import Trained
 from kssm_mlx.runs.layout import find_run
 from kssm_mlx.runs.records import read_recipe
 from kssm_mlx.training import evaluation
-
-GAIN_TOKENS = 16384  # each costs a forward pass of one token; standard error below 0.02 nats
 
 
 class Reading(NamedTuple):
@@ -32,7 +31,7 @@ class Reading(NamedTuple):
     name: str
     windows: Callable[[int], Iterator[Batch]]
     tokens: int
-    bytes_per_token: float
+    bytes_per_target: Callable[[int], float]
     ladder: Callable[[int], dict[str, float]]
     task: Task | None = None
 
@@ -53,8 +52,8 @@ def evaluate(
     reading = _of_run(trained, folder, source) if folder else _of_model(trained, source)
     tokens = tokens or reading.tokens
     windows = reading.windows(tokens)
-    numbers = evaluation.evaluate(trained.model, windows, reading.bytes_per_token, reading.task)
-    gain = evaluation.context_gain(trained.model, reading.windows(min(tokens, GAIN_TOKENS)))
+    numbers = evaluation.evaluate(trained.model, windows, reading.bytes_per_target, reading.task)
+    gain = evaluation.context_gain(trained.model, reading.windows(min(tokens, evaluation.GAIN_TOKENS)))
     return {
         "data": reading.name,
         **numbers,
@@ -66,7 +65,7 @@ def evaluate(
 def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
     recipe = read_recipe(folder)
     data = TokenData.open(folder / "data")
-    split, bytes_per_token = _held_out(data) if source is None else _foreign(source, trained.tokenizer)
+    split = data.validation if source is None else _foreign(source, trained.tokenizer)
 
     def windows(count: int) -> Iterator[Batch]:
         return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])
@@ -76,8 +75,9 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
         rungs = ngram_ladder(data.train.ids, ids, data.vocab_size, scored=scored)
         return {rung: rungs[rung] for rung in ("uniform", "unigram", "bigram", "trigram")}
 
+    per_target = partial(bytes_per_target, split, trained.tokenizer)
     name, task = source or f"validation of {folder}", data.task if source is None else None
-    return Reading(name, windows, recipe["eval"]["tokens"], bytes_per_token, ladder, task)
+    return Reading(name, windows, recipe["eval"]["tokens"], per_target, ladder, task)
 
 
 def _of_model(trained: Trained, source: str | None) -> Reading:
@@ -94,17 +94,11 @@ def _of_model(trained: Trained, source: str | None) -> Reading:
         name,
         host.windows,
         TOKENS,
-        text_read.bytes_per_token_validation,
+        text_read.bytes_per_target,
         lambda targets: counting(ids, targets + 1, V),
     )
 
 
-def _held_out(data: TokenData) -> tuple[TokenSplit, float]:
-    return data.validation, data.bytes_per_token_validation
-
-
-def _foreign(source: str, tokenizer: Tokenizer) -> tuple[TokenSplit, float]:
-    """All of another corpus, or its own validation, as one split, and its UTF-8 bytes per token."""
-    documents = open_corpus(source).scored
-    split = encode_documents(source, documents, tokenizer)
-    return split, sum(len(text.encode()) for text in documents) / max(split.ids.size, 1)
+def _foreign(source: str, tokenizer: Tokenizer) -> TokenSplit:
+    """All of another corpus, or its own validation, as one split."""
+    return encode_documents(source, open_corpus(source).scored, tokenizer)

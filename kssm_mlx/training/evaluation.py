@@ -18,6 +18,10 @@ from kssm_mlx.metrics.language import evaluation
 from kssm_mlx.models.base import Intervention, mode, with_parameters
 from kssm_mlx.training.losses import chunk_for, chunked_token_scores, split_rows, token_scores
 
+PerTarget = Callable[[int], float]
+# Of the context gain, wherever it is measured: each costs a forward pass of one token; se below 0.03 nats.
+GAIN_TOKENS = 8192
+
 
 class Scores(NamedTuple):
     """Shapes: tokens int [N, T+1], as the windows have them; per target [N, T], 0 where it is not scored:
@@ -46,28 +50,28 @@ def make_evaluator(
 ) -> Callable[..., dict[str, float]]:
     """`evaluate` for use again and again: compiled once, parameters an argument, in evaluation mode.
 
-    The result is called as `evaluator(params, windows, bytes_per_token)`; params may be the fp32 masters.
+    The result is called as `evaluator(params, windows, bytes_per_target)`; params may be the fp32 masters.
     """
     score = _make_score(model, compile, intervention)
 
-    def evaluator(params: dict[str, Any], windows: Iterable, bytes_per_token: float) -> dict[str, float]:
+    def evaluator(params: dict[str, Any], windows: Iterable, bytes_per_target: PerTarget) -> dict[str, float]:
         scores = _joined([score(params, *_arrays(tokens, resets)) for tokens, resets in windows])
-        return {**language_metrics(scores, bytes_per_token), **(task_metrics(scores, task) if task else {})}
+        return {**language_metrics(scores, bytes_per_target), **(task_metrics(scores, task) if task else {})}
 
     return evaluator
 
 
 def evaluate(
-    model: nn.Module, windows: Iterable, bytes_per_token: float, task: Task | None = None
+    model: nn.Module, windows: Iterable, bytes_per_target: PerTarget, task: Task | None = None
 ) -> dict[str, float]:
-    """nats_per_token, se, perplexity, perplexity_se, bits_per_byte, accuracy and tokens of `model` on
-    `windows`, over the targets that are scored; on a task also what `task_metrics` adds.
+    """nats_per_token, se, perplexity, perplexity_se, bits_per_byte, accuracy, tokens and windows of `model`
+    on `windows`, over the targets that are scored; on a task also what `task_metrics` adds.
 
     windows: an iterable of (tokens int [N, T+1], resets bool [N, T] or None), as `data.batches` gives them.
-    bytes_per_token: UTF-8 bytes per token of this text.
+    bytes_per_target: number of scored tokens -> UTF-8 bytes of their text per token, as `TokenData` has it.
     Raises: ConfigError when there is no window; DataError for a window with padding.
     """
-    return make_evaluator(model, task=task)(model.parameters(), windows, bytes_per_token)
+    return make_evaluator(model, task=task)(model.parameters(), windows, bytes_per_target)
 
 
 def context_gain(model: nn.Module, windows: Iterable, *, compile: bool = True) -> dict[str, float]:
@@ -105,17 +109,18 @@ def window_losses(model: nn.Module, windows: Iterable, *, compile: bool = True) 
     return _per_window(scores.nats, scores.scored)
 
 
-def language_metrics(scores: Scores, bytes_per_token: float) -> dict[str, float]:
+def language_metrics(scores: Scores, bytes_per_target: PerTarget) -> dict[str, float]:
     """The numbers of an evaluation from the scores of every target; standard errors are over windows."""
-    result = evaluation(_per_window(scores.nats, scores.scored))
+    result, tokens = evaluation(_per_window(scores.nats, scores.scored)), int(scores.scored.sum())
     return {
         "nats_per_token": result.loss.value,
         "se": result.loss_se,
         "perplexity": result.perplexity,
         "perplexity_se": result.perplexity_se,
-        "bits_per_byte": result.loss.to_bits_per_byte(bytes_per_token).value,
+        "bits_per_byte": result.loss.to_bits_per_byte(bytes_per_target(tokens)).value,
         "accuracy": float(scores.hits[scores.scored].mean()),
-        "tokens": int(scores.scored.sum()),
+        "tokens": tokens,
+        "windows": result.windows,
     }
 
 

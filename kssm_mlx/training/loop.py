@@ -281,7 +281,7 @@ class _Run:
         windows = evaluation_windows(
             self.data.validation, self.recipe.eval.tokens, train.context, train.batch_size
         )
-        numbers = self.score(self._parameters(), windows, self.data.bytes_per_token_validation)
+        numbers = self.score(self._parameters(), windows, self.data.bytes_per_target)
         numbers = {name: plain(value) for name, value in numbers.items()}
         self.evaluation = {"kind": "eval", "step": self.step, **numbers, **self.watch.residence()}
         improved = _better(self.evaluation, self.best)

@@ -65,7 +65,6 @@ def test_the_index_says_what_everything_was_made_from(data):
     assert set(index["files"]) == {p.name for p in data.folder.iterdir()} - {"index.json"}
     text = "".join(documents(data.validation, data.tokenizer)).replace("\0", "")
     assert index["splits"]["validation"]["utf8_bytes"] == len(text.encode())
-    assert data.bytes_per_token_validation == len(text.encode()) / data.validation.ids.size
 
 
 def test_large_vocabularies_take_four_bytes(texts, tmp_path, monkeypatch):
@@ -87,7 +86,7 @@ def test_a_single_document_is_cut_where_it_is_90_percent(tmp_path):
     assert (data.train.ids.size, data.validation.ids.size) == (900, 100)
     assert data.train.starts.tolist() == data.validation.starts.tolist() == [0]
     assert data.tokenizer.decode(data.validation.ids) == "abcdefghij" * 10
-    assert data.bytes_per_token_validation == 1.0
+    assert data.bytes_per_target(99) == data.bytes_per_target(10) == 1.0
 
 
 def test_the_same_recipe_gives_the_same_bytes(texts, data, tmp_path):
@@ -269,3 +268,30 @@ def test_too_little_text_for_two_sides(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match="leave one side of the split 'contiguous' empty"):
         prepare(Recipe(f"file:{tmp_path / 'a.txt'}"), tmp_path / "data")
+
+
+CHINESE = "\u4e2d\u6587\u6587\u5b57\u7684\u5b57\u8282\u6bd4\u5b57\u7b26\u591a"
+MIXED = "plain letters and nothing else. " * 40 + CHINESE * 80
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars", "bpe:300"])
+@pytest.mark.parametrize("targets", [64, 700, 1200])
+def test_bytes_are_those_of_the_scored_tokens(tmp_path, tokenizer, targets):
+    """Half of the held-out text has one byte a character and half three: the mean of the side is neither."""
+    path = tmp_path / "a.txt"
+    path.write_text(MIXED * 5, "utf-8")
+    data = prepare(Recipe(f"file:{path}", tokenizer, validation=0.2), tmp_path / "data")
+    targets = min(targets, data.validation.ids.size - 1)
+    text = data.tokenizer.decode(data.validation.ids[1 : targets + 1])
+    exact = len(text.encode()) / targets
+    cut = 6 / targets  # a character cut at either end, in bytes
+    assert data.bytes_per_target(targets) == pytest.approx(exact, abs=cut if tokenizer != "chars" else 1e-12)
+    whole = data.index["splits"]["validation"]
+    if tokenizer == "chars" and targets == 64:
+        assert data.bytes_per_target(targets) == 1.0 < whole["utf8_bytes"] / whole["tokens"] - 0.5
+
+
+def test_separators_have_no_bytes(data):
+    ids = data.validation.ids
+    text = "".join(documents(data.validation, data.tokenizer)).replace("\0", "")
+    assert data.bytes_per_target(ids.size - 1) * (ids.size - 1) == pytest.approx(len(text.encode()))

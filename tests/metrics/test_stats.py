@@ -103,3 +103,37 @@ def test_autocorrelation_of_a_buffer_and_of_noise():
     assert abs(stats.autocorrelation(noise)) < 0.07
     assert stats.autocorrelation(np.cumsum(noise)) > 0.98
     assert math.isnan(stats.autocorrelation([1.0] * 5))
+
+
+@pytest.mark.parametrize("n", [2, 10, 40])
+@pytest.mark.parametrize("shift", [0.0, 0.1, 1e-17])
+def test_rounding_is_no_spread(n, shift):
+    """Equal values whose mean is none of them; differences that are equal but for their last bit."""
+    base = {i: 1.5 + i / 7 for i in range(n)}
+    moved = {i: value + shift for i, value in base.items()}
+    for found in (stats.unpaired([0.04] * n, [0.04 + shift] * 3 * n), stats.paired(moved, base)):
+        assert found.verdict == "undetermined" and math.isnan(found.p) and math.isnan(found.effect)
+        assert found.difference == pytest.approx(-shift if found.difference < 0 else shift, abs=1e-15)
+
+
+def test_a_spread_far_above_rounding_is_one():
+    values = [1e6 + 1e-3 * i for i in range(10)]
+    found = stats.unpaired(values, [x + 1 for x in values])
+    expected = scipy_stats.ttest_ind(values, [x + 1 for x in values], equal_var=False)
+    assert found.verdict == "different" and found.p == pytest.approx(expected.pvalue, rel=1e-4)
+
+
+@pytest.mark.parametrize("a, b", [([], [1.0, 2.0]), ([1.0], [1.0, 2.0]), ([], [])])
+def test_an_arm_of_none_or_one_determines_nothing(a, b):
+    assert stats.unpaired(a, b).verdict == "undetermined"
+    assert stats.paired(dict(enumerate(a)), dict(enumerate(b))).verdict == "undetermined"
+
+
+@pytest.mark.parametrize("n_a, n_b", [(2, 2), (2, 30), (5, 7), (40, 3)])
+def test_welch_over_sizes(n_a, n_b):
+    rng = np.random.default_rng([n_a, n_b])
+    a, b = rng.normal(0, 1, n_a), rng.normal(0.5, 2, n_b)
+    got, expected = stats.unpaired(a, b), scipy_stats.ttest_ind(a, b, equal_var=False)
+    interval = expected.confidence_interval()
+    assert got.p == pytest.approx(expected.pvalue, rel=1e-9)
+    assert (got.low, got.high) == pytest.approx((interval.low, interval.high), rel=1e-9)

@@ -81,7 +81,11 @@ def test_without_an_evaluation_nothing_can_be_said(tmp_path):
     runs = [run(tmp_path / "a", 1.5), run(tmp_path / "b", 1.5, kappa=0.0)]
     for folder in runs:
         (folder / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 1, "loss": 2.0}) + "\n")
-    assert claims(runs) == ["None of the runs has an evaluation: nothing can be said."]
+    assert claims(runs) == [
+        "a is left out: it has no evaluation.",
+        "b is left out: it has no evaluation.",
+        "None of the runs has an evaluation: nothing can be said.",
+    ]
 
 
 def test_p_is_corrected_for_the_number_of_arms(tmp_path):
@@ -89,3 +93,51 @@ def test_p_is_corrected_for_the_number_of_arms(tmp_path):
     alone, (_, both) = claims([base, large])[0], claims([base, small, large])
     p = [float(said.split(", p ")[1].split(",")[0]) for said in (alone, both)]
     assert p[0] > 0 and 1.8 < p[1] / p[0] < 2.2  # the smaller of two is doubled
+
+
+def of_task(folder, nats, rows=64, scored=8, **more):
+    """A run of a task: each of its rows of 32 tokens has `scored` targets."""
+    run(folder, nats, **more)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["data"] |= {"task": {"name": "modular"}, "splits": {"validation": {"documents": rows}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["tokens"] = rows * scored
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["eval"] = {"tokens": 1 << 16}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    return folder
+
+
+def test_the_units_of_a_task_are_its_rows(tmp_path):
+    """Not its scored targets by the length of a row, which would be 16 of these 64."""
+    (said,) = claims([of_task(tmp_path / "a", 1.5), of_task(tmp_path / "b", 1.6, kappa=0.0)])
+    assert ", n 64, " in said
+
+
+def test_a_run_that_wrote_down_its_windows_is_believed(tmp_path):
+    folders = [of_task(tmp_path / "a", 1.5), of_task(tmp_path / "b", 1.6, kappa=0.0)]
+    for folder in folders:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines[-1]["windows"] = 48
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    assert ", n 48, " in claims(folders)[0]
+
+
+def test_a_loss_of_exactly_zero_is_a_number(tmp_path):
+    runs = [run(tmp_path / "a", 0.0, se=0.0), run(tmp_path / "b", 0.5, kappa=0.0)]
+    assert "n 64" in claims(runs)[0]
+    runs = [run(tmp_path / "c", 0.0, se=0.0), run(tmp_path / "d", 0.0, se=0.0, kappa=0.0)]
+    assert "undetermined" in claims(runs)[0]
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    good, broken = run(tmp_path / "good", 1.5), run(tmp_path / "broken", 1.6, kappa=0.0)
+    lines = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["nats_per_token"] = None
+    (broken / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    assert claims([good, broken]) == [
+        "broken is left out: the loss of its last evaluation is not a number.",
+        "good is one arm, of 1 run: nothing to compare it with.",
+    ]

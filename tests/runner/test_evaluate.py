@@ -34,7 +34,7 @@ def test_the_own_text(run):
     data = TokenData.open(folder / "data")
     assert numbers["data"] == f"validation of {folder}" and numbers["tokens"] == 640
     assert abs(numbers["nats_per_token"] - math.log(256)) < 0.5
-    bits = numbers["nats_per_token"] / math.log(2) / data.bytes_per_token_validation
+    bits = numbers["nats_per_token"] / math.log(2) / data.bytes_per_target(numbers["tokens"])
     assert numbers["bits_per_byte"] == pytest.approx(bits)
     ladder = list(numbers["ladder"].values())
     assert ladder == sorted(ladder, reverse=True) and ladder[0] == math.log(256)

@@ -13,6 +13,10 @@ from kssm_mlx.training.losses import cross_entropy, token_nats
 from tests.support.tiny_model import VOCAB, TinyModel, random_tokens
 
 
+def one_byte(targets):
+    return 1.0
+
+
 def windows(batches: int = 2, rows: int = 4, resets=None) -> list:
     return [(np.array(random_tokens(rows, 9, seed=i)), resets) for i in range(batches)]
 
@@ -21,7 +25,7 @@ def windows(batches: int = 2, rows: int = 4, resets=None) -> list:
 def evaluator():
     model = TinyModel()
     score = make_evaluator(model, compile=False)
-    return model, lambda data, bytes_per_token=1.0: score(model.parameters(), data, bytes_per_token)
+    return model, lambda data, per=1.0: score(model.parameters(), data, lambda targets: per)
 
 
 def test_the_mean_is_that_of_all_tokens_and_the_errors_those_of_windows(evaluator):
@@ -42,6 +46,7 @@ def test_the_mean_is_that_of_all_tokens_and_the_errors_those_of_windows(evaluato
         "bits_per_byte": pytest.approx(mean / math.log(2) / 2.5, rel=1e-6),
         "accuracy": pytest.approx(hits / 64),
         "tokens": 64,
+        "windows": 8,
     }
 
 
@@ -68,14 +73,14 @@ def test_the_batch_size_of_the_windows_does_not_matter(evaluator):
 
 
 def test_compiled_twice_gives_the_same_numbers():
-    assert evaluate(TinyModel(), windows(), 1.0) == evaluate(TinyModel(), windows(), 1.0)
+    assert evaluate(TinyModel(), windows(), one_byte) == evaluate(TinyModel(), windows(), one_byte)
 
 
 def test_the_parameters_are_an_argument_and_the_model_stays_as_it_is():
     model = TinyModel()
     before = np.array(model.head.weight)
     zero = tree_map(mx.zeros_like, model.parameters())
-    result = make_evaluator(model, compile=False)(zero, windows(), 1.0)
+    result = make_evaluator(model, compile=False)(zero, windows(), one_byte)
     assert result["nats_per_token"] == pytest.approx(math.log(VOCAB), rel=1e-6)
     assert np.array_equal(before, np.array(model.head.weight))
 

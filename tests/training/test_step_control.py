@@ -16,6 +16,10 @@ from tests.support.controlled_model import VOCAB, ControlledModel
 from tests.support.tiny_model import TinyModel
 
 
+def one_byte(targets):
+    return 1.0
+
+
 def tokens(seed: int = 1) -> mx.array:
     return mx.random.randint(0, VOCAB, (4, 9), key=mx.random.key(seed)).astype(mx.int32)
 
@@ -85,7 +89,7 @@ def test_the_noise_is_drawn_in_training_and_not_in_evaluation():
     model.train()
     score = make_evaluator(model, compile=False)
     windows = [(tokens(), None)]
-    assert score(model.parameters(), windows, 1.0) == score(model.parameters(), windows, 1.0)
+    assert score(model.parameters(), windows, one_byte) == score(model.parameters(), windows, one_byte)
     assert model.training
 
 
@@ -123,7 +127,12 @@ def test_a_knob_changes_what_is_computed_in_training_and_evaluation():
     for K in (0.0, 0.5):
         turned = state._replace(knobs=quiet | {"core.K": mx.array(K)})
         R = step(turned, tokens())[1]["R"].item()
-        found.append((R, score(with_knobs(turned.params, turned.knobs), windows, 1.0)["nats_per_token"]))
+        found.append(
+            (
+                R,
+                score(with_knobs(turned.params, turned.knobs), windows, one_byte)["nats_per_token"],
+            )
+        )
     assert found[1][0] > found[0][0] + 0.05 and found[1][1] != found[0][1]
     assert same(model.parameters(), ControlledModel().parameters())
 
@@ -194,7 +203,7 @@ def test_an_intervention_is_held_in_training_and_in_evaluation():
     assert same(state.params["core"], before.params["core"])
     assert not same(state.params["head"], before.params["head"])
     loose, tight = (
-        make_evaluator(model, intervention=i, compile=False)(model.parameters(), [(tokens(), None)], 1.0)
+        make_evaluator(model, intervention=i, compile=False)(model.parameters(), [(tokens(), None)], one_byte)
         for i in (None, cut)
     )
     assert loose["nats_per_token"] != tight["nats_per_token"]

@@ -8,7 +8,7 @@ from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, 
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.digest import root_digest
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.metrics.language import Nats
+from kssm_mlx.metrics.language import BitsPerByte, Nats
 from kssm_mlx.training.evaluation import window_losses
 
 SAME_TOKENS, SAME_SIZE, SAME_LOSS = 0.01, 0.1, 1e-3
@@ -59,6 +59,8 @@ def _evaluation(run: Context) -> dict:
     found = [row for row in run.history or () if row.get("kind") == "eval"]
     if not found:
         raise NotMeasurable(f"{_name(run)} has no evaluation")
+    if not isinstance(found[-1].get("nats_per_token"), int | float):
+        raise NotMeasurable(f"the last evaluation of {_name(run)} has no number for a loss: the run diverged")
     return found[-1]
 
 
@@ -67,7 +69,7 @@ def _unit(runs: list[Context]) -> tuple[str, list[str]]:
     losses = [_loss(run) for run in runs]
     for unit, values in (
         ("nats/token", losses),
-        ("bits/byte", [x.to_bits_per_byte(r.data.bytes_per_token_validation) for x, r in zip(losses, runs)]),
+        ("bits/byte", [_in_bits(x, r) for x, r in zip(losses, runs)]),
     ):
         try:
             [value - values[0] for value in values]
@@ -76,6 +78,10 @@ def _unit(runs: list[Context]) -> tuple[str, list[str]]:
         else:
             return unit, []
     return "none", [problem]
+
+
+def _in_bits(loss: Nats, run: Context) -> BitsPerByte:
+    return loss.to_bits_per_byte(run.data.bytes_per_target(_evaluation(run)["tokens"]))
 
 
 def _impure(runs: list[Context]) -> list[str]:

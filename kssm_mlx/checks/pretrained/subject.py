@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
 from kssm_mlx.checks.core.probes import mode
 from kssm_mlx.checks.core.registry import Context, NotMeasurable
 from kssm_mlx.data.batches import Batch, evaluation_windows
-from kssm_mlx.data.tokens import TokenSplit
+from kssm_mlx.data.tokens import TokenSplit, bytes_per_target
 from kssm_mlx.errors import DataError
 from kssm_mlx.training.evaluation import evaluate
 from kssm_mlx.weights.audit.manifest_tables import Behaviour, Fingerprint, ModelFacts, Published
@@ -38,15 +39,16 @@ class Reading:
 
     text: str
     validation: TokenSplit
+    tokenizer: Any
 
     @property
     def context(self) -> int:
         """Tokens per window: 512, or half of a shorter text, so that there are at least two windows."""
         return min(CONTEXT, (self.validation.ids.size - 1) // 2)
 
-    @property
-    def bytes_per_token_validation(self) -> float:
-        return len(self.text.encode()) / self.validation.ids.size
+    def bytes_per_target(self, targets: int) -> float:
+        """UTF-8 bytes of text per token, over the first `targets` scored tokens."""
+        return bytes_per_target(self.validation, self.tokenizer, targets)
 
     @property
     def sha256(self) -> str:
@@ -85,7 +87,7 @@ class Host(Context):
             raise NotMeasurable("the tokenizer has ids beyond the embedding (W20)")
         if ids.size < SHORTEST:
             raise NotMeasurable(f"the text has {ids.size} tokens, at least {SHORTEST} are needed")
-        return Reading(text, TokenSplit("text", ids, np.zeros(1, np.int64)))
+        return Reading(text, TokenSplit("text", ids, np.zeros(1, np.int64)), self.tokenizer)
 
     def windows(self, tokens: int = TOKENS) -> Iterator[Batch]:
         """The beginning of the text in disjoint windows, as many at once as the memory is good for."""
@@ -97,4 +99,4 @@ class Host(Context):
         """The loss on the text, as `training.evaluation.evaluate` gives it."""
         windows = self.windows()
         with mode(self.model, False):
-            return evaluate(self.model, windows, self.reading.bytes_per_token_validation)
+            return evaluate(self.model, windows, self.reading.bytes_per_target)

@@ -50,7 +50,7 @@ def shuffled(ctx: Context) -> Check:
     _train(model, batch, SHUFFLED_STEPS)
     length, chance = task.length, task.chance
     windows = evaluation_windows(ctx.data.validation, 200 * length, length, BATCH)
-    got = evaluate(model, windows, ctx.data.bytes_per_token_validation)
+    got = evaluate(model, windows, ctx.data.bytes_per_target)
     most = chance + SIGMA * math.sqrt(chance * (1 - chance) / got["tokens"])
     least = -math.log(chance) - SLACK
     return verdict(

@@ -15,10 +15,9 @@ from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, 
 from kssm_mlx.data.batches import evaluation_windows, random_batch
 from kssm_mlx.generation import generate
 from kssm_mlx.metrics.ngrams import ngram_ladder
-from kssm_mlx.training.evaluation import context_gain, evaluate
+from kssm_mlx.training.evaluation import GAIN_TOKENS, context_gain, evaluate
 
 PROMPTS, PROMPT_TOKENS, TOKENS, PERIOD = 8, 32, 64, 8
-GAIN_TOKENS = 8192  # targets of C18: each costs a forward pass of one token; standard error below 0.03 nats
 RUNGS = ("uniform", "unigram", "bigram", "position_bigram", "trigram")
 # Of C19: the limits for words, and how far a text of another kind may move them: beyond, nothing is judged.
 PUBLISHED = {"distinct-2": 0.5, "run": 4.0, "top share": 0.2, "line breaks": 0.3}
@@ -71,7 +70,7 @@ def ladder(ctx: Context) -> Check:
     """
     ctx.need("model", "data", "recipe")
     context, V = ctx.recipe.train.context, vocabulary(ctx.model)
-    got = evaluate(as_run(ctx), _windows(ctx, ctx.recipe.eval.tokens), ctx.data.bytes_per_token_validation)
+    got = evaluate(as_run(ctx), _windows(ctx, ctx.recipe.eval.tokens), ctx.data.bytes_per_target)
     loss, scored = got["nats_per_token"], got["tokens"]
     ids, targets = ctx.data.validation.first(scored)
     period = ctx.data.task.length + 1 if ctx.data.task else None

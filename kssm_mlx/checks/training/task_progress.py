@@ -60,7 +60,7 @@ def _scores(ctx: Context) -> list[dict]:
     ctx.need("model", "recipe")
     train = ctx.recipe.train
     windows = evaluation_windows(ctx.data.validation, ctx.recipe.eval.tokens, train.context, train.batch_size)
-    return [evaluate(as_run(ctx), windows, ctx.data.bytes_per_token_validation)]
+    return [evaluate(as_run(ctx), windows, ctx.data.bytes_per_target)]
 
 
 def _beyond(row: dict, bound: Bound) -> list[tuple[str, float]]:
