@@ -45,25 +45,30 @@ def ngram_ladder(
     scored: which validation tokens count; all unless given.
 
     Shapes: train [N], validation [M], ids below vocab_size; scored bool [M].
-    Raises: DataError for fewer than 3 tokens on either side and for ids outside the vocabulary.
+    Raises: DataError for fewer than 3 tokens on either side, ids outside the vocabulary, and no scored token.
     Source: Witten, Bell 1991, method C.
     """
     sides = [_ids(train, "training", vocab_size), _ids(validation, "validation", vocab_size)]
 
     def rung(contexts: Callable[[np.ndarray], np.ndarray], lower: np.ndarray) -> np.ndarray:
         counted, asked = (_Sample(contexts(ids), ids[LONGEST:]) for ids in sides)
-        return _witten_bell(counted, asked, lower, vocab_size)
+        return _witten_bell(counted, asked, lower, base)
 
     counts = slice(None) if scored is None else np.asarray(scored, bool)[LONGEST:]
+    if scored is not None and not counts.any():
+        raise DataError("none of the validation tokens from the third on is scored; give rows with targets")
+    # Ids without gaps, so that three of them fit into one int64 whatever the vocabulary is.
+    dense = np.unique(np.concatenate(sides))
+    sides, base = [np.searchsorted(dense, ids) for ids in sides], max(dense.size, 2)
     lower = np.full(sides[1].size - LONGEST, 1 / vocab_size)
     ladder = {"uniform": math.log(vocab_size)}
     for order, name in enumerate(("unigram", "bigram", "trigram")):
-        lower = rung(partial(_last, order=order, vocab_size=vocab_size), lower)
+        lower = rung(partial(_last, order=order, vocab_size=base), lower)
         ladder[name] = _nats(lower[counts])
         if name == "bigram" and period:
-            placed = partial(_placed, vocab_size=vocab_size, period=period)
+            placed = partial(_placed, vocab_size=base, period=period)
             ladder["position_bigram"] = _nats(rung(placed, lower)[counts])
-    return {**ladder, "bigram_entropy": bigram_entropy(sides[0], vocab_size)}
+    return {**ladder, "bigram_entropy": bigram_entropy(sides[0], base)}
 
 
 def bigram_entropy(ids: np.ndarray, vocab_size: int) -> float:

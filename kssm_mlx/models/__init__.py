@@ -72,7 +72,10 @@ def config_from_dict(values: dict[str, Any]):
     known = [f.name for f in fields(config_class)]
     for key in values:
         if key not in known:
-            raise ConfigError(f"unknown key 'model.{key}' for {name}{nearest(key, known)}")
+            raise ConfigError(
+                f"unknown key 'model.{key}' for {name}{nearest(key, known)}; "
+                f"--set model.{key}= takes it out of a recipe of another family"
+            )
     try:
         # Strict, so that "3" is no number; by way of JSON, where a list is the only tuple.
         return TypeAdapter(config_class).validate_json(json.dumps(values, default=str), strict=True)

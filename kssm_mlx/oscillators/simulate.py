@@ -22,6 +22,10 @@ from kssm_mlx.oscillators.order import coherence, vector_coherence
 
 RECORDS = 400  # points of R(t) that are kept
 TAIL = 0.25  # the share of the time, at its end, over which R is averaged
+# dt / mass from which x' = -x / mass explodes: the end of the method's stability region on the real axis.
+STABLE = {"euler": 2.0, "heun": 2.0, "rk4": 2.785}
+LARGEST = 1 << 28  # oscillators times rows: 1 GiB a phase, which several copies of make too much for a laptop
+LONGEST = 10_000_000  # steps, a day or so of the fastest machine
 OWN = ("lag", "noise", "K2", "mass")  # options that only some models read
 
 
@@ -53,7 +57,7 @@ class Setup:
             "mass": (0 < self.mass < math.inf, "a positive number"),
             "time": (0 < self.time < math.inf, "a positive number"),
             "dt": (0 < self.dt <= self.time, f"positive and at most the time {self.time:g}"),
-            "seed": (0 <= self.seed < 2**64, "between 0 and 2^64 - 1"),
+            "seed": (0 <= self.seed < 2**63, "between 0 and 2^63 - 1"),
             "distribution": (
                 self.distribution in self.case.distributions,
                 " or ".join(self.case.distributions),
@@ -64,8 +68,32 @@ class Setup:
                 raise ConfigError(
                     f"{name} must be {expected} in model {self.model!r}, got {getattr(self, name)!r}"
                 )
+        self._refuse_too_large()
         method_for(self.case.system, self.method)
+        self._refuse_unstable()
         _ = self.frequencies
+
+    def _refuse_too_large(self) -> None:
+        rows = len(self.K) * len(self.case.starts)
+        if self.n * rows > LARGEST:
+            raise ConfigError(
+                f"{self.n:,} oscillators at {rows} couplings and starts are more than {LARGEST:,}; "
+                f"take --n {LARGEST // rows}"
+            )
+        if self.time / self.dt > LONGEST:
+            raise ConfigError(
+                f"time {self.time:g} in steps of {self.dt:g} is more than {LONGEST:,} steps; take less time"
+            )
+
+    def _refuse_unstable(self) -> None:
+        """Raises: ConfigError for a step at which the friction of an inertial oscillator explodes."""
+        limit = STABLE.get(self.method)
+        if not isinstance(self.case.system, Inertial) or limit is None or self.dt < limit * self.mass:
+            return
+        raise ConfigError(
+            f"dt {self.dt:g} is unstable for mass {self.mass:g} with {self.method}, which needs dt < "
+            f"{limit:g} mass; take --dt {0.5 * limit * self.mass:.2g}"
+        )
 
     @property
     def case(self) -> Case:
@@ -189,6 +217,10 @@ def simulate(setup: Setup) -> Simulation:
         **noise,
     )
     R = np.array(record)
+    if not np.isfinite(R).all():
+        raise ConfigError(
+            f"R is not finite: dt {setup.dt:g} is too long a step; take --dt {setup.dt / 4:.2g}"
+        )
     return Simulation(
         setup=setup,
         rows=_measure(setup, R),

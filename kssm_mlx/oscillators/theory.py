@@ -2,7 +2,7 @@
 
 K is the coupling, R the order parameter in the stable steady state, gamma / sigma / delta the width of the
 frequency distribution, D the noise. Where a branch does not exist the answer is 0 (incoherence) or NaN, as
-said.
+said; outside the domain of a formula it is a ConfigError that says the domain.
 """
 
 from __future__ import annotations
@@ -11,6 +11,32 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from kssm_mlx.errors import ConfigError
+
+LARGE = 1e6  # argument of a Bessel function from which its expansion is exact to float64
+
+
+def _require(holds: bool, formula: str, domain: str) -> None:
+    """Raises: ConfigError outside the domain of a formula; NaN is outside of every domain."""
+    if not holds:
+        raise ConfigError(f"{formula} is defined for {domain}")
+
+
+def _bessel_sum(x: float) -> float:
+    """exp(-x) (I0(x) + I1(x)), also where the library's own functions give up (x > 1e9)."""
+    from scipy.special import ive
+
+    if x > LARGE:
+        return float(np.sqrt(2 / (np.pi * x)) * (1 - 1 / (8 * x)))
+    return float(ive(0, x) + ive(1, x))
+
+
+def _bessel_ratio(x: float) -> float:
+    """I1(x) / I0(x)."""
+    from scipy.special import ive
+
+    return 1 - 1 / (2 * x) - 1 / (8 * x**2) if x > LARGE else float(ive(1, x) / ive(0, x))
 
 
 def _root(f: Callable[[float], float], low: float, high: float) -> float:
@@ -24,18 +50,23 @@ def two_oscillators(detuning: float, K: float) -> tuple[float, float]:
 
     Source: Pikovsky, Rosenblum & Kurths 2001 (Adler equation).
     """
+    _require(K >= 0 and (K > 0 or abs(detuning) > 0), "two_oscillators", "K >= 0, and K > 0 without detuning")
     if abs(detuning) <= K:
         return float(np.cos(np.arcsin(detuning / K) / 2)), 0.0
     return float("nan"), float(np.sqrt(detuning**2 - K**2))
 
 
 def lorentzian(K: float, gamma: float) -> float:
-    """R = sqrt(1 - 2 gamma / K) above K_c = 2 gamma. Source: Kuramoto 1975."""
+    """R = sqrt(1 - 2 gamma / K) above K_c = 2 gamma >= 0. Source: Kuramoto 1975."""
+    _require(gamma >= 0 and not np.isnan(K), "lorentzian", "gamma >= 0 and a number K")
     return float(np.sqrt(1 - 2 * gamma / K)) if 2 * gamma < K else 0.0
 
 
 def lorentzian_transient(t: np.ndarray, K: float, gamma: float, R0: float) -> np.ndarray:
-    """R(t) from the Ott-Antonsen state with R(0) = R0, for K != 2 gamma. Source: Ott & Antonsen 2008."""
+    """R(t) from the Ott-Antonsen state with R(0) = R0. Source: Ott & Antonsen 2008."""
+    _require(K > 0 and gamma >= 0 and 0 < R0 <= 1, "lorentzian_transient", "K > 0, gamma >= 0, 0 < R0 <= 1")
+    if 2 * gamma == K:  # the limit of the formula: algebraic decay
+        return R0 / np.sqrt(1 + K * R0**2 * np.asarray(t))
     limit = 1 - 2 * gamma / K
     return np.sqrt(limit / (1 + (limit / R0**2 - 1) * np.exp(-(K - 2 * gamma) * np.asarray(t))))
 
@@ -45,15 +76,15 @@ def gaussian(K: float, sigma: float) -> float:
 
     Source: Kuramoto 1975 (self-consistency); Strogatz 2000 (review).
     """
-    from scipy.special import ive
-
+    _require(sigma > 0 and np.isfinite(K), "gaussian", "sigma > 0 and a finite K")
     K = K / sigma
 
     def excess(R: float) -> float:
-        x = (K * R) ** 2 / 4
-        return K * np.sqrt(np.pi / 8) * (ive(0, x) + ive(1, x)) - 1
+        return K * np.sqrt(np.pi / 8) * _bessel_sum((K * R) ** 2 / 4) - 1
 
-    return _root(excess, 0.0, 1.0) if excess(0.0) > 0 else 0.0
+    if excess(0.0) <= 0:
+        return 0.0
+    return _root(excess, 0.0, 1.0) if excess(1.0) < 0 else 1.0
 
 
 def uniform(K: float, delta: float) -> float:
@@ -61,6 +92,7 @@ def uniform(K: float, delta: float) -> float:
 
     Source: Pazo 2005.
     """
+    _require(delta > 0 and np.isfinite(K), "uniform", "delta > 0 and a finite K")
     K = K / delta
     if 4 / np.pi > K:
         return 0.0
@@ -78,6 +110,7 @@ def incoherent_fluctuation(K: float, critical: float) -> float:
     Linear response of the incoherent state: shot noise over |1 - K chi|^2, integrated over frequency.
     Source: Daido 1990; Hildebrand, Buice & Chow 2007.
     """
+    _require(critical > 0 and critical > K, "incoherent_fluctuation", "K below a positive threshold")
     return 1 / (1 - K / critical)
 
 
@@ -87,6 +120,7 @@ def sakaguchi(K: float, alpha: float, gamma: float) -> tuple[float, float]:
     R^2 = 1 - 2 gamma / (K cos alpha), Omega = omega_0 - (K / 2) sin(alpha) (1 + R^2).
     Source: Sakaguchi & Kuramoto 1986; Ott & Antonsen 2008.
     """
+    _require(bool(np.isfinite([K, alpha, gamma]).all()), "sakaguchi", "finite K, alpha and gamma")
     R = lorentzian(K * np.cos(alpha), gamma)
     return R, float(-K / 2 * np.sin(alpha) * (1 + R**2)) if R else 0.0
 
@@ -98,16 +132,21 @@ def triadic(K1: float, K2: float, gamma: float) -> tuple[float, float]:
     Incoherence is stable as well while K1 < 2 gamma.
     Source: Skardal & Arenas 2020.
     """
+    _require(gamma >= 0 and K2 >= 0 and np.isfinite(K1 + K2), "triadic", "gamma >= 0, K2 >= 0, finite K1, K2")
     if K2 == 0:
         return lorentzian(K1, gamma), float("nan")
-    spread = np.sqrt(complex((K1 + K2) ** 2 - 8 * gamma * K2))
-    squares = [(K2 - K1 + sign * spread) / (2 * K2) for sign in (1, -1)]
+    spread, gap = np.sqrt(complex((K1 + K2) ** 2 - 8 * gamma * K2)), K2 - K1
+    # The root whose terms have one sign is computed, the other follows from their product: no cancellation.
+    large = (gap + spread if gap >= 0 else gap - spread) / (2 * K2)
+    small = (2 * gamma - K1) / K2 / large if large else 0j
+    squares = (large, small) if gap >= 0 else (small, large)
     real = [float(np.sqrt(s.real)) if s.imag == 0 and 0 <= s.real <= 1 else float("nan") for s in squares]
     return real[0], real[1]
 
 
 def triadic_saddle_node(K2: float, gamma: float) -> float:
     """The K1 at which the coherent pair is born, -K2 + 2 sqrt(2 gamma K2)."""
+    _require(gamma >= 0 and K2 >= 0, "triadic_saddle_node", "gamma >= 0 and K2 >= 0")
     return float(-K2 + 2 * np.sqrt(2 * gamma * K2))
 
 
@@ -116,11 +155,16 @@ def noisy(K: float, D: float) -> float:
 
     Source: Sakaguchi 1988; Bertini, Giacomin & Pakdaman 2010.
     """
-    from scipy.special import ive
-
+    _require(D >= 0 and np.isfinite(K), "noisy", "D >= 0 and a finite K")
     if K <= 2 * D:
         return 0.0
-    return _root(lambda R: ive(1, K * R / D) / ive(0, K * R / D) - R, 1e-6, 1.0)
+    if D == 0:
+        return 1.0
+
+    def excess(R: float) -> float:
+        return _bessel_ratio(K * R / D) - R
+
+    return _root(excess, 1e-6, 1.0) if excess(1.0) < 0 else 1.0
 
 
 def sphere_onset(dimensions: int) -> float:
@@ -130,6 +174,7 @@ def sphere_onset(dimensions: int) -> float:
     """
     from scipy.special import gamma
 
+    _require(dimensions >= 2, "sphere_onset", "2 dimensions or more")
     if dimensions % 2 == 0:
         return 0.0
     return float(gamma(dimensions / 2) / (np.sqrt(np.pi) * gamma((dimensions + 1) / 2)))
@@ -141,6 +186,7 @@ def sphere(K: float, sigma: float) -> float:
     In the field f = K R an agent of speed w whose axis makes the cosine c with rho rests where its
     projection b on f solves b^4 + (w^2 - f^2) b^2 = (f w c)^2; R is the mean of b / f over axes and speeds.
     """
+    _require(K > 0 and sigma > 0 and np.isfinite(K), "sphere", "finite K > 0 and sigma > 0")
     cosine, share = np.polynomial.legendre.leggauss(64)
     speed = sigma * np.sqrt(2 * np.polynomial.laguerre.laggauss(64)[0])
     weight = np.polynomial.laguerre.laggauss(64)[1] * speed
@@ -149,11 +195,13 @@ def sphere(K: float, sigma: float) -> float:
 
     def excess(R: float) -> float:
         f = K * R
-        gap = f**2 - w**2
-        b = np.sqrt((gap + np.sqrt(gap**2 + (2 * f * w * c) ** 2)) / 2)
-        return float(share @ b @ weight) / (2 * f) - R
+        gap, cross = f**2 - w**2, (2 * f * w * c) ** 2
+        root = np.sqrt(gap**2 + cross)
+        # For agents faster than the field gap + root cancels; its conjugate does not.
+        squared = np.where(gap >= 0, gap + root, cross / (root + np.abs(gap)))
+        return float(share @ np.sqrt(squared / 2) @ weight) / (2 * f) - R
 
-    return _root(excess, 1e-6, 1.0)
+    return _root(excess, 1e-6, 1.0) if excess(1.0) < 0 else 1.0
 
 
 class Chimera(NamedTuple):

@@ -36,7 +36,7 @@ from pydantic import (
 
 from kssm_mlx.data.tasks import PREFIX, make_task
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.parsing import parse_toml
+from kssm_mlx.parsing import LONGEST_KEY, parse_toml
 from kssm_mlx.training.recipe_sections import (
     MODEL_KINDS,
     About,
@@ -50,6 +50,8 @@ from kssm_mlx.training.recipe_sections import (
     _kind_of_model,
 )
 from kssm_mlx.training.steering_sections import Clamp, Control, Freeze, Monitor, Noise, Section
+
+UNSET = object()  # the value of an override that takes a key out
 
 
 class Recipe(Section):
@@ -169,10 +171,14 @@ def parse(table: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`model.kappa=0` -> ("model.kappa", 0). The value is TOML; a bare word is a string."""
+    """`model.kappa=0` -> ("model.kappa", 0). The value is TOML; a bare word is a string; none takes the key
+    out of the recipe: `model.kappa=`.
+    """
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
         raise ConfigError(f"--set takes section.key=value such as model.kappa=0, got {text!r}")
+    if not value.strip():
+        return key.strip(), UNSET
     try:
         return key.strip(), parse_toml(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
@@ -192,11 +198,16 @@ def _set_all(table: dict[str, Any], changes: dict[str, Any], section: str = "") 
 
 def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
+    if len(sections) >= LONGEST_KEY:
+        raise ConfigError(f"--set {dotted[:40]}...: a key of more than {LONGEST_KEY} parts")
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--set {dotted}: {section!r} is a value, not a section")
-    table[key] = value
+    if value is UNSET:
+        table.pop(key, None)
+    else:
+        table[key] = value
 
 
 def _explain(error: dict[str, Any]) -> str:

@@ -32,7 +32,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._first) for s in SIGNALS}
+            # What was ignored when the run began (nohup) stays ignored.
+            caught = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+            self._previous = {s: signal.signal(s, self._first) for s in caught}
         return self
 
     def __exit__(self, *exc) -> None:
@@ -42,7 +44,7 @@ class StopRequest:
     def _first(self, number: int, frame) -> None:
         del frame
         self.signal = signal.Signals(number)
-        for s in SIGNALS:
+        for s in self._previous:
             signal.signal(s, signal.SIG_DFL)
         cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
         text = f"{cursor}\n{self.signal.name}: finishing this step, then saving (once more to stop at once)\n"

@@ -100,3 +100,24 @@ def test_texts_too_short_to_count_are_refused():
 def test_ids_outside_the_vocabulary_are_refused(bad):
     with pytest.raises(DataError, match=r"validation tokens run from .* to .*; expected 0 to 2"):
         ngram_ladder(np.array([0, 1, 2]), np.array([0, 1, bad]), 3)
+
+
+@pytest.mark.parametrize("spread", [1, 2**22, 2**31])
+def test_the_size_of_the_vocabulary_does_not_matter(spread):
+    """Ids that lie far apart count as ids that do not: three of them once overflowed 64 bits."""
+    rng = np.random.default_rng(5)
+    train, validation = rng.integers(0, 6, 400), rng.integers(0, 6, 200)
+    near = ngram_ladder(train, validation, 6)
+    far = ngram_ladder(train * spread, validation * spread, 6 * spread)
+    uniform = math.log(6 * spread)
+    assert far["uniform"] == pytest.approx(uniform)
+    assert far["bigram_entropy"] == pytest.approx(near["bigram_entropy"])
+    if spread == 1:
+        assert far == near
+    else:  # what is not seen shares more of the same small mass
+        assert all(near[rung] - 1e-9 <= far[rung] <= uniform for rung in ("unigram", "bigram", "trigram"))
+
+
+def test_without_a_scored_token_there_is_nothing_to_say():
+    with pytest.raises(DataError, match="none of the validation tokens from the third on is scored"):
+        ngram_ladder(np.arange(9), np.arange(9), 9, scored=np.arange(9) < 2)

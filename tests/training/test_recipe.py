@@ -164,3 +164,12 @@ def test_what_is_trained_lies_in_a_file_of_its_name():
         return recipe.parse({"model": section}).model.trained_file
 
     assert [stem(), stem(host="x"), stem(host="x", train="full")] == ["model", "adapters", "model"]
+
+
+def test_a_key_can_be_taken_out():
+    """A recipe of one family for another: its own keys go."""
+    key, value = recipe.parse_override("model.kappa=")
+    assert (key, value) == ("model.kappa", recipe.UNSET)
+    changed = recipe.load("tinyshakespeare", {"model.family": "mamba", key: value, "data.source": "pydoc"})
+    assert changed.model.overrides == {}
+    assert recipe.load("default", {"model.absent": recipe.UNSET}).model == recipe.load("default").model

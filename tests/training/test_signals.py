@@ -58,3 +58,20 @@ def test_the_exit_code_is_that_of_the_shell(number, code):
     error = interrupted(number, "saved after step 5")
     assert error.exit_code == code
     assert str(error) == f"stopped by {number.name}; saved after step 5"
+
+
+def test_what_was_ignored_stays_ignored(capfd):
+    """As under nohup, which starts a program with SIGINT or SIGHUP ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal is signal.SIGTERM
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert "SIGTERM: finishing this step" in capfd.readouterr().err
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ import numpy as np
 
 from kssm_mlx.checks.core.probes import cross_entropy, mode, probe_length, random_tokens, to_numpy, vocabulary
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import component_of, with_parameters
 from kssm_mlx.runs.layout import CHECKPOINTS
 from kssm_mlx.training.loss_terms import Term, terms
 from kssm_mlx.training.optim import global_norm
@@ -129,8 +130,8 @@ def _name(tensor: str, blocks: list[float]) -> str:
 @check("C8", level="S", title="training moved every weight", source="liminal.md C8")
 def weights_moved(ctx: Context) -> Check:
     """For each trainable tensor ‖w - w₀‖ / ‖w₀‖ against the parameters before step 1, over what the recipe's
-    [freeze] lets move, once 20 steps are done; whether what it holds is equal bit for bit; and whether the
-    optimiser's saved state holds a non-zero tensor.
+    [freeze] and its groups of learning rate 0 let move, once 20 steps are done; whether what is frozen is
+    equal bit for bit; and whether the optimiser's saved state holds a non-zero tensor.
 
     Threshold: > 1e-6 in every tensor: one AdamW step at a learning rate of 1e-5 already moves more.
     Caught: Phase-RWKV Attempt 3: byte-identical weights at steps 300 to 500, an optimiser without state.
@@ -143,7 +144,8 @@ def weights_moved(ctx: Context) -> Check:
     missing = sorted(set(now) ^ set(ctx.initial))
     changes = {n: _change(now[n], ctx.initial[n], ctx.masks.get(n)) for n in now if n in ctx.initial}
     moved = {n: change for n, (change, _) in changes.items() if change is not None}
-    still = [n for n, change in moved.items() if not change > 1e-6] + missing
+    at_rest = _groups_at_rest(ctx)
+    still = [n for n, change in moved.items() if not change > 1e-6 and not at_rest(n)] + missing
     loose = [n for n, (_, kept) in changes.items() if not kept]
     optimiser = _optimiser_moments(ctx.run_folder)
     least = min(moved, key=moved.get)
@@ -162,6 +164,13 @@ def weights_moved(ctx: Context) -> Check:
         loose=loose,
         optimiser_tensors=optimiser,
     )
+
+
+def _groups_at_rest(ctx: Context) -> Callable[[str], bool]:
+    """Whether a tensor is in a group of [train.groups] with a learning rate of 0."""
+    groups = ctx.recipe.train.groups if ctx.recipe else {}
+    resting = {tag for tag, group in groups.items() if group.learning_rate == 0}
+    return lambda name: component_of(ctx.model, name) in resting
 
 
 def _change(now: mx.array, before: mx.array, mask: mx.array | None) -> tuple[float | None, bool]:

@@ -71,6 +71,12 @@ def open_book(path: Path, catalogue: Mapping[int, str]) -> Book:
             f"{path} has no {absent} marker where it belongs; expected '*** {absent} OF THE PROJECT "
             "GUTENBERG EBOOK ... ***'; download the book whole, as plain text"
         )
+    if second := _START.search(raw, start.end()):
+        titles = [" ".join(found[1].split()) for found in _TITLE.finditer(raw)][:2] or ["without titles"]
+        raise DataError(
+            f"{path} holds more than one book ({' and '.join(map(repr, titles))}; a second START marker at "
+            f"character {second.start()}); cut it into one file per book"
+        )
     id, title = _identity(path, raw[: start.start()], catalogue)
     return Book(str(path), id, title, clean(raw[start.end() : end.start()]))
 

@@ -3,7 +3,7 @@
 pydoc            the language reference inside every CPython (`pydoc_data.topics`): real English, no download
 themes           800 short samples on sixteen themes, our own; themes:seed=1,samples=900 for others
 file:PATH        one document
-dir:PATH         every .txt and .md file below PATH, in the order of their names
+dir:PATH         every .txt, .text, .md and .markdown file below PATH, in the order of their names
 jsonl:PATH       the field `text` of every line
 gutenberg:DIR    the books of a folder of Project Gutenberg texts, cleaned, each once
 wikitext:PATH    the articles of a raw WikiText file; of a folder, with the official validation split;
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kssm_mlx.data.corpora.corpus import Corpus, Texts, corpus_digest
 from kssm_mlx.data.corpora.repeats import without_repeats
-from kssm_mlx.data.corpora.text_files import read_text, text_files
+from kssm_mlx.data.corpora.text_files import ENDINGS, read_text, text_files
 from kssm_mlx.errors import ConfigError, DataError, nearest
 from kssm_mlx.parsing import parse_json
 
@@ -90,7 +90,7 @@ def _dir(target: str) -> tuple[list[str], str]:
     root = Path(target).expanduser()
     paths = sorted(text_files(root), key=lambda path: path.relative_to(root).as_posix())
     if not paths:
-        raise DataError(f"{root} has no .txt or .md file; expected at least one, in it or below it")
+        raise DataError(f"{root} has no {', '.join(ENDINGS)} file; expected at least one, in it or below it")
     return [read_text(path) for path in paths], "as given by the user"
 
 
@@ -117,7 +117,8 @@ def _hf(target: str) -> tuple[list[str], str]:
         raise DataError(
             f"hf:{target} has the columns {', '.join(rows.column_names)}; expected one called text"
         )
-    return list(rows["text"]), rows.info.license or "see the dataset's card"
+    texts = [_usable_text(text, f"hf:{target} row {i}") for i, text in enumerate(rows["text"])]
+    return texts, getattr(rows.info, "license", None) or "see the dataset's card"
 
 
 _BUILT_IN = ("pydoc", "themes")
@@ -140,12 +141,18 @@ def _record(path: Path, number: int, line: str) -> str:
         record = parse_json(line)
     except ValueError as e:
         raise DataError(f"{path} line {number} is not JSON: {e}") from None
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
+    if not isinstance(record, dict) or "text" not in record:
         got = f"keys {', '.join(record) or 'none'}" if isinstance(record, dict) else type(record).__name__
         raise DataError(f"{path} line {number} has no string field 'text': got {got}")
+    return _usable_text(record["text"], f"{path} line {number}")
+
+
+def _usable_text(text: object, where: str) -> str:
+    """Raises: DataError naming the record whose text is no string, or that UTF-8 cannot write."""
+    if not isinstance(text, str):
+        raise DataError(f"{where} has no string field 'text': got {type(text).__name__}")
     if "\0" in text or not _encodable(text):
-        raise DataError(f"{path} line {number} has a NUL or half a surrogate pair in 'text'; expected text")
+        raise DataError(f"{where} has a NUL or half a surrogate pair in 'text'; expected text")
     return text
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kssm_mlx.errors import DataError
 
+ENDINGS = (".txt", ".text", ".md", ".markdown")
 REPLACED = 1e-5  # most U+FFFD per character in a prepared corpus: more is text that was decoded wrongly
 
 
@@ -42,14 +43,23 @@ def read_text(path: Path) -> str:
 
 
 def text_files(root: Path) -> Iterator[Path]:
-    """Paths of the .txt and .md files below `root`, hidden folders left out."""
+    """Paths of the text files below `root` (`ENDINGS`, in capitals or not), hidden folders left out.
+
+    A linked folder is entered, each folder once, so that a link to one above makes no circle.
+    """
+    seen: set[tuple[int, int]] = set()
 
     def stop(e: OSError):
         raise _unreadable(Path(e.filename), e) from None
 
-    for folder, subfolders, names in os.walk(root, onerror=stop):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in names if name.endswith((".txt", ".md")))
+    for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=True):
+        facts = os.stat(folder)
+        if (facts.st_dev, facts.st_ino) in seen:
+            subfolders[:] = []
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(folder, name) for name in names if name.lower().endswith(ENDINGS))
 
 
 def _unreadable(path: Path, e: OSError) -> DataError:

@@ -127,3 +127,15 @@ def test_the_dead_parameters_of_the_precursors_are_named(prepared, uncompiled, f
     config = models.configure(family, "xs", vocab_size=context.data.vocab_size, context=128)
     check = measure("C7", replace(context, model=models.build(config), config=config))
     assert check.verdict == "fail" and check.numbers["dead"][: len(dead)] == dead
+
+
+def test_a_group_of_learning_rate_0_is_to_stay(trained):
+    """The documented way to hold one part: its tensors are no fault, any other that stays is one."""
+    still = {name: array for name, array in now(trained).items() if name.startswith("embed")}
+    held = replace(trained, initial={**trained.initial, **still})
+    assert run(held).verdict == "fail"
+    table = trained.recipe.model_dump(exclude_unset=True)
+    table["train"] = {**table.get("train", {}), "groups": {"embedding": {"learning_rate": 0.0}}}
+    recipe = parse(table)
+    assert run(replace(held, recipe=recipe)).verdict == "pass"
+    assert run(replace(held, recipe=recipe, initial=now(trained))).verdict == "fail"

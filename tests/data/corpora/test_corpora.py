@@ -131,7 +131,7 @@ def test_a_forbidden_file_is_refused(tmp_path, monkeypatch):
     "line, message",
     [
         ('{"txt": "x"}', "line 2 has no string field 'text': got keys txt"),
-        ('{"text": 3}', "line 2 has no string field 'text': got keys text"),
+        ('{"text": 3}', "line 2 has no string field 'text': got int"),
         ("{}", "line 2 has no string field 'text': got keys none"),
         ('["x"]', "line 2 has no string field 'text': got list"),
         ('{"text": ', "line 2 is not JSON"),
@@ -197,3 +197,35 @@ def test_python_without_pydoc_topics(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(DataError, match="comes without pydoc_data"):
         open_corpus("pydoc")
+
+
+def test_a_folder_is_read_through_links_once_and_in_every_spelling(tmp_path):
+    root, other = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root / "sub", other):
+        folder.mkdir(parents=True)
+    (root / "a.TXT").write_text("capitals")
+    (root / "b.markdown").write_text("long ending")
+    (root / "c.py").write_text("no text")
+    (root / "sub" / "d.txt").write_text("below")
+    (other / "e.md").write_text("linked")
+    (root / "link").symlink_to(other)
+    (root / "sub" / "up").symlink_to(root)  # a circle
+    (root / "again").symlink_to(other)
+    found = open_corpus(f"dir:{root}").documents
+    assert sorted(found) == ["below", "capitals", "linked", "long ending"]
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a"], b"x", "nul\0", "half \ud800"])
+def test_a_row_of_a_dataset_without_usable_text_is_named(monkeypatch, value):
+    fake_datasets(monkeypatch, lambda *_, **__: Rows(text=["fine", value]))
+    with pytest.raises(DataError, match=r"hf:x row 1 has (no string field 'text'|a NUL or half)"):
+        open_corpus("hf:x")
+
+
+def test_a_line_nested_a_thousand_deep_is_one_line_and_long_digits_do_not_matter(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine", "other": ' + "7" * 5000 + "}\n")
+    assert open_corpus(f"jsonl:{path}").documents == ["fine"]
+    path.write_text('{"text": "fine", "other": ' + "[" * 1000 + "]" * 1000 + "}\n")
+    with pytest.raises(DataError, match="line 1 is not JSON: nested more than 200 levels"):
+        open_corpus(f"jsonl:{path}")

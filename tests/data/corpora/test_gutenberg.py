@@ -218,3 +218,13 @@ def test_advance_hears_the_bytes_of_every_file(folder):
     heard = []
     shelf(folder, heard.append)
     assert heard == [path.stat().st_size for path in sorted(folder.glob("*.txt"))]
+
+
+def test_two_books_in_one_file_are_refused_with_both_titles(tmp_path):
+    books = [
+        FRAME.format(title=title, number=number, upper=title.upper(), text=story(title))
+        for number, title in ((1, "First Book"), (2, "Second Book"))
+    ]
+    (tmp_path / "both.txt").write_text("".join(books))
+    with pytest.raises(DataError, match="more than one book \\('First Book' and 'Second Book'"):
+        shelf(tmp_path)
