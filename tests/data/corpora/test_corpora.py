@@ -114,7 +114,7 @@ def test_a_folder_where_a_file_is_expected_and_the_reverse(tmp_path):
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"has no \.txt or \.md file"):
+    with pytest.raises(DataError, match=r"has no .txt, .text, .md, .markdown file"):
         open_corpus(f"dir:{tmp_path}")
 
 
