@@ -46,6 +46,7 @@ class _Side(_Section):
     tokens: int = Field(ge=1)
     documents: int = Field(ge=1)
     utf8_bytes: int = Field(ge=1)
+    lost: float | None = Field(None, ge=0)  # of the text, by its tokenizer; unknown in files of 0.1.0
 
 
 class _Sides(_Section):

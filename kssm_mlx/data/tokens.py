@@ -13,6 +13,7 @@ not check the ids it gathers with, so they are checked when written and all of t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,14 +138,22 @@ class TokenData:
         }
 
 
+class _Side(NamedTuple):
+    """One side as it is written. lost: measures what share of its characters decoding does not give back."""
+
+    split: TokenSplit
+    utf8_bytes: int
+    lost: Callable[[], float]
+
+
 class _Source(NamedTuple):
     """origin: the sections of the index that say what the ids depend on: equal sections, equal ids.
-    sides: makes both splits, each with the UTF-8 bytes of its text.
+    sides: makes both sides.
     """
 
     origin: dict[str, Any]
     tokenizer: Tokenizer
-    sides: Callable[[], list[tuple[TokenSplit, int]]]
+    sides: Callable[[], list[_Side]]
 
 
 def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
@@ -214,13 +223,32 @@ def _of_text(recipe: DataRecipe) -> _Source:
         "split": {"method": method, "validation": share, "seed": recipe.seed},
     }
 
-    def sides() -> list[tuple[TokenSplit, int]]:
-        return [
-            (encode_documents(name, texts, tokenizer), sum(len(text.encode()) for text in texts))
-            for name, texts in zip(SPLITS, both, strict=True)
-        ]
+    def sides() -> list[_Side]:
+        return [_text_side(name, texts, tokenizer) for name, texts in zip(SPLITS, both, strict=True)]
 
     return _Source(origin, tokenizer, sides)
+
+
+def _text_side(name: str, texts: Sequence[str], tokenizer: Tokenizer) -> _Side:
+    split = encode_documents(name, texts, tokenizer)
+
+    def lost() -> float:
+        opening = tokenizer.separator_id is not None
+        read = [text for text in texts if opening or text]  # an empty document has no ids if nothing opens it
+        ends = [*split.starts[1:].tolist(), split.ids.size]
+        ids = [split.ids[a + opening : b] for a, b in zip(split.starts.tolist(), ends, strict=True)]
+        gone = sum(
+            _characters_lost(text, tokenizer.decode(own)) for text, own in zip(read, ids, strict=False)
+        )
+        return gone / max(1, sum(map(len, texts)))
+
+    return _Side(split, sum(len(text.encode()) for text in texts), lost)
+
+
+def _characters_lost(text: str, decoded: str) -> int:
+    """How many characters of `text` are not in `decoded`, spaces at its ends aside: decoders drop some."""
+    text, decoded = text.strip(), decoded.strip()
+    return 0 if text == decoded else max(1, (Counter(text) - Counter(decoded)).total())
 
 
 def _of_task(recipe: DataRecipe) -> _Source:
@@ -228,10 +256,10 @@ def _of_task(recipe: DataRecipe) -> _Source:
     task = make_task(name, recipe.task)
     tokenizer = IdTokenizer(task.vocab_size)
 
-    def side(split: str, ids: np.ndarray, scored: np.ndarray) -> tuple[TokenSplit, int]:
+    def side(split: str, ids: np.ndarray, scored: np.ndarray) -> _Side:
         rows, row = ids.shape
         made = TokenSplit(split, ids.ravel(), np.arange(rows) * row, scored.ravel(), row)
-        return made, len(tokenizer.decode(made.ids))
+        return _Side(made, len(tokenizer.decode(made.ids)), lambda: 0.0)
 
     return _Source(
         {**task_origin(name, task, recipe.seed), "tokenizer": _named(tokenizer)},
@@ -260,10 +288,7 @@ def _write(folder: Path, source: _Source) -> None:
     """Make and write everything, the index last."""
     tokenizer = source.tokenizer
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    sides = {
-        split.name: _write_split(folder, split, text, tokenizer, _DTYPES[dtype])
-        for split, text in source.sides()
-    }
+    sides = {side.split.name: _write_side(folder, side, tokenizer, _DTYPES[dtype]) for side in source.sides()}
     tokenizer.save(folder)
     names = (*FILES, *(SCORED if "task" in source.origin else ()))
     index = {
@@ -277,17 +302,21 @@ def _write(folder: Path, source: _Source) -> None:
     files.replace(folder / INDEX, json.dumps(index, indent=1) + "\n")
 
 
-def _write_split(
-    folder: Path, split: TokenSplit, utf8_bytes: int, tokenizer: Tokenizer, dtype: np.dtype
-) -> dict[str, int]:
-    """Write the files of one side; returns its sizes."""
+def _write_side(folder: Path, side: _Side, tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, float]:
+    """Write the files of one side; returns its sizes, and what its tokenizer lost."""
+    split = side.split
     _check_ids(split.ids, tokenizer.vocab_size, folder / f"{split.name}.bin")
     streams = {"bin": split.ids.astype(dtype), "docs.bin": split.starts.astype(_STARTS)}
     if split.scored is not None:
         streams["scored.bin"] = split.scored.astype(_SCORED)
     for kind, array in streams.items():
         files.replace(folder / f"{split.name}.{kind}", array.tobytes())
-    return {"tokens": split.ids.size, "documents": split.starts.size, "utf8_bytes": utf8_bytes}
+    return {
+        "tokens": split.ids.size,
+        "documents": split.starts.size,
+        "utf8_bytes": side.utf8_bytes,
+        "lost": side.lost(),
+    }
 
 
 def _map_split(folder: Path, name: str, index: dict[str, Any]) -> TokenSplit:

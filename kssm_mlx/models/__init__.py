@@ -72,10 +72,7 @@ def config_from_dict(values: dict[str, Any]):
     known = [f.name for f in fields(config_class)]
     for key in values:
         if key not in known:
-            raise ConfigError(
-                f"unknown key 'model.{key}' for {name}{nearest(key, known)}; "
-                f"--set model.{key}= takes it out of a recipe of another family"
-            )
+            raise ConfigError(f"unknown key 'model.{key}' for {name}{nearest(key, known)}{_unsetting(key)}")
     try:
         # Strict, so that "3" is no number; by way of JSON, where a list is the only tuple.
         return TypeAdapter(config_class).validate_json(json.dumps(values, default=str), strict=True)
@@ -85,9 +82,30 @@ def config_from_dict(values: dict[str, Any]):
         raise ConfigError(f"model.{where}: {error['msg']}, got {error['input']!r}") from None
 
 
+def _unsetting(key: str) -> str:
+    """How a key of another family is taken out of a recipe; "" for one that no family has."""
+    classes = {family.load()[1] for family in FAMILIES.values()}
+    foreign = any(key == f.name for config_class in classes for f in fields(config_class))
+    return f"; --set model.{key}= takes it out of a recipe of another family" if foreign else ""
+
+
 def family_of(config) -> str:
     """The family's name, such as "kssm"."""
     return config.model_type
+
+
+def _refuse_beyond_memory(model, config) -> None:
+    """Raises: ConfigError for parameters that this machine cannot hold; nothing is allocated before."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    needed, there = sum(array.nbytes for array in arrays), mx.get_memory_limit()
+    if needed > there:
+        raise ConfigError(
+            f"a {family_of(config)} of {sum(array.size for array in arrays):,} parameters takes "
+            f"{needed / 2**30:,.1f} GiB; this machine gives {there / 2**30:,.1f} GiB; take a smaller one"
+        )
 
 
 def build(config, seed: int = 0):
@@ -96,5 +114,6 @@ def build(config, seed: int = 0):
 
     _, _, model_class = _family(family_of(config)).load()
     model = model_class(config, seed=seed)
+    _refuse_beyond_memory(model, config)
     mx.eval(model.parameters())
     return model

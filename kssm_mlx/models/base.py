@@ -149,12 +149,20 @@ class LanguageModel(Protocol):
     def quant_predicate(self): ...
 
 
+MOST_BLOCKS, MOST_COUNT = 4096, 2**24
+
+
 def refuse_counts_below_one(config, *may_be_zero: str, section: str = "model") -> None:
-    """Raises: ConfigError for a whole number of a configuration that is too small to build anything."""
+    """Raises: ConfigError for a whole number of a configuration that is too small to build anything, or so
+    large that building it would not end.
+    """
     for f in fields(config):
         value, least = getattr(config, f.name), 0 if f.name in may_be_zero else 1
         if f.type in ("int", "int | None") and value is not None and value < least:
             raise ConfigError(f"{section}.{f.name} must be at least {least}, got {value}")
+        most = MOST_BLOCKS if "layers" in f.name or "blocks" in f.name else MOST_COUNT
+        if f.type in ("int", "int | None") and value is not None and value > most:
+            raise ConfigError(f"{section}.{f.name} must be at most {most:,}, got {value:,}")
 
 
 def refuse_unknown_clamps(

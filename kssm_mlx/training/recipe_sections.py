@@ -17,6 +17,7 @@ from pydantic import (
 from kssm_mlx.data.tasks import PREFIX
 from kssm_mlx.training.steering_sections import Group, Section
 
+LARGEST_SEED = 2**63 - 1  # MLX and numpy take more, and not the same
 RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
 
 
@@ -62,7 +63,7 @@ class Data(Section):
     tokenizer: str = "bytes"
     split: Literal["auto", "documents", "contiguous"] = "auto"
     validation: float = Field(0.1, gt=0, lt=0.5)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     task: dict[str, Any] = Field({})
 
     @model_validator(mode="before")
@@ -113,7 +114,7 @@ class Host(Section):
 
     host: str = Field(min_length=1)
     train: Literal["lora", "full", "frozen"] = "lora"
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=2**14)
     alpha: float = Field(16.0, gt=0)
     graft: dict[str, Any] | None = None
     verify: bool = True
@@ -167,13 +168,13 @@ class Train(Section):
     log the gradient of every component, which a model with two kinds of mixer does unasked.
     """
 
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(16, ge=1)
-    context: int = Field(128, ge=2)
-    accumulation: int = Field(1, ge=1)
+    steps: int = Field(1000, ge=1, le=10**9)
+    batch_size: int = Field(16, ge=1, le=2**20)
+    context: int = Field(128, ge=2, le=2**24)
+    accumulation: int = Field(1, ge=1, le=2**20)
     learning_rate: float = Field(2e-3, gt=0)
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup: int = Field(50, ge=0)
+    warmup: int = Field(50, ge=0, le=10**9)
     final_fraction: float = Field(0.1, ge=0, le=1)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
@@ -186,7 +187,7 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_blocks: bool = False
     hand_off: bool = False
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
     @model_validator(mode="after")
     def _batch_divides(self):
@@ -199,13 +200,13 @@ class Train(Section):
 
 
 class Eval(Section):
-    every: int = Field(200, ge=1)
-    tokens: int = Field(65536, ge=256)
+    every: int = Field(200, ge=1, le=10**9)
+    tokens: int = Field(65536, ge=256, le=2**40)
     prompt: str = ""
-    sample_tokens: int = Field(160, ge=0)
+    sample_tokens: int = Field(160, ge=0, le=2**20)
     temperature: float = Field(0.8, ge=0)
 
 
 class Save(Section):
-    every: int = Field(200, ge=1)
-    keep: int = Field(3, ge=1)
+    every: int = Field(200, ge=1, le=10**9)
+    keep: int = Field(3, ge=1, le=10**6)

@@ -5,8 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 
 from kssm_mlx import files
+from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.checks.suite import run_suite
 from kssm_mlx.data import tokens
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
@@ -271,7 +275,7 @@ def test_too_little_text_for_two_sides(tmp_path):
 
 
 CHINESE = "\u4e2d\u6587\u6587\u5b57\u7684\u5b57\u8282\u6bd4\u5b57\u7b26\u591a"
-MIXED = "plain letters and nothing else. " * 40 + CHINESE * 80
+MIXED = "plain letters and nothing else. " * 40 + (CHINESE + ". ") * 80
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "chars", "bpe:300"])
@@ -295,3 +299,46 @@ def test_separators_have_no_bytes(data):
     ids = data.validation.ids
     text = "".join(documents(data.validation, data.tokenizer)).replace("\0", "")
     assert data.bytes_per_target(ids.size - 1) * (ids.size - 1) == pytest.approx(len(text.encode()))
+
+
+def word_level(path, normalizer=None):
+    """A tokenizer of whole words that are all in one text, or that lowercases them first."""
+    backend = Backend(
+        models.WordLevel({"[UNK]": 0, "Alpha": 1, "alpha": 2, "beta": 3, " ": 4}, unk_token="[UNK]")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(" "), "isolated")
+    backend.decoder = decoders.Fuse()
+    if normalizer:
+        backend.normalizer = normalizer
+    backend.save(str(path))
+    return f"hf:{path}"
+
+
+@pytest.mark.parametrize(
+    "text, normalizer, lost",
+    [
+        ("Alpha beta Alpha beta ", None, 0.0),
+        ("Alpha beta Alpha beta ", normalizers.Lowercase(), 2 / 22),  # two capitals of 22 characters
+        ("Alpha beta gamma beta ", None, None),  # "gamma" becomes [UNK]
+    ],
+)
+def test_what_a_tokenizer_loses_is_in_the_index_and_in_c13(tmp_path, text, normalizer, lost):
+    (tmp_path / "a.txt").write_text(text * 200)
+    spec = word_level(tmp_path / "tokenizer.json", normalizer)
+    data = prepare(Recipe(f"file:{tmp_path / 'a.txt'}", spec, validation=0.2), tmp_path / "data")
+    found = {name: side["lost"] for name, side in data.index["splits"].items()}
+    assert all(share == pytest.approx(lost, rel=0.1) for share in found.values()) if lost else True
+    (check,) = run_suite(Context(data=data, tokenizer=data.tokenizer), ["C13"])
+    assert check.verdict == ("pass" if lost == 0 else "fail")
+    assert lost == 0 or "the tokenizer lost" in check.got
+
+
+def test_an_index_of_before_has_nothing_to_say_of_losses(data):
+    path = data.folder / "index.json"
+    index = json.loads(path.read_text())
+    for side in index["splits"].values():
+        del side["lost"]
+    path.write_text(json.dumps(index))
+    assert TokenData.open(data.folder).index["splits"]["train"]["lost"] is None
+    (check,) = run_suite(Context(data=TokenData.open(data.folder), tokenizer=data.tokenizer), ["C13"])
+    assert check.verdict == "pass"

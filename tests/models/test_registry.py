@@ -119,3 +119,16 @@ def test_a_dictionary_of_another_version_is_refused():
     old = {**config_to_dict(configure("kssm", "xs", vocab_size=5)), "n_oscillators": 8}
     with pytest.raises(ConfigError, match=r"unknown key 'model\.n_oscillators'"):
         config_from_dict(old)
+
+
+def test_what_no_machine_can_hold_is_refused_before_it_is_made():
+    with pytest.raises(ConfigError, match=r"n_layers must be at most 4,096, got 100,000,000"):
+        configure("kssm", "xs", vocab_size=16, overrides={"n_layers": 10**8})
+    large = configure("kssm", "xs", vocab_size=16, overrides={"d_model": 2**22})
+    with pytest.raises(ConfigError, match=r"a kssm of .* parameters takes .* GiB; this machine gives .* GiB"):
+        build(large)
+
+
+def test_a_key_of_another_family_comes_with_the_way_to_take_it_out():
+    with pytest.raises(ConfigError, match=r"'model.kappa' for mamba.*; --set model.kappa= takes it out"):
+        configure("mamba", "xs", vocab_size=16, overrides={"kappa": 1.0})

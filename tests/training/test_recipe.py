@@ -173,3 +173,19 @@ def test_a_key_can_be_taken_out():
     changed = recipe.load("tinyshakespeare", {"model.family": "mamba", key: value, "data.source": "pydoc"})
     assert changed.model.overrides == {}
     assert recipe.load("default", {"model.absent": recipe.UNSET}).model == recipe.load("default").model
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("train.seed", 10**19),
+        ("data.seed", 2**64 - 1),
+        ("train.steps", 10**22),
+        ("train.batch_size", 2**40),
+        ("eval.tokens", 2**60),
+        ("save.keep", 10**12),
+    ],
+)
+def test_numbers_beyond_any_run_are_refused_in_one_line(key, value):
+    with pytest.raises(ConfigError, match=f"{key}: input should be less than or equal to"):
+        recipe.load("default", {key: value})

@@ -16,6 +16,7 @@ from kssm_mlx.errors import DataError, KssmError
 from kssm_mlx.metrics.incontext import in_context
 from kssm_mlx.metrics.ngrams import ngram_ladder
 
+LOST = 1e-5  # most of a text that a tokenizer may lose
 GRAM = 64  # tokens of a passage that counts as shared
 MOST_TRAIN, MOST_VALIDATION = 1 << 20, 1 << 17  # tokens that C29 counts: seconds, and far more than it needs
 SEQUENCES = 300  # windows that the in-context coders read
@@ -24,15 +25,18 @@ SEQUENCES = 300  # windows that the in-context coders read
 @check("C13", level="P", title="one tokenizer everywhere", source="liminal.md C13")
 def tokenizer_identity(ctx: Context) -> Check:
     """The digest of the tokenizer the model is used with, of the one stored beside the token files, and the
-    one the index of these files names; the vocabulary sizes of model, tokenizer and token files; decode,
-    encode, decode of the first 2^18 validation tokens; the share of U+FFFD in that text, its cut ends
-    aside.
+    one the index of these files names; the vocabulary sizes of model, tokenizer and token files; the
+    share of the characters of the documents themselves that encoding lost, measured when they were prepared;
+    decode, encode, decode of the first 2^18 validation tokens; the share of U+FFFD in that text, its cut
+    ends aside.
 
-    Threshold: digests equal, round trip exact, U+FFFD < 1e-5. Sizes equal, except that a model's table may
-    be padded by less than 1 %, as published hosts are (50,280 rows for 50,277 tokens).
+    Threshold: digests equal, round trip exact, less than 1e-5 of the text lost, U+FFFD < 1e-5. Sizes equal,
+    except that a model's table may be padded by less than 1 %, as published hosts are (50,280 rows for 50,277
+    tokens).
     Caught: token files of GPT-2 (50,257) read with cl100k (100,277); v1's validation table of 61 symbols
     against 65; RWKV with a foreign vocabulary.
-    Sabotage: a character tokenizer of another text of the same size; a model with one row too many.
+    Sabotage: a character tokenizer of another text of the same size; a model with one row too many; a
+    tokenizer that lowercases, one that turns rare words into [UNK].
     """
     ctx.need("data", "tokenizer")
     used, stored, V = ctx.tokenizer, ctx.data.tokenizer, ctx.data.vocab_size
@@ -44,6 +48,7 @@ def tokenizer_identity(ctx: Context) -> Check:
     if used.vocab_size != V or not 0 <= rows - V < max(1, 0.01 * V):
         problems.append(f"vocabulary of model {rows}, tokenizer {used.vocab_size}, data {V}")
     if not problems:  # the text of foreign ids means nothing
+        problems += _lost(ctx.data.index["splits"])
         problems += _round_trip(used, ctx.data.validation.ids[: 1 << 18])
     return verdict(
         "C13",
@@ -56,13 +61,23 @@ def tokenizer_identity(ctx: Context) -> Check:
     )
 
 
+def _lost(sides: dict[str, dict]) -> list[str]:
+    """What the tokenizer threw away of the documents; nothing of files that do not say."""
+    shares = {name: side.get("lost") or 0.0 for name, side in sides.items()}
+    return [
+        f"the tokenizer lost {share:.1%} of the characters of the {name} text"
+        for name, share in shares.items()
+        if share >= LOST
+    ]
+
+
 def _round_trip(tokenizer, ids: np.ndarray) -> list[str]:
     """What is wrong with decode(encode(text)) on real text, if anything is."""
     text = tokenizer.decode(np.asarray(ids)).strip("\ufffd")
     if tokenizer.decode(tokenizer.encode(text)) != text:
         return ["decode(encode(text)) is not the text"]
     share = text.count("\ufffd") / max(1, len(text))
-    return [f"{share:.1e} of the text is U+FFFD"] if not share < 1e-5 else []
+    return [f"{share:.1e} of the text is U+FFFD"] if not share < LOST else []
 
 
 @check("C14", level="P", title="token files are what was written", source="liminal.md C14")

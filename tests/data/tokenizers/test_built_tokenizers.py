@@ -98,3 +98,21 @@ def test_a_bpe_that_cannot_be_had_is_refused():
 def test_both_need_a_corpus(spec):
     with pytest.raises(ConfigError, match=f"tokenizer '{spec}' is built from a corpus"):
         make_tokenizer(spec)
+
+
+def test_a_text_without_spaces_is_learned_in_pieces_and_said(capsys):
+    """A line of DNA is one word to the trainer, whose time goes with the square of its length."""
+    dna = "".join(np.random.default_rng(0).choice(list("ACGT"), 60_000))
+    tokenizer = train_bpe([dna], 300)
+    assert "bpe: 1 word(s) longer than 512 characters were learned in pieces" in capsys.readouterr().err
+    assert tokenizer.decode(tokenizer.encode(dna[:5000])) == dna[:5000]
+    assert tokenizer.encode(dna[:5000]).size < 3000
+
+
+def test_ordinary_text_is_learned_as_before(capsys):
+    text = "the cat sat on the mat, and the dog on the log. " * 20
+    whole = train_bpe([text], 270)
+    assert capsys.readouterr().err == ""
+    train_bpe([text + "x" * 511], 270)
+    assert capsys.readouterr().err == ""
+    assert whole.decode(whole.encode(text)) == text
