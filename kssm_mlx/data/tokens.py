@@ -237,9 +237,8 @@ def _text_side(name: str, texts: Sequence[str], tokenizer: Tokenizer) -> _Side:
         read = [text for text in texts if opening or text]  # an empty document has no ids if nothing opens it
         ends = [*split.starts[1:].tolist(), split.ids.size]
         ids = [split.ids[a + opening : b] for a, b in zip(split.starts.tolist(), ends, strict=True)]
-        gone = sum(
-            _characters_lost(text, tokenizer.decode(own)) for text, own in zip(read, ids, strict=False)
-        )
+        pairs = zip(read, ids, strict=False)
+        gone = sum(_characters_lost(text, tokenizer.decode(own)) for text, own in pairs)
         return gone / max(1, sum(map(len, texts)))
 
     return _Side(split, sum(len(text.encode()) for text in texts), lost)

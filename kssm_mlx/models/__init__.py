@@ -7,25 +7,31 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.models.families import kssm, mamba, mamba2, rwkv4, rwkv7, transformer
 from kssm_mlx.models.families.family import Family
+from kssm_mlx.models.families.kssm import FAMILY as KSSM
+from kssm_mlx.models.families.mamba import FALCON as FALCON_MAMBA
+from kssm_mlx.models.families.mamba import FAMILY as MAMBA
+from kssm_mlx.models.families.mamba2 import FAMILY as MAMBA2
+from kssm_mlx.models.families.rwkv4 import FAMILY as RWKV4
+from kssm_mlx.models.families.rwkv7 import FAMILY as RWKV7
+from kssm_mlx.models.families.transformer import FAMILY as TRANSFORMER
 
 SIZES = ("xs", "s", "m", "l")
 
 
 FAMILIES: dict[str, Family] = {
-    "kssm": kssm.FAMILY,
+    "kssm": KSSM,
     "kssm_v1": Family("precursors.kssm_v1", "KSSMv1Config", "KSSMv1"),
     "kssm_v2": Family("precursors.kssm_v2", "KSSMv2Config", "KSSMv2"),
     "kssm_v3": Family("precursors.kssm_v3", "KSSMv3Config", "KSSMv3"),
-    "mamba": mamba.FAMILY,
-    "falcon_mamba": mamba.FALCON,
-    "mamba2": mamba2.FAMILY,
-    "rwkv": rwkv4.FAMILY,
-    "rwkv7": rwkv7.FAMILY,
+    "mamba": MAMBA,
+    "falcon_mamba": FALCON_MAMBA,
+    "mamba2": MAMBA2,
+    "rwkv": RWKV4,
+    "rwkv7": RWKV7,
     "hybrid": Family("hybrids.parallel", "HybridConfig", "Hybrid"),
     "hybrid_v3": Family("hybrids.v3", "HybridV3Config", "HybridV3"),
-    "transformer": transformer.FAMILY,
+    "transformer": TRANSFORMER,
 }
 
 
