@@ -28,6 +28,8 @@ from kssm_mlx.ops import cpp, native
 FOLDER = Path(__file__).parent / "kernels"
 # Threads per group. Lanes are few in a recurrence, so small groups spread over more cores; not yet measured.
 GROUP = 32
+# Where lanes share rows: several rows a group, which read the same inputs. mlx-lm's groups have as many.
+GROUP_OF_ROWS = 128
 # Tokens between two states kept for the backward pass.
 CHUNK = 16
 # What a token does to the state before it (`marks`): nothing, forget it, or leave it as it is.
@@ -226,7 +228,7 @@ def _run_gpu(kernel: Kernel, constants, inputs, outputs, lanes: int) -> list[mx.
     return compiled(
         inputs=inputs,
         grid=(lanes, 1, 1),
-        threadgroup=(min(GROUP, lanes), 1, 1),
+        threadgroup=(min(GROUP_OF_ROWS if constants.get("SHARE", 1) > 1 else GROUP, lanes), 1, 1),
         output_shapes=outputs,
         output_dtypes=[mx.float32] * len(outputs),
     )

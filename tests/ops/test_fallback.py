@@ -7,7 +7,7 @@ import warnings
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.ops import dispatch, gpu, proof
+from kssm_mlx.ops import dispatch, gpu, proof, verdicts
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.proof import Verdict
 
@@ -108,7 +108,7 @@ def test_a_variant_has_a_verdict_of_its_own(monkeypatch):
         proof, "prove", lambda op, case, **v: asked.append(v) or Verdict(op, v["K"] != 48, 0.0)
     )
     monkeypatch.setattr(dispatch, "PROVEN", ())
-    monkeypatch.setattr(dispatch, "recorded", dict)
+    monkeypatch.setattr(verdicts, "recorded", dict)
     dispatch._verdict.cache_clear()
     with pytest.warns(UserWarning, match="wkv7: the kernel is off"):
         assert [dispatch.trusted("wkv7", K=K) for K in (64, 48, 64)] == [True, False, True]
@@ -119,8 +119,8 @@ def test_a_variant_has_a_verdict_of_its_own(monkeypatch):
 @pytest.mark.parametrize("version", ["15.7", "26.2"])
 def test_a_verdict_is_of_one_system(version, monkeypatch):
     """Metal's compiler comes with macOS."""
-    monkeypatch.setattr(dispatch.platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
-    dispatch._system.cache_clear()
-    assert f"macOS {version}" in dispatch.identity("conv", W=4)
-    assert "W=4" in dispatch.identity("conv", W=4)
-    dispatch._system.cache_clear()
+    monkeypatch.setattr(verdicts.platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
+    verdicts._system.cache_clear()
+    assert f"macOS {version}" in verdicts.identity("conv", W=4)
+    assert "W=4" in verdicts.identity("conv", W=4)
+    verdicts._system.cache_clear()

@@ -151,6 +151,12 @@ def test_a_loop_that_is_left_rolled_is_seen(monkeypatch):
     ]
 
 
+def test_every_letter_is_ascii():
+    """Metal's compiler is handed the text as ASCII."""
+    texts = [path.read_text() for path in gpu.FOLDER.glob("*.inc")]
+    assert all(text.isascii() for text in (*texts, *gpu.HEADERS.values(), *gpu.TOGETHER.values()))
+
+
 def test_names_tell_code_apart():
     """MLX keeps compiled kernels by name, so everything the code depends on is in it."""
     kernel = KERNELS["conv_forward"]

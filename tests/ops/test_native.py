@@ -9,8 +9,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+<<<<<<< HEAD
 from kssm_mlx.errors import ConfigError, KssmWarning
 from kssm_mlx.ops import cpp, dispatch, gpu, native, proof
+=======
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.ops import cpp, dispatch, gpu, native, proof, verdicts
+>>>>>>> 497486a (ops: verdicts in a file of their own, found at the old price; rows that share lanes in larger groups; docs/kernels.md)
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +133,7 @@ def test_a_kernel_that_cannot_be_built_is_off(damage, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cpp, "library_folder", lambda: tmp_path)
     monkeypatch.setattr(cpp._blas, "compile_library", compile_library)
-    monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
+    monkeypatch.setattr(verdicts, "_record", lambda: tmp_path / "kernels.json")
     cpp._function.cache_clear()
     dispatch._verdict.cache_clear()
     with pytest.warns(KssmWarning, match="conv: the kernel is off .*conv_forward cannot be compiled here"):

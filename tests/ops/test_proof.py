@@ -12,7 +12,7 @@ import pytest
 
 from kssm_mlx.models import rwkv7
 from kssm_mlx.models.hybrids import parallel
-from kssm_mlx.ops import dispatch, gpu, proof
+from kssm_mlx.ops import dispatch, gpu, proof, verdicts
 from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.proof import Verdict
 from tests.support.dialects import kernels_in
@@ -72,7 +72,7 @@ def test_the_fastest_way_that_agrees_is_taken(wrong, chosen, monkeypatch):
 def test_the_way_that_was_found_is_the_one_that_runs(monkeypatch):
     """By "auto" and by "kernel", from the record as well as from a first use."""
     verdict = Verdict("wkv7", True, 0.0, way={"share": 4})
-    monkeypatch.setattr(dispatch, "recorded", lambda: {dispatch.identity("wkv7", K=64): verdict})
+    monkeypatch.setattr(verdicts, "recorded", lambda: {verdicts.identity("wkv7", K=64): verdict})
     dispatch._verdict.cache_clear()
     with gpu.speaking("metal"):
         found = [dispatch.kernel("wkv7", impl, K=64) for impl in ("auto", "kernel")]
