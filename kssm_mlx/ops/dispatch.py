@@ -213,7 +213,13 @@ def record(found: dict[str, Verdict]) -> Path:
 
     Raises: RuntimeError when the user's cache folder cannot be had.
     """
-    for known in (_verdict, _recorded):
-        known.cache_clear()
-    _found.clear()
+    forget()
     return verdicts.record(found)
+
+
+def forget() -> None:
+    """Ask again about every kernel: the record first, then the kernels themselves."""
+    _verdict.cache_clear()
+    _recorded.cache_clear()
+    _found.clear()
+    _off.clear()

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from kssm_mlx import _blas, files
-from kssm_mlx.ops import cpp, gpu, native, proof
+from kssm_mlx.ops import cpp, dialects, gpu, native, proof
 from kssm_mlx.ops.proof import Verdict
 from kssm_mlx.parsing import parse_json
 
@@ -48,7 +48,7 @@ def _digest(op: str) -> str:
     """Of everything the kernels of `op` are made of."""
     own = (path for name in MADE_OF.get(op, [op]) for path in gpu.FOLDER.glob(f"{name}*"))
     shared = [gpu.FOLDER / name for name in ("planar.inc", "packs.inc", "bridge.cpp", "in_time.py")]
-    modules = [Path(module.__file__) for module in (gpu, cpp, native, proof)]
+    modules = [Path(module.__file__) for module in (dialects, gpu, cpp, native, proof)]
     sources = b"".join(path.read_bytes() for path in [*modules, *shared, *sorted(own)])
     return hashlib.sha256(sources).hexdigest()[:12]
 

@@ -7,13 +7,8 @@ import warnings
 import mlx.core as mx
 import pytest
 
-<<<<<<< HEAD
 from kssm_mlx.errors import ConfigError, KssmWarning
-from kssm_mlx.ops import dispatch, gpu, native, proof
-=======
-from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import dispatch, gpu, native, proof, verdicts
->>>>>>> 497486a (ops: verdicts in a file of their own, found at the old price; rows that share lanes in larger groups; docs/kernels.md)
 from kssm_mlx.ops.proof import Verdict
 from kssm_mlx.ops.selective_scan import selective_scan
 
@@ -23,10 +18,10 @@ def record(tmp_path, monkeypatch, library_folder):
     """An empty record of verdicts; the C++ dialect plays the GPU."""
     monkeypatch.setattr(verdicts, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(dispatch, "PROVEN", ())
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
     with gpu.speaking("cpp"):
         yield tmp_path / "kernels.json"
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
 
 
 def test_auto_is_compiled_without_a_gpu(monkeypatch):

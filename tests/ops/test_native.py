@@ -9,13 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
 from kssm_mlx.errors import ConfigError, KssmWarning
-from kssm_mlx.ops import cpp, dispatch, gpu, native, proof
-=======
-from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import cpp, dispatch, gpu, native, proof, verdicts
->>>>>>> 497486a (ops: verdicts in a file of their own, found at the old price; rows that share lanes in larger groups; docs/kernels.md)
 
 
 @pytest.fixture(autouse=True)
@@ -135,14 +130,14 @@ def test_a_kernel_that_cannot_be_built_is_off(damage, tmp_path, monkeypatch):
     monkeypatch.setattr(cpp._blas, "compile_library", compile_library)
     monkeypatch.setattr(verdicts, "_record", lambda: tmp_path / "kernels.json")
     cpp._function.cache_clear()
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
     with pytest.warns(KssmWarning, match="conv: the kernel is off .*conv_forward cannot be compiled here"):
         assert dispatch.kernel("conv", "auto") is None
     assert dispatch.kernel("conv", "auto") is None
     with pytest.raises(ConfigError, match=r"conv_forward cannot be compiled here .*; use impl='compiled'"):
         outcome("conv")
     cpp._function.cache_clear()
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
 
 
 @pytest.mark.parametrize(

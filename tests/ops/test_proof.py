@@ -73,14 +73,13 @@ def test_the_way_that_was_found_is_the_one_that_runs(monkeypatch):
     """By "auto" and by "kernel", from the record as well as from a first use."""
     verdict = Verdict("wkv7", True, 0.0, way={"share": 4})
     monkeypatch.setattr(verdicts, "recorded", lambda: {verdicts.identity("wkv7", K=64): verdict})
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
     with gpu.speaking("metal"):
         found = [dispatch.kernel("wkv7", impl, K=64) for impl in ("auto", "kernel")]
         assert [kernel.keywords for kernel in found] == [{"share": 4}] * 2
         with dispatch.taking("wkv7", {"share": 32}):
             assert dispatch.kernel("wkv7", "kernel", K=64).keywords == {"share": 32}
-    dispatch._verdict.cache_clear()
-    dispatch._found.clear()
+    dispatch.forget()
 
 
 def test_every_head_size_that_is_shipped_is_proved():

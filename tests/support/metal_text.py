@@ -45,13 +45,14 @@ def metal_kernel(
         threadgroup: tuple[int, int, int],
         output_shapes: Sequence[tuple[int, ...]],
         output_dtypes: Sequence[mx.Dtype],
+        init_value: float | None = None,
     ) -> list[mx.array]:
         made = signature(name, source, input_names, inputs, output_names, output_dtypes)
         text, group = made.text(header, source), tuple(map(min, threadgroup, grid))
         if found := metal_check.faults(text, made, group):
             raise MetalTextError("\n".join(f"{made.name}: {fault}" for fault in found))
-        LAUNCHES[text] += 1
-        return metal_run.run(made, header, source, inputs, output_shapes, grid, group)
+        LAUNCHES[text] += init_value is None
+        return metal_run.run(made, header, source, inputs, output_shapes, (*grid, *group), init_value == 0)
 
     return call
 

@@ -17,10 +17,10 @@ def record(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "_spoken", [None])
     monkeypatch.setattr(verdicts, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(kernels, "TIMED", (1, 2, 2))
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
     with uncompiled():
         yield tmp_path / "kernels.json"
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
 
 
 def test_every_op_is_told_with_its_numbers(record, monkeypatch):
