@@ -21,6 +21,8 @@ from kssm_mlx.ops import gpu, proof
 from tests.support import metal_check, metal_run
 from tests.support.metal_signature import signature
 
+# What ways of a kernel are timed on here, where times mean nothing.
+TIMED = ((1, 1, 2),)
 # How often each text was launched in this process.
 LAUNCHES: Counter[str] = Counter()
 
@@ -68,7 +70,7 @@ def standing_in() -> Iterator[None]:
     try:
         with (
             mock.patch.object(mx.fast, "metal_kernel", metal_kernel),
-            mock.patch.object(proof, "TIMED", ((1, 1, 2),)),  # its times mean nothing
+            mock.patch.object(proof, "TIMED", TIMED),
             gpu.speaking("metal"),
         ):
             yield
