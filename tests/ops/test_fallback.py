@@ -12,6 +12,7 @@ from kssm_mlx.ops import dispatch, gpu, proof, verdicts
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.proof import Verdict
 
+pytestmark = pytest.mark.linux  # C++ kernels play those of a GPU
 X, WEIGHT = mx.ones((2, 5, 3)), mx.ones((3, 4))
 
 

@@ -73,6 +73,7 @@ def test_without_it_the_same_is_computed_at_once(op, monkeypatch):
     assert same(usual, outcome(op))
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize(
     "broken, why",
     [
