@@ -65,6 +65,26 @@ def test_the_fastest_way_that_agrees_is_taken(wrong, chosen, monkeypatch):
     assert (verdict.way, verdict.ok) == ({"share": chosen}, chosen not in wrong)
 
 
+def test_a_way_that_raises_on_larger_arrays_is_not_taken(monkeypatch):
+    case = dispatch.case("wkv7")
+    monkeypatch.setattr(proof, "prove", lambda op, *_, **__: Verdict(op, True, 0.0))
+
+    def least(*_, **__):
+        if taken[-1] != 4:
+            raise RuntimeError("too large a group")
+        return 1.0
+
+    taken = []
+
+    @contextmanager
+    def taking(way):
+        taken.append(way["share"])
+        yield
+
+    monkeypatch.setattr(proof, "_least", least)
+    assert proof.choose("wkv7", case, taking, K=64).way == {"share": 4}
+
+
 def test_the_way_that_was_found_is_the_one_that_runs(monkeypatch):
     """By "auto" and by "kernel", from the record as well as from a first use."""
     verdict = Verdict("wkv7", True, 0.0, way={"share": 4})
