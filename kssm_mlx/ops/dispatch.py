@@ -9,8 +9,8 @@ A kernel is trusted on a device once it has agreed with the compiled form on it,
 models use and writes the verdicts to the user's cache folder; where no verdict stands, a GPU's kernel proves
 itself on small cases when it is first wanted. The C++ dialect, which no driver translates, is trusted once it
 could be built: the tests compare it on every change. What failed stays off until kernel, MLX, device or
-operating system change; so does, for the session, a kernel that raises after all (`with_fallback`). Of several
-ways to run a kernel, a GPU takes the one that it found the fastest (`Case.ways`).
+operating system change; so does, for the session, a kernel that raises after all (`with_fallback`). Of
+several ways to run a kernel, a GPU takes the one that it found the fastest (`Case.ways`).
 
 Kernels compute in fp32; float64 is left to the compiled forms that can do it.
 """
