@@ -1,4 +1,4 @@
-"""Which form of a recurrence runs: the rule behind `impl`, and the record of kernels that may be trusted.
+"""Which form of a recurrence runs: the rule behind `impl`, and which kernels may be trusted.
 
     "compiled"  pure MLX, everywhere
     "kernel"    the kernel; refused where the default device has none
@@ -9,20 +9,17 @@ A kernel is trusted on a device once it has agreed with the compiled form on it,
 models use and writes the verdicts to the user's cache folder; where no verdict stands, a GPU's kernel proves
 itself on small cases when it is first wanted. The C++ dialect, which no driver translates, is trusted once it
 could be built: the tests compare it on every change. What failed stays off until kernel, MLX, device or
-operating system change; so does, for the session, a kernel that raises after all (`with_fallback`).
+operating system change; so does, for the session, a kernel that raises after all (`with_fallback`). Of
+several ways to run a kernel, a GPU takes the one that it found the fastest (`Case.ways`).
 
 Kernels compute in fp32; float64 is left to the compiled forms that can do it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
@@ -30,11 +27,9 @@ from types import ModuleType
 
 import mlx.core as mx
 
-from kssm_mlx import _blas, files
 from kssm_mlx.errors import ConfigError, KssmWarning, nearest
-from kssm_mlx.ops import cpp, gpu, native, proof
+from kssm_mlx.ops import gpu, native, proof, verdicts
 from kssm_mlx.ops.proof import Case, Variant, Verdict
-from kssm_mlx.parsing import parse_json
 
 IMPLS = ("auto", "compiled", "kernel")
 # Every op that has a kernel, which stands in the module of its name.
@@ -46,12 +41,6 @@ OPS = (
 COMPILED_BY_DEFAULT = ("ssd",)
 # Elsewhere MLX's own functions are as good.
 FOR_CPUS = ("elementary", "norms")
-# Where an op's files do not begin with its name.
-MADE_OF = {
-    "ssd": ["ssd", "selective_scan"],
-    "norms": ["norm"],
-    "elementary": ["elementary", "biased_sigmoid"],
-}
 # Dialects whose kernels need not agree with the compiled form before their first use, only be there.
 PROVEN = ("cpp",)
 
@@ -70,14 +59,16 @@ def kernel(op: str, impl: str, like: mx.array | None = None, **variant: int) -> 
     if impl == "compiled" or (impl == "auto" and (double or op in COMPILED_BY_DEFAULT)):
         return None
     if impl == "auto":
-        return _taken(_guarded(op), op, **variant) if runs(op) and trusted(op, **variant) else None
+        found = _standing(op, **variant) if runs(op) else None
+        return _taking(_guarded(op), op, found) if found and found.ok else None
     if not runs(op):
         raise ConfigError(
             f"{op}: impl='kernel' cannot run on {mx.default_device()} ({native.why_not()}); use 'auto'"
         )
     if double:
         raise ConfigError(f"{op}: kernels compute in float32, got float64; use impl='compiled'")
-    return _taken(_kernel(op), op, **variant)
+    name = verdicts.identity(op, **variant)
+    return _taking(_kernel(op), op, _found.get(name) or _recorded(name))
 
 
 @cache
@@ -117,11 +108,8 @@ def taking(op: str, way: Variant) -> Iterator[None]:
         _ways.pop(op) if before is None else _ways.update({op: before})
 
 
-def _taken(kernel: Callable, op: str, **variant: int) -> Callable:
-    way = _ways.get(op)
-    if way is None:
-        found = _found.get(identity(op, **variant))
-        way = found.way if found else {}
+def _taking(kernel: Callable, op: str, found: Verdict | None) -> Callable:
+    way = _ways.get(op, found.way if found else {})
     return partial(kernel, **way) if way else kernel
 
 
@@ -178,9 +166,13 @@ def _switch_off(op: str, error: Exception) -> None:
 
 def trusted(op: str, **variant: int) -> bool:
     """Whether the kernel of `op` has agreed with the compiled form on the default device."""
-    if (op, gpu.dialect()) in _off:
-        return False
-    return _verdict(op, identity(op, **variant), tuple(variant.items())).ok
+    return _standing(op, **variant).ok
+
+
+def _standing(op: str, **variant: int) -> Verdict:
+    if off := _off and _off.get((op, gpu.dialect())):
+        return off
+    return _verdict(op, verdicts.identity(op, **variant), tuple(variant.items()))
 
 
 def judge(op: str, **variant: int) -> Verdict:
@@ -192,13 +184,18 @@ def judge(op: str, **variant: int) -> Verdict:
 
 @cache
 def _verdict(op: str, identity: str, variant: tuple[tuple[str, int], ...]) -> Verdict:
-    found = recorded().get(identity)
+    found = _recorded(identity)
     if found is None and gpu.dialect() in PROVEN:
         found = _told(proof.build(op, case(op), **dict(variant)))
     elif found is None:
         found = _told(judge(op, **dict(variant)))
     _found[identity] = found
     return found
+
+
+@cache
+def _recorded(identity: str) -> Verdict | None:
+    return verdicts.recorded().get(identity)
 
 
 # What `_verdict` has found, for those who run a kernel without asking whether it can be trusted.
@@ -212,49 +209,18 @@ def _told(verdict: Verdict) -> Verdict:
     return verdict
 
 
-def identity(op: str, **variant: int) -> str:
-    """What a verdict holds for: these sources, so compiled, on this device and system, with this MLX."""
-    made = " ".join([op, *(f"{name}={value}" for name, value in sorted(variant.items())), _digest(op)])
-    device = mx.device_info().get("device_name", "")
-    return f"{made} {gpu.dialect()} {device} {_system()} mlx {mx.__version__}"
-
-
-@cache
-def _system() -> str:
-    """The version that the driver and its compiler come with."""
-    mac = platform.mac_ver()[0]
-    return f"macOS {mac}" if mac else f"{platform.system()} {platform.release()}"
-
-
-@cache
-def _digest(op: str) -> str:
-    """Of everything the kernels of `op` are made of."""
-    own = (path for name in MADE_OF.get(op, [op]) for path in gpu.FOLDER.glob(f"{name}*"))
-    shared = [gpu.FOLDER / name for name in ("planar.inc", "packs.inc", "bridge.cpp", "in_time.py")]
-    modules = [Path(module.__file__) for module in (gpu, cpp, native, proof)]
-    sources = b"".join(path.read_bytes() for path in [*modules, *shared, *sorted(own)])
-    return hashlib.sha256(sources).hexdigest()[:12]
-
-
-def recorded() -> dict[str, Verdict]:
-    """Verdicts of earlier `kssm doctor` runs by identity; none where the record cannot be read."""
-    try:
-        found = parse_json(_record().read_text())
-        return {name: Verdict(**verdict) for name, verdict in found.items()}
-    except (RuntimeError, OSError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def record(verdicts: dict[str, Verdict]) -> Path:
-    """Remember what `kssm doctor` found, by identity, in place of older verdicts of the same.
+def record(found: dict[str, Verdict]) -> Path:
+    """Remember what `kssm doctor` found, by identity, and go by it.
 
     Raises: RuntimeError when the user's cache folder cannot be had.
     """
-    kept = {**recorded(), **verdicts}
-    files.replace(_record(), json.dumps({name: asdict(v) for name, v in kept.items()}, indent=1))
+    forget()
+    return verdicts.record(found)
+
+
+def forget() -> None:
+    """Ask again about every kernel: the record first, then the kernels themselves."""
     _verdict.cache_clear()
-    return _record()
-
-
-def _record() -> Path:
-    return _blas.private_folder() / "kernels.json"
+    _recorded.cache_clear()
+    _found.clear()
+    _off.clear()

@@ -14,7 +14,7 @@ Which op uses its kernel when is decided in `dispatch.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -24,91 +24,19 @@ import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import cpp, native
+from kssm_mlx.ops.dialects import HEADERS, LANE, LOOPS, TOGETHER
 
 FOLDER = Path(__file__).parent / "kernels"
 # Threads per group. Lanes are few in a recurrence, so small groups spread over more cores; not yet measured.
 GROUP = 32
+# Where lanes share rows: several rows a group, which read the same inputs. mlx-lm's groups have as many.
+GROUP_OF_ROWS = 128
+# Arrays of fewer elements lie in another address space of Metal, which makes another text.
+SMALL = 8
 # Tokens between two states kept for the backward pass.
 CHUNK = 16
 # What a token does to the state before it (`marks`): nothing, forget it, or leave it as it is.
 BEGINS, PADDING = 1, 2
-
-HEADERS = {
-    "metal": """
-#define FUNCTION inline
-#define OWN(i, size) ((i) * sizes[0] + lane)
-#define BEGIN 0
-#define END T
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define UNROLL_ON_GPU UNROLL
-#define EXP(x) metal::precise::exp(x)
-#define DECAY(x) metal::precise::exp(x)
-#define SIN(x) metal::precise::sin(x)
-#define COS(x) metal::precise::cos(x)
-#define MAX(x, y) metal::max(x, y)
-#define ROUND(x) metal::rint(x)
-""",
-    "cuda": """
-#define FUNCTION __device__ inline
-#define OWN(i, size) ((i) * sizes[0] + lane)
-#define BEGIN 0
-#define END T
-#define UNROLL _Pragma("unroll")
-#define UNROLL_ON_GPU UNROLL
-#define EXP(x) expf(x)
-#define DECAY(x) expf(x)
-#define SIN(x) sinf(x)
-#define COS(x) cosf(x)
-#define MAX(x, y) fmaxf(x, y)
-#define ROUND(x) rintf(x)
-""",
-    "cpp": """
-#define FUNCTION static inline
-#define BEGIN begin
-#define END end
-#define OWN(i, size) ((lane / LANES * (size) + (i)) * LANES + lane % LANES)
-#define UNROLL _Pragma("GCC unroll 16")
-#define UNROLL_ON_GPU
-#define EXP(x) exponential(x)
-#define DECAY(x) decaying(x)
-#define EXPM1(x) exponential_less_one(x)
-#define SQRT(x) root(x)
-#define IF_LESS(x, y, yes, no) if_less(x, y, yes, no)
-#define SIN(x) sine_of(x)
-#define COS(x) cosine_of(x)
-#define MAX(x, y) maximum(x, y)
-#define ROUND(x) rounded(x)
-""",
-}
-# The tokens of a chunk of `count`, forward and backward in time. The number of turns is constant, so that the
-# loops can be unrolled and the small arrays they index stay in registers.
-LOOPS = """
-#define FORTH(t) UNROLL for (int t = 0; t < CHUNK; ++t) if (t < count)
-#define BACK(t) UNROLL for (int t = CHUNK - 1; t >= 0; --t) if (t < count)
-"""
-# The sum over neighbouring lanes that share something, their number a power of 2; each of them gets it.
-TOGETHER = {
-    "metal": """
-FUNCTION float together(float x, int lanes) {
-  if (lanes == 32) return metal::simd_sum(x);
-  for (int apart = lanes / 2; apart > 0; apart /= 2) x += metal::simd_shuffle_xor(x, ushort(apart));
-  return x;
-}
-""",
-    "cuda": """
-FUNCTION float together(float x, int lanes) {
-  for (int apart = lanes / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(__activemask(), x, apart);
-  return x;
-}
-""",
-    "cpp": "#define together(x, lanes) (x)\n",
-}
-# MLX may launch more threads than lanes on CUDA, never on Metal.
-LANE = {
-    "metal": "const int lane = int(thread_position_in_grid.x);",
-    "cuda": "const int lane = int(blockIdx.x * blockDim.x + threadIdx.x);\nif (lane >= sizes[0]) return;",
-    "cpp": "",
-}
 
 
 class TooLong(ConfigError):
@@ -223,10 +151,11 @@ def _run_gpu(kernel: Kernel, constants, inputs, outputs, lanes: int) -> list[mx.
         kernel.full_name(constants, [x.dtype for x in inputs]),
         names,
     )
+    _build(compiled, kernel, tuple((x.dtype, x.shape if x.size < SMALL else (SMALL,)) for x in inputs))
     return compiled(
         inputs=inputs,
         grid=(lanes, 1, 1),
-        threadgroup=(min(GROUP, lanes), 1, 1),
+        threadgroup=(min(GROUP_OF_ROWS if constants.get("SHARE", 1) > 1 else GROUP, lanes), 1, 1),
         output_shapes=outputs,
         output_dtypes=[mx.float32] * len(outputs),
     )
@@ -246,6 +175,28 @@ def _gpu_kernel(kernel: Kernel, dialect: str | None, constants, name: str, names
         source=kernel.source(dialect),
         header=kernel.header(dialect, dict(constants)) + kernel.planar,
     )
+
+
+@cache
+def _build(compiled: Callable, kernel: Kernel, arrays: tuple[tuple[mx.Dtype, tuple[int, ...]], ...]) -> None:
+    """Have the text for such arrays compiled now, by a launch without a lane, and not when values are wanted.
+
+    Raises: ConfigError where it cannot be.
+    """
+    outputs = len(kernel.outputs.split())
+    try:
+        built = compiled(
+            inputs=[mx.zeros(shape, dtype) for dtype, shape in arrays],
+            grid=(1, 1, 1),
+            threadgroup=(1, 1, 1),
+            output_shapes=[(1,)] * outputs,
+            output_dtypes=[mx.float32] * outputs,
+            init_value=0.0,
+        )
+        mx.eval(built)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{kernel.name} cannot be built here ({why}); use impl='compiled'") from None
 
 
 # ---------------------------------------------------------------------------------------------------------

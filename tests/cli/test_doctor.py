@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from kssm_mlx.cli.doctor import doctor
-from kssm_mlx.ops import dispatch
+from kssm_mlx.ops import dispatch, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def command() -> typer.Typer:
 @pytest.fixture(autouse=True)
 def one_kernel(monkeypatch, tmp_path):
     """tests/checks/machine/test_kernels.py looks at all of them; verdicts are not for the user's folder."""
-    monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
+    monkeypatch.setattr(verdicts, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(dispatch, "OPS", ("conv",))
 
 

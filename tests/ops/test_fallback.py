@@ -7,10 +7,12 @@ import warnings
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.ops import dispatch, gpu, proof
+from kssm_mlx.errors import KssmWarning
+from kssm_mlx.ops import dispatch, gpu, proof, verdicts
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.proof import Verdict
 
+pytestmark = pytest.mark.linux  # C++ kernels play those of a GPU
 X, WEIGHT = mx.ones((2, 5, 3)), mx.ones((3, 4))
 
 
@@ -38,7 +40,7 @@ def calls(monkeypatch) -> list[str]:
 
 def test_the_compiled_form_goes_on(calls):
     expected = causal_conv(X, WEIGHT, impl="compiled")[0]
-    with pytest.warns(UserWarning, match=r"conv: the kernel is off \(RuntimeError: the device is lost\)"):
+    with pytest.warns(KssmWarning, match=r"conv: the kernel is off \(RuntimeError: the device is lost\)"):
         assert mx.array_equal(causal_conv(X, WEIGHT)[0], expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -49,13 +51,13 @@ def test_the_compiled_form_goes_on(calls):
 
 
 def test_gradients_are_those_of_the_compiled_form(calls):
-    with pytest.warns(UserWarning, match="conv: the kernel is off"):
+    with pytest.warns(KssmWarning, match="conv: the kernel is off"):
         found = mx.grad(lambda x: causal_conv(x, WEIGHT)[0].sum())(X)
     assert mx.array_equal(found, mx.grad(lambda x: causal_conv(x, WEIGHT, impl="compiled")[0].sum())(X))
 
 
 def test_another_device_is_another_kernel(calls):
-    with pytest.warns(UserWarning, match="conv: the kernel is off"):
+    with pytest.warns(KssmWarning, match="conv: the kernel is off"):
         causal_conv(X, WEIGHT)
     with gpu.speaking("metal"):
         assert dispatch.trusted("conv", W=4)
@@ -108,19 +110,45 @@ def test_a_variant_has_a_verdict_of_its_own(monkeypatch):
         proof, "prove", lambda op, case, **v: asked.append(v) or Verdict(op, v["K"] != 48, 0.0)
     )
     monkeypatch.setattr(dispatch, "PROVEN", ())
-    monkeypatch.setattr(dispatch, "recorded", dict)
-    dispatch._verdict.cache_clear()
-    with pytest.warns(UserWarning, match="wkv7: the kernel is off"):
+    monkeypatch.setattr(verdicts, "recorded", dict)
+    dispatch.forget()
+    with pytest.warns(KssmWarning, match="wkv7: the kernel is off"):
         assert [dispatch.trusted("wkv7", K=K) for K in (64, 48, 64)] == [True, False, True]
     assert asked == [{"K": 64}, {"K": 48}]
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
 
 
 @pytest.mark.parametrize("version", ["15.7", "26.2"])
 def test_a_verdict_is_of_one_system(version, monkeypatch):
     """Metal's compiler comes with macOS."""
-    monkeypatch.setattr(dispatch.platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
-    dispatch._system.cache_clear()
-    assert f"macOS {version}" in dispatch.identity("conv", W=4)
-    assert "W=4" in dispatch.identity("conv", W=4)
-    dispatch._system.cache_clear()
+    monkeypatch.setattr(verdicts.platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
+    verdicts._system.cache_clear()
+    assert f"macOS {version}" in verdicts.identity("conv", W=4)
+    assert "W=4" in verdicts.identity("conv", W=4)
+    verdicts._system.cache_clear()
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_text_that_metal_does_not_compile_is_met_when_the_kernel_is_called(compiled, monkeypatch):
+    """And not when values are wanted, far from any form that could go on; also while MLX traces."""
+
+    def metal_kernel(**_):
+        def call(*, inputs, output_shapes, init_value=None, **_):
+            built.append(init_value)
+            raise RuntimeError("[metal::Device] Unable to build metal library from source")
+
+        return call
+
+    built: list[float | None] = []
+    monkeypatch.setattr(mx.fast, "metal_kernel", metal_kernel)
+    gpu._gpu_kernel.cache_clear()
+    with gpu.speaking("metal"):
+        function = lambda x: causal_conv(x, WEIGHT)[0]  # noqa: E731
+        with pytest.warns(
+            UserWarning, match="conv_forward cannot be built here .*Unable to build metal library"
+        ):
+            found = (mx.compile(function) if compiled else function)(X)
+        assert mx.allclose(found, causal_conv(X, WEIGHT, impl="compiled")[0])
+    gpu._gpu_kernel.cache_clear()
+    assert built == [0.0]  # no launch that counts was tried

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.errors import ConfigError, KssmWarning
-from kssm_mlx.ops import dispatch, gpu, native, proof
+from kssm_mlx.ops import dispatch, gpu, native, proof, verdicts
 from kssm_mlx.ops.proof import Verdict
 from kssm_mlx.ops.selective_scan import selective_scan
 
@@ -16,12 +16,12 @@ from kssm_mlx.ops.selective_scan import selective_scan
 @pytest.fixture
 def record(tmp_path, monkeypatch, library_folder):
     """An empty record of verdicts; the C++ dialect plays the GPU."""
-    monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
+    monkeypatch.setattr(verdicts, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(dispatch, "PROVEN", ())
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
     with gpu.speaking("cpp"):
         yield tmp_path / "kernels.json"
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
 
 
 def test_auto_is_compiled_without_a_gpu(monkeypatch):
@@ -106,13 +106,13 @@ def test_a_wrong_kernel_is_switched_off(record, monkeypatch, value, why):
 def test_a_recorded_verdict_stands(record, monkeypatch):
     monkeypatch.setattr(proof, "prove", lambda *_: pytest.fail("there is a verdict already"))
     wrong, right = Verdict("conv", False, 0.5, "wrong on this device"), Verdict("wkv4", True, 1e-7)
-    dispatch.record({dispatch.identity(v.op): v for v in (wrong, right)})
+    dispatch.record({verdicts.identity(v.op): v for v in (wrong, right)})
     assert not dispatch.trusted("conv")
     assert dispatch.trusted("wkv4")
 
 
 def test_a_verdict_does_not_outlive_the_device(record, monkeypatch):
-    dispatch.record({dispatch.identity("conv"): Verdict("conv", False, 0.5, "wrong")})
+    dispatch.record({verdicts.identity("conv"): Verdict("conv", False, 0.5, "wrong")})
     monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "another one"})
     assert dispatch.trusted("conv")
 
@@ -120,9 +120,9 @@ def test_a_verdict_does_not_outlive_the_device(record, monkeypatch):
 @pytest.mark.parametrize("text", ["", "[]", '{"x": 3}', '{"x": {"op": "conv"}}'])
 def test_a_broken_record_is_as_good_as_none(record, text):
     record.write_text(text)
-    assert dispatch.recorded() == {}
+    assert verdicts.recorded() == {}
     dispatch.record({"here": Verdict("conv", True, 0.0)})
-    assert dispatch.recorded() == {"here": Verdict("conv", True, 0.0)}
+    assert verdicts.recorded() == {"here": Verdict("conv", True, 0.0)}
 
 
 @pytest.mark.parametrize("op", dispatch.FOR_CPUS)

@@ -11,7 +11,7 @@ import subprocess
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.ops import gpu
+from kssm_mlx.ops import dialects, gpu
 from kssm_mlx.ops.kernels import (
     conv,
     elementary,
@@ -60,11 +60,11 @@ def function(kernel: gpu.Kernel, name: str) -> str:
 def test_cuda_compiles_without_double(tmp_path):
     """All names are defined, all types agree, nothing is promoted to double, which is slow there."""
     constants = {word: 3 for k in KERNELS.values() for word in k.constants.split()}
-    parts = [CUDA, gpu.HEADERS["cuda"], gpu.TOGETHER["cuda"], "#pragma GCC poison double\n"]
+    parts = [CUDA, dialects.HEADERS["cuda"], dialects.TOGETHER["cuda"], "#pragma GCC poison double\n"]
     for name, kernel in KERNELS.items():
         mine = {word: constants[word] for word in kernel.constants.split()}
         # Each kernel is a file of its own for MLX; here the shared parts are once in a namespace.
-        defines = gpu.LOOPS + "".join(f"#define {w} {n}\n" for w, n in {"CHUNK": 16, **mine}.items())
+        defines = dialects.LOOPS + "".join(f"#define {w} {n}\n" for w, n in {"CHUNK": 16, **mine}.items())
         undefines = "".join(f"#undef {w}\n" for w in ("CHUNK", "FORTH", "BACK", *mine))
         body = f"{kernel.planar}{function(kernel, name)}"
         parts.append(f"{defines}namespace n_{name} {{\n{body}\n}}\n{undefines}")
@@ -151,6 +151,12 @@ def test_a_loop_that_is_left_rolled_is_seen(monkeypatch):
     ]
 
 
+def test_every_letter_is_ascii():
+    """Metal's compiler is handed the text as ASCII."""
+    texts = [path.read_text() for path in gpu.FOLDER.glob("*.inc")]
+    assert all(text.isascii() for text in (*texts, *dialects.HEADERS.values(), *dialects.TOGETHER.values()))
+
+
 def test_names_tell_code_apart():
     """MLX keeps compiled kernels by name, so everything the code depends on is in it."""
     kernel = KERNELS["conv_forward"]
@@ -186,4 +192,4 @@ def test_mlx_accepts_what_it_is_given(dialect, monkeypatch):
     assert told["inputs"][0].tolist() == [6, 5, 3]
     assert len(told["inputs"]) == len(told["input_names"])
     assert told["grid"] == (6, 1, 1) and told["threadgroup"] == (6, 1, 1)
-    assert gpu.LANE[dialect] in told["source"] and "const int G = sizes[2];" in told["source"]
+    assert dialects.LANE[dialect] in told["source"] and "const int G = sizes[2];" in told["source"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.errors import ConfigError, KssmWarning
-from kssm_mlx.ops import cpp, dispatch, gpu, native, proof
+from kssm_mlx.ops import cpp, dispatch, gpu, native, proof, verdicts
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,7 @@ def test_without_it_the_same_is_computed_at_once(op, monkeypatch):
     assert same(usual, outcome(op))
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize(
     "broken, why",
     [
@@ -128,16 +129,16 @@ def test_a_kernel_that_cannot_be_built_is_off(damage, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cpp, "library_folder", lambda: tmp_path)
     monkeypatch.setattr(cpp._blas, "compile_library", compile_library)
-    monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
+    monkeypatch.setattr(verdicts, "_record", lambda: tmp_path / "kernels.json")
     cpp._function.cache_clear()
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
     with pytest.warns(KssmWarning, match="conv: the kernel is off .*conv_forward cannot be compiled here"):
         assert dispatch.kernel("conv", "auto") is None
     assert dispatch.kernel("conv", "auto") is None
     with pytest.raises(ConfigError, match=r"conv_forward cannot be compiled here .*; use impl='compiled'"):
         outcome("conv")
     cpp._function.cache_clear()
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import graphlib
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +9,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.models import rwkv7
-from kssm_mlx.models.hybrids import parallel
-from kssm_mlx.ops import dispatch, gpu, proof
+from kssm_mlx.ops import dispatch, gpu, proof, verdicts
 from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.proof import Verdict
 from tests.support.dialects import kernels_in
-from tests.test_layering import imports
 
 OPS = [op for op in dispatch.OPS if op not in dispatch.FOR_CPUS]
 
@@ -69,26 +65,46 @@ def test_the_fastest_way_that_agrees_is_taken(wrong, chosen, monkeypatch):
     assert (verdict.way, verdict.ok) == ({"share": chosen}, chosen not in wrong)
 
 
+def test_a_way_that_raises_on_larger_arrays_is_not_taken(monkeypatch):
+    case = dispatch.case("wkv7")
+    monkeypatch.setattr(proof, "prove", lambda op, *_, **__: Verdict(op, True, 0.0))
+
+    def least(*_, **__):
+        if taken[-1] != 4:
+            raise RuntimeError("too large a group")
+        return 1.0
+
+    taken = []
+
+    @contextmanager
+    def taking(way):
+        taken.append(way["share"])
+        yield
+
+    monkeypatch.setattr(proof, "_least", least)
+    assert proof.choose("wkv7", case, taking, K=64).way == {"share": 4}
+
+
 def test_the_way_that_was_found_is_the_one_that_runs(monkeypatch):
     """By "auto" and by "kernel", from the record as well as from a first use."""
     verdict = Verdict("wkv7", True, 0.0, way={"share": 4})
-    monkeypatch.setattr(dispatch, "recorded", lambda: {dispatch.identity("wkv7", K=64): verdict})
-    dispatch._verdict.cache_clear()
+    monkeypatch.setattr(verdicts, "recorded", lambda: {verdicts.identity("wkv7", K=64): verdict})
+    dispatch.forget()
     with gpu.speaking("metal"):
         found = [dispatch.kernel("wkv7", impl, K=64) for impl in ("auto", "kernel")]
         assert [kernel.keywords for kernel in found] == [{"share": 4}] * 2
         with dispatch.taking("wkv7", {"share": 32}):
             assert dispatch.kernel("wkv7", "kernel", K=64).keywords == {"share": 32}
-    dispatch._verdict.cache_clear()
-    dispatch._found.clear()
+    dispatch.forget()
 
 
 def test_every_head_size_that_is_shipped_is_proved():
-    shipped = {rwkv7.RWKV7Config.head_dim, parallel.HybridConfig.head_dim}
-    sizes = [*rwkv7.SIZES.values(), *parallel.SIZES.values()]
-    shipped |= {size["head_dim"] for size in sizes if "head_dim" in size}
-    recipes = (Path(__file__).parents[2] / "recipes").glob("*.toml")
-    shipped |= {int(n) for path in recipes for n in re.findall(r"[{ ]head_dim = (\d+)", path.read_text())}
+    root = Path(__file__).parents[2]
+    models = [root / "kssm_mlx" / "models" / name for name in ("rwkv7.py", "hybrids/parallel.py")]
+    texts = [path.read_text() for path in (*models, *(root / "recipes").glob("*.toml"))]
+    shipped = {
+        int(n) for text in texts for n in re.findall(r"(?<!\w)head_dim\"?(?:: int)?(?: =|:) (\d+)", text)
+    }
     assert shipped == {variant["K"] for variant in dispatch.case("wkv7").variants}
 
 
@@ -106,17 +122,3 @@ def test_there_is_room_under_the_bound_in_bf16(op):
     with kernels_in("metal-text"):
         worst = max(proof.compare(case, *size, dtype=mx.bfloat16) for size in case.sizes)
     assert worst <= proof.tolerance(mx.bfloat16) - proof.ROUNDING / 2
-
-
-def test_no_module_of_this_folder_imports_itself_through_others():
-    """Also not inside a function; dispatch finds kernels by name."""
-    root = Path(gpu.__file__).parents[1]
-    graph = {}
-    for path in (root / "ops").rglob("*.py"):
-        name = ".".join(("kssm_mlx", *path.relative_to(root).with_suffix("").parts))
-        package = name.rpartition(".")[0]
-        found = set(re.findall(r"from (kssm_mlx\.ops[\w.]*) import ([\w, ]+)", path.read_text()))
-        named = {f"{base}.{word.strip()}" for base, words in found for word in words.split(",")}
-        graph[name] = imports(path.read_text(), package) | named
-    modules = set(graph)
-    graphlib.TopologicalSorter({name: (found & modules) - {name} for name, found in graph.items()}).prepare()

@@ -29,7 +29,7 @@ import pytest
 from clang import cindex
 
 from kssm_mlx import _blas
-from kssm_mlx.ops import native
+from kssm_mlx.ops import native, proof
 from tests.support import metal_run, metal_text
 
 GIB = 1 << 30
@@ -92,6 +92,7 @@ def pretending() -> Iterator[None]:
         _macos(),
         _gpu(),
         mock.patch.object(mx.fast, "metal_kernel", metal_text.metal_kernel),
+        mock.patch.object(proof, "TIMED", metal_text.TIMED),
     ):
         yield
 

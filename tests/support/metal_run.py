@@ -25,8 +25,8 @@ SIMD = PRELUDE.with_name("metal_simd.inc")
 LIBRARIES = Path(__file__).parents[2] / "build" / "metal-text"
 # Products are not contracted: Metal may or may not, and this is the less accurate.
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-w")
-# Numbers of the launch before the sizes of the arrays: grid and group, three each.
-LAUNCH = 6
+# Numbers of the launch before the sizes of the arrays: grid and group, three each, and what outputs hold.
+LAUNCH = 7
 
 ONE_BY_ONE = """
 uint3 at;
@@ -55,13 +55,16 @@ def run(
     source: str,
     inputs: Sequence[mx.array],
     shapes: Sequence[tuple[int, ...]],
-    grid: Sequence[int],
-    group: Sequence[int],
+    launch: Sequence[int],
+    zeros: bool = False,
 ) -> list[mx.array]:
-    """The outputs of a launch, fp32, as a node of MLX's graph."""
-    code = _code(signature, header, source, scratch(source))
+    """The outputs of a launch, fp32, as a node of MLX's graph.
+
+    launch: grid and group, three numbers each; zeros: what outputs hold at first, else what is left is told.
+    """
+    code = _code(signature, header, source)
     sizes = [x.size for x in inputs] + [prod(shape) for shape in shapes]
-    told = mx.array([*grid, *group, *sizes], mx.int64)
+    told = mx.array([*launch, zeros, *sizes], mx.int64)
     return native.run(_function(signature.name, code), 1, 1, [told, *inputs], list(shapes))
 
 
@@ -82,8 +85,9 @@ def take_faults() -> list[str]:
     return found
 
 
-def _code(signature: Signature, header: str, source: str, unchecked: set[str]) -> str:
+def _code(signature: Signature, header: str, source: str) -> str:
     """The prelude, the text with arguments of its own, and the launch."""
+    unchecked = scratch(source)
     inputs = [b for b in signature.buffers if b.const]
     outputs = [b for b in signature.buffers if not b.const]
     arguments = [f"const {b.type} {b.name}" if b.reference else f"Input<{b.type}> {b.name}" for b in inputs]
@@ -104,7 +108,7 @@ const int64_t* told = (const int64_t*)arrays[0];
 const uint3 grid = {{uint(told[0]), uint(told[1]), uint(told[2])}};
 const uint3 group = {{uint(told[3]), uint(told[4]), uint(told[5])}};
 {" ".join(views)}
-{" ".join(f"{b.name}.blank();" for b in outputs)}
+{" ".join(f"{b.name}.fill(told[6] ? 0 : of_bits(BLANK));" for b in outputs)}
 const auto thread_at = [&](const uint3 at) {{ body({", ".join(passed)}); }};
 {SIDE_BY_SIDE if meets else ONE_BY_ONE}
 {" ".join(f"{b.name}.check();" for b in outputs if b.name not in unchecked)}

@@ -21,6 +21,8 @@ from kssm_mlx.ops import gpu, proof
 from tests.support import metal_check, metal_run
 from tests.support.metal_signature import signature
 
+# What ways of a kernel are timed on here, where times mean nothing.
+TIMED = ((1, 1, 2),)
 # How often each text was launched in this process.
 LAUNCHES: Counter[str] = Counter()
 
@@ -45,13 +47,14 @@ def metal_kernel(
         threadgroup: tuple[int, int, int],
         output_shapes: Sequence[tuple[int, ...]],
         output_dtypes: Sequence[mx.Dtype],
+        init_value: float | None = None,
     ) -> list[mx.array]:
         made = signature(name, source, input_names, inputs, output_names, output_dtypes)
         text, group = made.text(header, source), tuple(map(min, threadgroup, grid))
         if found := metal_check.faults(text, made, group):
             raise MetalTextError("\n".join(f"{made.name}: {fault}" for fault in found))
-        LAUNCHES[text] += 1
-        return metal_run.run(made, header, source, inputs, output_shapes, grid, group)
+        LAUNCHES[text] += init_value is None
+        return metal_run.run(made, header, source, inputs, output_shapes, (*grid, *group), init_value == 0)
 
     return call
 
@@ -67,7 +70,7 @@ def standing_in() -> Iterator[None]:
     try:
         with (
             mock.patch.object(mx.fast, "metal_kernel", metal_kernel),
-            mock.patch.object(proof, "TIMED", ((1, 1, 2),)),  # its times mean nothing
+            mock.patch.object(proof, "TIMED", TIMED),
             gpu.speaking("metal"),
         ):
             yield

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from kssm_mlx.checks.core.registry import DOCTOR, Check, check, verdict
 from kssm_mlx.checks.machine.fitness import seconds
-from kssm_mlx.ops import dispatch, gpu, native, proof
+from kssm_mlx.ops import dispatch, gpu, native, proof, verdicts
 from kssm_mlx.ops.proof import Verdict
 
 # Rows, tokens and width of what is timed: enough to be the work and not the launch, and done in a second.
@@ -65,21 +65,21 @@ def dialects() -> list[str]:
 
 def _examine(dialect: str, own: bool) -> list[Check]:
     with gpu.speaking(dialect):
-        verdicts = [prove(op) for op in dispatch.OPS if dispatch.runs(op)]
-        remembered = _remember({name: v for found in verdicts for name, v in found.items()}) if own else ""
-        worst = [max(found.values(), key=lambda v: (not v.ok, v.error)) for found in verdicts]
+        proofs = [prove(op) for op in dispatch.OPS if dispatch.runs(op)]
+        remembered = _remember({name: v for found in proofs for name, v in found.items()}) if own else ""
+        worst = [max(found.values(), key=lambda v: (not v.ok, v.error)) for found in proofs]
         return [judge(v, dialect, remembered) for v in worst]
 
 
 def prove(op: str) -> dict[str, Verdict]:
     """The verdicts on all that the shipped models use of a kernel, by what each holds for."""
-    return {dispatch.identity(op, **v): dispatch.judge(op, **v) for v in dispatch.case(op).variants}
+    return {verdicts.identity(op, **v): dispatch.judge(op, **v) for v in dispatch.case(op).variants}
 
 
-def _remember(verdicts: dict[str, Verdict]) -> str:
+def _remember(found: dict[str, Verdict]) -> str:
     """Write the verdicts down; where, or why that was not possible."""
     try:
-        return f"remembered in {dispatch.record(verdicts)}"
+        return f"remembered in {dispatch.record(found)}"
     except (RuntimeError, OSError) as error:
         return f"not remembered: {error}"
 
@@ -102,7 +102,8 @@ def judge(v: Verdict, dialect: str, remembered: str) -> Check:
     expected = f"<= {proof.TOLERANCE:g}"
     if v.ok:
         ratio = speed(v.op)
-        got = f"error {v.error:.1e}, {ratio:.1f}x as fast as compiled"
+        way = "".join(f", {name} {value}" for name, value in v.way.items())
+        got = f"error {v.error:.1e}, {ratio:.1f}x as fast as compiled{way}"
         return replace(verdict(id, "pass", got, expected, ratio=ratio), title=title)
     off = f"it is off on this device, {remembered}" if remembered else "nothing here uses it"
     fix = f"{v.why}; {off}: the compiled form runs. Please report this line"

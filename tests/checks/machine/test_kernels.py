@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.checks.machine import kernels
-from kssm_mlx.ops import dispatch, gpu, native, proof
+from kssm_mlx.ops import dispatch, gpu, native, proof, verdicts
 from kssm_mlx.ops.proof import Verdict
 from tests.support.compiling import uncompiled
 
@@ -15,12 +15,12 @@ from tests.support.compiling import uncompiled
 def record(tmp_path, monkeypatch):
     """The record of verdicts and the compiled libraries in a folder of their own; small and uncompiled."""
     monkeypatch.setattr(gpu, "_spoken", [None])
-    monkeypatch.setattr(dispatch, "_record", lambda: tmp_path / "kernels.json")
+    monkeypatch.setattr(verdicts, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(kernels, "TIMED", (1, 2, 2))
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
     with uncompiled():
         yield tmp_path / "kernels.json"
-    dispatch._verdict.cache_clear()
+    dispatch.forget()
 
 
 def test_every_op_is_told_with_its_numbers(record, monkeypatch):
@@ -72,12 +72,20 @@ def test_a_kernel_that_disagrees_is_off_and_stays_off(record, monkeypatch):
         assert dispatch.kernel("wkv4", "auto") is not None
 
 
+def test_the_way_that_is_fastest_here_is_told(record, monkeypatch):
+    play_gpu(monkeypatch, [Verdict("wkv7", True, 1e-7)])
+    monkeypatch.setattr(proof, "_seconds", lambda case, way, *_, **__: 1 / way["share"])
+    (told,) = kernels.examine()
+    assert told.got == "error 1.0e-07, 3.0x as fast as compiled, share 4"  # of 16 columns
+    assert {v.way["share"] for v in verdicts.recorded().values()} == {4, 32}
+
+
 def test_a_folder_that_cannot_be_written_is_said(record, monkeypatch):
     def refuse():
         raise RuntimeError("chmod 700 it")
 
     play_gpu(monkeypatch, [Verdict("conv", False, 0.25, "it differs")])
-    monkeypatch.setattr(dispatch, "_record", refuse)
+    monkeypatch.setattr(verdicts, "_record", refuse)
     (wrong,) = kernels.examine()
     assert "not remembered: chmod 700 it" in wrong.fix
 
