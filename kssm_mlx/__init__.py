@@ -6,7 +6,7 @@ Five public names, imported when first used so that `import kssm_mlx` stays inst
 
 from importlib import import_module
 
-from kssm_mlx import _blas, _memory
+from kssm_mlx import _blas, _caches, _memory
 
 __version__ = "0.1.0"
 
@@ -19,7 +19,9 @@ _PUBLIC = {
 }
 __all__ = ["build", "generate", "load", "train", "verify"]
 
-# mlx binds its matrix products to whatever BLAS is in the process first, so this precedes every import of it.
+# mlx binds its matrix products to whatever BLAS is in the process first, and looks for its compiled kernels
+# where TMPDIR says, so this precedes every import of it.
+_caches.use_private_cache_for_mlx()
 _blas.prefer_fast_blas()
 _memory.keep_freed_memory()
 

@@ -22,6 +22,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from kssm_mlx._caches import open_library, private_folder
+
 NATIVE = Path(__file__).parent / "_native"
 SOURCE = (NATIVE / "team.h").read_text() + (NATIVE / "gemm.cpp").read_text()
 GEMMS = ("sgemm", "dgemm", "cgemm")
@@ -175,27 +177,7 @@ def _forwarding_library() -> ctypes.CDLL:
     import hashlib
 
     digest = hashlib.sha256(f"{os.uname().machine}\n{SOURCE}".encode()).hexdigest()[:16]
-    path = private_folder() / f"gemm-{digest}.so"
-    if not path.exists():
-        _compile(path)
-    try:
-        return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise RuntimeError(f"{error}; delete that file") from None
-
-
-def private_folder() -> Path:
-    """The user's cache folder, refused when somebody else could plant a library in it."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "kssm-mlx"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise RuntimeError(f"cannot make {folder} ({error.strerror}); set XDG_CACHE_HOME") from None
-    facts = folder.stat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
-        raise RuntimeError(f"{folder} must be yours and writable only by you; chmod 700 it")
-    return folder
+    return open_library(private_folder() / f"gemm-{digest}.so", _compile, ctypes.RTLD_GLOBAL)
 
 
 def _compile(library: Path) -> None:

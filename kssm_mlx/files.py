@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
+import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from kssm_mlx.errors import CheckpointError
 
+ABANDONED = 600.0  # seconds after which nobody writes a temporary file any more
 _ADVICE = {
     errno.ENOSPC: "free disk space",
     errno.EDQUOT: "free space in your quota",
@@ -42,8 +46,10 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def write_synced(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Create `path`, let `write` fill it through a binary file object, and flush it to disk."""
-    with open(path, "wb") as f:
+    """Create `path`, which must not exist, let `write` fill it through a binary file, and flush it."""
+    # O_EXCL: a link that somebody planted under this name is not followed, it is an error.
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o666)
+    with os.fdopen(fd, "w+b") as f:
         write(f)
         f.flush()
         sync(f.fileno())
@@ -52,7 +58,8 @@ def write_synced(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
 def replace(path: str | Path, data: str | bytes) -> None:
     """Give `path` the content `data` in one atomic step (temporary file, fsync, rename)."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     raw = data.encode() if isinstance(data, str) else data
     try:
         write_synced(temporary, lambda f: f.write(raw))
@@ -60,6 +67,14 @@ def replace(path: str | Path, data: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete temporary files of `path` whose writer died, which is told by their age."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.lstat().st_mtime > ABANDONED:
+                leftover.unlink()
 
 
 @contextlib.contextmanager

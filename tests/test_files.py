@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import mlx.core as mx
 import numpy as np
@@ -102,3 +103,41 @@ def test_file_digest(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"kuramoto" * 100_000)
     assert digest.file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
+    """Under the name that the temporary file is going to have: the victim stays what it was."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "0" * 16)
+    (tmp_path / f".a.tmp-{'0' * 16}").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        files.replace(tmp_path / "a", "new")
+    assert victim.read_text() == "precious" and not (tmp_path / "a").exists()
+
+
+def test_the_names_of_temporary_files_cannot_be_foreseen(tmp_path, monkeypatch):
+    seen, rename = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(a.name), rename(a, b)))
+    for _ in range(3):
+        files.replace(tmp_path / "a", "x")
+    assert len(set(seen)) == 3
+
+
+def test_what_dead_writers_left_is_cleaned_at_the_next_write(tmp_path):
+    old, young, other = tmp_path / ".a.tmp-1", tmp_path / ".a.tmp-2", tmp_path / ".b.tmp-1"
+    for path in (old, young, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (time.time() - 2 * files.ABANDONED,) * 2)
+    files.replace(tmp_path / "a", "whole")
+    assert not old.exists() and young.exists() and other.exists()
+
+
+def test_a_file_is_readable_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.replace(tmp_path / "a", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640

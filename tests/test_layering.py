@@ -10,7 +10,18 @@ import pytest
 ROOT = Path(__file__).parents[1] / "kssm_mlx"
 
 # Each layer may import the layers named beside it, itself, and the foundation.
-FOUNDATION = {"__init__", "errors", "files", "parsing", "digest", "environment", "runs", "_blas", "_memory"}
+FOUNDATION = {
+    "__init__",
+    "errors",
+    "files",
+    "parsing",
+    "digest",
+    "environment",
+    "runs",
+    "_blas",
+    "_caches",
+    "_memory",
+}
 MAY_IMPORT = {
     "oscillators": set(),
     "ops": {"oscillators"},

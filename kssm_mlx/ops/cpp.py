@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx import _blas
+from kssm_mlx._caches import open_library, private_folder
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import native
 
@@ -136,7 +137,7 @@ static inline void body(const int lane, const int begin, const int end, void** a
 
 def library_folder() -> Path:
     """Where the compiled libraries are kept between sessions."""
-    return _blas.private_folder()
+    return private_folder()
 
 
 @cache
@@ -152,9 +153,9 @@ def _function(kernel: Any, body: str, constants: tuple[tuple[str, int], ...], dt
         path = (
             library_folder() / f"{name}-{hashlib.sha256((code + _processor()).encode()).hexdigest()[:16]}.so"
         )
-        if not path.exists():
-            _blas.compile_library(code, path, "-O3", "-march=native", "-std=c++17", "-fno-math-errno")
-        return ctypes.cast(getattr(ctypes.CDLL(str(path)), name), ctypes.c_void_p).value
+        flags = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno")
+        library = open_library(path, lambda target: _blas.compile_library(code, target, *flags))
+        return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
     except (RuntimeError, OSError, AttributeError, subprocess.TimeoutExpired) as error:
         why = " ".join(str(error).split())
         raise ConfigError(f"{kernel.name} cannot be compiled here ({why}); use impl='compiled'") from None

@@ -20,6 +20,7 @@ from types import ModuleType
 import mlx.core as mx
 
 from kssm_mlx import _blas
+from kssm_mlx._caches import is_private, is_whole, private_folder
 
 BRIDGE = Path(__file__).parent / "kernels" / "bridge.cpp"
 
@@ -62,7 +63,9 @@ def _library() -> Path:
     source = (_blas.NATIVE / "team.h").read_text() + BRIDGE.read_text()
     parts = (source, mx.__version__, version("nanobind"), sys.version, os.uname().machine)
     name = f"kssm_bridge_{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-    path = _blas.private_folder() / f"{name}.so"
+    path = private_folder() / f"{name}.so"
+    if path.exists() and not (is_private(path) and is_whole(path)):
+        path.unlink()
     if not path.exists():
         _blas.compile_library(f"#define MODULE {name}\n{source}", path, *_flags())
     return path

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from kssm_mlx import _blas, files
+from kssm_mlx import files
+from kssm_mlx._caches import private_folder
 from kssm_mlx.ops import cpp, dialects, gpu, native, proof
 from kssm_mlx.ops.proof import Verdict
 from kssm_mlx.parsing import parse_json
@@ -73,4 +74,4 @@ def record(verdicts: dict[str, Verdict]) -> Path:
 
 
 def _record() -> Path:
-    return _blas.private_folder() / "kernels.json"
+    return private_folder() / "kernels.json"

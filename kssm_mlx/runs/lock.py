@@ -154,9 +154,12 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 def _read(path: Path) -> Owner | None:
     """The owner written in a lock file; None if there is none, or it died before it had written its name."""
     try:
-        return Owner(**parse_json(path.read_text()))
+        owner = Owner(**parse_json(path.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+    texts = (owner.start, owner.host, owner.machine)
+    sound = type(owner.pid) is int and owner.pid > 0 and all(isinstance(text, str) for text in texts)
+    return owner if sound else None
 
 
 def _refuse_if_held(path: Path) -> None:

@@ -223,3 +223,21 @@ def test_of_eight_that_start_together_one_wins(tmp_path, dead_pid, stale):
         r.communicate("done\n")
     assert sorted(answers) == ["lost"] * 7 + ["won"]
     assert not (tmp_path / lock.NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"pid": "x", "start": "", "host": "h"}',
+        '{"pid": -1, "start": "", "host": "h"}',
+        '{"pid": true, "start": "", "host": "h"}',
+        '{"pid": 1, "start": [], "host": "h"}',
+        "[" * 5000,
+        "null",
+        b"\xff",
+    ],
+)
+def test_a_lock_that_nobody_can_have_written_is_no_lock(tmp_path, content):
+    (tmp_path / lock.NAME).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with lock.hold(tmp_path):
+        assert lock.mine(tmp_path)
