@@ -82,9 +82,10 @@ def generate(
         repetition_penalty=repetition_penalty,
         repetition_window=repetition_window,
     )
+    live_text = _Live(prompts[0])
+    completions = follow(pieces, show=live_text.write if live else None)
     if live:
-        typer.echo(prompts[0], nl=False)
-    completions = follow(pieces, show=_write if live else None)
+        live_text.begin()
     if state_out:
         save_state(state_out, stack([c.state for c in completions]), trained.digest)
     if as_json:
@@ -95,9 +96,21 @@ def generate(
         _print_texts(completions)
 
 
-def _write(piece: Any) -> None:
-    sys.stdout.write(piece.text)
-    sys.stdout.flush()
+class _Live:
+    """A text as it comes, its prompt before the first piece: what cannot be begun shows nothing."""
+
+    def __init__(self, prompt: str):
+        self.prompt, self.begun = prompt, False
+
+    def begin(self) -> None:
+        if not self.begun:
+            typer.echo(self.prompt, nl=False)
+            self.begun = True
+
+    def write(self, piece: Any) -> None:
+        self.begin()
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
 
 
 def _print_texts(completions: list[Any]) -> None:

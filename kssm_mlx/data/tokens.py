@@ -15,13 +15,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from kssm_mlx import files
+from kssm_mlx.data.corpora.corpus import Corpus, corpus_digest
+from kssm_mlx.data.corpora.repeats import without_repeated_paragraphs
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.index import FILES, FORMAT, INDEX, SCORED, SPLITS, read_index
 from kssm_mlx.data.splits import split_corpus
@@ -208,6 +210,8 @@ def encode_documents(name: str, documents: Sequence[str], tokenizer: Tokenizer) 
 
 def _of_text(recipe: DataRecipe) -> _Source:
     corpus = open_corpus(recipe.source)
+    if getattr(recipe, "deduplicate", False):
+        corpus = _deduplicated(corpus)
     both, method, share = split_corpus(corpus, recipe.split, recipe.validation, recipe.seed)
     everything = [*corpus.documents, *corpus.validation]
     tokenizer = make_tokenizer(recipe.tokenizer, everything, both[0])
@@ -227,6 +231,15 @@ def _of_text(recipe: DataRecipe) -> _Source:
         return [_text_side(name, texts, tokenizer) for name, texts in zip(SPLITS, both, strict=True)]
 
     return _Source(origin, tokenizer, sides)
+
+
+def _deduplicated(corpus: Corpus) -> Corpus:
+    """The corpus without what it says twice; its own validation text counts as the later one."""
+    texts = without_repeated_paragraphs([*corpus.documents, *corpus.validation])
+    documents, validation = texts[: len(corpus.documents)], texts[len(corpus.documents) :]
+    kept, held_out = ([text for text in side if text.strip()] for side in (documents, validation))
+    digest = corpus_digest([*kept, *held_out])
+    return replace(corpus, documents=kept, validation=tuple(held_out), digest=digest)
 
 
 def _text_side(name: str, texts: Sequence[str], tokenizer: Tokenizer) -> _Side:

@@ -22,7 +22,7 @@ from kssm_mlx.runner.base_models import ensure_base_model
 from kssm_mlx.runner.folder import describe, host_of
 from kssm_mlx.runner.prepare import context_of, data_of_run
 from kssm_mlx.runner.run_checks import Examination
-from kssm_mlx.runner.tracking import tracked
+from kssm_mlx.runner.tracking import require_tracker, tracked
 from kssm_mlx.runs import lock
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.constraints import holding
@@ -56,6 +56,7 @@ def train(
     recipe = recipes.load(recipe) if isinstance(recipe, (str, Path)) else recipe
     folder, console = Path(folder), console or Console(highlight=False)
     waivers = {**recipe.waive, **(waivers or {})}
+    require_tracker(track)
     suite.accept(waivers)  # a waiver of an unknown check is refused before anything is written
     with writing("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)

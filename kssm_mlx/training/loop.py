@@ -113,7 +113,8 @@ def refuse_second_run(folder: Path) -> None:
     """Raises: CheckpointError if the folder already has checkpoints of a run."""
     if layout.list_checkpoints(folder / layout.CHECKPOINTS):
         raise CheckpointError(
-            f"{folder} already holds a run; pass --resume to continue it, or choose another folder"
+            f"{folder} already holds a run; kssm train {folder} --resume goes on with it, "
+            "or choose another folder"
         )
 
 
@@ -227,7 +228,7 @@ class _Run:
                 self._save(improved, pinned=signal.name if signal else "")
             if signal:
                 raise interrupted(
-                    signal, f"saved after step {self.step}; continue {self.folder} with --resume"
+                    signal, f"saved after step {self.step}; to go on: kssm train {self.folder} --resume"
                 )
         self.model.update(self._parameters())
 

@@ -47,7 +47,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     "arguments, message",
     [
         (["fly"], "no such command 'fly'; see kssm --help"),
-        (["train"], "missing argument 'recipe'; see kssm train --help"),
+        (["train"], "which recipe? kssm train default trains the shipped one"),
         (["generate", "m", "--top-k", "many"], "invalid value for '--top-k'"),
         (["report", "--no"], "no such option: --no"),
     ],

@@ -327,7 +327,7 @@ def test_a_waiver_that_means_nothing_is_refused_before_anything_is_written(tmp_p
 
 def test_a_second_run_in_one_folder_is_refused(copied, finished):
     before = contents(copied)
-    with pytest.raises(CheckpointError, match="already holds a run; pass --resume"):
+    with pytest.raises(CheckpointError, match=r"already holds a run; kssm train .* --resume goes on"):
         train(copied, own_recipe(copied, finished))
     assert contents(copied) == before
 

@@ -270,7 +270,7 @@ def test_without_a_good_checkpoint_nothing_is_touched(tmp_path):
 
 
 def test_a_second_run_into_a_folder_is_refused(tmp_path, whole):
-    with pytest.raises(CheckpointError, match="already holds a run; pass --resume"):
+    with pytest.raises(CheckpointError, match=r"already holds a run; kssm train .* --resume goes on"):
         tiny_run(whole[0])
 
 

@@ -115,7 +115,7 @@ def test_overrides_are_applied_to_the_file_and_checked_like_it(tmp_path):
 
 
 def test_a_file_that_is_missing_or_not_toml_is_told_by_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"no recipe '.*absent\.toml': neither a file nor one of"):
+    with pytest.raises(ConfigError, match=r"no recipe '.*absent\.toml', neither a TOML file nor"):
         recipe.load(tmp_path / "absent.toml")
     broken = tmp_path / "broken.toml"
     for content in (b"[train\nsteps = 1", b"\xff\xfe\x00"):

@@ -5,6 +5,7 @@ trained.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -135,25 +136,57 @@ def split_hygiene(ctx: Context) -> Check:
     overlap = shared_passages(train, validation)
     kl, limit = unigram_kl(validation, train, ctx.data.vocab_size), kl_limit(ctx.data.vocab_size)
     corpus = ctx.data.index["corpus"]
-    foreign = ctx.recipe is not None and not _is_corpus(ctx.recipe.data.source, corpus)
+    foreign = ctx.recipe is not None and not _is_corpus(ctx.recipe.data, corpus)
     return verdict(
         "C15",
         overlap < 1e-3 and kl < limit and not foreign,
         f"overlap {overlap:.3%}, KL {kl:.3f} nats"
         + (f", ids of {corpus['source']}, recipe of {ctx.recipe.data.source}" if foreign else ""),
         f"overlap < 0.1 %, KL < {limit:.2f} nats, one corpus",
-        "split by document, remove repeated documents, and take both splits from one corpus",
+        _remedy(ctx, overlap, kl >= limit, foreign),
         overlap=overlap,
         kl=kl,
     )
 
 
-def _is_corpus(source: str, corpus: dict) -> bool:
+def _remedy(ctx: Context, overlap: float, other_kind: bool, foreign: bool) -> str:
+    """What to do about each cause, with the passage where there is one; how to go on all the same."""
+    advice = []
+    if overlap >= 1e-3:
+        advice.append(
+            f"training and validation share {_shared_text(ctx)!r}; data.deduplicate = true leaves out what "
+            "is said twice"
+        )
+    if other_kind:
+        many = ctx.data.index["split"]["method"] == "contiguous" and ctx.data.train.starts.size > 1
+        ways = (
+            "data.split = 'documents' mixes them" if many else "shuffle its parts, or take another part out"
+        )
+        advice.append(f"the end of the text is of another kind than its beginning: {ways}")
+    if foreign:
+        advice.append("prepare the data of this recipe again, in an empty folder")
+    return "; ".join([*advice, 'or --waive C15="why this is meant"'])
+
+
+def _shared_text(ctx: Context) -> str:
+    """The beginning of the first passage of validation that is also in training."""
+    train, validation = (np.asarray(split.ids) for split in (ctx.data.train, ctx.data.validation))
+    mine = passages(validation, GRAM)
+    known = np.unique(passages(train, GRAM))
+    first = int(np.flatnonzero(np.isin(mine, known))[0])
+    passage, tokenizer = (
+        validation[first : first + GRAM],
+        ctx.tokenizer or getattr(ctx.data, "tokenizer", None),
+    )
+    return tokenizer.decode(passage)[:60] if tokenizer else f"ids {passage[:12].tolist()} ..."
+
+
+def _is_corpus(data: Any, corpus: dict) -> bool:
     """Whether a recipe's source is the corpus of the token files, by name or, moved elsewhere, by content."""
-    if source == corpus["source"]:
+    if data.source == corpus["source"]:
         return True
     try:
-        return open_corpus(source).digest == corpus["digest"]
+        return not data.deduplicate and open_corpus(data.source).digest == corpus["digest"]
     except KssmError:  # it cannot be read here, so nothing says that it is the same
         return False
 

@@ -33,7 +33,7 @@ def open_corpus(source: str) -> Corpus:
     if kind not in _READERS or (kind == "pydoc" and target) or (kind not in _BUILT_IN and not target):
         raise ConfigError(
             f"data.source is {source!r}; expected pydoc, themes, file:PATH, dir:PATH, jsonl:PATH, "
-            f"gutenberg:FOLDER, wikitext:PATH, wikitext-joined:PATH or hf:NAME{nearest(kind, _READERS)}"
+            f"gutenberg:FOLDER, wikitext:PATH, wikitext-joined:PATH or hf:NAME{_meant(source, kind)}"
         )
     texts = Texts(*_READERS[kind](target))
     documents = [text for text in texts.documents if text.strip()]
@@ -42,6 +42,16 @@ def open_corpus(source: str) -> Corpus:
     name = source if kind in _BUILT_IN else Path(target).name
     digest = corpus_digest([*documents, *texts.validation])
     return Corpus(name, source, documents, texts.licence, digest, texts.validation, texts.whole)
+
+
+def _meant(source: str, kind: str) -> str:
+    """What a source that is none may have been meant to be."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return f"; did you mean 'dir:{source}'?"
+    if path.is_file():
+        return f"; did you mean '{'jsonl' if path.suffix == '.jsonl' else 'file'}:{source}'?"
+    return nearest(kind, _READERS)
 
 
 def _pydoc(_: str) -> tuple[list[str], str]:
