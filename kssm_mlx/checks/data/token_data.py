@@ -174,11 +174,12 @@ def _shared_text(ctx: Context) -> str:
     mine = passages(validation, GRAM)
     known = np.unique(passages(train, GRAM))
     first = int(np.flatnonzero(np.isin(mine, known))[0])
-    passage, tokenizer = (
-        validation[first : first + GRAM],
-        ctx.tokenizer or getattr(ctx.data, "tokenizer", None),
-    )
-    return tokenizer.decode(passage)[:60] if tokenizer else f"ids {passage[:12].tolist()} ..."
+    passage = validation[first : first + GRAM]
+    tokenizer = ctx.tokenizer or getattr(ctx.data, "tokenizer", None)
+    try:
+        return tokenizer.decode(passage)[:60]
+    except (KssmError, AttributeError):  # another tokenizer's ids, which C13 tells, or none
+        return f"ids {passage[:12].tolist()} ..."
 
 
 def _is_corpus(data: Any, corpus: dict) -> bool:
