@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Other people's progress bars and advice.
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
 
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
 from tests.support import compiling
@@ -75,6 +76,13 @@ def uncompiled():
     """For tests of what is computed, not of how: on a cold cache g++ takes longer than they do."""
     with compiling.uncompiled():
         yield
+
+
+@pytest.fixture
+def hushed(capfd):
+    """For runs whose progress is not what a test is about."""
+    yield
+    capfd.readouterr()
 
 
 @pytest.fixture(scope="session")

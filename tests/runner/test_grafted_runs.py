@@ -180,9 +180,10 @@ def test_a_host_is_trained_once_and_found_again(grown_host, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"small.toml is not on this machine; kssm train"):
         kssm_mlx.load(tmp_path / "one")
     assert kssm_mlx.train(recipe, tmp_path / "one", resume=True).step == 2
+    capsys.readouterr()
 
 
-def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path):
+def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path, hushed):
     host, _ = grown_host
     recipe = grafted_recipe(host, tmp_path)
     kssm_mlx.train(recipe, tmp_path / "one")
@@ -190,9 +191,10 @@ def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path):
     shutil.rmtree(home / "model")
     verified.store().unlink()
     assert kssm_mlx.train(recipe, tmp_path / "one", resume=True).step == 2
+    capsys.readouterr()
 
 
-def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatch):
+def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatch, hushed):
     host, _ = grown_host
     monkeypatch.setattr(base_models, "verify_weights", verify_weights)
     with pytest.raises(CheckFailed, match=r"does not pass kssm verify-weights: .*W24 better than counting"):
@@ -200,7 +202,7 @@ def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_host_of_a_hundred_steps_passes_all_of_verify_weights(tmp_path):
+def test_a_host_of_a_hundred_steps_passes_all_of_verify_weights(tmp_path, hushed):
     """Half a minute of RWKV-4 on the Python documentation reads it better than a bigram does."""
     (tmp_path / "host.toml").write_text("""
 model = { family = "rwkv", size = "xs" }
