@@ -38,6 +38,11 @@ FULL = {
 }
 
 
+def few(level: str) -> tuple[str, ...]:
+    """Without C39, which races for a lock and knows no recipe."""
+    return tuple(id for id in ALL(level) if id != "C39")
+
+
 @pytest.fixture
 def small(tmp_path):
     """A recipe in whose smoke form keys are dotted, nested and quoted."""
@@ -63,7 +68,7 @@ def latest(folder):
 @pytest.mark.parametrize("name", shipped())
 def test_it_runs_to_the_end_resumes_and_evaluates(name, tmp_path, monkeypatch, capsys, uncompiled):
     if name not in FULL:
-        monkeypatch.setattr(suite, "suite", lambda level: ("C4", "C8") if level == "S" else ALL(level))
+        monkeypatch.setattr(suite, "suite", lambda level: ("C4", "C8") if level == "S" else few(level))
     assert_it_runs(name, tmp_path, monkeypatch)
     capsys.readouterr()  # a base model that is trained first says so
 

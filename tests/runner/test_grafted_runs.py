@@ -191,7 +191,6 @@ def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path, hushed)
     shutil.rmtree(home / "model")
     verified.store().unlink()
     assert kssm_mlx.train(recipe, tmp_path / "one", resume=True).step == 2
-    capsys.readouterr()
 
 
 def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatch, hushed):
