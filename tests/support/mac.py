@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +85,7 @@ def pytest_runtest_teardown(item):
 def pretending() -> Iterator[None]:
     """Everything at once. What the stand-ins need of Linux is loaded before."""
     assert native.why_not() == "" and native._threads() and cindex.conf.lib
+    bridge = native._bridge()
     for name in filter(importlib.util.find_spec, FOREIGN):
         importlib.import_module(name)
     CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,6 +95,7 @@ def pretending() -> Iterator[None]:
         _gpu(),
         mock.patch.object(mx.fast, "metal_kernel", metal_text.metal_kernel),
         mock.patch.object(proof, "TIMED", metal_text.TIMED),
+        mock.patch.object(native, "_bridge", cache(lambda: bridge)),
     ):
         yield
 
