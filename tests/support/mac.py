@@ -69,7 +69,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.getoption("--pretend-mac"):
+    hands_out = not hasattr(config, "workerinput") and config.getoption("numprocesses", None)
+    if config.getoption("--pretend-mac") and not hands_out:
         stack = ExitStack()
         stack.enter_context(pretending())
         config.add_cleanup(stack.close)
@@ -142,7 +143,7 @@ def _alone(function: Callable) -> Callable:
 
     @wraps(function)
     def begin(self, args, *rest, **options):
-        if sys.executable in args:
+        if sys.executable in args and "PYTEST_CURRENT_TEST" in os.environ:
             pytest.skip("starts a process that is not on a Mac")
         return function(self, args, *rest, **options)
 
