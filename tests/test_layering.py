@@ -130,8 +130,8 @@ def shadowed(package: Path, root: Path = ROOT) -> list[str]:
     found = []
     for node in ast.walk(ast.parse((package / "__init__.py").read_text("utf-8"))):
         for name in getattr(node, "names", ()):
-            bound = name.asname or name.name
-            own = isinstance(node, ast.ImportFrom) and node.module == here and name.name == bound
+            bound = name.asname or name.name  # a command may be called as its module is
+            own = getattr(node, "module", None) in (here, f"{here}.{bound}")
             if isinstance(node, ast.ImportFrom) and not own and (package / f"{bound}.py").is_file():
                 found.append(f"{here}: {bound}")
     return found
