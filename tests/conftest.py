@@ -78,13 +78,6 @@ def uncompiled():
         yield
 
 
-@pytest.fixture
-def hushed(capfd):
-    """For runs whose progress is not what a test is about."""
-    yield
-    capfd.readouterr()
-
-
 @pytest.fixture(scope="session")
 def shared_text() -> Path:
     """TinyShakespeare, where the project's shared folder lies beside the clone."""

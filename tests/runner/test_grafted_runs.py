@@ -183,7 +183,8 @@ def test_a_host_is_trained_once_and_found_again(grown_host, tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path, hushed):
+@pytest.mark.prints
+def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path):
     host, _ = grown_host
     recipe = grafted_recipe(host, tmp_path)
     kssm_mlx.train(recipe, tmp_path / "one")
@@ -193,7 +194,8 @@ def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path, hushed)
     assert kssm_mlx.train(recipe, tmp_path / "one", resume=True).step == 2
 
 
-def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatch, hushed):
+@pytest.mark.prints
+def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatch):
     host, _ = grown_host
     monkeypatch.setattr(base_models, "verify_weights", verify_weights)
     with pytest.raises(CheckFailed, match=r"does not pass kssm verify-weights: .*W24 better than counting"):
@@ -201,7 +203,8 @@ def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_host_of_a_hundred_steps_passes_all_of_verify_weights(tmp_path, hushed):
+@pytest.mark.prints
+def test_a_host_of_a_hundred_steps_passes_all_of_verify_weights(tmp_path):
     """Half a minute of RWKV-4 on the Python documentation reads it better than a bigram does."""
     (tmp_path / "host.toml").write_text("""
 model = { family = "rwkv", size = "xs" }

@@ -251,7 +251,8 @@ def a_run(folder: Path, seed: int, steps: int = 2) -> Path:
     return folder
 
 
-def test_several_runs_are_compared_and_the_verdict_is_kept_with_each(claim, tmp_path, hushed):
+@pytest.mark.prints
+def test_several_runs_are_compared_and_the_verdict_is_kept_with_each(claim, tmp_path):
     asked = (("a", 0, 2), ("b", 1, 2), ("c", 0, 3))
     runs = [a_run(tmp_path / name, seed, steps) for name, seed, steps in asked]
     (found,) = kssm_mlx.verify(*runs)

@@ -1,8 +1,8 @@
 """A test that passes prints nothing: what it writes, it reads (capsys, capfd, a console of its own).
 
 Whatever reaches the file descriptors counts: progress bars, the C++ side, processes a test starts. A stray
-line is noise under somebody else's failure, and hides the line that a user would be startled by. Where the
-code of others speaks and cannot be told not to, the test is marked `prints`.
+line is noise under somebody else's failure, and hides the line that a user would be startled by. Where
+others' code speaks, or a run tells its progress to nobody who asks, the test is marked `prints`.
 """
 
 from __future__ import annotations
