@@ -75,17 +75,16 @@ class TinyRecurrent(nn.Module):
         self.initialise(seed)
 
     def initialise(self, seed: int) -> None:
-        """Matrices and biases N(0, 1/width), the head smaller: the fresh model predicts almost uniformly.
-
-        All of them: what a layer draws when it is made comes from MLX's global state, another each time.
+        """Matrices N(0, 1/width), the head smaller: the fresh model predicts almost uniformly. Biases 0:
+        what a layer draws when it is made comes from MLX's global state, another each time.
         """
         keys = iter(mx.random.split(mx.random.key(seed), 64))
         scale = self.args.width**-0.5
         flat = nn.utils.tree_flatten(self.parameters())
-        drawn = [(n, p) for n, p in flat if p.ndim == 2 or n.endswith("bias")]
-        new = [(n, scale * mx.random.normal(p.shape, key=next(keys))) for n, p in drawn]
+        new = [(n, scale * mx.random.normal(p.shape, key=next(keys))) for n, p in flat if p.ndim == 2]
+        new += [(n, mx.zeros_like(p)) for n, p in flat if n.endswith("bias")]
         self.update(nn.utils.tree_unflatten(new))
-        self.head.weight, self.head.bias = 0.3 * self.head.weight, 0 * self.head.bias
+        self.head.weight = 0.3 * self.head.weight
 
     @property
     def layers(self):
