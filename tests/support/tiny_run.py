@@ -42,13 +42,7 @@ def tiny_recipe(folder: Path, **sections) -> Recipe:
         text.write_text("".join(letters))
     table = {
         "data": {"source": f"file:{text}", "tokenizer": "chars"},
-        "train": {
-            "steps": STEPS,
-            "batch_size": 4,
-            "context": 16,
-            "warmup": 2,
-            "learning_rate": 0.003,
-        },  # better each time
+        "train": {"steps": STEPS, "batch_size": 4, "context": 16, "warmup": 2, "learning_rate": 0.01},
         "eval": {"every": 4, "tokens": 256},
         "save": {"every": 4},
     }
@@ -56,7 +50,7 @@ def tiny_recipe(folder: Path, **sections) -> Recipe:
 
 
 def tiny_model(vocab_size: int = 6, width: int = 8, kind: type = TinyRecurrent) -> TinyRecurrent:
-    return kind(vocab_size, width=width, blocks=1, seed=4)  # better at every evaluation
+    return kind(vocab_size, width=width, blocks=1, seed=6)
 
 
 def tiny_run(
