@@ -17,6 +17,11 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Other people's progress bars and advice.
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
 from tests.support import compiling
 

@@ -12,6 +12,8 @@ from kssm_mlx.errors import CheckFailed
 from tests.support.cli_fakes import DIGEST, a_check, kssm, refused
 from tests.support.report_fakes import write_run
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 ROOT = Path(__file__).parents[2]
 RECIPE = '[about]\nquestion = "Does it [run]?"\n[model]\nsize = "xs"\n[train]\nsteps = 30\n'
 

@@ -251,6 +251,7 @@ def a_run(folder: Path, seed: int, steps: int = 2) -> Path:
     return folder
 
 
+@pytest.mark.prints
 def test_several_runs_are_compared_and_the_verdict_is_kept_with_each(claim, tmp_path):
     asked = (("a", 0, 2), ("b", 1, 2), ("c", 0, 3))
     runs = [a_run(tmp_path / name, seed, steps) for name, seed, steps in asked]

@@ -494,12 +494,15 @@ def test_a_second_signal_stops_at_once_and_loses_nothing_saved(tmp_path, whole):
     assert_same_run(folder, whole[0])
 
 
-def test_a_signal_in_this_process_raises_interrupted(tmp_path):
+def test_a_signal_in_this_process_raises_interrupted(tmp_path, capfd):
     folder = tmp_path / "run"
     hooks = Hooks(on_step=lambda step, row: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted) as e:
         tiny_run(folder, hooks=hooks)
     assert e.value.exit_code == 143 and saved(folder).snapshot.step == 2
+    assert (
+        capfd.readouterr().err == "\nSIGTERM: finishing this step, then saving (once more to stop at once)\n"
+    )
 
 
 # What a person sees
@@ -510,8 +513,9 @@ def test_plain_lines_away_from_a_terminal(tmp_path):
     tiny_run(tmp_path / "run", out=out)
     lines = out.getvalue().splitlines()
     assert len([line for line in lines if line.startswith("step 3/12  loss ")]) == 1
-    assert lines[0].startswith("compiling the first step")
-    assert "tokens/s" in lines[1] and "ETA" in lines[1]
+    if mx.default_device() == mx.cpu:  # g++ is at work, for which a GPU has its driver
+        assert lines.pop(0).startswith("compiling the first step")
+    assert "tokens/s" in lines[0] and "ETA" in lines[0]
     assert any(line.startswith("step 8: validation ") and "bits/byte" in line for line in lines)
 
 

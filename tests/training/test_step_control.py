@@ -286,6 +286,7 @@ def test_monitored_columns_are_what_they_are_by_hand():
     assert "U" not in steps(1, model)[1]
 
 
+@pytest.mark.slow  # half a minute of g++
 def test_terms_that_read_the_same_things_compile_beside_each_other_and_the_monitor():
     """MLX 0.32.4 loses an edge of such a graph unless terms are kept apart."""
     section = {"eos": {"weight": 1.0}, "presence": {"weight": 1.0}, "tonal": {"weight": 1.0, "limit": 0.1}}

@@ -13,7 +13,7 @@ hf:NAME          the field `text` of the train split of a Hugging Face dataset; 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from kssm_mlx.data.corpora.corpus import Corpus, Texts, corpus_digest
@@ -55,6 +55,11 @@ def _meant(source: str, kind: str) -> str:
 
 
 def _pydoc(_: str) -> tuple[list[str], str]:
+    return list(_topics()), "PSF-2.0"
+
+
+@cache
+def _topics() -> tuple[str, ...]:
     """One document per topic, topics in the order of their names.
 
     The topics quote each other at length (`compound` contains all of `try`, `with` and `for`): a fifth of the
@@ -68,7 +73,7 @@ def _pydoc(_: str) -> tuple[list[str], str]:
     longest_first = sorted(topics, key=lambda name: (-len(topics[name]), name))
     unique = without_repeats([topics[name] for name in longest_first])
     kept = dict(zip(longest_first, unique, strict=True))
-    return [kept[name] for name in sorted(kept)], "PSF-2.0"
+    return tuple(kept[name] for name in sorted(kept))
 
 
 def _themes(target: str) -> Texts:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kssm_mlx.data.corpora import sources
 from kssm_mlx.data.corpora.corpus import corpus_digest
 from kssm_mlx.data.corpora.repeats import without_repeats
 from kssm_mlx.data.corpora.sources import open_corpus
@@ -194,6 +195,7 @@ def test_a_dataset_without_text_or_not_to_be_had_is_refused(monkeypatch):
 
 
 def test_python_without_pydoc_topics(monkeypatch):
+    sources._topics.cache_clear()
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(DataError, match="comes without pydoc_data"):
         open_corpus("pydoc")
