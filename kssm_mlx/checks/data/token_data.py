@@ -158,7 +158,9 @@ def _remedy(ctx: Context, overlap: float, other_kind: bool, foreign: bool) -> st
             "is said twice"
         )
     if other_kind:
-        many = ctx.data.index["split"]["method"] == "contiguous" and ctx.data.train.starts.size > 1
+        index = ctx.data.index
+        cut = index.get("split", {}).get("method") == "contiguous"
+        many = cut and index["corpus"].get("documents", 1) > 1
         ways = (
             "data.split = 'documents' mixes them" if many else "shuffle its parts, or take another part out"
         )
