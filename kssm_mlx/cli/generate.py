@@ -56,10 +56,12 @@ def generate(
     text stands and continues it exactly, with the weights that wrote it.
     """
     from kssm_mlx.cli.tables import warn_unverified
-    from kssm_mlx.generation import follow, load_state, save_state, stack
+    from kssm_mlx.generation import follow, load_state, refuse_other_file, save_state, stack
     from kssm_mlx.generation import stream as run
     from kssm_mlx.runner.load import load
 
+    if state_out:
+        refuse_other_file(state_out)
     trained = load(model, verify=verify)
     warn_unverified(trained)
     if trained.tokenizer is None:

@@ -73,6 +73,15 @@ def save_state(path: str | Path, state: GenerationState, weights_digest: str) ->
         raise CheckpointError(f"cannot write the state to {path}: {e.strerror}") from None
 
 
+def refuse_other_file(path: str | Path) -> None:
+    """Before a text is written: is there a file in the way that is no state? Raises: CheckpointError."""
+    if Path(path).exists():
+        try:
+            _read(path)
+        except CheckpointError:
+            raise CheckpointError(f"{path} is there and is no state file; choose another name") from None
+
+
 def load_state(path: str | Path, weights_digest: str) -> GenerationState:
     """Read a state that was made with exactly these weights.
 

@@ -14,7 +14,7 @@ from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
 from kssm_mlx.generation.decode import Step, decode, resume, start
 from kssm_mlx.generation.sampling import Sampling
 from kssm_mlx.generation.state import GenerationState
-from kssm_mlx.models.base import LanguageModel
+from kssm_mlx.models.base import LanguageModel, Trained
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,21 @@ class Completion:
     state: GenerationState
 
 
-def generate(
-    model: LanguageModel, tokenizer: Tokenizer, prompts: str | Sequence[str], **options: Any
-) -> list[Completion]:
-    """`stream` without the stream: the completions, one per prompt. Takes the options of `stream`."""
-    return follow(stream(model, tokenizer, prompts, **options))
+def generate(model: LanguageModel | Trained, *given: Any, **options: Any) -> list[Completion]:
+    """`stream` without the stream: the completions, one per prompt. Takes the options of `stream`.
+
+    generate(kssm_mlx.load(path), prompts), or generate(model, tokenizer, prompts).
+    Raises: ConfigError for other arguments, and as `stream`.
+    """
+    taken = (*model, *given) if isinstance(model, Trained) else (model, *given)
+    if len(taken) != 3:
+        raise ConfigError(
+            "generate takes a model, a tokenizer and prompts, or what kssm_mlx.load gave and prompts; "
+            f"got {', '.join(type(x).__name__ for x in (model, *given))}"
+        )
+    if taken[1] is None:
+        raise ConfigError(f"{getattr(model, 'source', 'this model')} came without a tokenizer; give one")
+    return follow(stream(*taken, **options))
 
 
 def follow(

@@ -20,7 +20,7 @@ from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.runner.failures import broken
 from kssm_mlx.runner.folder import host_of, recipe_of, without
 from kssm_mlx.runner.initial_model import Start, start, start_of_run, take
-from kssm_mlx.runs.arms import DERIVED, METADATA_SECTIONS
+from kssm_mlx.runs.arms import METADATA_SECTIONS
 from kssm_mlx.runs.layout import CHECKPOINTS, is_run
 from kssm_mlx.runs.records import read_manifest, read_metrics, read_recipe
 from kssm_mlx.training import recipe as recipes
@@ -52,7 +52,8 @@ def _changes(recipe: Recipe, folder: Path) -> list[str]:
     """One phrase per key of the recipe that is not as the run in `folder` has it."""
     if not is_run(folder):
         return []
-    then = identity.dotted(without(read_recipe(folder), *METADATA_SECTIONS, *DERIVED))
+    # Read as a recipe, so that keys which a later version added have their defaults.
+    then = identity.dotted(without(recipe_of(folder).model_dump(), *METADATA_SECTIONS))
     return identity.differences(then, identity.dotted(without(recipe.model_dump(), *METADATA_SECTIONS)))
 
 

@@ -541,3 +541,16 @@ def test_the_numbers_of_a_line():
 def test_the_data_of_a_run_is_read_not_written(whole):
     recipe = tiny_recipe(whole[0])
     assert prepare(recipe.data, whole[0].parent / "data").verify()["train_tokens"] > 500
+
+
+def test_a_folder_deleted_under_a_run_ends_it_in_one_line(tmp_path):
+    """And not in a folder of checkpoints without a recipe or rows, at exit code 0."""
+    folder = tmp_path / "run"
+
+    def delete(step, row):
+        if step == 3:
+            shutil.rmtree(folder)
+
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl was deleted while the run was writing"):
+        tiny_run(folder, hooks=Hooks(on_step=delete))
+    assert not folder.exists()

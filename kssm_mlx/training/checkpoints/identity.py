@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
+from pydantic import BaseModel
 
 from kssm_mlx import __version__, _blas
 from kssm_mlx import environment as facts
@@ -50,7 +51,9 @@ def changes(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[s
         )
     if then["config_hash"] == now["config_hash"]:
         return []
-    found = differences(then["config"], now["config"])
+    found = differences({**_added_since(then["config"], now["config"]), **then["config"]}, now["config"])
+    if not found:
+        return []
     if not allow:
         raise ConfigError(
             f"the recipe is not the one this run began with: {'; '.join(found)}; "
@@ -76,6 +79,13 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """One phrase for each key whose values are not equal."""
     keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
     return [f"{k} was {then.get(k)!r}, is now {now.get(k)!r}" for k in keys]
+
+
+def _added_since(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Keys that a later version added to a section, by the value they have unless they are set."""
+    sections = {name: info.default for name, info in Recipe.model_fields.items()}
+    plain = dotted({n: d.model_dump() for n, d in sections.items() if isinstance(d, BaseModel)})
+    return {key: value for key, value in plain.items() if key not in then and key in now}
 
 
 def require_same_parameters(restored: TrainState, fresh: TrainState) -> None:
