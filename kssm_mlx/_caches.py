@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+ORIGINAL = "KSSM_TMPDIR"  # what TMPDIR stood for before this module changed it
 SETTLED = 60.0  # seconds after which a library that is not whole has no writer any more
 
 
@@ -91,7 +92,7 @@ def use_private_cache_for_mlx() -> None:
     """Give MLX a folder for its compiled kernels that is this user's alone. Never raises; Linux only."""
     if sys.platform != "linux":
         return
-    own = tempfile.gettempdir()
+    own = _own_temporary_folder()
     try:
         folder = private_folder() / "mlx"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -100,9 +101,15 @@ def use_private_cache_for_mlx() -> None:
     except (RuntimeError, OSError):  # an unwritable home: a folder for this process alone
         folder = Path(tempfile.mkdtemp(prefix="kssm-mlx-jit-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    remove_unsafe(folder)
-    os.environ["TMPDIR"] = str(folder)
+    remove_unsafe(folder / "mlx")  # and nothing else: programs that are started from here use TMPDIR too
+    os.environ |= {"TMPDIR": str(folder), ORIGINAL: own}
     tempfile.tempdir = own
+
+
+def _own_temporary_folder() -> str:
+    """Where Python's temporary files go, also in a process that was started by one of ours."""
+    original = os.environ.get(ORIGINAL, "")
+    return original if Path(original).is_dir() and original else tempfile.gettempdir()
 
 
 def remove_unsafe(folder: Path) -> list[Path]:

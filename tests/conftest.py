@@ -45,6 +45,7 @@ def pytest_configure(config):
     os.environ["KSSM_CACHE"] = config.kssm_cache = tempfile.mkdtemp(prefix="kssm-mlx-cache-")
     if sys.platform == "linux" and shutil.which("g++") is None:
         raise pytest.UsageError("g++ is missing: without it mx.compile runs uncompiled and hides its bugs")
+    os.environ.pop("COLUMNS", None)  # xdist tells its workers how wide the terminal is; tables would follow
     if hasattr(config, "workerinput"):
         # mlx writes its JIT cache under TMPDIR, and not atomically.
         config.worker_tmp = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="kssm-mlx-tests-")

@@ -21,13 +21,13 @@ def recipes(
     those that a check stops, to see it do so: kssm train failures/NAME ends with exit code 1.
     """
     from kssm_mlx.cli.tables import console
-    from kssm_mlx.training.recipe import load, shipped
+    from kssm_mlx.training.recipe import list_shipped, load
 
     if failures:
         _failures()
         return
     screen = console()
-    for name in shipped():
+    for name in list_shipped():
         about = load(name).about
         screen.print(f"{name}  {_cost(about)}", style="bold", markup=False)
         lines = fill(about.question or "no question stated", min(screen.width, 80), **INDENT)
@@ -48,10 +48,10 @@ def _failures() -> None:
     """The failed runs of the notes, and the checks that stop them."""
     from kssm_mlx.checks.catalog import definitions
     from kssm_mlx.cli.tables import console, show, table
-    from kssm_mlx.training.recipe import failures, load
+    from kssm_mlx.training.recipe import list_failures, load
 
     known, rows = definitions(), []
-    for name in failures():
+    for name in list_failures():
         recipe = load(name)
         if recipe.failure:
             stops = "\n".join(f"{id} {known[id].title}" for id in recipe.failure.stopped_by)

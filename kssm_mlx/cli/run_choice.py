@@ -41,7 +41,7 @@ def choose(named: str | None, out: Path | None, settings: list[str], *, smoke: b
 
 
 def _of_run(run: Path, path: Path, out: Path | None, overrides: dict[str, Any], *, smoke: bool, resume: bool):
-    from kssm_mlx.runner.folder import recipe_of
+    from kssm_mlx.runner.folder import read_run_recipe
     from kssm_mlx.training.recipe import override
 
     if smoke:
@@ -54,7 +54,7 @@ def _of_run(run: Path, path: Path, out: Path | None, overrides: dict[str, Any], 
             f"{run} is a run: kssm train {run} --resume goes on with it, "
             f"kssm train {run / RECIPE} --out FOLDER begins another one like it"
         )
-    recipe = override(recipe_of(run), overrides)
+    recipe = override(read_run_recipe(run), overrides)
     if not again:
         return Choice(recipe, out)
     manifest = read_manifest(run) if (run / MANIFEST).is_file() else {}

@@ -58,7 +58,7 @@ def train(
     chosen = choose(recipe, out, set_ or [], smoke=smoke, resume=resume)
     loaded, folder, verify = chosen.recipe, chosen.folder, verify and chosen.verify
     if not verify:
-        loaded = without_verification(loaded)
+        loaded = disable_verification(loaded)
     waivers = {**chosen.waivers, **parse_waivers(waive or [])}
 
     from kssm_mlx.cli.tables import console
@@ -84,7 +84,7 @@ def train(
     _show(out_to, folder, report(folder), verbose)
 
 
-def without_verification(recipe: Any) -> Any:
+def disable_verification(recipe: Any) -> Any:
     """The recipe with verify = false for its host, where it has one."""
     if not hasattr(recipe.model, "host"):
         return recipe

@@ -23,7 +23,7 @@ import numpy as np
 
 from kssm_mlx import files
 from kssm_mlx.data.corpora.corpus import Corpus, corpus_digest
-from kssm_mlx.data.corpora.repeats import without_repeated_paragraphs
+from kssm_mlx.data.corpora.repeats import remove_repeated_paragraphs
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.index import FILES, FORMAT, INDEX, SCORED, SPLITS, read_index
 from kssm_mlx.data.splits import split_corpus
@@ -211,7 +211,7 @@ def encode_documents(name: str, documents: Sequence[str], tokenizer: Tokenizer) 
 def _of_text(recipe: DataRecipe) -> _Source:
     corpus = open_corpus(recipe.source)
     if getattr(recipe, "deduplicate", False):
-        corpus = _deduplicated(corpus)
+        corpus = _deduplicate(corpus)
     both, method, share = split_corpus(corpus, recipe.split, recipe.validation, recipe.seed)
     everything = [*corpus.documents, *corpus.validation]
     tokenizer = make_tokenizer(recipe.tokenizer, everything, both[0])
@@ -223,7 +223,7 @@ def _of_text(recipe: DataRecipe) -> _Source:
             "digest": corpus.digest,
             "documents": len(everything),
         },
-        "tokenizer": _named(tokenizer),
+        "tokenizer": _describe_tokenizer(tokenizer),
         "split": {"method": method, "validation": share, "seed": recipe.seed},
     }
 
@@ -233,9 +233,9 @@ def _of_text(recipe: DataRecipe) -> _Source:
     return _Source(origin, tokenizer, sides)
 
 
-def _deduplicated(corpus: Corpus) -> Corpus:
+def _deduplicate(corpus: Corpus) -> Corpus:
     """The corpus without what it says twice; its own validation text counts as the later one."""
-    texts = without_repeated_paragraphs([*corpus.documents, *corpus.validation])
+    texts = remove_repeated_paragraphs([*corpus.documents, *corpus.validation])
     documents, validation = texts[: len(corpus.documents)], texts[len(corpus.documents) :]
     kept, held_out = ([text for text in side if text.strip()] for side in (documents, validation))
     digest = corpus_digest([*kept, *held_out])
@@ -274,13 +274,13 @@ def _of_task(recipe: DataRecipe) -> _Source:
         return _Side(made, len(tokenizer.decode(made.ids)), lambda: 0.0)
 
     return _Source(
-        {**task_origin(name, task, recipe.seed), "tokenizer": _named(tokenizer)},
+        {**task_origin(name, task, recipe.seed), "tokenizer": _describe_tokenizer(tokenizer)},
         tokenizer,
         lambda: [side(split, *rows) for split, rows in task_rows(task, recipe.seed).items()],
     )
 
 
-def _named(tokenizer: Tokenizer) -> dict[str, Any]:
+def _describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "name": tokenizer.name,
         "digest": tokenizer.digest,

@@ -10,7 +10,7 @@ import numpy as np
 from kssm_mlx import files
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.reports.card import measure, table
-from kssm_mlx.reports.claims import claims
+from kssm_mlx.reports.claims import state_claims
 from kssm_mlx.reports.run import Run
 from kssm_mlx.reports.style import MARKERS, MUTED, PALETTE, picture
 from kssm_mlx.runs.arms import group_by_arm
@@ -32,7 +32,7 @@ def write_comparison(runs: list[Run], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = plot_validation(runs, folder / "comparison.png")
-        said = "".join(f"- {sentence}\n" for sentence in claims(runs))
+        said = "".join(f"- {sentence}\n" for sentence in state_claims(runs))
         page = f"# Comparison\n\n![validation]({drawn.name})\n\n{said}\n{summary(runs)}\n"
         files.replace(folder / "comparison.md", page)
     except OSError as e:

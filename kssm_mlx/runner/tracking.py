@@ -29,7 +29,7 @@ def _is_installed(package: str) -> bool:
 
 
 @contextlib.contextmanager
-def tracked(project: str | None, folder: Path, recipe: Recipe, *, resume: bool = False) -> Iterator[Any]:
+def open_tracker(project: str | None, folder: Path, recipe: Recipe, *, resume: bool = False) -> Iterator[Any]:
     """A function `log(step, row)` that sends the numbers of a row; does nothing without a project.
 
     Raises: ConfigError when trackio is not installed.

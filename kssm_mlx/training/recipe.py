@@ -95,21 +95,21 @@ class Recipe(Section):
     @field_validator("loss")
     @classmethod
     def _known_terms(cls, loss: dict[str, dict[str, Any]]):
-        from kssm_mlx.training.loss_terms import terms
+        from kssm_mlx.training.loss_terms import parse_terms
 
         try:
-            terms(loss)
+            parse_terms(loss)
         except ConfigError as e:
             raise ValueError(str(e)) from None
         return loss
 
 
-def shipped() -> dict[str, Path]:
+def list_shipped() -> dict[str, Path]:
     """Name -> file of the recipes that come with the package (in a clone: the top-level folder)."""
     return {p.stem: p for p in _files("")}
 
 
-def failures() -> dict[str, Path]:
+def list_failures() -> dict[str, Path]:
     """The same of the failed runs of the notes, `failures/NAME`, and of the host that some of them take."""
     return {f"failures/{p.stem}": p for p in _files("failures")}
 
@@ -129,7 +129,7 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
     Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest), a wrong type, and
         a smoke form that there is not.
     """
-    known = {**shipped(), **failures()}
+    known = {**list_shipped(), **list_failures()}
     path = known.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
         raise ConfigError(

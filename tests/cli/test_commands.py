@@ -175,7 +175,7 @@ def test_report_of_one_run_and_of_two(tmp_path):
 
 
 def test_recipes_lists_name_question_and_goal(monkeypatch, recipe):
-    monkeypatch.setattr("kssm_mlx.training.recipe.shipped", lambda: {"mine": recipe})
+    monkeypatch.setattr("kssm_mlx.training.recipe.list_shipped", lambda: {"mine": recipe})
     result = kssm("recipes")
     assert result.exit_code == 0 and "mine" in result.stdout and "Does it [run]?" in result.stdout
 

@@ -13,7 +13,7 @@ def raising(monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("kssm_mlx.training.recipe.shipped", fail)
+    monkeypatch.setattr("kssm_mlx.training.recipe.list_shipped", fail)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_graft_on_a_host_that_was_not_verified_is_refused(tmp_path):
 
 
 def test_the_published_phase_block_is_stopped_by_name(host, tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "suite", lambda level: ("C12",) if level == "P" else ())
+    monkeypatch.setattr(suite, "list_suite", lambda level: ("C12",) if level == "P" else ())
     published = {"train": "frozen", "graft": {"core": "phase_block", "legacy": True}}
     with pytest.raises(CheckFailed, match=r"C12 a fresh graft is neutral: got KL .* expected <= 0.05"):
         train(host, tmp_path / "legacy", steps=1, **published)

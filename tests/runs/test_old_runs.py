@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(suite, "suite", lambda level: {"S": ("C8",)}.get(level, ()))
+    monkeypatch.setattr(suite, "list_suite", lambda level: {"S": ("C8",)}.get(level, ()))
     return shutil.copytree(OLD, tmp_path / "run-0.1.0")
 
 

@@ -127,7 +127,7 @@ def test_a_file_that_is_missing_or_not_toml_is_told_by_name(tmp_path):
 def test_a_misspelt_name_of_a_shipped_recipe_gets_the_nearest(monkeypatch, tmp_path):
     shipped = tmp_path / "default.toml"
     shipped.write_text("[train]\nsteps = 3\n")
-    monkeypatch.setattr(recipe, "shipped", lambda: {"default": shipped})
+    monkeypatch.setattr(recipe, "list_shipped", lambda: {"default": shipped})
     assert recipe.load("default").train.steps == 3
     with pytest.raises(ConfigError, match="did you mean 'default'"):
         recipe.load("defualt")

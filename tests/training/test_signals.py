@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from kssm_mlx.training.signals import SIGNALS, StopRequest, interrupted
+from kssm_mlx.training.signals import SIGNALS, StopRequest, make_interrupted
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_in_another_thread_it_leaves_signals_alone():
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_exit_code_is_that_of_the_shell(number, code):
-    error = interrupted(number, "saved after step 5")
+    error = make_interrupted(number, "saved after step 5")
     assert error.exit_code == code
     assert str(error) == f"stopped by {number.name}; saved after step 5"
 

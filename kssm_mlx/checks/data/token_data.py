@@ -133,7 +133,7 @@ def split_hygiene(ctx: Context) -> Check:
     """
     ctx.need("data")
     train, validation = ctx.data.train.ids, ctx.data.validation.ids
-    overlap = shared_passages(train, validation)
+    overlap = measure_overlap(train, validation)
     kl, limit = unigram_kl(validation, train, ctx.data.vocab_size), kl_limit(ctx.data.vocab_size)
     corpus = ctx.data.index["corpus"]
     foreign = ctx.recipe is not None and not _is_corpus(ctx.recipe.data, corpus)
@@ -173,8 +173,8 @@ def _remedy(ctx: Context, overlap: float, other_kind: bool, foreign: bool) -> st
 def _shared_text(ctx: Context) -> str:
     """The beginning of the first passage of validation that is also in training."""
     train, validation = (np.asarray(split.ids) for split in (ctx.data.train, ctx.data.validation))
-    mine = passages(validation, GRAM)
-    known = np.unique(passages(train, GRAM))
+    mine = hash_passages(validation, GRAM)
+    known = np.unique(hash_passages(train, GRAM))
     first = int(np.flatnonzero(np.isin(mine, known))[0])
     passage = validation[first : first + GRAM]
     tokenizer = ctx.tokenizer or getattr(ctx.data, "tokenizer", None)
@@ -194,21 +194,21 @@ def _is_corpus(data: Any, corpus: dict) -> bool:
         return False
 
 
-def shared_passages(train: np.ndarray, validation: np.ndarray, length: int = GRAM) -> float:
+def measure_overlap(train: np.ndarray, validation: np.ndarray, length: int = GRAM) -> float:
     """The share of the validation's `length`-token passages that occur in training; `length` a power of two.
 
     Raises: NotMeasurable for a validation split shorter than one passage.
     """
     if validation.size < length:
         raise NotMeasurable(f"{validation.size} validation tokens, {length} needed")
-    wanted, found = np.unique(passages(validation, length)), []
+    wanted, found = np.unique(hash_passages(validation, length)), []
     for start in range(0, max(1, train.size - length + 1), MOST_TRAIN):
-        piece = passages(train[start : start + MOST_TRAIN + length - 1], length)
+        piece = hash_passages(train[start : start + MOST_TRAIN + length - 1], length)
         found.append(np.intersect1d(wanted, piece))
-    return float(np.isin(passages(validation, length), np.concatenate(found)).mean())
+    return float(np.isin(hash_passages(validation, length), np.concatenate(found)).mean())
 
 
-def passages(ids: np.ndarray, length: int) -> np.ndarray:
+def hash_passages(ids: np.ndarray, length: int) -> np.ndarray:
     """A 64-bit hash of every run of `length` tokens (a power of two), by doubling: h(ab) = m h(a) + h(b)."""
     hashes, width = ids.astype(np.uint64), 1
     multipliers = np.random.default_rng(64).integers(1 << 62, 1 << 63, 16, dtype=np.uint64) * 2 + 1

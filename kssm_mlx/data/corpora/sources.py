@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from kssm_mlx.data.corpora.corpus import Corpus, Texts, corpus_digest
-from kssm_mlx.data.corpora.repeats import without_repeats
+from kssm_mlx.data.corpora.repeats import remove_repeats
 from kssm_mlx.data.corpora.text_files import ENDINGS, read_text, text_files
 from kssm_mlx.errors import ConfigError, DataError, nearest
 from kssm_mlx.parsing import parse_json
@@ -71,7 +71,7 @@ def _topics() -> tuple[str, ...]:
     except ImportError:
         raise DataError("this Python comes without pydoc_data; use data.source = 'file:PATH'") from None
     longest_first = sorted(topics, key=lambda name: (-len(topics[name]), name))
-    unique = without_repeats([topics[name] for name in longest_first])
+    unique = remove_repeats([topics[name] for name in longest_first])
     kept = dict(zip(longest_first, unique, strict=True))
     return tuple(kept[name] for name in sorted(kept))
 

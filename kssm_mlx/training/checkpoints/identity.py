@@ -1,7 +1,8 @@
 """What a run is, apart from its state: whoever continues one must mean the same run.
 
-`of` goes into every checkpoint. On resume `changes` names what differs now, key by key, and refuses it
-unless it was allowed; another tokenizer is refused always, because the ids would mean other text.
+`describe_identity` goes into every checkpoint. On resume `require_unchanged` names what differs now, key by
+key, and refuses it unless it was allowed; another tokenizer is refused always, because the ids would mean
+other text.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import TrainState, flatten
 
 
-def of(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
+def describe_identity(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
     """The recipe without its words, the model's configuration, the data and the tokenizer."""
     config = {
         **recipe.model_dump(exclude=set(METADATA_SECTIONS)),
         "configuration": asdict(model.args),
         "files": {name: entry["sha256"] for name, entry in data.index["files"].items()},
     }
-    config = dotted(config)
+    config = flatten_keys(config)
     return {
         "config": config,
         "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
@@ -39,7 +40,7 @@ def of(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
     }
 
 
-def changes(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[str]:
+def require_unchanged(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[str]:
     """One phrase per difference between two identities.
 
     Raises: CheckpointError for another tokenizer; ConfigError for any difference unless `allow`.
@@ -51,7 +52,7 @@ def changes(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[s
         )
     if then["config_hash"] == now["config_hash"]:
         return []
-    found = differences({**_added_since(then["config"], now["config"]), **then["config"]}, now["config"])
+    found = list_differences({**_added_since(then["config"], now["config"]), **then["config"]}, now["config"])
     if not found:
         return []
     if not allow:
@@ -75,7 +76,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def list_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """One phrase for each key whose values are not equal."""
     keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
     return [f"{k} was {then.get(k)!r}, is now {now.get(k)!r}" for k in keys]
@@ -84,7 +85,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _added_since(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Keys that a later version added to a section, by the value they have unless they are set."""
     sections = {name: info.default for name, info in Recipe.model_fields.items()}
-    plain = dotted({n: d.model_dump() for n, d in sections.items() if isinstance(d, BaseModel)})
+    plain = flatten_keys({n: d.model_dump() for n, d in sections.items() if isinstance(d, BaseModel)})
     return {key: value for key, value in plain.items() if key not in then and key in now}
 
 
@@ -110,12 +111,12 @@ def _tokenizer(of: dict[str, Any]) -> str:
     return f"tokenizer {tokenizer['digest'][:12]} of {tokenizer['vocab_size']} tokens"
 
 
-def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train": {"steps": 5}} -> {"train.steps": 5}, as it reads back from JSON, infinity as a word."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat.update(dotted(value, f"{prefix}{name}."))
+            flat.update(flatten_keys(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = json.loads(json.dumps(value), parse_constant=str)
     return flat
