@@ -112,15 +112,23 @@ def _own_temporary_folder() -> str:
     return original if Path(original).is_dir() and original else tempfile.gettempdir()
 
 
+def _has_writer(library: Path) -> bool:
+    """Whether a library that is not whole is so young that a compiler may still be writing it."""
+    try:
+        return time.time() - library.lstat().st_mtime <= SETTLED
+    except FileNotFoundError:
+        return True
+
+
 def remove_unsafe(folder: Path) -> list[Path]:
     """Delete what MLX should not load: files and folders that others could have written, libraries cut short.
 
-    What is young and not whole has a writer, another process that compiles.
+    Other processes compile into it and tidy it meanwhile: what is gone is no error.
     """
-    removed, now = [], time.time()
-    for path in sorted(folder.rglob("*"), reverse=True):
-        cut = path.suffix == ".so" and not is_whole(path) and now - path.lstat().st_mtime > SETTLED
-        if is_private(path) and not cut:
+    removed = []
+    inside = [Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+    for path in sorted(inside, reverse=True):
+        if is_private(path) and (path.suffix != ".so" or is_whole(path) or _has_writer(path)):
             continue
         removed.append(path)
         if path.is_dir() and not path.is_symlink():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,9 @@ def pytest_configure(config):
     os.environ["KSSM_CACHE"] = config.kssm_cache = tempfile.mkdtemp(prefix="kssm-mlx-cache-")
     if sys.platform == "linux" and shutil.which("g++") is None:
         raise pytest.UsageError("g++ is missing: without it mx.compile runs uncompiled and hides its bugs")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # `make test &` in a script starts with SIGINT ignored, and so would the runs that tests interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("COLUMNS", None)  # xdist tells its workers how wide the terminal is; tables would follow
     if hasattr(config, "workerinput"):
         # mlx writes its JIT cache under TMPDIR, and not atomically.

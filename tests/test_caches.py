@@ -71,6 +71,21 @@ def test_what_mlx_should_not_load_is_removed(library, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["libkept.so", "libyoung.so"]
 
 
+def test_what_another_process_tidies_away_is_no_error(library, tmp_path, monkeypatch):
+    """Several programs start at once, on one cache; a file can go between being listed and being judged."""
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    cut = Path(shutil.copy(library, folder / "libcut.so"))
+    os.truncate(cut, 100)
+
+    def gone(path: Path) -> bool:
+        path.unlink()
+        return False
+
+    monkeypatch.setattr(_caches, "is_whole", gone)
+    assert _caches.remove_unsafe(folder) == [] and list(folder.iterdir()) == []
+
+
 COMPILE = """
 import os, tempfile
 import kssm_mlx

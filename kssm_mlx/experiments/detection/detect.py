@@ -15,7 +15,9 @@ from kssm_mlx import environment
 from kssm_mlx.checks.core.registry import run_checks
 from kssm_mlx.experiments.detection import matrix
 from kssm_mlx.experiments.detection.bench import CONTROLS, Bench
-from kssm_mlx.runner.prepare import prepare_recipe_context
+from kssm_mlx.runner.base_models import ensure_base_model
+from kssm_mlx.runner.train import train
+from kssm_mlx.training import recipe as recipes
 
 SEEDS = range(5)
 HOSTED = "failures/attempt-2"  # whose host other failed runs share: trained before them
@@ -70,7 +72,7 @@ def _uncompiled(home: Path) -> Iterator[None]:
 
 
 def _host() -> None:
-    prepare_recipe_context(HOSTED)
+    ensure_base_model(recipes.load(HOSTED).model, train)
 
 
 def _healthy(home: Path, family: str, seed: int) -> matrix.Said:
