@@ -22,11 +22,10 @@ from mlx.utils import tree_flatten
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import FAMILIES
-from kssm_mlx.weights.naming.configs import to_file
+from kssm_mlx.weights.naming.configs import SHIM_NAME, to_file
 from kssm_mlx.weights.quantize import quantization_of
 
 FORMATS = ("mlx-lm", "hf")
-SHIM_NAME = "kssm_model.py"
 SHIM = '''"""The model of this folder, for mlx-lm with --trust-remote-code; needs the package kssm-mlx."""
 
 from kssm_mlx.integrations.mlx_lm import Model, ModelArgs
