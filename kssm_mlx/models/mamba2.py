@@ -88,8 +88,8 @@ class Mamba2Config:
         )
         if "expand" in values and values["expand"] * found.hidden_size != found.channels:
             raise ConfigError(
-                f"config.json has expand {values['expand']} times hidden_size {found.hidden_size}, which is not "
-                f"num_heads {found.num_heads} times head_dim {found.head_dim}; one of them is wrong"
+                f"config.json has expand {values['expand']} times hidden_size {found.hidden_size}, which is "
+                f"not num_heads {found.num_heads} times head_dim {found.head_dim}; one of them is wrong"
             )
         return found
 
@@ -120,7 +120,7 @@ class Mamba2Config:
 
 
 def limits(pair: Any) -> tuple[float, float]:
-    """The least and the largest step; without any, no step is cut. Raises: ValueError for no pair of numbers."""
+    """The least and the largest step; without any, no step is cut. Raises: ValueError for no pair."""
     low, high = (0.0, float("inf")) if pair is None else map(float, pair)
     return low, high
 

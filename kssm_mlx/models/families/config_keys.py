@@ -55,8 +55,9 @@ class ConfigKeys:
     ignored: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, values: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
-        """The keys that are used. Raises: ConfigError for a key that is in no table, or that has a value of
-        another model.
+        """The keys that are used.
+
+        Raises: ConfigError for a key that is in no table, or that has a value of another model.
         """
         for key, value in values.items():
             if key in self.only:

@@ -40,7 +40,7 @@ class Family:
     key_maps: layout of a file -> table of names, total on both sides; a family without any has files in its
     own names only. `{N}` stands for the number of a block.
     unread: layout -> tensors that a source stores and its own code never reads.
-    config_keys: layout -> what the keys of a foreign configuration are; a family without any reads its own only.
+    config_keys: layout -> what the keys of a foreign configuration are; without any, only our own are read.
     derived: configuration -> keys of config.json that transformers asks for and we derive.
     units: (configuration, number of units) -> which slices of the mixer belong to a freeze unit.
     graft_width: configuration -> width of the stream inside the mixer, where a graft may sit; None for a

@@ -75,8 +75,10 @@ CONFIG_KEYS = transformers_keys(
 )
 # state-spaces: config.json, and its ssm_cfg, which are the arguments of mamba_ssm's modules.
 ORIGINAL = ConfigKeys(
-    used=("d_model", "n_layer", "vocab_size", "ssm_cfg", "pad_vocab_size_multiple", "residual_in_fp32")
-    + ("tie_embeddings",),
+    used=(
+        *("d_model", "n_layer", "vocab_size", "ssm_cfg", "pad_vocab_size_multiple", "residual_in_fp32"),
+        "tie_embeddings",
+    ),
     only={
         "rms_norm": (True,),
         "d_intermediate": (0, None),

@@ -43,8 +43,10 @@ CONFIG_KEYS = transformers_keys(
     },
 )
 ORIGINAL_SSM = ConfigKeys(
-    used=("d_state", "d_conv", "expand", "headdim", "ngroups", "bias", "conv_bias", "norm_before_gate")
-    + ("dt_limit",),
+    used=(
+        *("d_state", "d_conv", "expand", "headdim", "ngroups", "bias", "conv_bias", "norm_before_gate"),
+        "dt_limit",
+    ),
     only={
         "layer": ("Mamba2",),
         "d_ssm": (None,),

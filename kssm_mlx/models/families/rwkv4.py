@@ -61,8 +61,10 @@ BLINKDL: KeyMap = {
 }
 
 CONFIG_KEYS = transformers_keys(
-    used=("vocab_size", "hidden_size", "num_hidden_layers", "attention_hidden_size", "intermediate_size")
-    + ("layer_norm_epsilon", "rescale_every", "weights_rescaled", "tie_word_embeddings"),
+    used=(
+        *("vocab_size", "hidden_size", "num_hidden_layers", "attention_hidden_size", "intermediate_size"),
+        *("layer_norm_epsilon", "rescale_every", "weights_rescaled", "tie_word_embeddings"),
+    ),
     only={},
     ignored=run_time("context_length", "max_position_embeddings"),
 )

@@ -83,9 +83,11 @@ BLINKDL: KeyMap = {
 }
 
 CONFIG_KEYS = transformers_keys(
-    used=("vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_heads", "hidden_ratio")
-    + ("intermediate_size", "norm_eps", "tie_word_embeddings", "value_dim")
-    + tuple(f"{part}_low_rank_dim" for part in ("decay", "a", "v", "gate")),
+    used=(
+        *("vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_heads", "hidden_ratio"),
+        *("intermediate_size", "norm_eps", "tie_word_embeddings", "value_dim"),
+        *(f"{part}_low_rank_dim" for part in ("decay", "a", "v", "gate")),
+    ),
     only={
         "hidden_act": ("sqrelu", "relu2"),
         "norm_first": (True,),
