@@ -53,7 +53,9 @@ def _changes(recipe: Recipe, folder: Path) -> list[str]:
     if not is_run(folder):
         return []
     then = identity.dotted(without(read_recipe(folder), *METADATA_SECTIONS, *DERIVED))
-    return identity.differences(then, identity.dotted(without(recipe.model_dump(), *METADATA_SECTIONS)))
+    return identity.differences(
+        identity.LATER | then, identity.dotted(without(recipe.model_dump(), *METADATA_SECTIONS))
+    )
 
 
 def _kept_data(recipe: Recipe, folder: Path) -> TokenData | None:

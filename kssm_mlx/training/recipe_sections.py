@@ -56,6 +56,8 @@ class Data(Section):
     split: "documents" holds out whole documents, "contiguous" the last `validation` share of the one stream,
     "auto" takes the split that the corpus brings; or documents, when there are at least 20 of them or they
     are books or articles.
+    special_tokens: whether a special token of the tokenizer that stands in a text, such as `<|endoftext|>`, is
+    that token; by default it is its characters, as all text.
     task: the options of a task, as in `kssm_mlx.data.tasks`, which has its own split.
     """
 
@@ -64,6 +66,7 @@ class Data(Section):
     split: Literal["auto", "documents", "contiguous"] = "auto"
     validation: float = Field(0.1, gt=0, lt=0.5)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    special_tokens: bool = False
     task: dict[str, Any] = Field({})
 
     @model_validator(mode="before")

@@ -50,8 +50,8 @@ def changes(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[s
         )
     if then["config_hash"] == now["config_hash"]:
         return []
-    found = differences(then["config"], now["config"])
-    if not allow:
+    found = differences(LATER | then["config"], now["config"])
+    if found and not allow:
         raise ConfigError(
             f"the recipe is not the one this run began with: {'; '.join(found)}; "
             "put it back, or pass --allow-config-change"
@@ -70,6 +70,10 @@ def environment() -> dict[str, Any]:
         "MLX_ENABLE_TF32": facts.tf32(),
         "switches": {name: os.environ[name] for name in facts.SWITCHES if name in os.environ},
     }
+
+
+# Keys that recipes did not always have, and what runs from before did.
+LATER = {"data.special_tokens": False}
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
