@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/default
 WORKERS ?= 2
+# A Mac does not pretend to be one.
+PRETENDED := $(if $(filter Darwin,$(shell uname)),,--pretend-mac)
 # The first python that is new enough and can make a virtual environment; PYTHON=... overrides.
 PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all slowest bench detect parity lint clean
+.PHONY: help run test test-all test-mac slowest bench detect parity lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,8 +21,12 @@ run: $(VENV)/.installed ## train the default recipe into runs/default, verified 
 test: $(VENV)/.installed ## the tests, on 2 workers
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-test-all: $(VENV)/.installed ## the slow tests too
+test-all: $(VENV)/.installed ## the slow tests too, and the fast ones once more on a pretended Mac
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not network"
+	@$(if $(PRETENDED),$(BIN)/pytest -n $(WORKERS) --dist worksteal $(PRETENDED))
+
+test-mac: $(VENV)/.installed ## every fast test function once, on a pretended Mac
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(PRETENDED) --one-of-each
 
 bench: $(VENV)/.installed ## forms and architectures side by side on this machine, into benchmarks/results
 	@$(BIN)/python -m benchmarks

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+ORIGINAL = "KSSM_TMPDIR"  # what TMPDIR stood for before this module changed it
 SETTLED = 60.0  # seconds after which a library that is not whole has no writer any more
 
 
@@ -91,7 +92,7 @@ def use_private_cache_for_mlx() -> None:
     """Give MLX a folder for its compiled kernels that is this user's alone. Never raises; Linux only."""
     if sys.platform != "linux":
         return
-    own = tempfile.gettempdir()
+    own = _own_temporary_folder()
     try:
         folder = private_folder() / "mlx"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -100,20 +101,34 @@ def use_private_cache_for_mlx() -> None:
     except (RuntimeError, OSError):  # an unwritable home: a folder for this process alone
         folder = Path(tempfile.mkdtemp(prefix="kssm-mlx-jit-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    remove_unsafe(folder)
-    os.environ["TMPDIR"] = str(folder)
+    remove_unsafe(folder / "mlx")  # and nothing else: programs that are started from here use TMPDIR too
+    os.environ |= {"TMPDIR": str(folder), ORIGINAL: own}
     tempfile.tempdir = own
+
+
+def _own_temporary_folder() -> str:
+    """Where Python's temporary files go, also in a process that was started by one of ours."""
+    original = os.environ.get(ORIGINAL, "")
+    return original if Path(original).is_dir() and original else tempfile.gettempdir()
+
+
+def _has_writer(library: Path) -> bool:
+    """Whether a library that is not whole is so young that a compiler may still be writing it."""
+    try:
+        return time.time() - library.lstat().st_mtime <= SETTLED
+    except FileNotFoundError:
+        return True
 
 
 def remove_unsafe(folder: Path) -> list[Path]:
     """Delete what MLX should not load: files and folders that others could have written, libraries cut short.
 
-    What is young and not whole has a writer, another process that compiles.
+    Other processes compile into it and tidy it meanwhile: what is gone is no error.
     """
-    removed, now = [], time.time()
-    for path in sorted(folder.rglob("*"), reverse=True):
-        cut = path.suffix == ".so" and not is_whole(path) and now - path.lstat().st_mtime > SETTLED
-        if is_private(path) and not cut:
+    removed = []
+    inside = [Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+    for path in sorted(inside, reverse=True):
+        if is_private(path) and (path.suffix != ".so" or is_whole(path) or _has_writer(path)):
             continue
         removed.append(path)
         if path.is_dir() and not path.is_symlink():

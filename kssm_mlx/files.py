@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from kssm_mlx.errors import CheckpointError
+from kssm_mlx.errors import CheckpointError, ConfigError
 
 ABANDONED = 600.0  # seconds after which nobody writes a temporary file any more
 _ADVICE = {
@@ -67,6 +67,20 @@ def replace(path: str | Path, data: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def require_writable(path: str | Path) -> None:
+    """Before an hour is spent: can a file be put there? Raises: ConfigError if not."""
+    probe = Path(path).with_name(f".{Path(path).name}.tmp-{secrets.token_hex(8)}")
+    try:
+        write_synced(probe, lambda f: None)
+    except OSError as e:
+        raise ConfigError(
+            f"cannot write {path}: {(e.strerror or str(e)).lower()}; choose another place"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def _remove_leftovers(path: Path) -> None:

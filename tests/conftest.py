@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,11 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Other people's progress bars and advice.
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
 
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
 from tests.support import compiling
@@ -40,6 +46,10 @@ def pytest_configure(config):
     os.environ["KSSM_CACHE"] = config.kssm_cache = tempfile.mkdtemp(prefix="kssm-mlx-cache-")
     if sys.platform == "linux" and shutil.which("g++") is None:
         raise pytest.UsageError("g++ is missing: without it mx.compile runs uncompiled and hides its bugs")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # `make test &` in a script starts with SIGINT ignored, and so would the runs that tests interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("COLUMNS", None)  # xdist tells its workers how wide the terminal is; tables would follow
     if hasattr(config, "workerinput"):
         # mlx writes its JIT cache under TMPDIR, and not atomically.
         config.worker_tmp = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="kssm-mlx-tests-")

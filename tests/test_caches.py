@@ -71,6 +71,21 @@ def test_what_mlx_should_not_load_is_removed(library, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["libkept.so", "libyoung.so"]
 
 
+def test_what_another_process_tidies_away_is_no_error(library, tmp_path, monkeypatch):
+    """Several programs start at once, on one cache; a file can go between being listed and being judged."""
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    cut = Path(shutil.copy(library, folder / "libcut.so"))
+    os.truncate(cut, 100)
+
+    def gone(path: Path) -> bool:
+        path.unlink()
+        return False
+
+    monkeypatch.setattr(_caches, "is_whole", gone)
+    assert _caches.remove_unsafe(folder) == [] and list(folder.iterdir()) == []
+
+
 COMPILE = """
 import os, tempfile
 import kssm_mlx
@@ -82,6 +97,7 @@ print(os.environ["TMPDIR"], tempfile.gettempdir())
 
 def run(**environment: str) -> tuple[str, str]:
     env = {**os.environ, **environment}
+    env.pop(_caches.ORIGINAL, None)
     done = subprocess.run(
         [sys.executable, "-c", COMPILE], env=env, cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -109,3 +125,16 @@ def test_without_a_home_a_process_has_a_folder_for_itself(tmp_path):
     (tmp_path / "file").write_text("")
     mlx, _ = run(XDG_CACHE_HOME=str(tmp_path / "file"), TMPDIR=str(tmp_path))
     assert Path(mlx).name.startswith("kssm-mlx-jit-") and not Path(mlx).exists()
+
+
+def test_a_process_of_ours_leaves_the_temporary_files_of_another_alone(tmp_path):
+    """TMPDIR is inherited, and what a program puts there, links too, is its own affair."""
+    home = tmp_path / "home"
+    mlx, _ = run(XDG_CACHE_HOME=str(home))
+    theirs = Path(mlx) / "theirs"
+    theirs.mkdir()
+    (theirs / "link").symlink_to(tmp_path)
+    (theirs / "short.so").write_bytes(b"")
+    os.utime(theirs / "short.so", (0, 0))
+    run(XDG_CACHE_HOME=str(home), TMPDIR=mlx)
+    assert sorted(p.name for p in theirs.iterdir()) == ["link", "short.so"]

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "metrics": {"oscillators"},
     "data": set(),
     "weights": {"models"},
-    "generation": {"models", "data"},
+    "generation": {"models", "data", "weights"},
     "training": {"metrics", "data", "models", "ops", "oscillators"},
     "checks": {"models", "ops", "weights", "data", "metrics", "training", "generation", "oscillators"},
 }
@@ -39,6 +39,7 @@ MAY_IMPORT["reports"] = {"metrics", "oscillators"}
 MAY_IMPORT["integrations"] = {"models", "generation", "weights", "data"}
 MAY_IMPORT["bench"] = {"ops", "oscillators", "models", "training", "checks", "reports", "integrations"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
+MAY_IMPORT["__main__"] = {"cli"}
 
 
 def layer(module: str) -> str:
@@ -135,6 +136,31 @@ def test_a_circle_is_caught_also_one_that_is_lazy(tmp_path):
     assert circles(modules(tmp_path)) == [["kssm_mlx.a", "kssm_mlx.b", "kssm_mlx.c"]]
 
 
+def shadowed(package: Path, root: Path = ROOT) -> list[str]:
+    """Modules that a package's __init__ hides behind an import of the same name, until they are imported."""
+    here = ".".join([root.name, *package.relative_to(root).parts])
+    found = []
+    for node in ast.walk(ast.parse((package / "__init__.py").read_text("utf-8"))):
+        for name in getattr(node, "names", ()):
+            bound = name.asname or name.name  # a command may be called as its module is
+            own = getattr(node, "module", None) in (here, f"{here}.{bound}")
+            if isinstance(node, ast.ImportFrom) and not own and (package / f"{bound}.py").is_file():
+                found.append(f"{here}: {bound}")
+    return found
+
+
+def test_no_package_hides_a_module_behind_another():
+    """`from kssm_mlx.models import mamba2` gave one module or another, by what was imported before."""
+    packages = [path.parent for path in ROOT.rglob("__init__.py")]
+    assert [name for package in packages for name in shadowed(package)] == []
+
+
+def test_a_hidden_module_is_caught(tmp_path):
+    (tmp_path / "__init__.py").write_text("from elsewhere import mamba\nfrom elsewhere import other\n")
+    (tmp_path / "mamba.py").write_text("")
+    assert shadowed(tmp_path, tmp_path) == [f"{tmp_path.name}: mamba"]
+
+
 def test_no_folder_has_more_than_20_files_and_none_only_forwards():
     folders = {path.parent for path in ROOT.rglob("*.py")}
     crowded = {str(f.relative_to(ROOT)): n for f in folders if (n := len([*f.glob("*.py")])) > 20}
@@ -150,7 +176,8 @@ def test_no_folder_has_more_than_20_files_and_none_only_forwards():
 def is_forwarding(node: ast.stmt) -> bool:
     """An import, a docstring, or a list of names."""
     named = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
-    return named or isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)
+    docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return named or docstring or isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def test_every_layer_is_known():

@@ -21,7 +21,7 @@ from kssm_mlx.checks.core.registry import (
     Context,
     Definition,
     NotMeasurable,
-    apply_waivers,
+    apply_waivers_to,
     run_checks,
     verdict,
 )
@@ -32,7 +32,7 @@ from kssm_mlx.runs.records import read_checks
 plugins.load_rooms()  # whoever can run a suite knows all of our checks
 
 
-def suite(level: str) -> tuple[str, ...]:
+def list_suite(level: str) -> tuple[str, ...]:
     """The ids of a level: data and files first, then the cheap before the dear, else as they are written.
 
     Raises: ConfigError for a level that does not exist, or a plug-in that cannot be used.
@@ -51,20 +51,20 @@ def run_suite(
 
     Raises: ConfigError for a level or an id that does not exist.
     """
-    checks = [run_check(REGISTRY[id], context) for id in select(which)]
-    return apply_waivers(checks, waivers or {})
+    checks = [run_check(REGISTRY[id], context) for id in select_ids(which)]
+    return apply_waivers_to(checks, waivers or {})
 
 
-def accept(waivers: dict[str, str]) -> None:
+def require_known_waivers(waivers: dict[str, str]) -> None:
     """Raises: ConfigError for a waiver without a reason, or of a check that does not exist."""
     plugins.load()
-    apply_waivers((), waivers)
+    apply_waivers_to((), waivers)
 
 
-def select(which: str | Iterable[str]) -> tuple[str, ...]:
+def select_ids(which: str | Iterable[str]) -> tuple[str, ...]:
     """The ids of a level, or the given ids, in capitals or not, after a look whether each exists."""
     if isinstance(which, str):
-        return suite(which)
+        return list_suite(which)
     plugins.load()
     ids = tuple(id.strip().upper() for id in which)
     known = run_checks()
@@ -90,7 +90,7 @@ def run_check(definition: Definition, context: Any) -> Check:
     start, ran_on = time.perf_counter(), ""
     try:
         if definition.of_runs:
-            context, ran_on = model_size.fitting(definition, _asked(definition, context))
+            context, ran_on = model_size.fit_context(definition, _narrow_context(definition, context))
         if definition.needs_training and not (context.trained or context.untrained):
             raise NotMeasurable("the model is untrained; --untrained measures it all the same")
         result = definition.run(context)
@@ -106,11 +106,11 @@ def run_check(definition: Definition, context: Any) -> Check:
             traceback=traceback.format_exc(),
         )
     took = time.perf_counter() - start
-    rests_on = evidence.level(context) if definition.of_runs else ""
+    rests_on = evidence.describe_evidence(context) if definition.of_runs else ""
     return replace(result, seconds=took, evidence=rests_on, ran_on=ran_on)
 
 
-def _asked(definition: Definition, context: Context) -> Context:
+def _narrow_context(definition: Definition, context: Context) -> Context:
     """The context for one check: a claim, and what was learned, is a matter of text."""
     claims = definition.needs_training or definition.level == "G"
     return replace(context, text_only=claims and not context.untrained, caveats=[])

@@ -27,7 +27,7 @@ from kssm_mlx.cli.verify import verify
 from kssm_mlx.cli.verify_weights import verify_weights
 from kssm_mlx.errors import KssmError
 
-# What a disk does to us rather than we to it: no space, no permission, read-only, over quota.
+# What a disk does to us without naming a file: no space, no permission, read-only, over quota.
 DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 
 # A command line that cannot be parsed; typer exports only its kinds.
@@ -49,7 +49,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             raise _ended("interrupted", 130) from None
         except OSError as e:
-            if e.errno not in DISK:
+            if not e.strerror or not (e.filename or e.errno in DISK):
                 raise
             raise _ended(f"{e.filename or 'writing'}: {e.strerror.lower()}", 2) from None
 
@@ -63,7 +63,7 @@ def _ended(message: str, code: int) -> typer.Exit:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -73,7 +73,7 @@ def _version(asked: bool) -> None:
     if asked:
         from kssm_mlx import __version__
 
-        typer.echo(__version__)
+        typer.echo(f"kssm-mlx {__version__}")
         raise typer.Exit
 
 

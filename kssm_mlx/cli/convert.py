@@ -29,7 +29,7 @@ def convert(
     Wide projections and embeddings are quantised; decays, norms, convolutions and the small projections that
     set the dynamics stay as they are. The loss before and after is printed.
     """
-    from kssm_mlx.cli.tables import console, table, warn_unverified
+    from kssm_mlx.cli.tables import console, show, table, warn_unverified
     from kssm_mlx.runner.convert import convert as run
 
     done = run(
@@ -43,7 +43,7 @@ def convert(
         verify=verify,
         on_open=warn_unverified,
     )
-    console().print(table(("", "before", "after"), _rows(done), str(folder)))
+    show(console(), table(("", "before", "after"), _rows(done), str(folder)))
 
 
 def _rows(done: Any) -> list[tuple[str, str, str]]:
@@ -59,7 +59,9 @@ def _rows(done: Any) -> list[tuple[str, str, str]]:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
+    from kssm_mlx.data.corpora.text_files import read_text
+
+    text = read_text(path)
+    if not text.strip():
+        raise DataError(f"{path} has no text to score on; leave --text out for the English of the package")
+    return text

@@ -42,7 +42,7 @@ def gutenberg(
     A recipe does the same with source = "gutenberg:FOLDER". What is left out is listed with the reason.
     """
     from kssm_mlx.cli.meter import Bytes
-    from kssm_mlx.cli.tables import console, table
+    from kssm_mlx.cli.tables import console, show, table
     from kssm_mlx.data.corpora.gutenberg import book_files, shelf
     from kssm_mlx.data.corpora.jsonl import write_records
 
@@ -51,7 +51,7 @@ def gutenberg(
         found = shelf(folder, meter.advance)
     write_records(out, [{"text": b.text, "title": b.title, "id": b.id, "file": b.file} for b in found.books])
     if found.left_out:
-        console().print(table(("left out", "because"), found.left_out.items(), str(folder)))
+        show(console(), table(("left out", "because"), found.left_out.items(), str(folder)))
     typer.echo(f"written: {out}, {len(found.books)} books, {len(found.left_out)} left out")
 
 
@@ -109,7 +109,7 @@ def describe(
 ) -> None:
     """Count documents, bytes, tokens, what is there twice and what was decoded wrongly."""
     from kssm_mlx.cli.meter import Bytes
-    from kssm_mlx.cli.tables import console, table
+    from kssm_mlx.cli.tables import console, show, table
     from kssm_mlx.data.corpora.description import describe as run
     from kssm_mlx.data.corpora.sources import open_corpus
     from kssm_mlx.data.tokenizers.factory import make_tokenizer
@@ -125,7 +125,7 @@ def describe(
         ("licence", corpus.licence),
         ("digest", corpus.digest[:12]),
     ]
-    console().print(table(("", f"in {tokenizer}"), rows, source))
+    show(console(), table(("", f"in {tokenizer}"), rows, source))
 
 
 def _rows(found: Any) -> list[tuple[str, str]]:

@@ -33,16 +33,16 @@ def doctor(
 def _show(facts: dict[str, Any], speed: dict[str, float], checks: list) -> None:
     from rich.text import Text
 
-    from kssm_mlx.cli.tables import COLOURS, console, table
+    from kssm_mlx.cli.tables import COLOURS, console, show, table
 
     words = {"pass": "ok", "warn": "attention", "fail": "broken"}
     screen = console()
-    screen.print(table(("what", "here"), _lines(facts, speed), "this machine"))
+    show(screen, table(("what", "here"), _lines(facts, speed), "this machine"))
     rows = [
         (Text(words[c.verdict], style=COLOURS[c.verdict]), f"{c.id} {c.title}", c.got, c.expected)
         for c in checks
     ]
-    screen.print(table(("", "what", "got", "expected"), rows, "is it fit?"))
+    show(screen, table(("", "what", "got", "expected"), rows, "is it fit?"))
     for c in checks:
         if c.fix:
             screen.print(f"{c.id} {c.title}: {c.fix}", soft_wrap=True, highlight=False)

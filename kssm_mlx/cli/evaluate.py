@@ -26,7 +26,7 @@ def evaluate(
 
     In nats/token, perplexity and bits/byte, with what context is worth and what counting reaches.
     """
-    from kssm_mlx.cli.tables import console, evaluation_rows, table, warn_unverified
+    from kssm_mlx.cli.tables import console, evaluation_rows, show, table, warn_unverified
     from kssm_mlx.runner.evaluate import evaluate as score
     from kssm_mlx.runner.load import load
 
@@ -39,4 +39,4 @@ def evaluate(
         from kssm_mlx.training.json_lines import plain
 
         return typer.echo(json.dumps({name: plain(value) for name, value in numbers.items()}, indent=2))
-    console().print(table(("measure", "value"), evaluation_rows(numbers), numbers["data"]))
+    show(console(), table(("measure", "value"), evaluation_rows(numbers), numbers["data"]))

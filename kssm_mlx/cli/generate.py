@@ -59,10 +59,12 @@ def generate(
     text stands and continues it exactly, with the weights that wrote it.
     """
     from kssm_mlx.cli.tables import warn_unverified
-    from kssm_mlx.generation import follow, load_state, save_state, stack
+    from kssm_mlx.generation import follow, load_state, refuse_other_file, save_state, stack
     from kssm_mlx.generation import stream as run
     from kssm_mlx.runner.load import load
 
+    if state_out:
+        refuse_other_file(state_out)
     trained = load(model, verify=verify)
     warn_unverified(trained)
     if trained.tokenizer is None:
@@ -86,9 +88,10 @@ def generate(
         repetition_penalty=repetition_penalty,
         repetition_window=repetition_window,
     )
+    live_text = _Live(prompts[0])
+    completions = follow(pieces, show=live_text.write if live else None)
     if live:
-        typer.echo(prompts[0], nl=False)
-    completions = follow(pieces, show=_write if live else None)
+        live_text.begin()
     if state_out:
         save_state(state_out, stack([c.state for c in completions]), trained.digest)
     if as_json:
@@ -99,9 +102,21 @@ def generate(
         _print_texts(completions)
 
 
-def _write(piece: Any) -> None:
-    sys.stdout.write(piece.text)
-    sys.stdout.flush()
+class _Live:
+    """A text as it comes, its prompt before the first piece: what cannot be begun shows nothing."""
+
+    def __init__(self, prompt: str):
+        self.prompt, self.begun = prompt, False
+
+    def begin(self) -> None:
+        if not self.begun:
+            typer.echo(self.prompt, nl=False)
+            self.begun = True
+
+    def write(self, piece: Any) -> None:
+        self.begin()
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
 
 
 def _print_texts(completions: list[Any]) -> None:

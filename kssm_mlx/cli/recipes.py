@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from textwrap import fill
+from typing import Annotated, Any
 
 import typer
+
+INDENT = {"initial_indent": "    ", "subsequent_indent": "    "}
 
 
 def recipes(
@@ -17,33 +20,40 @@ def recipes(
     Each recipe with its question, how long it takes where, and the number it should reach. With --failures
     those that a check stops, to see it do so: kssm train failures/NAME ends with exit code 1.
     """
-    from kssm_mlx.cli.tables import console, table
-    from kssm_mlx.training.recipe import load, shipped
+    from kssm_mlx.cli.tables import console
+    from kssm_mlx.training.recipe import list_shipped, load
 
     if failures:
         _failures()
         return
-    rows = []
-    for name in shipped():
+    screen = console()
+    for name in list_shipped():
         about = load(name).about
-        minutes = f"{about.minutes:g}" if about.minutes is not None else "unknown"
-        goal = about.expected
-        expected = f"{goal.metric} {goal.value:g} ± {goal.tolerance:g}" if goal else "not stated"
-        rows.append((name, about.question, minutes, about.hardware, expected))
-    console().print(table(("recipe", "question", "minutes", "on", "expected"), rows, "kssm train RECIPE"))
+        screen.print(f"{name}  {_cost(about)}", style="bold", markup=False)
+        lines = fill(about.question or "no question stated", min(screen.width, 80), **INDENT)
+        screen.print(lines, markup=False, soft_wrap=True)
+    typer.echo("kssm train RECIPE trains one; kssm train RECIPE --smoke tries all of it in a minute or so.")
     typer.echo("Anything in a recipe can be changed: kssm train default --set train.steps=200")
+
+
+def _cost(about: Any) -> str:
+    """How long where, and what comes out."""
+    minutes = f"{about.minutes:g} min" if about.minutes is not None else "not timed"
+    goal = about.expected
+    expected = f", {goal.metric} {goal.value:g} ± {goal.tolerance:g}" if goal else ""
+    return f"({minutes}{f' on {about.hardware}' if about.hardware else ''}{expected})"
 
 
 def _failures() -> None:
     """The failed runs of the notes, and the checks that stop them."""
     from kssm_mlx.checks.catalog import definitions
-    from kssm_mlx.cli.tables import console, table
-    from kssm_mlx.training.recipe import failures, load
+    from kssm_mlx.cli.tables import console, show, table
+    from kssm_mlx.training.recipe import list_failures, load
 
     known, rows = definitions(), []
-    for name in failures():
+    for name in list_failures():
         recipe = load(name)
         if recipe.failure:
             stops = "\n".join(f"{id} {known[id].title}" for id in recipe.failure.stopped_by)
             rows.append((name, recipe.about.question, stops))
-    console().print(table(("failed run", "question", "stopped by"), rows, "kssm train FAILED_RUN"))
+    show(console(), table(("failed run", "question", "stopped by"), rows, "kssm train FAILED_RUN"))

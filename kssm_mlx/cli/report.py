@@ -7,24 +7,30 @@ from typing import Annotated
 
 import typer
 
+from kssm_mlx.errors import ConfigError
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One run folder, or several to compare.")],
-    out: Annotated[Path, typer.Option(help="Where the comparison of several runs goes.")] = Path(
-        "comparison"
-    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Where the comparison of several runs goes.  [default: comparison]")
+    ] = None,
 ) -> None:
     """Draw runs and write their cards.
 
     Several runs also get one picture of their validation curves and one table, and it is said how they
     compare with the first and what that rests on; runs that differ in train.seed only are one arm.
     """
+    if out and len(runs) < 2:
+        raise ConfigError(
+            f"--out is for the comparison of several runs; the report of one is written into {runs[0]}"
+        )
     from kssm_mlx.reports import claims, compare
     from kssm_mlx.reports import report as write
 
     written = [path for run in runs for path in write(run)]
     if len(runs) > 1:
-        written += compare(runs, out)
+        written += compare(runs, out or Path("comparison"))
     for path in written:
         typer.echo(path)
     for sentence in claims(runs) if len(runs) > 1 else ():

@@ -31,7 +31,7 @@ def simulate(
     out: Annotated[Path, typer.Option(help="Where the picture goes (PNG).")] = Path("simulation.png"),
 ) -> None:
     """Simulate coupled oscillators, compare R with theory, and draw it."""
-    from kssm_mlx.cli.tables import console, table
+    from kssm_mlx.cli.tables import console, show, table
     from kssm_mlx.oscillators.simulate import parse_couplings, prepare
     from kssm_mlx.oscillators.simulate import simulate as run
     from kssm_mlx.reports.simulation import check_target, describe, draw
@@ -44,7 +44,7 @@ def simulate(
     draw(simulation, out)
     header = ("K", "start", "R measured", "± in time", "R theory", "deviation")
     screen = console()
-    screen.print(table(header, [row.cells() for row in simulation.rows], describe(setup)))
+    show(screen, table(header, [row.cells() for row in simulation.rows], describe(setup)))
     for name, value in simulation.thresholds.items():
         screen.print(f"{name} = {value:.4g}", markup=False)
     screen.print(f"picture: {out}", markup=False, soft_wrap=True)

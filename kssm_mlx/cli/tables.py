@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,9 +23,22 @@ COLOURS = {"pass": "green", "fail": "bold red", "warn": "yellow", "waived": "yel
 
 
 def console() -> Console:
-    """Where tables go: as wide as the terminal, or as `WIDTH` where there is none."""
+    """Where tables go: as wide as the terminal or as COLUMNS says, else as `WIDTH`."""
     drawn = Console(highlight=False)
-    return drawn if drawn.is_terminal else Console(highlight=False, width=WIDTH)
+    if drawn.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
+        return drawn
+    return Console(highlight=False, width=WIDTH)
+
+
+def show(screen: Console, drawn: Table) -> None:
+    """Print a table; into a file or a pipe without the blanks that fill its lines."""
+    if screen.is_terminal:
+        screen.print(drawn)
+        return
+    with screen.capture() as captured:
+        screen.print(drawn)
+    lines = "\n".join(line.rstrip() for line in captured.get().splitlines())
+    screen.print(lines, markup=False, soft_wrap=True)
 
 
 def checks_table(checks: Iterable[Mapping[str, Any]], title: str) -> Table:
@@ -63,6 +77,17 @@ def evaluation_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
         *of_task(n),
     ]
     return rows + [(f"{rung}, nats/token", f"{nats:.4f}") for rung, nats in n["ladder"].items()]
+
+
+def show_suite(screen: Console, checks: Sequence[Mapping[str, Any]], title: str) -> None:
+    """One line for a suite; failures, warnings and waivers in full."""
+    screen.print(f"{title}: {summary(checks)}", soft_wrap=True, markup=False)
+    for c in checks:
+        if c["verdict"] in ("fail", "warn", "waived"):
+            line = f"  {c['verdict']} {c['id']} {c['title']}: {_got(c)}; expected {c['expected']}"
+            screen.print(line, soft_wrap=True, markup=False, style=COLOURS[c["verdict"]])
+            if c["fix"] and c["verdict"] != "waived":
+                screen.print(f"    {c['fix']}", soft_wrap=True, markup=False)
 
 
 def show_fixes(console: Console, checks: Iterable[Mapping[str, Any]]) -> None:

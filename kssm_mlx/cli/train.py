@@ -12,7 +12,12 @@ from kssm_mlx.runs.layout import METRICS
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see kssm recipes) or a TOML file.")],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A shipped recipe (see kssm recipes), a TOML file, or a run and its recipe.json."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder.  [default: runs/RECIPE, runs/RECIPE-smoke]")
     ] = None,
@@ -31,28 +36,30 @@ def train(
     ] = None,
     verify: Annotated[
         bool,
-        typer.Option(
-            help="A failed check, or a host that has not passed kssm verify-weights, stops the run; with "
-            "--no-verify it goes on, and says what would have stopped it."
-        ),
+        typer.Option(help="Stop on a failed check (default). --no-verify: report it and go on."),
     ] = True,
     track: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Also send every row to trackio.")
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show every check, not only failures and warnings.")
+    ] = False,
 ) -> None:
     """Train a model, verified before and after.
+
+    kssm train RUN --resume goes on with a run as it began.
 
     Checks of data and model come first (level P), then training, with checks at every evaluation (R), checks
     of the result (S), samples, pictures and the card.
     Exit code 0 done, 1 a check failed, 2 unusable input, 130 or 143 stopped by a signal with a checkpoint.
     """
-    from kssm_mlx.training.recipe import load, parse_override
+    from kssm_mlx.cli.run_choice import choose
 
-    loaded = load(recipe, dict(parse_override(text) for text in set_ or []), smoke=smoke)
+    chosen = choose(recipe, out, set_ or [], smoke=smoke, resume=resume)
+    loaded, folder, verify = chosen.recipe, chosen.folder, verify and chosen.verify
     if not verify:
-        loaded = without_verification(loaded)
-    waivers = parse_waivers(waive or [])
-    folder = out or Path("runs") / f"{Path(recipe).stem}{'-smoke' if smoke else ''}"
+        loaded = disable_verification(loaded)
+    waivers = {**chosen.waivers, **parse_waivers(waive or [])}
 
     from kssm_mlx.cli.tables import console
     from kssm_mlx.reports import report
@@ -72,12 +79,12 @@ def train(
         )
     except CheckFailed:
         if (folder / METRICS).is_file():  # it was trained: show what the verdict is about
-            _show(out_to, folder, report(folder))
+            _show(out_to, folder, report(folder), verbose)
         raise
-    _show(out_to, folder, report(folder))
+    _show(out_to, folder, report(folder), verbose)
 
 
-def without_verification(recipe: Any) -> Any:
+def disable_verification(recipe: Any) -> Any:
     """The recipe with verify = false for its host, where it has one."""
     if not hasattr(recipe.model, "host"):
         return recipe
@@ -95,19 +102,22 @@ def parse_waivers(texts: list[str]) -> dict[str, str]:
     return waivers
 
 
-def _show(console, folder: Path, written: list[Path]) -> None:
+def _show(console, folder: Path, written: list[Path], verbose: bool) -> None:
     """The result of the run, read back from its folder."""
-    from kssm_mlx.cli.tables import checks_table, table
+    from kssm_mlx.cli.tables import checks_table, show, show_suite, table
     from kssm_mlx.reports.card import results, samples
     from kssm_mlx.reports.run import open_run
 
     run = open_run(folder)
     for stage, checks in run.checks.items():
-        console.print(checks_table(checks, f"checks, {stage}"))
+        if verbose:
+            show(console, checks_table(checks, f"checks, {stage}"))
+        else:
+            show_suite(console, checks, f"checks, {stage}")
     for label, text in samples(run):
         console.print(f"\nsample, {label}\n", style="bold")
         console.print(_printable(text), markup=False, soft_wrap=True)
-    console.print(table(("result", ""), results(run), str(folder)))
+    show(console, table(("result", ""), results(run), str(folder)))
     console.print("written: " + "  ".join(str(path) for path in written), soft_wrap=True, markup=False)
 
 

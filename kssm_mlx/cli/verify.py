@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kssm_mlx.errors import ConfigError
+
 
 def verify(
     targets: Annotated[
@@ -41,7 +43,7 @@ def verify(
 
     found = run(
         *(targets or ()),
-        only=only.split(",") if only else None,
+        only=None if only is None else _ids(only),
         level=level,
         model=model,
         untrained=untrained,
@@ -51,15 +53,23 @@ def verify(
     raise typer.Exit(0 if all(c["ok"] for c in checks) else 1)
 
 
+def _ids(only: str) -> list[str]:
+    """Raises: ConfigError where there is none."""
+    ids = [id for id in only.split(",") if id.strip()]
+    if not ids:
+        raise ConfigError("--only takes ids of checks such as C1,C7, got none; leave it out to run all")
+    return ids
+
+
 def _show(checks: list[dict], target: str, as_json: bool) -> None:
     if as_json:
         import json
 
         return typer.echo(json.dumps(checks, indent=2, ensure_ascii=False))
-    from kssm_mlx.cli.tables import checks_table, console, show_fixes, summary
+    from kssm_mlx.cli.tables import checks_table, console, show, show_fixes, summary
 
     shown = console()
-    shown.print(checks_table(checks, target))
+    show(shown, checks_table(checks, target))
     shown.print(summary(checks))
     show_fixes(shown, checks)
 

@@ -78,7 +78,7 @@ def _show(checks: list[dict[str, Any]], source: str, done: Any, as_json: bool) -
         }
         return typer.echo(json.dumps(found, indent=2))
     from kssm_mlx.checks.core.registry import WEIGHT_LEVELS
-    from kssm_mlx.cli.tables import console, layers_table, show_fixes
+    from kssm_mlx.cli.tables import console, layers_table, show, show_fixes
 
     screen = console()
     present = {c["level"] for c in checks}
@@ -87,7 +87,7 @@ def _show(checks: list[dict[str, Any]], source: str, done: Any, as_json: bool) -
         for layer, name in WEIGHT_LEVELS.items()
         if layer in present
     }
-    screen.print(layers_table(layers, source))
+    show(screen, layers_table(layers, source))
     show_fixes(screen, checks)
     if done.inspection.root:
         screen.print(f"root {done.inspection.root}", soft_wrap=True)

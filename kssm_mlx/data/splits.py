@@ -57,7 +57,8 @@ def split_documents(
     if not train or not validation:
         raise DataError(
             f"{len(documents)} document(s) with {sum(map(len, documents))} characters leave one side of the "
-            f"split {method!r} empty at validation = {share}; give more text, or use split = 'contiguous'"
+            f"split {method!r} empty at validation = {share}; give more text"
+            + (", or use split = 'contiguous'" if method != "contiguous" else "")
         )
     return train, validation
 

@@ -15,13 +15,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from kssm_mlx import files
+from kssm_mlx.data.corpora.corpus import Corpus, corpus_digest
+from kssm_mlx.data.corpora.repeats import remove_repeated_paragraphs
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.index import FILES, FORMAT, INDEX, SCORED, SPLITS, read_index
 from kssm_mlx.data.splits import split_corpus
@@ -41,7 +43,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 
 
 class DataRecipe(Protocol):
-    """The fields of a recipe's [data] section; `special_tokens`, which came later, may be missing."""
+    """The fields of a recipe's [data] section; those that came later may be missing."""
 
     source: str
     tokenizer: str
@@ -214,6 +216,8 @@ def encode_documents(
 
 def _of_text(recipe: DataRecipe) -> _Source:
     corpus = open_corpus(recipe.source)
+    if getattr(recipe, "deduplicate", False):
+        corpus = _deduplicate(corpus)
     both, method, share = split_corpus(corpus, recipe.split, recipe.validation, recipe.seed)
     everything = [*corpus.documents, *corpus.validation]
     special = bool(getattr(recipe, "special_tokens", False))
@@ -226,7 +230,7 @@ def _of_text(recipe: DataRecipe) -> _Source:
             "digest": corpus.digest,
             "documents": len(everything),
         },
-        "tokenizer": _named(tokenizer),
+        "tokenizer": _describe_tokenizer(tokenizer),
         "split": {"method": method, "validation": share, "seed": recipe.seed},
         "special_tokens": special,
     }
@@ -235,6 +239,15 @@ def _of_text(recipe: DataRecipe) -> _Source:
         return [_text_side(name, texts, tokenizer, special) for name, texts in zip(SPLITS, both, strict=True)]
 
     return _Source(origin, tokenizer, sides)
+
+
+def _deduplicate(corpus: Corpus) -> Corpus:
+    """The corpus without what it says twice; its own validation text counts as the later one."""
+    texts = remove_repeated_paragraphs([*corpus.documents, *corpus.validation])
+    documents, validation = texts[: len(corpus.documents)], texts[len(corpus.documents) :]
+    kept, held_out = ([text for text in side if text.strip()] for side in (documents, validation))
+    digest = corpus_digest([*kept, *held_out])
+    return replace(corpus, documents=kept, validation=tuple(held_out), digest=digest)
 
 
 def _text_side(name: str, texts: Sequence[str], tokenizer: Tokenizer, special_tokens: bool) -> _Side:
@@ -269,13 +282,13 @@ def _of_task(recipe: DataRecipe) -> _Source:
         return _Side(made, len(tokenizer.decode(made.ids)), lambda: 0.0)
 
     return _Source(
-        {**task_origin(name, task, recipe.seed), "tokenizer": _named(tokenizer)},
+        {**task_origin(name, task, recipe.seed), "tokenizer": _describe_tokenizer(tokenizer)},
         tokenizer,
         lambda: [side(split, *rows) for split, rows in task_rows(task, recipe.seed).items()],
     )
 
 
-def _named(tokenizer: Tokenizer) -> dict[str, Any]:
+def _describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "name": tokenizer.name,
         "digest": tokenizer.digest,

@@ -38,9 +38,9 @@ from kssm_mlx.models.base import Intervention, mode
 from kssm_mlx.models.interventions.calibration import Place, calibrate
 from kssm_mlx.models.interventions.freeze_units import free_routing
 from kssm_mlx.models.interventions.spec import Amplitude, Observe, Statistics
-from kssm_mlx.runner.initial_model import start
+from kssm_mlx.runner.initial_model import build_initial_model
 from kssm_mlx.runner.train import train
-from kssm_mlx.training.constraints import Holding, holding
+from kssm_mlx.training.constraints import Constraints, build_constraints
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.losses import split_rows
 from kssm_mlx.training.recipe import Recipe, parse
@@ -63,7 +63,7 @@ class Design:
     metric: str = "tail"
 
 
-def conduct(
+def run_clamp_experiment(
     recipe: Recipe,
     folder: str | Path,
     design: Design = Design(),
@@ -82,10 +82,12 @@ def conduct(
     for seed in design.seeds:
         healthy = None
         for condition in CONDITIONS:
-            asked = resolved(recipe, condition, seed, design, healthy)
+            asked = resolve_condition(recipe, condition, seed, design, healthy)
             place = folder / f"seed{seed}" / condition
             result = train(asked, place, verify=verify, console=console)
-            outcome, own = _examined(asked, TokenData.open(place / "data"), result.state.params, design)
+            outcome, own = _measure_condition(
+                asked, TokenData.open(place / "data"), result.state.params, design
+            )
             outcomes.append(Outcome(condition, seed, *outcome))
             healthy = own if condition == "control" else healthy
             table = json.dumps([row._asdict() for row in outcomes], indent=1)
@@ -93,11 +95,13 @@ def conduct(
     return outcomes
 
 
-def _examined(asked: Recipe, data: TokenData, trained: dict, design: Design) -> tuple[tuple, Measured]:
+def _measure_condition(
+    asked: Recipe, data: TokenData, trained: dict, design: Design
+) -> tuple[tuple, Measured]:
     """What a trained condition reaches, and the statistics of its weights; refused if nothing was held."""
-    model, initial = (start(asked, data).model for _ in range(2))
+    model, initial = (build_initial_model(asked, data).model for _ in range(2))
     model.update(trained)
-    held = holding(asked, model)
+    held = build_constraints(asked, model)
     require_acting(model, initial, held, next(_rows(data.train, asked)))
     own = calibrate(model, (split_rows(rows)[0] for rows in _rows(data.train, asked)), of=design.of)
     intervention = at_rest(held, own)
@@ -109,7 +113,7 @@ def _examined(asked: Recipe, data: TokenData, trained: dict, design: Design) -> 
     ), own
 
 
-def resolved(
+def resolve_condition(
     recipe: Recipe, condition: str, seed: int, design: Design, healthy: Measured | None = None
 ) -> Recipe:
     """The recipe of one condition; healthy: the control's statistics, where a clamp takes its target from."""
@@ -133,7 +137,7 @@ def _clamp(condition: str, design: Design, healthy: Measured) -> dict:
     return {"site": design.site, "kind": condition, "scope": scope, "target": target, "of": of}
 
 
-def at_rest(held: Holding, own: Measured) -> Intervention | None:
+def at_rest(held: Constraints, own: Measured) -> Intervention | None:
     """The intervention for evaluations: statistics of the batch become those of the trained weights."""
     if held.intervention is None:
         return None
@@ -151,7 +155,7 @@ def _frozen(act: Amplitude, block: int | None, measured: Statistics) -> Amplitud
     return Amplitude(block, act.units, act.of, act.site, act.kind, "frozen", act.target, measured)
 
 
-def require_acting(model: nn.Module, initial: nn.Module, held: Holding, rows: mx.array) -> None:
+def require_acting(model: nn.Module, initial: nn.Module, held: Constraints, rows: mx.array) -> None:
     """Raises: CheckFailed when a frozen slice moved, nothing else did, or the clamp changes no logit."""
     before, after = flatten(initial.parameters()), flatten(model.parameters())
     for name, mask in held.masks.items():

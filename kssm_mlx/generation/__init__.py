@@ -1,7 +1,7 @@
 """Generation: a text, or several as one batch, continued token by token from an explicit state."""
 
 from kssm_mlx.generation.sampling import Sampling
-from kssm_mlx.generation.state import GenerationState, load_state, save_state, stack
+from kssm_mlx.generation.state import GenerationState, load_state, refuse_other_file, save_state, stack
 from kssm_mlx.generation.text import Completion, Piece, follow, generate, stream
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "follow",
     "generate",
     "load_state",
+    "refuse_other_file",
     "save_state",
     "stack",
     "stream",

@@ -91,6 +91,15 @@ def save_state(path: str | Path, state: GenerationState, weights_digest: str) ->
         raise CheckpointError(f"cannot write the state to {path}: {e.strerror}") from None
 
 
+def refuse_other_file(path: str | Path) -> None:
+    """Before a text is written: is there a file in the way that is no state? Raises: CheckpointError."""
+    if Path(path).exists():
+        try:
+            _read(path)
+        except CheckpointError:
+            raise CheckpointError(f"{path} is there and is no state file; choose another name") from None
+
+
 def load_state(path: str | Path, weights_digest: str) -> GenerationState:
     """Read a state that was made with exactly these weights, as it was written.
 
@@ -190,7 +199,7 @@ def _foreign(path: str | Path, why: str) -> CheckpointError:
 
 
 def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """All tensors, evaluated (mx.load is lazy and reads the file again later), and the metadata, as written."""
+    """All tensors, evaluated (mx.load is lazy and reads the file again later), and the metadata."""
     if not path.is_file():
         raise CheckpointError(f"no state file {path}; --state-out writes one")
     try:

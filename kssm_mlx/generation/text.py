@@ -14,7 +14,7 @@ from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
 from kssm_mlx.generation.decode import Step, decode, resume, start
 from kssm_mlx.generation.sampling import Sampling
 from kssm_mlx.generation.state import GenerationState, require_fit
-from kssm_mlx.models.base import LanguageModel
+from kssm_mlx.models.base import LanguageModel, Trained
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Completion:
 
     ids and logprobs (nats, under the model before any filter) are of the drawn tokens, without the stop token
     that ended the row ("separator"); state is where this row stands, ready to go on or to be saved. A row that
-    ended at a stop string ("stop") has the ids that made it, and a text that ends before it. A character that
-    was cut at `max_tokens` is not in the text but in the state, and comes first when the row goes on.
+    ended at a stop string ("stop") has the ids that made it, and a text that ends before it. A character
+    that was cut at `max_tokens` is not in the text but in the state, and comes first when the row goes on.
     """
 
     prompt: str
@@ -43,11 +43,21 @@ class Completion:
     state: GenerationState
 
 
-def generate(
-    model: LanguageModel, tokenizer: Tokenizer, prompts: str | Sequence[str], **options: Any
-) -> list[Completion]:
-    """`stream` without the stream: the completions, one per prompt. Takes the options of `stream`."""
-    return follow(stream(model, tokenizer, prompts, **options))
+def generate(model: LanguageModel | Trained, *given: Any, **options: Any) -> list[Completion]:
+    """`stream` without the stream: the completions, one per prompt. Takes the options of `stream`.
+
+    generate(kssm_mlx.load(path), prompts), or generate(model, tokenizer, prompts).
+    Raises: ConfigError for other arguments, and as `stream`.
+    """
+    taken = (*model, *given) if isinstance(model, Trained) else (model, *given)
+    if len(taken) != 3:
+        raise ConfigError(
+            "generate takes a model, a tokenizer and prompts, or what kssm_mlx.load gave and prompts; "
+            f"got {', '.join(type(x).__name__ for x in (model, *given))}"
+        )
+    if taken[1] is None:
+        raise ConfigError(f"{getattr(model, 'source', 'this model')} came without a tokenizer; give one")
+    return follow(stream(*taken, **options))
 
 
 def follow(
@@ -159,7 +169,7 @@ class _Writer:
 
 
 def _decoder(tokenizer: Tokenizer, prompt: str, tail: Tail) -> StreamDecoder:
-    """Behind the prompt: the first token may begin with a space that is dropped at the start of a text only."""
+    """Behind the prompt: the first token may begin with a space that is dropped at the start of a text."""
     if not prompt:
         return StreamDecoder(tokenizer, tail)
     return StreamDecoder.after(tokenizer, [*tail.ids, *tokenizer.encode_special(prompt)])

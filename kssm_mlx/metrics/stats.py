@@ -1,8 +1,9 @@
 """What a difference is worth: independent units, an interval, an effect, and what could have been missed.
 
 The unit is what was drawn independently: a prompt, a window of text, a seed. Tokens of one text and repeats
-of one prompt are not, so they are averaged first (`by_unit`). Nobody concludes "no difference": a comparison
-finds one, or says how large one it would have found, or, without variance, that nothing is determined.
+of one prompt are not, so they are averaged first (`average_by_unit`). Nobody concludes "no difference": a
+comparison finds one, or says how large one it would have found, or, without variance, that nothing is
+determined.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Comparison:
         )
 
 
-def by_unit(values: Iterable[float], units: Iterable[Hashable]) -> dict[Hashable, float]:
+def average_by_unit(values: Iterable[float], units: Iterable[Hashable]) -> dict[Hashable, float]:
     """The mean of each unit: 20 prompts sampled 5 times are 20 units, not 100."""
     groups: dict[Hashable, list[float]] = {}
     for value, unit in zip(values, units, strict=True):
@@ -61,7 +62,7 @@ def by_unit(values: Iterable[float], units: Iterable[Hashable]) -> dict[Hashable
     return {unit: float(np.mean(group)) for unit, group in groups.items()}
 
 
-def paired(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Comparison:
+def compare_paired(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Comparison:
     """The comparison of arms that saw the same units, on the units of both; effect is the paired d.
 
     Source: Student's t of the differences.
@@ -73,12 +74,12 @@ def paired(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Comparis
     return _comparison(gaps.size, mean, sd, sd / math.sqrt(max(1, gaps.size)), gaps.size - 1)
 
 
-def unpaired(a: Sequence[float], b: Sequence[float]) -> Comparison:
+def compare_unpaired(a: Sequence[float], b: Sequence[float]) -> Comparison:
     """The comparison of arms with units of their own, such as seeds, one value each."""
-    return from_moments(*(_moments(values) for values in (a, b)))
+    return compare_moments(*(_moments(values) for values in (a, b)))
 
 
-def from_moments(a: tuple[float, float, int], b: tuple[float, float, int]) -> Comparison:
+def compare_moments(a: tuple[float, float, int], b: tuple[float, float, int]) -> Comparison:
     """The comparison of two arms given as (mean, standard deviation over units, units).
 
     Source: Welch's t; the effect is in units of the pooled standard deviation.
@@ -108,13 +109,13 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def correct_for_multiplicity(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons, each with the p it has when all of them were asked."""
     ps = holm([comparison.p for comparison in comparisons])
     return [replace(comparison, p=p) for comparison, p in zip(comparisons, ps)]
 
 
-def trend(values: Sequence[float], pieces: int = 50) -> tuple[float, float]:
+def fit_trend(values: Sequence[float], pieces: int = 50) -> tuple[float, float]:
     """(slope per value, its t) of a series, by a straight line through the means of up to `pieces` pieces.
 
     Means of neighbours, because noise that outlives a step would make every drift look certain. t is 0 for

@@ -115,9 +115,17 @@ def _refuse_beyond_memory(model, config) -> None:
 
 
 def build(config, seed: int = 0):
-    """A model with freshly initialised parameters; the same seed gives the same bits."""
+    """A model with freshly initialised parameters; the same seed gives the same bits.
+
+    Raises: ConfigError for what is no configuration, or a model that this machine cannot hold.
+    """
     import mlx.core as mx
 
+    if not hasattr(config, "model_type"):
+        raise ConfigError(
+            f"build takes a configuration, got {type(config).__name__}; make one: "
+            'kssm_mlx.build(kssm_mlx.models.configure("kssm", "s", vocab_size=256))'
+        )
     _, _, model_class = _family(family_of(config)).load()
     model = model_class(config, seed=seed)
     _refuse_beyond_memory(model, config)

@@ -27,7 +27,7 @@ import mlx.nn as nn
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.layers import RMSNorm, inverse_softplus, linear
-from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, refuse_unless
+from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, pick_given, refuse_unless, require_field
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu, softplus
 from kssm_mlx.ops.norms import rms_norm
@@ -68,30 +68,30 @@ class MambaConfig:
     def from_huggingface(cls, values: dict[str, Any]) -> MambaConfig:
         """From a Hugging Face `config.json`. Raises: ConfigError for missing keys and unsupported values."""
         refuse_unless(values, "hidden_act", "silu", "swish")
-        hidden = field(values, "hidden_size", "d_model")
+        hidden = require_field(values, "hidden_size", "d_model")
         rank = values.get("time_step_rank", "auto")
         return cls(
-            vocab_size=field(values, "vocab_size"),
+            vocab_size=require_field(values, "vocab_size"),
             hidden_size=hidden,
-            num_hidden_layers=field(values, "num_hidden_layers", "n_layer"),
+            num_hidden_layers=require_field(values, "num_hidden_layers", "n_layer"),
             state_size=values.get("state_size", 16),
             intermediate_size=values.get("intermediate_size", int(values.get("expand", 2) * hidden)),
             time_step_rank=None if rank == "auto" else int(rank),
             model_type=values.get("model_type", "mamba"),
-            **given(values, *COMMON_FIELDS),
+            **pick_given(values, *COMMON_FIELDS),
         )
 
     @classmethod
     def from_state_spaces(cls, values: dict[str, Any]) -> MambaConfig:
         """From the `config.json` of the original state-spaces files (`d_model`, `n_layer`, `ssm_cfg`)."""
         refuse_hybrid(values)
-        ssm, hidden = values.get("ssm_cfg") or {}, field(values, "d_model")
+        ssm, hidden = values.get("ssm_cfg") or {}, require_field(values, "d_model")
         refuse_unless(ssm, "layer", "Mamba1")
         rank = ssm.get("dt_rank", "auto")
         return cls(
             vocab_size=padded_vocabulary(values),
             hidden_size=hidden,
-            num_hidden_layers=field(values, "n_layer"),
+            num_hidden_layers=require_field(values, "n_layer"),
             state_size=ssm.get("d_state", 16),
             intermediate_size=int(ssm.get("expand", 2) * hidden),
             time_step_rank=None if rank == "auto" else int(rank),
@@ -126,7 +126,7 @@ def refuse_hybrid(values: dict[str, Any]) -> None:
 
 def padded_vocabulary(values: dict[str, Any]) -> int:
     """The rows of the embedding: the vocabulary rounded up to a multiple of `pad_vocab_size_multiple`."""
-    vocabulary, multiple = field(values, "vocab_size"), values.get("pad_vocab_size_multiple", 8)
+    vocabulary, multiple = require_field(values, "vocab_size"), values.get("pad_vocab_size_multiple", 8)
     return -(-vocabulary // multiple) * multiple
 
 

@@ -30,7 +30,7 @@ from kssm_mlx.models.mamba import (
     refuse_hybrid,
     time_step_bias,
 )
-from kssm_mlx.models.recurrent import field, given, refuse_unless
+from kssm_mlx.models.recurrent import pick_given, refuse_unless, require_field
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu, softplus
 from kssm_mlx.ops.norms import rms_norm
@@ -72,19 +72,19 @@ class Mamba2Config:
         """From a Hugging Face `config.json`. Raises: ConfigError for missing keys and unsupported values."""
         refuse_unless(values, "hidden_act", "silu", "swish")
         found = cls(
-            vocab_size=field(values, "vocab_size"),
-            hidden_size=field(values, "hidden_size"),
-            num_hidden_layers=field(values, "num_hidden_layers"),
-            num_heads=field(values, "num_heads"),
+            vocab_size=require_field(values, "vocab_size"),
+            hidden_size=require_field(values, "hidden_size"),
+            num_hidden_layers=require_field(values, "num_hidden_layers"),
+            num_heads=require_field(values, "num_heads"),
             head_dim=values.get("head_dim", 64),
             n_groups=values.get("n_groups", 8),
             state_size=values.get("state_size", 128),
             time_step_limit=limits(values.get("time_step_limit")),
             tie_word_embeddings=values.get("tie_word_embeddings", False),
-            **given(
+            **pick_given(
                 values, "conv_kernel", "use_bias", "use_conv_bias", "layer_norm_epsilon", "residual_in_fp32"
             ),
-            **given(values, "norm_before_gate"),
+            **pick_given(values, "norm_before_gate"),
         )
         if "expand" in values and values["expand"] * found.hidden_size != found.channels:
             raise ConfigError(
@@ -97,14 +97,14 @@ class Mamba2Config:
     def from_state_spaces(cls, values: dict[str, Any]) -> Mamba2Config:
         """From the `config.json` of the original state-spaces files (`d_model`, `n_layer`, `ssm_cfg`)."""
         refuse_hybrid(values)
-        ssm, hidden = values.get("ssm_cfg") or {}, field(values, "d_model")
+        ssm, hidden = values.get("ssm_cfg") or {}, require_field(values, "d_model")
         refuse_unless(ssm, "layer", "Mamba2")
         refuse_unless(ssm, "D_has_hdim", False)
         head_dim = ssm.get("headdim", 64)
         return cls(
             vocab_size=padded_vocabulary(values),
             hidden_size=hidden,
-            num_hidden_layers=field(values, "n_layer"),
+            num_hidden_layers=require_field(values, "n_layer"),
             num_heads=int(ssm.get("expand", 2) * hidden) // head_dim,
             head_dim=head_dim,
             n_groups=ssm.get("ngroups", 1),

@@ -71,9 +71,9 @@ class RecurrentModel(nn.Module):
         """
         refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers), self.act_sites)
         if intervention and intervention.acts:
-            intervention, key = apply.prepared(intervention, cache, key)
+            intervention, key = apply.prepare_intervention(intervention, cache, key)
             if intervention.at("S3"):
-                return apply.token_by_token(self, tokens, cache, intervention, resets, lengths, key)
+                return apply.run_token_by_token(self, tokens, cache, intervention, resets, lengths, key)
         trace = {"intervention": intervention.describe()} if intervention else {}
         if lengths is not None:
             # A chunk of a longer prompt may end before a row does, or begin after it ended.
@@ -86,7 +86,7 @@ class RecurrentModel(nn.Module):
             new.append(entry)
             trace |= {f"block{i:02d}/{name}": value for name, value in own.items()}
         if intervention and intervention.acts:
-            return apply.at_the_end(self, x, intervention, trace), new, trace
+            return apply.apply_before_head(self, x, intervention, trace), new, trace
         return self.finish(x), new, trace
 
     def enter(self, tokens, cache, resets, lengths, key):
@@ -153,7 +153,7 @@ class Stack(RecurrentModel):
         return self.head(hidden) if "head" in self else self.embedding.as_linear(hidden)
 
 
-def field(values: dict[str, Any], name: str, *others: str):
+def require_field(values: dict[str, Any], name: str, *others: str):
     """The value of a key that a configuration file must have, under one of its names.
 
     Raises: ConfigError that names the key.
@@ -164,7 +164,7 @@ def field(values: dict[str, Any], name: str, *others: str):
     raise ConfigError(f"config.json has no {name!r}, which this architecture needs; is the file complete?")
 
 
-def given(values: dict[str, Any], *names: str) -> dict[str, Any]:
+def pick_given(values: dict[str, Any], *names: str) -> dict[str, Any]:
     """The keys of a configuration file that are there; the rest keep their defaults."""
     return {name: values[name] for name in names if name in values}
 

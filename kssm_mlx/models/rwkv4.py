@@ -28,7 +28,7 @@ import mlx.nn as nn
 from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.interventions.spec import LEAST
 from kssm_mlx.models.layers import LayerNorm, linear
-from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, field, given, orthogonal
+from kssm_mlx.models.recurrent import EVERY_SITE, RecurrentModel, orthogonal, pick_given, require_field
 from kssm_mlx.ops.elementary import relu2, sigmoid
 from kssm_mlx.ops.token_mix import token_mix
 from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, wkv4
@@ -67,12 +67,12 @@ class RWKV4Config:
     def from_huggingface(cls, values: dict[str, Any]) -> RWKV4Config:
         """From a Hugging Face `config.json`. Raises: ConfigError for missing keys."""
         return cls(
-            vocab_size=field(values, "vocab_size"),
-            hidden_size=field(values, "hidden_size"),
-            num_hidden_layers=field(values, "num_hidden_layers"),
+            vocab_size=require_field(values, "vocab_size"),
+            hidden_size=require_field(values, "hidden_size"),
+            num_hidden_layers=require_field(values, "num_hidden_layers"),
             rescale_every=max(0, values.get("rescale_every", 6)),
-            **given(values, "attention_hidden_size", "intermediate_size", "layer_norm_epsilon"),
-            **given(values, "weights_rescaled", "tie_word_embeddings"),
+            **pick_given(values, "attention_hidden_size", "intermediate_size", "layer_norm_epsilon"),
+            **pick_given(values, "weights_rescaled", "tie_word_embeddings"),
         )
 
 

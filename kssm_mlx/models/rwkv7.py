@@ -34,10 +34,10 @@ from kssm_mlx.models.layers import LayerNorm, Sigmoid, Tanh, linear
 from kssm_mlx.models.recurrent import (
     EVERY_SITE,
     RecurrentModel,
-    field,
-    given,
     orthogonal,
+    pick_given,
     refuse_unless,
+    require_field,
 )
 from kssm_mlx.ops.elementary import biased_sigmoid, relu2, sigmoid
 from kssm_mlx.ops.norms import layer_norm, rms_norm
@@ -89,18 +89,18 @@ class RWKV7Config:
         refuse_unless(values, "norm_first", True)
         refuse_unless(values, "norm_bias", True)
         refuse_unless(values, "attn", None)
-        hidden = field(values, "hidden_size")
-        head_dim = values.get("head_dim") or hidden // field(values, "num_heads")
+        hidden = require_field(values, "hidden_size")
+        head_dim = values.get("head_dim") or hidden // require_field(values, "num_heads")
         _refuse_other_widths(values, hidden, head_dim)
         ratio = values.get("hidden_ratio") or 4
         return cls(
-            vocab_size=field(values, "vocab_size"),
+            vocab_size=require_field(values, "vocab_size"),
             hidden_size=hidden,
-            num_hidden_layers=field(values, "num_hidden_layers"),
+            num_hidden_layers=require_field(values, "num_hidden_layers"),
             head_dim=head_dim,
             intermediate_size=values.get("intermediate_size") or 32 * math.ceil(hidden * ratio / 32),
             **{name: values.get(name) or low_rank(hidden, factor) for name, factor in LOW_RANKS.items()},
-            **given(values, "norm_eps", "head_norm_eps", "tie_word_embeddings"),
+            **pick_given(values, "norm_eps", "head_norm_eps", "tie_word_embeddings"),
         )
 
 

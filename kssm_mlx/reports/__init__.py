@@ -37,7 +37,7 @@ def compare(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
 
 def claims(folders: Sequence[str | Path]) -> list[str]:
     """What the runs allow one to say of each other, each sentence with its evidence."""
-    from kssm_mlx.reports.claims import claims as sentences
+    from kssm_mlx.reports.claims import state_claims as sentences
     from kssm_mlx.reports.run import open_run
 
     return sentences([open_run(folder) for folder in folders])

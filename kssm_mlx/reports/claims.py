@@ -37,7 +37,7 @@ class Found(NamedTuple):
     rests: str
 
 
-def claims(runs: list[Run]) -> list[str]:
+def state_claims(runs: list[Run]) -> list[str]:
     """One sentence per arm but the first; p is corrected for their number."""
     left_out = [f"{run.name} is left out: {why}." for run in runs if (why := _unusable(run))]
     arms = _arms([run for run in runs if not _unusable(run)])
@@ -48,7 +48,9 @@ def claims(runs: list[Run]) -> list[str]:
         return [*left_out, f"{first} is one arm, of {_count(base)}: nothing to compare it with."]
     asked = {name: _compare(arm, base) for name, arm in others}
     found = {name: answer for name, answer in asked.items() if isinstance(answer, Found)}
-    corrected = dict(zip(found, stats.corrected([answer.comparison for answer in found.values()])))
+    corrected = dict(
+        zip(found, stats.correct_for_multiplicity([answer.comparison for answer in found.values()]))
+    )
     return left_out + [
         f"{name} against {first}, {found[name].unit}: {corrected[name]}. Evidence: {found[name].rests}."
         if name in found
@@ -76,19 +78,19 @@ def _arms(runs: list[Run]) -> dict[str, list[Run]]:
 
 def _compare(arm: list[Run], base: list[Run]) -> Found | str:
     """What was found, or why nothing can be."""
-    ours, theirs = ([_measured(run) for run in runs] for runs in (arm, base))
+    ours, theirs = ([_read_measured(run) for run in runs] for runs in (arm, base))
     try:
         unit = _unit([*theirs, *ours])
     except ConfigError as e:
         return str(e)
-    excused = _excused([*arm, *base])
+    excused = _describe_excused([*arm, *base])
     if min(len(arm), len(base)) > 1:
         return Found(unit, _over_seeds(ours, theirs, unit), f"{min(len(arm), len(base))} seeds{excused}")
     rests = "1 run, over windows of the text: the noise of seeds is not in it"
     return Found(unit, _over_windows(ours[0], theirs[0], unit), rests + excused)
 
 
-def _measured(run: Run) -> Measured:
+def _read_measured(run: Run) -> Measured:
     row, index = run.evaluations[-1], run.manifest.get("data", {})
     text = "".join(str(index.get(part, "")) for part in ("corpus", "split"))
     tokenizer = index.get("tokenizer", {}).get("digest", "")
@@ -121,7 +123,7 @@ def _unit(measured: list[Measured]) -> str:
 
 
 def _over_seeds(ours: list[Measured], theirs: list[Measured], unit: str) -> Comparison:
-    return stats.unpaired(*([_in(m, unit) for m in side] for side in (ours, theirs)))
+    return stats.compare_unpaired(*([_in(m, unit) for m in side] for side in (ours, theirs)))
 
 
 def _over_windows(ours: Measured, theirs: Measured, unit: str) -> Comparison:
@@ -129,7 +131,7 @@ def _over_windows(ours: Measured, theirs: Measured, unit: str) -> Comparison:
     scales = [_in(m, unit) / (m.nats.value or 1.0) for m in (ours, theirs)]
     sides = zip((ours, theirs), scales, strict=True)
     moments = [(_in(m, unit), m.spread * scale, m.windows) for m, scale in sides]
-    return stats.from_moments(*moments)
+    return stats.compare_moments(*moments)
 
 
 def _in(measured: Measured, unit: str) -> float:
@@ -140,7 +142,7 @@ def _count(arm: list[Run]) -> str:
     return "1 run" if len(arm) == 1 else f"{len(arm)} seeds"
 
 
-def _excused(runs: list[Run]) -> str:
+def _describe_excused(runs: list[Run]) -> str:
     """The checks that any of the runs failed, and was let go on all the same."""
     verdicts = [check for run in runs for stage in run.checks.values() for check in stage]
     ids = {check["id"] for check in verdicts if check["verdict"] in ("fail", "waived")}

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kssm_mlx import files
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.reports.card import measure, table
-from kssm_mlx.reports.claims import claims
+from kssm_mlx.reports.claims import state_claims
 from kssm_mlx.reports.run import Run
-from kssm_mlx.reports.style import MUTED, PALETTE, picture
+from kssm_mlx.reports.style import MARKERS, MUTED, PALETTE, picture
+from kssm_mlx.runs.arms import group_by_arm
 
 HEADER = ("run", "differs in", "parameters", "steps", "nats/token", "bits/byte", "context gain")
 
@@ -29,7 +32,7 @@ def write_comparison(runs: list[Run], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = plot_validation(runs, folder / "comparison.png")
-        said = "".join(f"- {sentence}\n" for sentence in claims(runs))
+        said = "".join(f"- {sentence}\n" for sentence in state_claims(runs))
         page = f"# Comparison\n\n![validation]({drawn.name})\n\n{said}\n{summary(runs)}\n"
         files.replace(folder / "comparison.md", page)
     except OSError as e:
@@ -40,28 +43,64 @@ def write_comparison(runs: list[Run], folder: Path) -> list[Path]:
 
 
 def plot_validation(runs: list[Run], path: Path) -> Path:
-    """Validation over steps, one curve per run, best value in the legend."""
+    """Validation over steps, one curve per arm: of several seeds their mean, between the least and the most;
+    of one run with its standard error over windows.
+    """
     same_text = _same_tokens(runs)
     column, unit = ("nats_per_token", "nats per token") if same_text else ("bits_per_byte", "bits per byte")
-    with picture(path, (9, 5.2)) as figure:
+    arms = group_by_arm(runs, lambda run: run.recipe)
+    varied = varied_settings([arm[0] for arm in arms])
+    with picture(path, (9, 4.2 + 0.25 * len(arms))) as figure:
         ax = figure.add_subplot()
-        for i, run in enumerate(runs):
-            steps, values = run.series("eval", column)
-            best = f", best {values.min():.3f}" if len(values) else ", no evaluation"
-            ax.plot(
-                steps,
-                values,
-                marker="o",
-                markersize=3.5,
-                color=PALETTE[i % len(PALETTE)],
-                label=run.name + best,
-            )
+        for i, arm in enumerate(arms):
+            _draw_arm(ax, arm, column, i, label_of_arm(arm, varied))
         bigram = runs[0].ladder.get("bigram")
         if same_text and bigram:
             ax.axhline(bigram, color=MUTED, linewidth=0.9, linestyle="--", label=f"bigram {bigram:.3f}")
         ax.set(xlabel="step", ylabel=unit, title="validation")
-        ax.legend(loc="best", frameon=True, facecolor="white", edgecolor="none", framealpha=0.9)
+        figure.legend(loc="outside lower left", ncols=1)
     return path
+
+
+def label_of_arm(arm: list[Run], varied: list[str]) -> str:
+    """What differs from the other arms, as "kappa 0", or the name of its first run; and how many seeds."""
+    settings = _settings(arm[0].recipe)
+    said = ", ".join(f"{key.rpartition('.')[2]} {settings.get(key, 'unset')}" for key in varied[:4])
+    seeds = f" ({len(arm)} seeds)" if len(arm) > 1 else ""
+    return f"{said or arm[0].name}{seeds}"
+
+
+def varied_settings(runs: list[Run]) -> list[str]:
+    """The settings that are not the same in all of them, the seed aside."""
+    settings = [_settings(run.recipe) for run in runs]
+    keys = {key for s in settings for key in s if len({repr(t.get(key)) for t in settings}) > 1}
+    return sorted(keys - {"train.seed"})
+
+
+def _draw_arm(ax: Any, arm: list[Run], column: str, i: int, label: str) -> None:
+    """The mean of the seeds at the steps that all of them evaluated, and a band."""
+    curves = [dict(zip(*run.series("eval", column), strict=True)) for run in arm]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = np.array([[curve[step] for step in steps] for curve in curves])
+    look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+    if not steps:
+        ax.plot([], [], label=f"{label}: no evaluation", **look)
+        return
+    mean = values.mean(axis=0)
+    ax.plot(steps, mean, label=f"{label}: best {mean.min():.3f}", **look)
+    if len(arm) > 1:
+        low, high = values.min(axis=0), values.max(axis=0)
+    else:
+        error = mean * _relative_error(arm[0], steps)
+        low, high = mean - error, mean + error
+    ax.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+
+
+def _relative_error(run: Run, steps: list[float]) -> np.ndarray:
+    """The standard error over windows as a share of the loss, the same in every unit; 0 where unknown."""
+    rows = {row["step"]: row for row in run.evaluations}
+    known = [rows.get(step, {}) for step in steps]
+    return np.array([(row.get("se") or 0.0) / (row.get("nats_per_token") or 1.0) for row in known])
 
 
 def summary(runs: list[Run]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.reports.style import INK, MUTED, PALETTE, heading, picture, shades
 
@@ -29,6 +30,7 @@ def check_target(path: Path) -> None:
         raise ConfigError(
             f"cannot write {path}: it is a folder, or its folder does not exist; create that first"
         )
+    files.require_writable(path)
 
 
 def describe(setup: Any) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +14,10 @@ import numpy as np
 
 from kssm_mlx import files
 
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # beside the colours, for who cannot tell these apart
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-PALETTE = ("#2563a8", "#d9622b", "#2f8f5b", "#8a4fa3", "#b8860b", "#c2385a", "#3a9ca6", "#6b6b6b")
+# Okabe & Ito 2008, told apart with any kind of colour vision; the yellow darkened for white paper.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#b8a000", "#4d4d4d")
 RC = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -37,10 +41,14 @@ RC = {
 @contextmanager
 def picture(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     """A Figure in the house style that is written to `path`, whole or not at all, when the block ends."""
+    # It logs where it keeps its cache when a home cannot be written to, which is nobody's business here.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(RC), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes, and said in the card.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         buffer = io.BytesIO()

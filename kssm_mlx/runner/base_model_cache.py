@@ -15,7 +15,7 @@ from kssm_mlx.training.recipe_sections import Host
 from kssm_mlx.weights.audit import verified
 
 
-def source_of(section: Host) -> str:
+def locate_base_model(section: Host) -> str:
     """What is opened as the host: the section's, or the folder of the recipe's model.
 
     Raises: ConfigError where that has not been trained on this machine.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kssm_mlx.checks.core.registry import NotMeasurable
-from kssm_mlx.checks.pretrained.behaviour import counting
+from kssm_mlx.checks.pretrained.behaviour import count_ngrams
 from kssm_mlx.checks.pretrained.subject import TOKENS, Host
 from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.corpora.sources import open_corpus
@@ -95,7 +95,7 @@ def _of_model(trained: Trained, source: str | None) -> Reading:
         host.windows,
         TOKENS,
         text_read.bytes_per_target,
-        lambda targets: counting(ids, targets + 1, V),
+        lambda targets: count_ngrams(ids, targets + 1, V),
     )
 
 

@@ -23,7 +23,7 @@ Breakage = Callable[[Context], Context]
 FAILURES: dict[str, Breakage] = {}
 
 
-def failure(name: str) -> Callable[[Breakage], Breakage]:
+def register_failure(name: str) -> Callable[[Breakage], Breakage]:
     """Register a breakage under the name that recipes call it by."""
 
     def register(breaks: Breakage) -> Breakage:
@@ -33,7 +33,7 @@ def failure(name: str) -> Callable[[Breakage], Breakage]:
     return register
 
 
-def broken(context: Context) -> Context:
+def break_context(context: Context) -> Context:
     """The context with what its recipe's [failure] breaks. Raises: ConfigError for an unknown breakage."""
     name = context.recipe.failure.breaks
     if name and name not in FAILURES:
@@ -49,7 +49,7 @@ def recast(model: Any, *defects: type) -> Any:
     return model
 
 
-@failure("weights-never-loaded")
+@register_failure("weights-never-loaded")
 def weights_never_loaded(context: Context) -> Context:
     """The loader is a stub: what the host's files hold never reaches the host that is trained on."""
     host = getattr(context.model, "host", context.model)
@@ -57,7 +57,7 @@ def weights_never_loaded(context: Context) -> Context:
     return context
 
 
-@failure("random-logits")
+@register_failure("random-logits")
 def random_logits(context: Context) -> Context:
     """The hidden states are drawn, and so are the logits; the parameters have no part in them."""
     recast(context.model, RandomLogits)
@@ -70,14 +70,14 @@ class RandomLogits:
         return out._replace(logits=mx.random.normal(out.logits.shape))
 
 
-@failure("other-tokenizer")
+@register_failure("other-tokenizer")
 def other_tokenizer(context: Context) -> Context:
     """The ids are of one tokenizer (GPT-2), the trainer embeds and decodes with another (cl100k)."""
     characters = "".join(map(chr, range(0x100, 0x100 + 2 * context.data.vocab_size)))
     return replace(context, tokenizer=CharTokenizer(characters))
 
 
-@failure("npy-header")
+@register_failure("npy-header")
 def npy_header(context: Context) -> Context:
     """The corpus tool saves ids with np.save; the trainer maps the file raw, header and all."""
     file = BytesIO()

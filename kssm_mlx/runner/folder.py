@@ -21,7 +21,7 @@ from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten
 
 
-def describe(
+def write_description(
     folder: Path, recipe: Recipe, context: Context, waivers: dict[str, str], *, verify: bool = True
 ) -> None:
     """recipe.json, the expanded recipe and configuration, and manifest.json, what it was run with.
@@ -48,15 +48,15 @@ def describe(
             files.replace(folder / name, json.dumps(value, indent=1) + "\n")
 
 
-def recipe_of(folder: Path) -> Recipe:
+def read_run_recipe(folder: Path) -> Recipe:
     """The recipe that a run folder began with."""
-    return recipes.parse(without(read_recipe(folder), *DERIVED), where=str(folder / RECIPE))
+    return recipes.parse(drop_keys(read_recipe(folder), *DERIVED), where=str(folder / RECIPE))
 
 
-def host_of(folder: Path) -> str | None:
+def read_base_digest(folder: Path) -> str | None:
     """The root digest of the base model that the run in `folder` began with; None where it has none."""
     return read_recipe(folder).get("host_digest") if is_run(folder) else None
 
 
-def without(table: dict[str, Any], *keys: str) -> dict[str, Any]:
+def drop_keys(table: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {k: v for k, v in table.items() if k not in keys}

@@ -19,7 +19,7 @@ from kssm_mlx.models import adapters
 from kssm_mlx.models.base import Trained
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
-from kssm_mlx.runner.base_model_cache import source_of
+from kssm_mlx.runner.base_model_cache import locate_base_model
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Host
@@ -29,7 +29,7 @@ from kssm_mlx.weights.hub.resolve import resolve
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialModel:
     """model: with what the recipe trains made trainable; host: the root digest of its weights, or None;
     host_notes: how far these were verified ("verified") and what was found ("findings").
     """
@@ -39,7 +39,9 @@ class Start:
     host_notes: dict[str, Any] = field(default_factory=dict)
 
 
-def start(recipe: Recipe, data: TokenData, *, host: str | None = None, verify: bool = True) -> Start:
+def build_initial_model(
+    recipe: Recipe, data: TokenData, *, host: str | None = None, verify: bool = True
+) -> InitialModel:
     """The model before the first step.
 
     host: the root digest that the host had when the run began. verify: False, or verify = false in the
@@ -50,7 +52,7 @@ def start(recipe: Recipe, data: TokenData, *, host: str | None = None, verify: b
     """
     section, seed = recipe.model, recipe.train.seed
     if isinstance(section, Host):
-        return _hosted(section, data, seed, host, verify)
+        return _build_on_base(section, data, seed, host, verify)
     config = models.configure(
         section.family,
         section.size,
@@ -58,18 +60,20 @@ def start(recipe: Recipe, data: TokenData, *, host: str | None = None, verify: b
         context=recipe.train.context,
         overrides=section.overrides,
     )
-    return Start(models.build(config, seed=seed))
+    return InitialModel(models.build(config, seed=seed))
 
 
-def start_of_run(recipe: Recipe, data: TokenData, saved: dict[str, Any], *, verify: bool = True) -> Start:
-    """The model that a run began with; `saved` is its recipe.json. verify, Raises: as `start`."""
+def rebuild_initial_model(
+    recipe: Recipe, data: TokenData, saved: dict[str, Any], *, verify: bool = True
+) -> InitialModel:
+    """The model that a run began with; `saved` is its recipe.json. The rest as `build_initial_model`."""
     if isinstance(recipe.model, Host):
-        return _hosted(recipe.model, data, recipe.train.seed, saved.get("host_digest"), verify)
+        return _build_on_base(recipe.model, data, recipe.train.seed, saved.get("host_digest"), verify)
     config = models.config_from_dict(saved["configuration"])
-    return Start(models.build(config, seed=recipe.train.seed))
+    return InitialModel(models.build(config, seed=recipe.train.seed))
 
 
-def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
+def load_trained_parameters(model: nn.Module, trained: dict[str, mx.array]) -> None:
     """Load what a checkpoint holds, which must be exactly what is trained in `model`.
 
     Raises: CheckpointError that names what is missing or unknown.
@@ -85,8 +89,10 @@ def take(model: nn.Module, trained: dict[str, mx.array]) -> None:
     mx.eval(model.parameters())
 
 
-def _hosted(section: Host, data: TokenData, seed: int, expected: str | None, verify: bool) -> Start:
-    verify, source = verify and section.verify, source_of(section)
+def _build_on_base(
+    section: Host, data: TokenData, seed: int, expected: str | None, verify: bool
+) -> InitialModel:
+    verify, source = verify and section.verify, locate_base_model(section)
     host = _open_verified(source) if verify else open_model(source, verify=False)
     if expected not in (None, host.digest):
         raise WeightMismatch(
@@ -106,7 +112,7 @@ def _hosted(section: Host, data: TokenData, seed: int, expected: str | None, ver
             'model.train = "frozen" leaves nothing to train in a host without additions; '
             'take "lora" or "full", or give it a [model.graft]'
         )
-    return Start(model, host.digest, host.notes)
+    return InitialModel(model, host.digest, host.notes)
 
 
 def _open_verified(source: str) -> Trained:

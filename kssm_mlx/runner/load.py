@@ -9,14 +9,14 @@ import mlx.core as mx
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.models.base import Trained
-from kssm_mlx.models.interventions.calibration import Held
-from kssm_mlx.runner.folder import recipe_of
-from kssm_mlx.runner.initial_model import start_of_run, take
+from kssm_mlx.models.interventions.calibration import ModelWithIntervention
+from kssm_mlx.runner.folder import read_run_recipe
+from kssm_mlx.runner.initial_model import load_trained_parameters, rebuild_initial_model
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runs.layout import find_run, pick_checkpoint
 from kssm_mlx.runs.records import read_recipe
 from kssm_mlx.training.checkpoints import checkpoint
-from kssm_mlx.training.constraints import holding
+from kssm_mlx.training.constraints import build_constraints
 
 
 def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None) -> Trained:
@@ -32,14 +32,14 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     if folder is None:
         return open_model(path, verify=verify, dtype=dtype)
     chosen = pick_checkpoint(folder) if folder == Path(path) else Path(path)
-    recipe, data = recipe_of(folder), TokenData.open(folder / "data")
-    began = start_of_run(recipe, data, read_recipe(folder), verify=verify)
+    recipe, data = read_run_recipe(folder), TokenData.open(folder / "data")
+    began = rebuild_initial_model(recipe, data, read_recipe(folder), verify=verify)
     snapshot = checkpoint.load(chosen, stems=[recipe.model.trained_file])
     trained = snapshot.tensors[recipe.model.trained_file]
-    take(began.model, trained)
+    load_trained_parameters(began.model, trained)
     digests = {name: tensor_digest(array) for name, array in trained.items()}
     digest = root_digest({**digests, **({"host": began.host} if began.host else {})})
     notes = {**began.host_notes, "step": snapshot.step}
-    held = holding(recipe, began.model).intervention
-    model = Held(began.model, held) if held else began.model
+    held = build_constraints(recipe, began.model).intervention
+    model = ModelWithIntervention(began.model, held) if held else began.model
     return Trained(model, data.tokenizer, str(chosen), digest, notes)

@@ -27,7 +27,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Intervention, Output, Trained, refuse_unknown_clamps
 
 
-def context_of_model(spec: str) -> Context:
+def open_own_model(spec: str) -> Context:
     """The model that a `module:callable` builds, alone: the checks of a model need nothing else.
 
     Raises: ConfigError for what cannot be imported or called, and for what is no language model.
@@ -39,7 +39,7 @@ def context_of_model(spec: str) -> Context:
     except Exception as e:
         raise ConfigError(f"{spec} raised {type(e).__name__}: {e}; it is called without arguments") from e
     opened = built if isinstance(built, Trained) else Trained(*_pair(built), spec, "")
-    model = protocol(opened.model, spec)
+    model = wrap_model(opened.model, spec)
     return Context(
         model=model,
         config=model.args,
@@ -52,7 +52,7 @@ def context_of_model(spec: str) -> Context:
 
 def _again(build: Callable, spec: str, seed: int) -> nn.Module:
     """Another model of the same kind."""
-    return protocol(_pair(build(seed=seed))[0], spec)
+    return wrap_model(_pair(build(seed=seed))[0], spec)
 
 
 def _callable(spec: str) -> Callable:
@@ -74,7 +74,7 @@ def _pair(built: Any) -> tuple[Any, Any]:
     return built if isinstance(built, tuple) and len(built) == 2 else (built, None)
 
 
-def protocol(model: Any, spec: str) -> nn.Module:
+def wrap_model(model: Any, spec: str) -> nn.Module:
     """The model itself where it keeps the protocol of models/base.py, else wrapped so that it does.
 
     Raises: ConfigError for what does not map ids [B, T] to logits [B, T, V].

@@ -17,34 +17,39 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import ConfigError, DataError
-from kssm_mlx.runner.failures import broken
-from kssm_mlx.runner.folder import host_of, recipe_of, without
-from kssm_mlx.runner.initial_model import Start, start, start_of_run, take
-from kssm_mlx.runs.arms import DERIVED, METADATA_SECTIONS
+from kssm_mlx.runner.failures import break_context
+from kssm_mlx.runner.folder import drop_keys, read_base_digest, read_run_recipe
+from kssm_mlx.runner.initial_model import (
+    InitialModel,
+    build_initial_model,
+    load_trained_parameters,
+    rebuild_initial_model,
+)
+from kssm_mlx.runs.arms import METADATA_SECTIONS
 from kssm_mlx.runs.layout import CHECKPOINTS, is_run
 from kssm_mlx.runs.records import read_manifest, read_metrics, read_recipe
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.checkpoints import checkpoint, identity
-from kssm_mlx.training.constraints import holding
+from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten, from_arrays, initial_state
 
 
-def data_of_run(recipe: Recipe, folder: Path, resume: bool, allow_change: bool) -> TokenData:
+def prepare_data(recipe: Recipe, folder: Path, resume: bool, allow_change: bool) -> TokenData:
     """The token files of a run. What cannot begin or continue is refused before anything in `folder` changes.
 
     A run goes on with the ids it began with, whatever became of their source.
     """
     if not resume:
         return prepare(recipe.data, folder / "data")
-    kept = _kept_data(recipe, folder)
+    kept = _reopen_data(recipe, folder)
     if found := _changes(recipe, folder):
         if not allow_change:
             raise ConfigError(
                 f"the recipe is not the one {folder} began with: {'; '.join(found)}; "
                 "put it back, or pass --allow-config-change"
             )
-        _rehearse(recipe, folder, kept)
+        _check_resumable(recipe, folder, kept)
     return kept or prepare(recipe.data, folder / "data")
 
 
@@ -52,13 +57,14 @@ def _changes(recipe: Recipe, folder: Path) -> list[str]:
     """One phrase per key of the recipe that is not as the run in `folder` has it."""
     if not is_run(folder):
         return []
-    then = identity.dotted(without(read_recipe(folder), *METADATA_SECTIONS, *DERIVED))
-    return identity.differences(
-        identity.LATER | then, identity.dotted(without(recipe.model_dump(), *METADATA_SECTIONS))
+    # Read as a recipe, so that keys which a later version added have their defaults.
+    then = identity.flatten_keys(drop_keys(read_run_recipe(folder).model_dump(), *METADATA_SECTIONS))
+    return identity.list_differences(
+        then, identity.flatten_keys(drop_keys(recipe.model_dump(), *METADATA_SECTIONS))
     )
 
 
-def _kept_data(recipe: Recipe, folder: Path) -> TokenData | None:
+def _reopen_data(recipe: Recipe, folder: Path) -> TokenData | None:
     """The run's own token files, if they are what the recipe asks for and can be opened."""
     if not is_run(folder) or any(phrase.startswith("data.") for phrase in _changes(recipe, folder)):
         return None
@@ -67,7 +73,7 @@ def _kept_data(recipe: Recipe, folder: Path) -> TokenData | None:
     return None
 
 
-def _rehearse(recipe: Recipe, folder: Path, kept: TokenData | None) -> None:
+def _check_resumable(recipe: Recipe, folder: Path, kept: TokenData | None) -> None:
     """Raises: CheckpointError if the run's last checkpoint cannot go on under a changed recipe."""
     latest = checkpoint.load_latest(folder / CHECKPOINTS)
     if latest is None:
@@ -75,21 +81,23 @@ def _rehearse(recipe: Recipe, folder: Path, kept: TokenData | None) -> None:
     saved = latest.snapshot
     with tempfile.TemporaryDirectory(prefix="kssm-resume-") as elsewhere:
         data = kept or prepare(recipe.data, elsewhere)
-        model = start(recipe, data, host=host_of(folder)).model
-        identity.changes(saved.state["identity"], identity.of(model, recipe, data), allow=True)
+        model = build_initial_model(recipe, data, host=read_base_digest(folder)).model
+        identity.require_unchanged(
+            saved.state["identity"], identity.describe_identity(model, recipe, data), allow=True
+        )
         trained = saved.tensors.get(recipe.model.trained_file, {})
         restored = from_arrays(trained, saved.tensors["optimizer"])
         identity.require_same_parameters(restored, initial_state(model, recipe.train))
 
 
-def context_of(recipe: Recipe, folder: Path, data: TokenData, host: str | None = None) -> Context:
+def prepare_context(recipe: Recipe, folder: Path, data: TokenData, host: str | None = None) -> Context:
     """Data and model before the first step; `host` is the digest that the run's host must have."""
     _refuse_unusable(data, recipe)
-    return _starting(recipe, folder, data, start(recipe, data, host=host))
+    return _make_context(recipe, folder, data, build_initial_model(recipe, data, host=host))
 
 
-def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Context:
-    held = holding(recipe, began.model)
+def _make_context(recipe: Recipe, folder: Path, data: TokenData, began: InitialModel) -> Context:
+    held = build_constraints(recipe, began.model)
     context = Context(
         model=began.model,
         config=began.model.args,
@@ -104,7 +112,7 @@ def _starting(recipe: Recipe, folder: Path, data: TokenData, began: Start) -> Co
         masks=held.masks,
         builder=None if began.host else partial(models.build, began.model.args),
     )
-    return broken(context) if recipe.failure else context
+    return break_context(context) if recipe.failure else context
 
 
 def _refuse_unusable(data: TokenData, recipe: Recipe) -> None:
@@ -121,20 +129,20 @@ def _refuse_unusable(data: TokenData, recipe: Recipe) -> None:
         raise DataError(f"eval.prompt: {e}") from None
 
 
-def context_of_recipe(target: str | Path) -> Context:
+def prepare_recipe_context(target: str | Path) -> Context:
     """A recipe's context in a folder that goes away when the process ends."""
     recipe = recipes.load(target)
     temporary = tempfile.TemporaryDirectory(prefix="kssm-verify-")
     atexit.register(temporary.cleanup)
     folder = Path(temporary.name)
-    return context_of(recipe, folder, prepare(recipe.data, folder / "data"))
+    return prepare_context(recipe, folder, prepare(recipe.data, folder / "data"))
 
 
-def context_of_run(folder: Path) -> Context:
+def open_run_context(folder: Path) -> Context:
     """A run's recipe, its initial parameters and, once there is a checkpoint, the trained ones."""
-    recipe, data = recipe_of(folder), TokenData.open(folder / "data")
-    context = _starting(recipe, folder, data, start_of_run(recipe, data, read_recipe(folder)))
+    recipe, data = read_run_recipe(folder), TokenData.open(folder / "data")
+    context = _make_context(recipe, folder, data, rebuild_initial_model(recipe, data, read_recipe(folder)))
     latest = checkpoint.load_latest(folder / CHECKPOINTS)
     if latest:
-        take(context.model, latest.snapshot.tensors[recipe.model.trained_file])
+        load_trained_parameters(context.model, latest.snapshot.tensors[recipe.model.trained_file])
     return replace(context, manifest=read_manifest(folder), history=read_metrics(folder) if latest else None)

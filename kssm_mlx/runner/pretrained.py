@@ -47,7 +47,7 @@ def open_model(
         notes["hint"] = f"no tokenizer for {rows:,} embedding rows: put its tokenizer.json beside the weights"
     elif verify:
         _refuse_other_tokenizer(tokenizer, rows, source)
-    if tokenizer and (ends := ends_of_text(loaded.inspection.container.folder, tokenizer)):
+    if tokenizer and (ends := ends_of_text(loaded.inspection.container.folder, tokenizer.id_of)):
         tokenizer.stop_ids = ends
     return Trained(loaded.model, tokenizer, str(source), loaded.digest, notes)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from rich.console import Console
 
 from kssm_mlx.checks import suite
-from kssm_mlx.checks.core.registry import REGISTRY, Check, Context, require
+from kssm_mlx.checks.core.registry import REGISTRY, Check, Context, require_no_failure
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.runs.records import read_metrics
 from kssm_mlx.training.state import TrainState, with_knobs
@@ -21,7 +21,7 @@ LEARNING = ("C37", "N18")  # of what is learned, beside those that need a traine
 
 
 @dataclass(frozen=True)
-class Examination:
+class RunChecks:
     """Asks the checks of `context`; waivers: id -> reason; verify: whether a failure stops the run.
 
     Every method raises CheckFailed naming all that failed.
@@ -38,7 +38,7 @@ class Examination:
 
     def during(self, step: int, state: TrainState) -> None:
         """The model holds the parameters of that step while it is asked; the last answer is kept."""
-        if not suite.suite("R"):
+        if not suite.list_suite("R"):
             return
         parameters = with_knobs(state.params, state.untrained)
         with_parameters(
@@ -53,7 +53,7 @@ class Examination:
         found = suite.run_suite(self._context_now(level), level, self.waivers)
         suite.write_checks(self.context.run_folder, stage, found)
         spared = [c for c in found if not self.verify or (smoke and _of_learning(c))]
-        require(c for c in found if c not in spared)
+        require_no_failure(c for c in found if c not in spared)
         for check in spared:
             if not check.ok:
                 self._tell(check, when, "--smoke" if self.verify else "--no-verify")

@@ -10,17 +10,17 @@ from typing import Literal
 from kssm_mlx.checks.core import evidence
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.runner.own_model import context_of_model
-from kssm_mlx.runner.prepare import context_of_recipe, context_of_run
+from kssm_mlx.runner.own_model import open_own_model
+from kssm_mlx.runner.prepare import open_run_context, prepare_recipe_context
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runs.layout import is_run
 from kssm_mlx.training import recipe as recipes
-from kssm_mlx.training.constraints import holding
+from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten
 
 
-def context_of_targets(targets: Sequence[str | Path], model: str | None = None) -> Context:
+def open_targets(targets: Sequence[str | Path], model: str | None = None) -> Context:
     """One context of them all: of several run folders the arm of the first is the `baseline`, the others are
     `runs`; of a single arm all are `runs`.
 
@@ -31,7 +31,7 @@ def context_of_targets(targets: Sequence[str | Path], model: str | None = None) 
         raise ConfigError("kssm verify needs a recipe, a run folder, weights or --model module:callable")
     contexts = [_context(target) for target in targets]
     if len(contexts) > 1:
-        return _compared(targets, contexts, model)
+        return _compare_runs(targets, contexts, model)
     return _with_model(contexts[0] if contexts else Context(), model) if model else contexts[0]
 
 
@@ -44,7 +44,7 @@ def _kind(target: str | Path) -> Literal["run", "recipe", "weights"]:
     path = Path(target).expanduser()
     if is_run(path):
         return "run"
-    named = str(target) in {**recipes.shipped(), **recipes.failures()} or path.suffix == ".toml"
+    named = str(target) in {**recipes.list_shipped(), **recipes.list_failures()} or path.suffix == ".toml"
     return "weights" if not named and (path.exists() or "/" in str(target)) else "recipe"
 
 
@@ -52,11 +52,11 @@ def _context(target: str | Path) -> Context:
     """Raises: ConfigError for what is nothing of the kind, with the nearest recipe."""
     kind = _kind(target)
     if kind == "run":
-        return context_of_run(Path(target).expanduser())
-    return _of_weights(target) if kind == "weights" else context_of_recipe(target)
+        return open_run_context(Path(target).expanduser())
+    return _open_weights(target) if kind == "weights" else prepare_recipe_context(target)
 
 
-def _of_weights(source: str | Path) -> Context:
+def _open_weights(source: str | Path) -> Context:
     """A trained model and its tokenizer, verified L0 to L3; without a recipe and without data."""
     opened = open_model(source)
     return Context(
@@ -68,20 +68,20 @@ def _of_weights(source: str | Path) -> Context:
     )
 
 
-def _compared(targets: Sequence[str | Path], contexts: list[Context], model: str | None) -> Context:
+def _compare_runs(targets: Sequence[str | Path], contexts: list[Context], model: str | None) -> Context:
     if others := [str(t) for t in targets if not is_run(Path(t).expanduser())]:
         raise ConfigError(f"only run folders can be compared; {others[0]} is none: verify it alone")
     if model:
         raise ConfigError("--model is looked at alone or with one recipe or run, not with several")
-    first, *others = evidence.arms(contexts).values()
+    first, *others = evidence.group_contexts(contexts).values()
     runs = [run for arm in others for run in arm]
     return replace(contexts[0], runs=runs or first, baseline=first if runs else None)
 
 
 def _with_model(context: Context, spec: str) -> Context:
     """The context with this model in place of its own, which has had none of its steps."""
-    own = context_of_model(spec)
-    held = holding(context.recipe, own.model) if context.recipe else None
+    own = open_own_model(spec)
+    held = build_constraints(context.recipe, own.model) if context.recipe else None
     return replace(
         context,
         model=own.model,

@@ -6,7 +6,9 @@ trackio keeps its data on this machine and speaks wandb's dialect; it comes with
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,20 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.training.recipe import Recipe
 
 
+def require_tracker(project: str | None) -> None:
+    """Before anything is prepared: is there what rows are sent with? Raises: ConfigError if not."""
+    if project and not _is_installed("trackio"):
+        raise ConfigError("--track needs trackio; install it: pip install 'kssm-mlx[track]'")
+
+
+def _is_installed(package: str) -> bool:
+    if package in sys.modules:  # None there says that it cannot be imported
+        return sys.modules[package] is not None
+    return find_spec(package) is not None
+
+
 @contextlib.contextmanager
-def tracked(project: str | None, folder: Path, recipe: Recipe, *, resume: bool = False) -> Iterator[Any]:
+def open_tracker(project: str | None, folder: Path, recipe: Recipe, *, resume: bool = False) -> Iterator[Any]:
     """A function `log(step, row)` that sends the numbers of a row; does nothing without a project.
 
     Raises: ConfigError when trackio is not installed.
@@ -23,10 +37,9 @@ def tracked(project: str | None, folder: Path, recipe: Recipe, *, resume: bool =
     if not project:
         yield lambda step, row: None
         return
-    try:
-        import trackio
-    except ImportError:
-        raise ConfigError("--track needs trackio; install it: pip install 'kssm-mlx[track]'") from None
+    require_tracker(project)
+    import trackio
+
     run = trackio.init(
         project=project,
         name=folder.resolve().name,

@@ -19,15 +19,15 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.files import writing
 from kssm_mlx.generation import generate
 from kssm_mlx.runner.base_models import ensure_base_model
-from kssm_mlx.runner.folder import describe, host_of
-from kssm_mlx.runner.prepare import context_of, data_of_run
-from kssm_mlx.runner.run_checks import Examination
-from kssm_mlx.runner.tracking import tracked
+from kssm_mlx.runner.folder import read_base_digest, write_description
+from kssm_mlx.runner.prepare import prepare_context, prepare_data
+from kssm_mlx.runner.run_checks import RunChecks
+from kssm_mlx.runner.tracking import open_tracker, require_tracker
 from kssm_mlx.runs import lock
 from kssm_mlx.training import recipe as recipes
-from kssm_mlx.training.constraints import holding
-from kssm_mlx.training.loop import Hooks, Result, refuse_second_run, train_loop
-from kssm_mlx.training.loss_terms import terms
+from kssm_mlx.training.constraints import build_constraints
+from kssm_mlx.training.loop import Callbacks, Result, refuse_second_run, train_loop
+from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import flatten
 
@@ -56,24 +56,25 @@ def train(
     recipe = recipes.load(recipe) if isinstance(recipe, (str, Path)) else recipe
     folder, console = Path(folder), console or Console(highlight=False)
     waivers = {**recipe.waive, **(waivers or {})}
-    suite.accept(waivers)  # a waiver of an unknown check is refused before anything is written
+    require_tracker(track)
+    suite.require_known_waivers(waivers)  # a waiver of an unknown check is refused before anything is written
     with writing("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with lock.hold(folder):
         if not resume:
             refuse_second_run(folder)
         ensure_base_model(recipe.model, train)
-        data = data_of_run(recipe, folder, resume, allow_config_change)
-        context = context_of(recipe, folder, data, host_of(folder) if resume else None)
-        describe(folder, recipe, context, waivers, verify=verify)
+        data = prepare_data(recipe, folder, resume, allow_config_change)
+        context = prepare_context(recipe, folder, data, read_base_digest(folder) if resume else None)
+        write_description(folder, recipe, context, waivers, verify=verify)
         console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
-        terms(recipe.loss, context.model.args.vocab_size)  # refuses what no check should have to meet
-        held = holding(recipe, context.model)
+        parse_terms(recipe.loss, context.model.args.vocab_size)  # refuses what no check should have to meet
+        held = build_constraints(recipe, context.model)
         for line in (*(held.intervention.describe() if held.intervention else ()), *held.warnings):
             console.print(line, soft_wrap=True, markup=False)
-        examination = Examination(context, waivers, verify, console)
+        examination = RunChecks(context, waivers, verify, console)
         examination.before()
-        with tracked(track, folder, recipe, resume=resume) as log:
+        with open_tracker(track, folder, recipe, resume=resume) as log:
             result = train_loop(
                 context.model,
                 recipe,
@@ -81,7 +82,7 @@ def train(
                 folder,
                 resume=resume,
                 allow_config_change=allow_config_change,
-                hooks=Hooks(
+                hooks=Callbacks(
                     sample=partial(_samples, context=context),
                     on_step=log,
                     on_eval=lambda step, state, row: (log(step, row), examination.during(step, state)),

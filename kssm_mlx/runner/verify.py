@@ -9,7 +9,7 @@ from pathlib import Path
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Check
 from kssm_mlx.runner.base_models import ensure_base_model
-from kssm_mlx.runner.targets import context_of_targets, recipes_among
+from kssm_mlx.runner.targets import open_targets, recipes_among
 from kssm_mlx.runner.train import train
 from kssm_mlx.runs.layout import is_run
 
@@ -30,13 +30,13 @@ def verify(
     """
     for recipe in recipes_among(targets):
         ensure_base_model(recipe.model, train)
-    context = replace(context_of_targets(targets, model), untrained=untrained)
+    context = replace(open_targets(targets, model), untrained=untrained)
     waivers = context.recipe.waive if context.recipe else {}
-    suite.accept(waivers)
+    suite.require_known_waivers(waivers)
     looked_at = [*(context.runs or [context]), *(context.baseline or ())]
     runs = [of.run_folder for of in looked_at if of.run_folder and is_run(of.run_folder)]
     levels = [level] if level else ["G"] if context.runs else ["P", "S", "R"] if runs else ["P"]
-    ids = list(only or ()) or dict.fromkeys(id for one in levels for id in suite.suite(one))
+    ids = list(only or ()) or dict.fromkeys(id for one in levels for id in suite.list_suite(one))
     found = suite.run_suite(context, ids, waivers)
     for folder in runs:
         suite.write_checks(folder, "claim" if context.runs else "verify", found)

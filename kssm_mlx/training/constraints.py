@@ -25,7 +25,7 @@ from kssm_mlx.training.steering_sections import Noise as NoiseSection
 ACTS = {"route": Detach, "ablate": Silence}  # what a mode does beside freezing
 
 
-class Holding(NamedTuple):
+class Constraints(NamedTuple):
     """What a recipe holds of a model, if anything. warnings: for whoever runs it."""
 
     masks: dict[str, mx.array]
@@ -33,7 +33,7 @@ class Holding(NamedTuple):
     warnings: list[str]
 
 
-def holding(recipe: Recipe, model: nn.Module) -> Holding:
+def build_constraints(recipe: Recipe, model: nn.Module) -> Constraints:
     """The masks and the intervention of [freeze], [clamp] and [noise].
 
     Raises: ConfigError for units that the model does not have, a clamp that would do nothing, a tied head
@@ -48,7 +48,7 @@ def holding(recipe: Recipe, model: nn.Module) -> Holding:
     intervention = Intervention(acts=acts) if acts else None
     head = freeze is not None and freeze.head
     warnings = require_effect(model, intervention, head_is_trained=not head) if intervention else []
-    return Holding(_masks(freeze, model) if freeze else {}, intervention, warnings)
+    return Constraints(_masks(freeze, model) if freeze else {}, intervention, warnings)
 
 
 def _masks(freeze: Freeze, model: nn.Module) -> dict[str, mx.array]:

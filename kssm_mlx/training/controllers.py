@@ -58,7 +58,7 @@ def control(section: Control, observed: Mapping[str, float | None], knobs: Mappi
     action, reason, excess = judge(section, observed)
     if section.label_only:
         return Decision(dict(knobs), action, reason)
-    return Decision(turned(section, action, excess, knobs), action, reason)
+    return Decision(turn_knobs(section, action, excess, knobs), action, reason)
 
 
 def judge(section: Control, observed: Mapping[str, float | None]) -> tuple[str, str, float]:
@@ -79,7 +79,7 @@ def judge(section: Control, observed: Mapping[str, float | None]) -> tuple[str, 
     return rule.idle, "in range", 0.0
 
 
-def turned(section: Control, action: str, excess: float, knobs: Mapping[str, float]) -> dict[str, float]:
+def turn_knobs(section: Control, action: str, excess: float, knobs: Mapping[str, float]) -> dict[str, float]:
     """The knobs after an action: the coupling stays where it is put, the noise lasts as long as the brake.
 
     The bounds end a movement and never turn it round: below them a brake does nothing.

@@ -68,7 +68,7 @@ def advise(curve: Curve, cuts: tuple[int, ...], options: Patience) -> Advice:
     idle, interval = now - max([improved, *since]), improvement_interval(curve, options.improvement)
     if interval is not None and idle >= options.intervals * interval:
         return _impatient(idle, interval, len(since), options)
-    if envelope(curve.held_out, options.improvement) == "flat" and unresolved(curve):
+    if envelope(curve.held_out, options.improvement) == "flat" and list_unresolved(curve):
         return Advice("WAIT", "T9", f"the last {WINDOW} evaluations scatter by no less than they improve")
     return Advice("CONTINUE", "", "improving, or within patience")
 
@@ -118,7 +118,7 @@ def overfits(curve: Curve, rise: float) -> bool:
     )
 
 
-def unresolved(curve: Curve) -> bool:
+def list_unresolved(curve: Curve) -> bool:
     """Whether the last evaluations scatter about their line by no less than it falls per evaluation (T9).
 
     Standard deviation against mean improvement, both in nats; the notes compared a variance.

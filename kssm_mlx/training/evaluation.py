@@ -55,7 +55,7 @@ def make_evaluator(
     score = _make_score(model, compile, intervention)
 
     def evaluator(params: dict[str, Any], windows: Iterable, bytes_per_target: PerTarget) -> dict[str, float]:
-        scores = _joined([score(params, *_arrays(tokens, resets)) for tokens, resets in windows])
+        scores = _join_scores([score(params, *_arrays(tokens, resets)) for tokens, resets in windows])
         return {**language_metrics(scores, bytes_per_target), **(task_metrics(scores, task) if task else {})}
 
     return evaluator
@@ -89,7 +89,7 @@ def context_gain(model: nn.Module, windows: Iterable, *, compile: bool = True) -
         tokens, resets = _arrays(tokens, resets)
         full.append(score(params, tokens, resets))
         alone.append(score(params, _pairs(tokens), None).nats.reshape(full[-1].nats.shape))
-    full, alone = _joined(full), np.concatenate(alone)
+    full, alone = _join_scores(full), np.concatenate(alone)
     gain = evaluation(_per_window(alone - full.nats, full.scored))
     return {
         "nats_per_token": evaluation(_per_window(full.nats, full.scored)).loss.value,
@@ -105,7 +105,7 @@ def window_losses(model: nn.Module, windows: Iterable, *, compile: bool = True) 
     Shapes: [windows].
     """
     score, params = _make_score(model, compile), model.parameters()
-    scores = _joined([score(params, *_arrays(tokens, resets)) for tokens, resets in windows])
+    scores = _join_scores([score(params, *_arrays(tokens, resets)) for tokens, resets in windows])
     return _per_window(scores.nats, scores.scored)
 
 
@@ -180,7 +180,7 @@ def _pairs(tokens: mx.array) -> mx.array:
     return mx.stack([tokens[:, :-1], tokens[:, 1:]], axis=-1).reshape(-1, 2)
 
 
-def _joined(batches: list[Scores]) -> Scores:
+def _join_scores(batches: list[Scores]) -> Scores:
     """Raises: ConfigError when there is no window; DataError when no target in them is scored."""
     if not batches:
         raise ConfigError(

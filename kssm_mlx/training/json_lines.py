@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from kssm_mlx import files
+from kssm_mlx.errors import CheckpointError
 from kssm_mlx.files import writing
 from kssm_mlx.parsing import parse_json
 
@@ -29,7 +31,15 @@ class Rows:
             self._file = open(self.path, "a")  # noqa: SIM115  open as long as the run
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row. A number that is not finite is written as null, which JSON has a word for."""
+        """Append one row. A number that is not finite is written as null, which JSON has a word for.
+
+        Raises: CheckpointError when the file was deleted since it was opened: the row would go nowhere.
+        """
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            raise CheckpointError(
+                f"{self.path} was deleted while the run was writing to it; the run has stopped. What is left "
+                f"in {self.path.parent} cannot be continued: train again into another folder"
+            )
         line = json.dumps({name: plain(value) for name, value in row.items()}, allow_nan=False)
         with writing(self.path.name, self.path.parent):
             self._file.write(line + "\n")

@@ -30,11 +30,11 @@ from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.early_stopping import Advice
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.json_lines import Rows, plain
-from kssm_mlx.training.loss_terms import terms
-from kssm_mlx.training.monitoring import Course, Watch
+from kssm_mlx.training.loss_terms import parse_terms
+from kssm_mlx.training.monitoring import EarlyStopping, Monitoring
 from kssm_mlx.training.progress import Progress
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.signals import StopRequest, interrupted
+from kssm_mlx.training.signals import StopRequest, make_interrupted
 from kssm_mlx.training.state import TrainState, from_arrays, initial_state, to_arrays, with_knobs
 from kssm_mlx.training.step import make_step
 
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Hooks:
+class Callbacks:
     """What others do during a run; each may raise a KssmError to end it.
 
     sample(model, key) -> rows for samples.jsonl, after each evaluation, the model holding the parameters of
@@ -83,7 +83,7 @@ def train_loop(
     *,
     resume: bool = False,
     allow_config_change: bool = False,
-    hooks: Hooks = Hooks(),
+    hooks: Callbacks = Callbacks(),
     console: Console | None = None,
     clock: Callable[[], float] = time.perf_counter,
     masks: dict[str, mx.array] | None = None,
@@ -113,7 +113,8 @@ def refuse_second_run(folder: Path) -> None:
     """Raises: CheckpointError if the folder already has checkpoints of a run."""
     if layout.list_checkpoints(folder / layout.CHECKPOINTS):
         raise CheckpointError(
-            f"{folder} already holds a run; pass --resume to continue it, or choose another folder"
+            f"{folder} already holds a run; kssm train {folder} --resume goes on with it, "
+            "or choose another folder"
         )
 
 
@@ -121,19 +122,31 @@ class _Run:
     """The loop's variables, and the moves between them."""
 
     def __init__(
-        self, model, recipe: Recipe, data, folder: Path, hooks: Hooks, progress: Progress, clock, masks, held
+        self,
+        model,
+        recipe: Recipe,
+        data,
+        folder: Path,
+        hooks: Callbacks,
+        progress: Progress,
+        clock,
+        masks,
+        held,
     ):
         self.model, self.recipe, self.data, self.folder = model, recipe, data, folder
         self.hooks, self.progress, self.clock = hooks, progress, clock
         self.checkpoints = folder / layout.CHECKPOINTS
-        self.identity = identity.of(model, recipe, data)
+        self.identity = identity.describe_identity(model, recipe, data)
         self.environment = identity.environment()
         self.state = initial_state(model, recipe.train)
-        self.watch, self.course = Watch(recipe, model.model_type, self.state.knobs), Course(recipe)
+        self.watch, self.course = (
+            Monitoring(recipe, model.model_type, self.state.knobs),
+            EarlyStopping(recipe),
+        )
         self.take_step = make_step(
             model,
             recipe.train,
-            loss=terms(recipe.loss, model.args.vocab_size),
+            loss=parse_terms(recipe.loss, model.args.vocab_size),
             masks=masks,
             intervention=held,
             monitor=self.watch.active,
@@ -149,7 +162,7 @@ class _Run:
         if not again:
             refuse_second_run(self.folder)
         with writing("checkpoints", self.checkpoints):
-            checkpoint.clean(self.checkpoints)
+            checkpoint.remove_leftovers(self.checkpoints)
         loaded = checkpoint.load_latest(self.checkpoints)
         if loaded:
             self._restore(loaded, allow_change)
@@ -159,7 +172,7 @@ class _Run:
     def _restore(self, loaded: checkpoint.Loaded, allow_change: bool) -> None:
         """Become the run that wrote the checkpoint. Nothing on disk changes before everything is accepted."""
         saved, fresh = loaded.snapshot, self.state
-        changed = identity.changes(saved.state["identity"], self.identity, allow=allow_change)
+        changed = identity.require_unchanged(saved.state["identity"], self.identity, allow=allow_change)
         trained = saved.tensors.get(self.recipe.model.trained_file, {})
         restored = from_arrays(trained, saved.tensors["optimizer"])
         identity.require_same_parameters(restored, fresh)
@@ -189,17 +202,17 @@ class _Run:
             self.progress.say(f"{self.folder} is finished: {done}; {more}")
         for difference in changed:
             self._tell("change", f"allowed change: {difference}")
-        for difference in identity.differences(loaded.snapshot.state["environment"], self.environment):
+        for difference in identity.list_differences(loaded.snapshot.state["environment"], self.environment):
             self._tell("change", f"{difference}: bitwise equality is not promised")
 
     def _repair(self, loaded: checkpoint.Loaded) -> None:
         """Set damaged checkpoints aside, and make LATEST and BEST name good ones."""
         for path in loaded.skipped:
             checkpoint.set_aside(path)
-        checkpoint.point(self.checkpoints, layout.LATEST, loaded.path)
+        checkpoint.write_pointer(self.checkpoints, layout.LATEST, loaded.path)
         best = layout.list_checkpoints(self.checkpoints).get(self.best.get("step"))
         if best:
-            checkpoint.point(self.checkpoints, layout.BEST, best)
+            checkpoint.write_pointer(self.checkpoints, layout.BEST, best)
         else:  # somebody deleted it: the next evaluation is the best there is
             self.best = {}
             (self.checkpoints / layout.BEST).unlink(missing_ok=True)
@@ -226,8 +239,8 @@ class _Run:
             if self._due(self.recipe.save.every) or improved or signal or self.course.stopped:
                 self._save(improved, pinned=signal.name if signal else "")
             if signal:
-                raise interrupted(
-                    signal, f"saved after step {self.step}; continue {self.folder} with --resume"
+                raise make_interrupted(
+                    signal, f"saved after step {self.step}; to go on: kssm train {self.folder} --resume"
                 )
         self.model.update(self._parameters())
 

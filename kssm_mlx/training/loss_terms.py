@@ -112,7 +112,7 @@ def bistability(
     """determinant / (|Δ| + ε) - barrier · ln max(u, ε), with the means of |Δ| and u of a block, mean over
     blocks. Of a u that is clamped the barrier has no gradient; it falls through u = 1 without a minimum.
     """
-    delta, u = (_found(trace, name, "bistability") for name in ("delta", "u"))
+    delta, u = (_require_quantity(trace, name, "bistability") for name in ("delta", "u"))
     det = _average([determinant / (mx.mean(mx.abs(d)) + epsilon) for d in delta])
     wall = _average([-barrier * mx.log(mx.maximum(mx.mean(x), epsilon)) for x in u])
     return det + wall, {"determinant": det, "barrier": wall}
@@ -142,7 +142,7 @@ def gate_entropy(logits, targets, trace, *, form: Form = "repaired") -> Value:
     """Minus the mean entropy of the gates between two branches, nats: a bonus for using both. Published: with
     the sign that drives gates to one branch.
     """
-    shares = [mx.clip(g, 1e-6, 1 - 1e-6) for g in _found(trace, "gate", "gate_entropy")]
+    shares = [mx.clip(g, 1e-6, 1 - 1e-6) for g in _require_quantity(trace, "gate", "gate_entropy")]
     H = _average([-mx.mean(g * mx.log(g) + (1 - g) * mx.log(1 - g)) for g in shares])
     return (-H if form == "repaired" else H), {"nats": H}
 
@@ -150,7 +150,7 @@ def gate_entropy(logits, targets, trace, *, form: Form = "repaired") -> Value:
 @loss_term("diversity")
 def diversity(logits, targets, trace) -> Value:
     """(1 + cos(R, M)) / 2 of the outputs of the RWKV and the Mamba branch: 0 opposed, 1 alike."""
-    pairs = zip(*(_found(trace, name, "diversity") for name in ("rwkv", "mamba")), strict=True)
+    pairs = zip(*(_require_quantity(trace, name, "diversity") for name in ("rwkv", "mamba")), strict=True)
     alike = _average([mx.mean(_cosine(r, m)) for r, m in pairs])
     return (1 + alike) / 2, {"cosine": alike}
 
@@ -159,8 +159,8 @@ def diversity(logits, targets, trace) -> Value:
 def arbiter(logits, targets, trace) -> Value:
     """-ln of the share that the gate gives to the branch nearer to what was fused, nats."""
     names = ("rwkv", "mamba", "gate")
-    blocks = zip(*(_found(trace, name, "arbiter") for name in names), strict=True)
-    return _average([_misjudged(r, m, gate) for r, m, gate in blocks]), {}
+    blocks = zip(*(_require_quantity(trace, name, "arbiter") for name in names), strict=True)
+    return _average([_arbiter_loss(r, m, gate) for r, m, gate in blocks]), {}
 
 
 class Term(NamedTuple):
@@ -176,7 +176,7 @@ class Term(NamedTuple):
     reads_logits: bool
 
 
-def terms(section: Mapping[str, Mapping[str, Any]], vocab_size: int | None = None) -> tuple[Term, ...]:
+def parse_terms(section: Mapping[str, Mapping[str, Any]], vocab_size: int | None = None) -> tuple[Term, ...]:
     """The terms of a `[loss]` section, {"uncertainty": {"weight": 0.1, "target": 0.5}}.
 
     Raises: ConfigError for an unknown term or option (with the nearest), a wrong value, or no weight; and for
@@ -189,20 +189,22 @@ def terms(section: Mapping[str, Mapping[str, Any]], vocab_size: int | None = Non
     return found
 
 
-def columns(
+def compute_columns(
     terms: Sequence[Term], logits: mx.array | None, targets: mx.array, trace: dict[str, Any]
 ) -> dict[str, mx.array]:
     """`term_<name>`, the weighted value, and `<name>_<part>` of each term."""
     found = {}
     for term in terms:
-        own = {name: apart(a) for name, a in trace.items() if isinstance(a, mx.array)}
-        value, parts = term.function(None if logits is None else apart(logits), apart(targets), own)
+        own = {name: isolate_node(a) for name, a in trace.items() if isinstance(a, mx.array)}
+        value, parts = term.function(
+            None if logits is None else isolate_node(logits), isolate_node(targets), own
+        )
         found[f"term_{term.name}"] = term.weight * value
         found |= {f"{term.name}_{part}": number for part, number in parts.items()}
     return found
 
 
-def apart(a: mx.array) -> mx.array:
+def isolate_node(a: mx.array) -> mx.array:
     """The same array as a node that `mx.compile` merges with no other, nor what is computed from it.
 
     Where it merges nodes with several users (the mask of scored positions in two terms) or an output with a
@@ -246,7 +248,7 @@ def _mean(values: mx.array, targets: mx.array) -> mx.array:
     return mx.sum(mx.where(scored, values, 0.0)) / mx.maximum(mx.sum(scored), 1)
 
 
-def _found(trace: dict[str, Any], quantity: str, term: str) -> list[mx.array]:
+def _require_quantity(trace: dict[str, Any], quantity: str, term: str) -> list[mx.array]:
     """A quantity of every block, fp32. Raises: ConfigError where no block has it."""
     found = [a.astype(mx.float32) for name, a in sorted(trace.items()) if name.endswith(f"/{quantity}")]
     if not found:
@@ -258,7 +260,7 @@ def _found(trace: dict[str, Any], quantity: str, term: str) -> list[mx.array]:
 
 
 def _mean_of(trace: dict[str, Any], quantity: str, term: str) -> mx.array:
-    return _average([mx.mean(a) for a in _found(trace, quantity, term)])
+    return _average([mx.mean(a) for a in _require_quantity(trace, quantity, term)])
 
 
 def _average(values: list[mx.array]) -> mx.array:
@@ -271,7 +273,7 @@ def _cosine(a: mx.array, b: mx.array) -> mx.array:
     return mx.sum(a * b, axis=-1) * mx.rsqrt(mx.maximum(sizes, 1e-24))
 
 
-def _misjudged(rwkv: mx.array, mamba: mx.array, gate: mx.array) -> mx.array:
+def _arbiter_loss(rwkv: mx.array, mamba: mx.array, gate: mx.array) -> mx.array:
     """Shapes: rwkv, mamba [B, T, D], gate broadcasts to them, the share of RWKV -> []."""
     fused = mx.stop_gradient(gate * rwkv + (1 - gate) * mamba)
     far = [mx.mean(mx.square(branch - fused), axis=-1) for branch in (rwkv, mamba)]

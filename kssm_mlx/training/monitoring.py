@@ -21,7 +21,7 @@ Row = dict[str, Any]
 Knobs = dict[str, mx.array]
 
 
-class Watch:
+class Monitoring:
     """`row, knobs = watch.step(row, knobs)` after each step. `visits` is all it remembers between steps.
 
     Raises: ConfigError for a controller without knobs to turn.
@@ -72,7 +72,7 @@ class Watch:
         return row, {name: mx.array(value, mx.float32) for name, value in decided.knobs.items()}
 
 
-class Course:
+class EarlyStopping:
     """The course of the losses so far, and what was decided about it; `memory` is all that it remembers."""
 
     def __init__(self, recipe: Recipe):

@@ -26,7 +26,7 @@ MEANS = ("R", "h", "lyapunov", "U")
 ANGLES = ("psi", "theta")
 
 
-def averages(trace: dict) -> dict[str, mx.array]:
+def average_observables(trace: dict) -> dict[str, mx.array]:
     """Means [] fp32 over batch, time and groups; linear, so those of equal pieces average to the whole's."""
     found = {}
     for name, value in trace.items():
@@ -53,7 +53,7 @@ def summary(averages: dict[str, mx.array]) -> dict[str, mx.array]:
     return columns
 
 
-def overall(averages: dict[str, mx.array], params: dict[str, Any]) -> dict[str, mx.array]:
+def average_over_blocks(averages: dict[str, mx.array], params: dict[str, Any]) -> dict[str, mx.array]:
     """The columns of the whole model, as far as it has them: R, U, RU, phases and frequencies."""
     R = _named(averages, "R_")
     columns = {"R": mx.mean(R)} if R is not None else {}

@@ -95,21 +95,21 @@ class Recipe(Section):
     @field_validator("loss")
     @classmethod
     def _known_terms(cls, loss: dict[str, dict[str, Any]]):
-        from kssm_mlx.training.loss_terms import terms
+        from kssm_mlx.training.loss_terms import parse_terms
 
         try:
-            terms(loss)
+            parse_terms(loss)
         except ConfigError as e:
             raise ValueError(str(e)) from None
         return loss
 
 
-def shipped() -> dict[str, Path]:
+def list_shipped() -> dict[str, Path]:
     """Name -> file of the recipes that come with the package (in a clone: the top-level folder)."""
     return {p.stem: p for p in _files("")}
 
 
-def failures() -> dict[str, Path]:
+def list_failures() -> dict[str, Path]:
     """The same of the failed runs of the notes, `failures/NAME`, and of the host that some of them take."""
     return {f"failures/{p.stem}": p for p in _files("failures")}
 
@@ -129,12 +129,12 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
     Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest), a wrong type, and
         a smoke form that there is not.
     """
-    known = {**shipped(), **failures()}
+    known = {**list_shipped(), **list_failures()}
     path = known.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
         raise ConfigError(
-            f"no recipe {str(name_or_path)!r}: neither a file nor one of "
-            f"{', '.join(shipped()) or 'none shipped'}{nearest(str(name_or_path), known)}"
+            f"no recipe {str(name_or_path)!r}, neither a TOML file nor a shipped one"
+            f"{nearest(str(name_or_path), known)}; kssm recipes lists those that are shipped"
         )
     try:
         table = parse_toml(path.read_text("utf-8"))
@@ -148,6 +148,16 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
     for key, value in (overrides or {}).items():
         _set(table, key, value)
     return parse(table, where=str(name_or_path))
+
+
+def override(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
+    """The recipe with settings changed, {"train.steps": 2000}. Raises: ConfigError as `load`."""
+    if not overrides:
+        return recipe
+    table = recipe.model_dump()
+    for key, value in overrides.items():
+        _set(table, key, value)
+    return parse(table)
 
 
 def _make_smoke(table: dict[str, Any], changes: Any, where: str) -> None:
@@ -214,6 +224,12 @@ def _explain(error: dict[str, Any]) -> str:
     """One pydantic error as words for a stranger."""
     loc = [str(part) for part in error["loc"]]
     name = ".".join(part for part in loc if part not in MODEL_KINDS)
+    if error["type"] == "extra_forbidden" and loc[:2] == ["model", "(host)"]:
+        fields = Host.model_fields
+        return (
+            f"unknown key {name!r}{nearest(loc[-1], fields)}: model.host is a model of its own kind, beside "
+            f"which model.family and its keys have no meaning; --set {name}= takes one out"
+        )
     if error["type"] == "extra_forbidden":
         section: Any = Recipe
         for part in loc[:-1]:
@@ -222,8 +238,8 @@ def _explain(error: dict[str, Any]) -> str:
             options = getattr(section, "__args__", ())  # of a section that may be None, or of many
             section = next((a for a in options if hasattr(a, "model_fields")), section)
         return f"unknown key {name!r}{nearest(loc[-1], section.model_fields)}"
-    if error["type"] == "value_error":
-        return f"{name}: {error['ctx']['error']}"
+    if error["type"] == "value_error":  # of the whole recipe, it names its keys itself
+        return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
     if error["type"] == "missing":
         return f"{name} is missing"
     if error["type"] == "model_type":

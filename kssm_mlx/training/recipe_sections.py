@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from kssm_mlx.data.tasks import PREFIX
+from kssm_mlx.data.tasks import PREFIX, TASKS
+from kssm_mlx.errors import nearest
 from kssm_mlx.training.steering_sections import Group, Section
 
 LARGEST_SEED = 2**63 - 1  # MLX and numpy take more, and not the same
@@ -47,6 +48,11 @@ class Failure(Section):
     breaks: str = ""
 
 
+def _refuse_unknown_task(name: str) -> None:
+    if name not in TASKS:
+        raise ValueError(f"source: no task {name!r}; known: {', '.join(TASKS)}{nearest(name, TASKS)}")
+
+
 class Data(Section):
     """source: `pydoc`, `themes`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `gutenberg:FOLDER`, `wikitext:PATH`,
     `hf:DATASET`, `task:NAME`; all in `kssm_mlx.data.corpora.sources`.
@@ -56,8 +62,10 @@ class Data(Section):
     split: "documents" holds out whole documents, "contiguous" the last `validation` share of the one stream,
     "auto" takes the split that the corpus brings; or documents, when there are at least 20 of them or they
     are books or articles.
-    special_tokens: whether a special token of the tokenizer that stands in a text, such as `<|endoftext|>`, is
-    that token; by default it is its characters, as all text.
+    special_tokens: whether a special token of the tokenizer that stands in a text, such as `<|endoftext|>`,
+    is that token; by default it is its characters, as all text.
+    deduplicate: leave out every paragraph that shares 64 bytes with an earlier one, in all documents: what a
+    text says twice (licences, headers) else ends up on both sides.
     task: the options of a task, as in `kssm_mlx.data.tasks`, which has its own split.
     """
 
@@ -67,6 +75,7 @@ class Data(Section):
     validation: float = Field(0.1, gt=0, lt=0.5)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     special_tokens: bool = False
+    deduplicate: bool = False
     task: dict[str, Any] = Field({})
 
     @model_validator(mode="before")
@@ -80,10 +89,12 @@ class Data(Section):
         if not self.source.startswith(PREFIX):
             if self.task:
                 raise ValueError(f'[data.task] goes with source = "task:NAME", got source {self.source!r}')
-        elif (self.tokenizer, self.split, self.validation) != ("ids", "auto", 0.1):
+            return self
+        _refuse_unknown_task(self.source.removeprefix(PREFIX))
+        if (self.tokenizer, self.split, self.validation, self.deduplicate) != ("ids", "auto", 0.1, False):
             raise ValueError(
-                "a task brings its tokenizer and split: leave tokenizer, split and validation out, and set "
-                "data.task.train_rows and data.task.validation_rows"
+                "a task brings its tokenizer and split: leave tokenizer, split, validation and deduplicate "
+                "out, and set data.task.train_rows and data.task.validation_rows"
             )
         return self
 

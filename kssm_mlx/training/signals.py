@@ -51,7 +51,7 @@ class StopRequest:
         os.write(2, text.encode())  # print may not be entered again while it is interrupted
 
 
-def interrupted(by: signal.Signals, saved: str) -> Interrupted:
+def make_interrupted(by: signal.Signals, saved: str) -> Interrupted:
     """The error that ends a run after a signal; its exit code is the shell's convention, 128 + signal."""
     error = Interrupted(f"stopped by {by.name}; {saved}")
     error.exit_code = 128 + by

@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.base import Cache, Intervention, head_of, mode, with_parameters
 from kssm_mlx.training import loss_terms, observables, optim
-from kssm_mlx.training.loss_terms import Term, apart
+from kssm_mlx.training.loss_terms import Term, isolate_node
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
@@ -75,7 +75,7 @@ def make_step(
     gradient = make_gradient(model, train, loss=loss, intervention=intervention, monitor=monitor)
     update = make_update(model, train, masks=masks, monitor=monitor)
     if train.accumulation > 1:
-        gradient, update = accumulated(compiled(gradient), train.accumulation), compiled(update)
+        gradient, update = accumulate_gradients(compiled(gradient), train.accumulation), compiled(update)
 
     def step(state: TrainState, tokens: mx.array, resets: mx.array | None = None):
         _, noise = mx.random.split(state.key)  # `update` keeps the other half
@@ -105,10 +105,10 @@ def make_gradient(
         inputs, targets = split_rows(tokens)
         own = with_knobs(lowered(params), untrained)
         nats, count, logits, cache, trace, buffers = score(own, inputs, targets, carry, resets, key)
-        terms = {k: v * count for k, v in loss_terms.columns(loss, logits, targets, trace).items()}
+        terms = {k: v * count for k, v in loss_terms.compute_columns(loss, logits, targets, trace).items()}
         total = nats + sum(v for k, v in terms.items() if k.startswith("term_"))
         carry = _handed_off(model, carry, cache) if train.hand_off else None
-        return total, nats, count, terms, observables.averages(trace), buffers, carry
+        return total, nats, count, terms, observables.average_observables(trace), buffers, carry
 
     def gradient(params, tokens, resets, carry, untrained=None, key=None):
         (_, *summed, carry), grads = mx.value_and_grad(objective)(
@@ -139,7 +139,9 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
         chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
         if chunk is None or keep_logits:
             logits, cache, trace, buffers = call(model.forward, params, inputs, carry, resets, key)
-            watched = {"U": observables.uncertainty(apart(logits), apart(targets))} if monitor else {}
+            watched = (
+                {"U": observables.uncertainty(isolate_node(logits), isolate_node(targets))} if monitor else {}
+            )
             return *cross_entropy(logits, targets), logits, cache, {**trace, **watched}, buffers
         hidden, cache, trace, buffers = call(model.hidden, params, inputs, carry, resets, key)
 
@@ -154,7 +156,7 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
     return score
 
 
-def accumulated(gradient, pieces: int):
+def accumulate_gradients(gradient, pieces: int):
     """`gradient` summed over `pieces` equal groups of rows, one in memory at a time."""
 
     def total(params, tokens, resets, carry, untrained, key):
@@ -204,7 +206,7 @@ def make_update(
             "skipped": 1 - finite.astype(mx.int32),
             "skips": opt["skips"],
             **observables.summary(totals.observed),
-            **(observables.overall(totals.observed, state.params) if monitor else {}),
+            **(observables.average_over_blocks(totals.observed, state.params) if monitor else {}),
         }
         return state._replace(
             params=hold(params, state.params),

@@ -6,28 +6,27 @@ generation stops at every token that they call an end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kssm_mlx.data.tokenizers.hf_backend import HFTokenizer
-from kssm_mlx.data.tokenizers.protocol import FILE, Tokenizer
-from kssm_mlx.data.tokenizers.rwkv_world import VOCABULARY
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.parsing import parse_json
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 OF_THE_TOKENIZER = (
-    *(FILE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "chat_template.json", VOCABULARY),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "rwkv_vocab_v20230424.txt"),
 )
 NAMES = (CONFIG, GENERATION, *OF_THE_TOKENIZER)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def ends_of_text(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+def ends_of_text(folder: Path, id_of: Callable[[str], int | None]) -> tuple[int, ...]:
     """Every token that config.json, generation_config.json, tokenizer_config.json or special_tokens_map.json
     name as the end of a text, in this order; () where they name none.
 
+    id_of: the id of a token by its text; None where there is none.
     Raises: ConfigError for a file that cannot be read or an end that is no token.
     """
     ends: list[int] = []
@@ -36,8 +35,8 @@ def ends_of_text(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _table(folder / name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and isinstance(tokenizer, HFTokenizer):
-            ends += [id for id in [tokenizer.backend.token_to_id(token)] if id is not None]
+        if isinstance(token, str) and (id := id_of(token)) is not None:
+            ends.append(id)
     return tuple(dict.fromkeys(ends))
 
 
@@ -58,15 +57,13 @@ def carried(folder: Path, tokenizer: bool) -> dict[str, bytes]:
 
 def has_huggingface_tokenizer(folder: Path) -> bool:
     """Whether the folder's tokenizer.json is one of the tokenizers library, which other tools read."""
-    return "model" in _table(folder / FILE)
+    return "model" in _table(folder / "tokenizer.json")
 
 
 def _ids(value: Any, path: Path) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(id) is not int or not 0 <= id < 1 << 31 for id in ids):
-        raise ConfigError(
-            f"{path} has eos_token_id = {str(value)[:60]}; expected a token's id or a list of them"
-        )
+        raise ConfigError(f"{path} has eos_token_id = {str(value)[:60]}; expected an id or a list of ids")
     return ids
 
 

@@ -18,7 +18,7 @@ def prepared(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("text"), sentences(4000, 0))
 
 
-def _trained(kind, prepared, seed: int = 0):
+def trained_run(kind, prepared, seed: int = 0):
     data, recipe = prepared
     model = kind(vocab_size=data.vocab_size, width=32, seed=seed)
     with uncompiled():  # whoever asks first: compiled, its last bits would be others
@@ -30,7 +30,7 @@ def _trained(kind, prepared, seed: int = 0):
 @pytest.fixture(scope="session")
 def healthy(prepared):
     """healthy(seed) -> the context at the end of a healthy run, trained once."""
-    return cache(lambda seed: _trained(TinyRecurrent, prepared, seed))
+    return cache(lambda seed: trained_run(TinyRecurrent, prepared, seed))
 
 
 @pytest.fixture(autouse=True)
@@ -58,4 +58,4 @@ def trained(healthy):
 @pytest.fixture(scope="session")
 def trained_memoryless(prepared):
     """The same of a model that sees one token."""
-    return _trained(Memoryless, prepared)
+    return trained_run(Memoryless, prepared)

@@ -13,7 +13,7 @@ from kssm_mlx.checks.core.registry import REGISTRY, Context
 from kssm_mlx.checks.machine import kernels
 from kssm_mlx.checks.suite import run_suite
 from kssm_mlx.cli.verify import verify
-from kssm_mlx.experiments.detection.matrix import counted
+from kssm_mlx.experiments.detection.matrix import count_verdicts
 from kssm_mlx.weights.audit import findings
 from tests.support.fakes import TinyRecurrent
 
@@ -52,11 +52,11 @@ def test_ids_may_be_in_small_letters_and_after_spaces(only):
 
 
 def test_false_alarms_are_counted_over_the_controls(monkeypatch, tmp_path):
-    """As `detection.matrix.counted` writes them; C9 was not measurable, H1 is of the machine."""
+    """As `detection.matrix.count_verdicts` writes them; C9 was not measurable, H1 is of the machine."""
     said = [
         {"id": id, "verdict": word, "got": ""} for id in ("C1", "C2") for word in ("pass", "fail", "warn")
     ]
-    controls = {"mamba": counted(said[:4], 1), "kssm": counted(said[2:], 1)}
+    controls = {"mamba": count_verdicts(said[:4], 1), "kssm": count_verdicts(said[2:], 1)}
     (tmp_path / "detection.json").write_text(json.dumps({"controls": controls}))
     monkeypatch.setattr(document, "DETECTION", tmp_path / "detection.json")
     assert document.false_alarms() == {"C1": (1, 4), "C2": (1, 4)}

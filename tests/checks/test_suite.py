@@ -16,7 +16,7 @@ from kssm_mlx.checks.core.registry import (
     WEIGHT_LEVELS,
     Context,
     Definition,
-    require,
+    require_no_failure,
     verdict,
 )
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError
@@ -30,7 +30,7 @@ def context(kind=TinyRecurrent):
 
 def test_every_check_belongs_to_a_suite_and_is_explained():
     levels = (*LEVELS, *WEIGHT_LEVELS, DOCTOR)
-    assert {id for level in levels for id in suite.suite(level)} == set(REGISTRY) - {
+    assert {id for level in levels for id in suite.list_suite(level)} == set(REGISTRY) - {
         "W0"
     }  # told at the start
     for d in REGISTRY.values():
@@ -42,19 +42,19 @@ def test_the_preflight_level_runs_in_a_stable_order_with_times(prepared):
     data, recipe = prepared
     model = TinyRecurrent(data.vocab_size)
     checks = suite.run_suite(Context(model, model.args, recipe, data, data.tokenizer))
-    assert tuple(c.id for c in checks) == suite.suite("P")
+    assert tuple(c.id for c in checks) == suite.list_suite("P")
     assert [(c.id, c.got) for c in checks if not c.ok] == []
     assert all(c.seconds > 0 and c.evidence == "untrained" for c in checks)
 
 
 def test_a_failed_check_stops_with_name_numbers_and_fix():
     with pytest.raises(CheckFailed, match=r"C1 earlier tokens reach .* got reach 0 tokens.*nothing mixes"):
-        require(suite.run_suite(context(Memoryless), ["C1", "C2"]))
+        require_no_failure(suite.run_suite(context(Memoryless), ["C1", "C2"]))
 
 
 def test_a_waiver_is_recorded_and_lets_the_run_go_on():
     checks = suite.run_suite(context(Memoryless), ["C1", "C2"], {"C1": "v3 is the subject here"})
-    require(checks)
+    require_no_failure(checks)
     assert [c.verdict for c in checks] == ["waived", "pass"]
     assert checks[0].numbers["waived_because"] == "v3 is the subject here"
 
@@ -150,6 +150,6 @@ def test_an_unknown_check_is_refused_with_the_nearest():
 def test_a_check_of_weights_or_of_the_machine_is_not_asked_of_a_run():
     for id, command in (("W20", "kssm verify-weights"), ("H1", "kssm doctor"), ("K6", "kssm doctor")):
         with pytest.raises(ConfigError, match=f"{id} is not asked of runs and models: {command} asks it"):
-            suite.select([id])
+            suite.select_ids([id])
         with pytest.raises(ConfigError, match=f"waiver of {id}: no such check of runs"):
-            suite.accept({id: "because"})
+            suite.require_known_waivers({id: "because"})

@@ -12,6 +12,8 @@ from kssm_mlx.errors import CheckFailed
 from tests.support.cli_fakes import DIGEST, a_check, kssm, refused
 from tests.support.report_fakes import write_run
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 ROOT = Path(__file__).parents[2]
 RECIPE = '[about]\nquestion = "Does it [run]?"\n[model]\nsize = "xs"\n[train]\nsteps = 30\n'
 
@@ -173,7 +175,7 @@ def test_report_of_one_run_and_of_two(tmp_path):
 
 
 def test_recipes_lists_name_question_and_goal(monkeypatch, recipe):
-    monkeypatch.setattr("kssm_mlx.training.recipe.shipped", lambda: {"mine": recipe})
+    monkeypatch.setattr("kssm_mlx.training.recipe.list_shipped", lambda: {"mine": recipe})
     result = kssm("recipes")
     assert result.exit_code == 0 and "mine" in result.stdout and "Does it [run]?" in result.stdout
 

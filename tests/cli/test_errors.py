@@ -13,7 +13,7 @@ def raising(monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("kssm_mlx.training.recipe.shipped", fail)
+    monkeypatch.setattr("kssm_mlx.training.recipe.list_shipped", fail)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     "arguments, message",
     [
         (["fly"], "no such command 'fly'; see kssm --help"),
-        (["train"], "missing argument 'recipe'; see kssm train --help"),
+        (["train"], "which recipe? kssm train default trains the shipped one"),
         (["generate", "m", "--top-k", "many"], "invalid value for '--top-k'"),
         (["report", "--no"], "no such option: --no"),
     ],

@@ -88,7 +88,7 @@ def spoil(folder):
         (("export", "MODEL", "OUT", "--format", "gguf"), "no export format 'gguf'; formats are mlx-lm, hf"),
         (("export", "MODEL", "MODEL"), "is in use; write into a new folder"),
         (("convert", "MODEL", "OUT", "--bits", "5"), "affine quantisation has no bits 5; it has 4 or 8"),
-        (("convert", "MODEL", "OUT", "--text", "nowhere.txt"), "cannot read nowhere.txt"),
+        (("convert", "MODEL", "OUT", "--text", "nowhere.txt"), "nowhere.txt does not exist"),
         (("export", "nowhere", "OUT"), "nowhere"),
     ],
 )

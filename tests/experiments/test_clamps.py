@@ -11,9 +11,15 @@ from rich.console import Console
 from kssm_mlx import models
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.experiments.clamp_rule import CLAIMED, CONDITIONS, STATUS, Outcome, decide
-from kssm_mlx.experiments.clamps import Design, at_rest, conduct, require_acting, resolved
+from kssm_mlx.experiments.clamps import (
+    Design,
+    at_rest,
+    require_acting,
+    resolve_condition,
+    run_clamp_experiment,
+)
 from kssm_mlx.models.interventions.calibration import calibrate
-from kssm_mlx.training.constraints import Holding, holding
+from kssm_mlx.training.constraints import Constraints, build_constraints
 from kssm_mlx.training.recipe import parse
 
 SIZES = {"d_model": 16, "n_layers": 1, "tie_embeddings": False}
@@ -108,7 +114,7 @@ def rows(seed=0):
 @pytest.mark.parametrize("site", ["S1", "S2"])
 def test_each_condition_is_one_resolved_recipe(model, site):
     healthy, design = calibrate(model, [rows()[:, :-1]]), Design(site=site)
-    asked = {c: resolved(recipe(), c, 43, design, healthy) for c in CONDITIONS}
+    asked = {c: resolve_condition(recipe(), c, 43, design, healthy) for c in CONDITIONS}
     assert {r.train.seed for r in asked.values()} == {43}
     assert asked["control"].freeze is None and asked["control"].clamp is None
     assert asked["constraint"].freeze.units == [1, 2, 3] and asked["constraint"].clamp is None
@@ -121,38 +127,38 @@ def test_each_condition_is_one_resolved_recipe(model, site):
 
 def test_at_rest_every_token_stands_alone_and_has_the_spread_asked_for(model):
     healthy = calibrate(model, [rows()[:, :-1]])
-    asked = resolved(recipe(), "mean-preserving", 42, Design(), healthy)
-    (act,) = at_rest(holding(asked, model), healthy).acts
+    asked = resolve_condition(recipe(), "mean-preserving", 42, Design(), healthy)
+    (act,) = at_rest(build_constraints(asked, model), healthy).acts
     assert act.scope == "frozen" and act.block == 0
-    frozen = at_rest(holding(asked, model), healthy)
+    frozen = at_rest(build_constraints(asked, model), healthy)
     whole = model.forward(rows(), None, frozen).logits
     assert mx.allclose(whole[:1, :5], model.forward(rows()[:1, :5], None, frozen).logits, atol=1e-5)
 
 
 def test_a_mask_or_a_clamp_without_effect_is_noticed(model):
-    asked = resolved(recipe(), "constraint", 42, Design())
-    held = holding(asked, model)
+    asked = resolve_condition(recipe(), "constraint", 42, Design())
+    held = build_constraints(asked, model)
     other = models.build(model.args, seed=1)
     with pytest.raises(CheckFailed, match=r"blocks\.0\.attention.* is frozen and moved"):
         require_acting(model, other, held, rows())
     with pytest.raises(CheckFailed, match="no parameter moved at all"):
         require_acting(model, model, held, rows())
     own = calibrate(model, [rows()[:, :-1]])
-    idle = resolved(recipe(), "mean-preserving", 42, Design(), own)
-    to_itself = at_rest(holding(idle, model), own)
+    idle = resolve_condition(recipe(), "mean-preserving", 42, Design(), own)
+    to_itself = at_rest(build_constraints(idle, model), own)
     with pytest.raises(CheckFailed, match="changes no logit"):
-        require_acting(model, model, Holding({}, to_itself, []), rows())
+        require_acting(model, model, Constraints({}, to_itself, []), rows())
 
 
 def test_text_is_no_task(tmp_path):
     with pytest.raises(ConfigError, match="needs a task"):
-        conduct(recipe("pydoc"), tmp_path)
+        run_clamp_experiment(recipe("pydoc"), tmp_path)
 
 
 @pytest.mark.slow
 def test_a_tiny_experiment_from_end_to_end(tmp_path, uncompiled):
     quiet = Console(file=io.StringIO())
-    found = conduct(recipe(), tmp_path, Design(seeds=(42,)), verify=False, console=quiet)
+    found = run_clamp_experiment(recipe(), tmp_path, Design(seeds=(42,)), verify=False, console=quiet)
     assert [(o.condition, o.seed) for o in found] == [(c, 42) for c in CONDITIONS]
     assert [o.free_routing for o in found] == pytest.approx([1.0, 0.25, 0.25, 0.25])
     assert all(np.isfinite(o[2:]).all() and o.A > 0 for o in found)

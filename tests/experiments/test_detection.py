@@ -70,7 +70,7 @@ def test_a_row_is_caught_now(name, bench, uncompiled):
 def test_a_healthy_run_is_failed_by_nothing_now(bench, uncompiled):
     said = matrix.healthy("mamba", 0, bench)
     assert len(said) > 40
-    assert matrix.counted(said, 1)["failed"] == {}
+    assert matrix.count_verdicts(said, 1)["failed"] == {}
 
 
 def test_a_slip_is_named():

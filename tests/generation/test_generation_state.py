@@ -9,6 +9,7 @@ from kssm_mlx.errors import CheckpointError, WeightMismatch
 from kssm_mlx.generation import generate, load_state, save_state, stack
 from tests.support.generation_fakes import Counting, endless
 
+pytestmark = pytest.mark.usefixtures("uncompiled")  # compiled decoding is that of test_generate.py
 SETTINGS = {
     "greedy": {"repetition_penalty": 1.4, "repetition_window": 9},
     "sampled": {"temperature": 1.1, "top_p": 0.95, "repetition_penalty": 1.2},

@@ -16,7 +16,7 @@ def arm(rng, mean, n=40):
 def test_paired_is_students_t_of_the_differences():
     rng = np.random.default_rng(0)
     a, b = arm(rng, 0.4), arm(rng, 0)
-    got = stats.paired(a, b)
+    got = stats.compare_paired(a, b)
     expected = scipy_stats.ttest_rel(list(a.values()), list(b.values()))
     interval = expected.confidence_interval()
     assert got.p == pytest.approx(expected.pvalue, rel=1e-9)
@@ -28,12 +28,12 @@ def test_paired_is_students_t_of_the_differences():
 def test_unpaired_is_welchs():
     rng = np.random.default_rng(1)
     a, b = rng.normal(0, 1, 12), rng.normal(1, 3, 30)
-    got, expected = stats.unpaired(a, b), scipy_stats.ttest_ind(a, b, equal_var=False)
+    got, expected = stats.compare_unpaired(a, b), scipy_stats.ttest_ind(a, b, equal_var=False)
     assert got.p == pytest.approx(expected.pvalue, rel=1e-9) and got.n == 12
 
 
 def test_repeats_of_a_prompt_are_one_unit():
-    means = stats.by_unit([1, 2, 3, 10, 20, 30], ["x", "x", "x", "y", "y", "y"])
+    means = stats.average_by_unit([1, 2, 3, 10, 20, 30], ["x", "x", "x", "y", "y", "y"])
     assert means == {"x": 2, "y": 20}
 
 
@@ -44,8 +44,11 @@ def test_repeats_would_have_made_noise_a_discovery():
         prompts = rng.normal(0, 1, (2, 20))
         noisy = np.repeat(prompts, 5, axis=1) + rng.normal(0, 0.1, (2, 100))
         units = np.repeat(np.arange(20), 5)
-        naive += stats.unpaired(*noisy).p < 0.05
-        honest += stats.unpaired(*(list(stats.by_unit(row, units).values()) for row in noisy)).p < 0.05
+        naive += stats.compare_unpaired(*noisy).p < 0.05
+        honest += (
+            stats.compare_unpaired(*(list(stats.average_by_unit(row, units).values()) for row in noisy)).p
+            < 0.05
+        )
     assert naive / 400 > 0.25 and honest / 400 < 0.09
 
 
@@ -53,9 +56,9 @@ def test_the_interval_holds_the_truth_and_the_mde_is_found_as_often_as_said():
     rng, held, found = np.random.default_rng(3), 0, 0
     for _ in range(500):
         a, b = rng.normal(0.5, 1, 50), rng.normal(0, 1, 50)
-        got = stats.unpaired(a, b)
+        got = stats.compare_unpaired(a, b)
         held += got.low <= 0.5 <= got.high
-        found += stats.unpaired(a - 0.5 + got.mde, b).p < 0.05
+        found += stats.compare_unpaired(a - 0.5 + got.mde, b).p < 0.05
     assert held / 500 == pytest.approx(0.95, abs=0.03)
     assert found / 500 == pytest.approx(0.8, abs=0.06)
 
@@ -63,9 +66,9 @@ def test_the_interval_holds_the_truth_and_the_mde_is_found_as_often_as_said():
 @pytest.mark.parametrize(
     "got",
     [
-        stats.paired({1: 2.0, 2: 2.0, 3: 2.0}, {1: 2.0, 2: 2.0, 3: 2.0}),
-        stats.unpaired([1.0, 1.0], [3.0, 3.0]),
-        stats.unpaired([1.0], [3.0, 4.0]),
+        stats.compare_paired({1: 2.0, 2: 2.0, 3: 2.0}, {1: 2.0, 2: 2.0, 3: 2.0}),
+        stats.compare_unpaired([1.0, 1.0], [3.0, 3.0]),
+        stats.compare_unpaired([1.0], [3.0, 4.0]),
     ],
 )
 def test_without_variance_nothing_is_determined(got):
@@ -75,7 +78,7 @@ def test_without_variance_nothing_is_determined(got):
 
 def test_a_certain_but_tiny_difference_is_none():
     """A million units make d = 0.01 certain; it stays of no consequence."""
-    got = stats.from_moments((0.01, 1.0, 1_000_000), (0.0, 1.0, 1_000_000))
+    got = stats.compare_moments((0.01, 1.0, 1_000_000), (0.0, 1.0, 1_000_000))
     assert got.p < 1e-6 and got.verdict == "no difference found" and "would have found" in str(got)
 
 
@@ -88,13 +91,13 @@ def test_holm_is_the_step_down_procedure():
 
 def test_a_trend_is_certain_and_noise_is_not():
     rng = np.random.default_rng(4)
-    noise = [stats.trend(rng.normal(3, 1, 500))[1] for _ in range(200)]
+    noise = [stats.fit_trend(rng.normal(3, 1, 500))[1] for _ in range(200)]
     assert np.mean(np.abs(noise) > 3) < 0.02
-    slope, t = stats.trend(3 - 0.002 * np.arange(500) + rng.normal(0, 0.2, 500))
+    slope, t = stats.fit_trend(3 - 0.002 * np.arange(500) + rng.normal(0, 0.2, 500))
     assert slope == pytest.approx(-0.002, rel=0.1) and t < -10
-    assert stats.trend([2.0] * 9) == (0.0, 0.0)
-    assert stats.trend(range(9, 0, -1))[1] < -100
-    assert math.isnan(stats.trend([1.0, 2.0])[1])
+    assert stats.fit_trend([2.0] * 9) == (0.0, 0.0)
+    assert stats.fit_trend(range(9, 0, -1))[1] < -100
+    assert math.isnan(stats.fit_trend([1.0, 2.0])[1])
 
 
 def test_autocorrelation_of_a_buffer_and_of_noise():
@@ -111,29 +114,32 @@ def test_rounding_is_no_spread(n, shift):
     """Equal values whose mean is none of them; differences that are equal but for their last bit."""
     base = {i: 1.5 + i / 7 for i in range(n)}
     moved = {i: value + shift for i, value in base.items()}
-    for found in (stats.unpaired([0.04] * n, [0.04 + shift] * 3 * n), stats.paired(moved, base)):
+    for found in (
+        stats.compare_unpaired([0.04] * n, [0.04 + shift] * 3 * n),
+        stats.compare_paired(moved, base),
+    ):
         assert found.verdict == "undetermined" and math.isnan(found.p) and math.isnan(found.effect)
         assert found.difference == pytest.approx(-shift if found.difference < 0 else shift, abs=1e-15)
 
 
 def test_a_spread_far_above_rounding_is_one():
     values = [1e6 + 1e-3 * i for i in range(10)]
-    found = stats.unpaired(values, [x + 1 for x in values])
+    found = stats.compare_unpaired(values, [x + 1 for x in values])
     expected = scipy_stats.ttest_ind(values, [x + 1 for x in values], equal_var=False)
     assert found.verdict == "different" and found.p == pytest.approx(expected.pvalue, rel=1e-4)
 
 
 @pytest.mark.parametrize("a, b", [([], [1.0, 2.0]), ([1.0], [1.0, 2.0]), ([], [])])
 def test_an_arm_of_none_or_one_determines_nothing(a, b):
-    assert stats.unpaired(a, b).verdict == "undetermined"
-    assert stats.paired(dict(enumerate(a)), dict(enumerate(b))).verdict == "undetermined"
+    assert stats.compare_unpaired(a, b).verdict == "undetermined"
+    assert stats.compare_paired(dict(enumerate(a)), dict(enumerate(b))).verdict == "undetermined"
 
 
 @pytest.mark.parametrize("n_a, n_b", [(2, 2), (2, 30), (5, 7), (40, 3)])
 def test_welch_over_sizes(n_a, n_b):
     rng = np.random.default_rng([n_a, n_b])
     a, b = rng.normal(0, 1, n_a), rng.normal(0.5, 2, n_b)
-    got, expected = stats.unpaired(a, b), scipy_stats.ttest_ind(a, b, equal_var=False)
+    got, expected = stats.compare_unpaired(a, b), scipy_stats.ttest_ind(a, b, equal_var=False)
     interval = expected.confidence_interval()
     assert got.p == pytest.approx(expected.pvalue, rel=1e-9)
     assert (got.low, got.high) == pytest.approx((interval.low, interval.high), rel=1e-9)

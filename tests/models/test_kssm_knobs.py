@@ -6,7 +6,7 @@ import pytest
 
 from kssm_mlx.errors import CheckpointError
 from kssm_mlx.models import build, configure
-from kssm_mlx.runner.initial_model import take
+from kssm_mlx.runner.initial_model import load_trained_parameters
 from kssm_mlx.training.controllers import control
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state, to_arrays, with_knobs
@@ -74,7 +74,7 @@ def test_whoever_loads_the_weights_of_a_run_gets_its_knobs():
     state = initial_state(model, Train())
     weights, _ = to_arrays(state._replace(knobs={**state.knobs, name: mx.array(1.5)}))
     fresh = small(controlled=True)
-    take(fresh, weights)
+    load_trained_parameters(fresh, weights)
     assert fresh.blocks[1].mixer.populations.k_scale.item() == 1.5
     with pytest.raises(CheckpointError, match="k_scale"):
-        take(fresh, {key: array for key, array in weights.items() if key != name})
+        load_trained_parameters(fresh, {key: array for key, array in weights.items() if key != name})

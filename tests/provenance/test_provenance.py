@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from kssm_mlx.checks.catalog import definitions
-from kssm_mlx.training.recipe import shipped
+from kssm_mlx.training.recipe import list_shipped
 from tests.provenance.document import DOCUMENT, FOLDERS, NOT_BUILT, ROOT, notes, place, render
 
 # How many rows the checklists have that the project was given.
@@ -49,7 +49,7 @@ def test_every_check_is_registered():
 
 
 def test_every_recipe_can_be_named():
-    assert {where.name for _, _, where in PLACES if where.kind == "recipe"} <= shipped().keys()
+    assert {where.name for _, _, where in PLACES if where.kind == "recipe"} <= list_shipped().keys()
 
 
 def test_the_document_is_up_to_date():

@@ -10,11 +10,11 @@ import pytest
 from kssm_mlx.models import configure
 from kssm_mlx.models.hybrids.fusions import FUSIONS
 from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage
-from kssm_mlx.training.recipe import load, parse_override, shipped
+from kssm_mlx.training.recipe import list_shipped, load, parse_override
 from kssm_mlx.training.recipe_sections import Host
 from kssm_mlx.training.schedules import schedule
 
-RECIPES = shipped()
+RECIPES = list_shipped()
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 FRESH = [name for name in RECIPES if not isinstance(load(name).model, Host)]
 

@@ -16,9 +16,9 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Intervention
 from kssm_mlx.models.interventions.spec import Observe
 from kssm_mlx.runner.load import load
-from kssm_mlx.runner.prepare import context_of, context_of_run
+from kssm_mlx.runner.prepare import open_run_context, prepare_context
 from kssm_mlx.runner.train import train
-from kssm_mlx.training.constraints import holding
+from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.loop import train_loop
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.state import flatten
@@ -63,7 +63,7 @@ def test_what_is_frozen_stays_and_what_is_held_is_held_also_when_loaded(tmp_path
     out, asked = io.StringIO(), recipe(**HELD)
     result = run(tmp_path / "run", out, recipe=asked)
     before, after = flatten(built(asked).parameters()), flatten(result.state.params)
-    masks = holding(asked, load(tmp_path / "run", verify=False).model.model).masks
+    masks = build_constraints(asked, load(tmp_path / "run", verify=False).model.model).masks
     assert {"head.weight", "norm.weight", "blocks.0.attention.qkv.weight"} <= masks.keys()
     for name, mask in masks.items():
         still = np.broadcast_to(~np.array(mask), before[name].shape)
@@ -83,7 +83,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path):
         asked = recipe(steps, schedule="constant", **HELD)
         data = prepare(asked.data, tmp_path / "data")
         model = built(asked)
-        held, quiet = holding(asked, model), Console(file=io.StringIO())
+        held, quiet = build_constraints(asked, model), Console(file=io.StringIO())
         held = {"masks": held.masks, "intervention": held.intervention}
         return train_loop(model, asked, data, tmp_path / name, console=quiet, **held, **options).state.params
 
@@ -97,7 +97,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path):
 def test_a_mode_that_acts_is_part_of_the_forward_pass(mode):
     asked = recipe(freeze={"units": [0], "mode": mode})
     model = models.build(models.configure("transformer", "xs", vocab_size=16, context=16), seed=0)
-    held = holding(asked, model)
+    held = build_constraints(asked, model)
     out = model.forward(mx.zeros((1, 6), mx.int32), intervention=held.intervention)
     plain = model.forward(mx.zeros((1, 6), mx.int32), intervention=Intervention(acts=(Observe(),)))
     gone = mx.abs(out.trace["block00/units"][..., :16]).max().item() == 0
@@ -141,10 +141,10 @@ def held_run(tmp_path, monkeypatch):
     """The context at the end of a run that its checks did not stop, and of which levels they are."""
     few = {"P": ("C4", "C32"), "S": ("C8",)}
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")  # in the process of C32 as well
-    monkeypatch.setattr(suite, "suite", lambda level: few.get(level, ()))
+    monkeypatch.setattr(suite, "list_suite", lambda level: few.get(level, ()))
     run(tmp_path / "run", recipe=recipe(20, **HELD), verify=True)
     assert [c["id"] for c in suite.read_checks(tmp_path / "run")["final"]] == ["C8"]
-    return context_of_run(tmp_path / "run")
+    return open_run_context(tmp_path / "run")
 
 
 def test_a_run_that_is_held_passes_its_checks(held_run):
@@ -164,7 +164,7 @@ def test_a_run_that_is_held_passes_its_checks(held_run):
 def started(tmp_path, **sections):
     asked = recipe(**sections)
     folder = tmp_path / "run"
-    return context_of(asked, folder, prepare(asked.data, folder / "data"))
+    return prepare_context(asked, folder, prepare(asked.data, folder / "data"))
 
 
 def test_resuming_is_rehearsed_with_what_is_held(tmp_path, monkeypatch):

@@ -12,12 +12,12 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.catalog import definitions
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import CheckFailed, ConfigError
-from kssm_mlx.runner.failures import FAILURES, broken
-from kssm_mlx.runner.prepare import context_of
-from kssm_mlx.training.recipe import failures, load
+from kssm_mlx.runner.failures import FAILURES, break_context
+from kssm_mlx.runner.prepare import prepare_context
+from kssm_mlx.training.recipe import list_failures, load
 from tests.support.cli_fakes import kssm
 
-NAMES = [name for name in failures() if load(name).failure]
+NAMES = [name for name in list_failures() if load(name).failure]
 SAID = {
     "attempt-2": ("C10", "not those of the files: backbone.embeddings.weight"),
     "attempt-3": ("C7", "no gradient in rwkv.embeddings.weight"),
@@ -58,7 +58,9 @@ def its_own(monkeypatch, quick):
 
     def ask(name: str):
         ids, known = load(f"failures/{name}").failure.stopped_by, definitions()
-        monkeypatch.setattr(suite, "suite", lambda level: tuple(id for id in ids if level in known[id].level))
+        monkeypatch.setattr(
+            suite, "list_suite", lambda level: tuple(id for id in ids if level in known[id].level)
+        )
 
     return ask
 
@@ -79,14 +81,14 @@ def test_the_named_check_stops_it(name, its_own, tmp_path, host):
 @pytest.mark.parametrize("name", SAID)
 def test_every_check_it_names_fails(name, quick, host, tmp_path):
     recipe = load(f"failures/{name}", changes(name, host))
-    context = context_of(recipe, tmp_path, prepare(recipe.data, tmp_path / "data"))
+    context = prepare_context(recipe, tmp_path, prepare(recipe.data, tmp_path / "data"))
     found = suite.run_suite(replace(context, untrained=True), recipe.failure.stopped_by)
     assert [(c.id, c.verdict) for c in found if c.verdict != "fail"] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_header_says_what_stops_it(name):
-    text, recipe = failures()[name].read_text("utf-8"), load(name)
+    text, recipe = list_failures()[name].read_text("utf-8"), load(name)
     header = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
     assert header.startswith(recipe.about.question) and recipe.about.question.endswith("?")
     assert f"kssm train {name}" in header and "exit code 1" in header
@@ -129,4 +131,4 @@ def test_a_breakage_nobody_knows_is_refused(tmp_path):
 
 def test_only_failures_break():
     context = type("Context", (), {"recipe": load("failures/kssm-v3")})()
-    assert broken(context) is context
+    assert break_context(context) is context

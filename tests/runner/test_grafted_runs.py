@@ -112,7 +112,7 @@ def test_a_graft_on_a_host_that_was_not_verified_is_refused(tmp_path):
 
 
 def test_the_published_phase_block_is_stopped_by_name(host, tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "suite", lambda level: ("C12",) if level == "P" else ())
+    monkeypatch.setattr(suite, "list_suite", lambda level: ("C12",) if level == "P" else ())
     published = {"train": "frozen", "graft": {"core": "phase_block", "legacy": True}}
     with pytest.raises(CheckFailed, match=r"C12 a fresh graft is neutral: got KL .* expected <= 0.05"):
         train(host, tmp_path / "legacy", steps=1, **published)
@@ -180,8 +180,10 @@ def test_a_host_is_trained_once_and_found_again(grown_host, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"small.toml is not on this machine; kssm train"):
         kssm_mlx.load(tmp_path / "one")
     assert kssm_mlx.train(recipe, tmp_path / "one", resume=True).step == 2
+    capsys.readouterr()
 
 
+@pytest.mark.prints
 def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path):
     host, _ = grown_host
     recipe = grafted_recipe(host, tmp_path)
@@ -192,6 +194,7 @@ def test_a_host_whose_training_was_cut_off_goes_on(grown_host, tmp_path):
     assert kssm_mlx.train(recipe, tmp_path / "one", resume=True).step == 2
 
 
+@pytest.mark.prints
 def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatch):
     host, _ = grown_host
     monkeypatch.setattr(base_models, "verify_weights", verify_weights)
@@ -200,6 +203,7 @@ def test_a_host_that_learned_nothing_is_refused(grown_host, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.prints
 def test_a_host_of_a_hundred_steps_passes_all_of_verify_weights(tmp_path):
     """Half a minute of RWKV-4 on the Python documentation reads it better than a bigram does."""
     (tmp_path / "host.toml").write_text("""

@@ -27,13 +27,13 @@ WAIVED = {"C17": SHORT, "C18": SHORT, "C19": SHORT}
 
 FEW = {"P": ("C14", "C29", "C16"), "S": ("C17",)}
 MANY = {"P": ("C13", "C14", "C29", "C16", "C1", "C2"), "S": ("C4", "C8", "C17", "C18", "C19"), "R": ("C37",)}
-ALL = suite.suite
+ALL = suite.list_suite
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A few checks, and no kernel that costs a second of g++; the run that all share had many."""
-    monkeypatch.setattr(suite, "suite", lambda level: FEW.get(level, ()))
+    monkeypatch.setattr(suite, "list_suite", lambda level: FEW.get(level, ()))
     with uncompiled():
         yield
 
@@ -72,7 +72,7 @@ def finished(tmp_path_factory):
     """A finished run; tests that change it take `copied`."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "suite", lambda level: MANY.get(level, ()))
+        patch.setattr(suite, "list_suite", lambda level: MANY.get(level, ()))
         result, said = train(folder)
     return folder, result, said
 
@@ -194,7 +194,7 @@ def test_verify_a_run_before_and_after(copied):
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_check_has_an_answer_about_a_run(copied, monkeypatch, level):
-    monkeypatch.setattr(suite, "suite", ALL)
+    monkeypatch.setattr(suite, "list_suite", ALL)
     found = kssm_mlx.verify(copied, level=level)
     assert found and [c.got for c in found if "traceback" in c.numbers] == []
 
@@ -327,7 +327,7 @@ def test_a_waiver_that_means_nothing_is_refused_before_anything_is_written(tmp_p
 
 def test_a_second_run_in_one_folder_is_refused(copied, finished):
     before = contents(copied)
-    with pytest.raises(CheckpointError, match="already holds a run; pass --resume"):
+    with pytest.raises(CheckpointError, match=r"already holds a run; kssm train .* --resume goes on"):
         train(copied, own_recipe(copied, finished))
     assert contents(copied) == before
 

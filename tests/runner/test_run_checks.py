@@ -36,7 +36,7 @@ def levels(monkeypatch):
 
     for id in ("P1", "R1", "S1"):
         monkeypatch.setitem(REGISTRY, id, look(id))
-    monkeypatch.setattr(suite, "suite", lambda level: tuple(f"{level}1" for _ in "x" if level in "PRS"))
+    monkeypatch.setattr(suite, "list_suite", lambda level: tuple(f"{level}1" for _ in "x" if level in "PRS"))
     return failing, seen
 
 

@@ -16,7 +16,7 @@ from kssm_mlx.checks.training import overfit
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention
 from kssm_mlx.runner.own_model import Plain
-from kssm_mlx.runner.targets import context_of_targets
+from kssm_mlx.runner.targets import open_targets
 from kssm_mlx.training.state import flatten
 from tests.support.cli_fakes import kssm
 from tests.support.exported import exported, tiny
@@ -114,7 +114,7 @@ def test_a_model_that_only_makes_logits_is_checked_as_far_as_that_goes(own):
 
 def test_what_it_returns_may_be_a_model_a_pair_or_what_load_gives(own):
     alone, pair, loaded = (
-        context_of_targets([], f"{own}:{name}") for name in ("build", "with_tokenizer", "loaded")
+        open_targets([], f"{own}:{name}") for name in ("build", "with_tokenizer", "loaded")
     )
     assert isinstance(alone.model, Plain) and alone.model.args.vocab_size == 16
     assert pair.tokenizer == "a tokenizer" and not pair.trained
@@ -122,12 +122,12 @@ def test_what_it_returns_may_be_a_model_a_pair_or_what_load_gives(own):
 
 
 def test_a_builder_that_takes_a_seed_gives_checks_fresh_models(own):
-    ctx = context_of_targets([], f"{own}:build")
+    ctx = open_targets([], f"{own}:build")
     again, other = (flatten(ctx.builder(seed).parameters()) for seed in (0, 1))
     here = flatten(ctx.model.parameters())
     name = "model.embed.weight"
     assert mx.array_equal(here[name], again[name]) and not mx.array_equal(here[name], other[name])
-    assert context_of_targets([], f"{own}:with_tokenizer").builder is None
+    assert open_targets([], f"{own}:with_tokenizer").builder is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_builder_that_takes_a_seed_gives_checks_fresh_models(own):
 )
 def test_what_is_no_model_is_refused_in_one_line(own, spec, message):
     with pytest.raises(ConfigError, match=message):
-        context_of_targets([], spec.format(own=own))
+        open_targets([], spec.format(own=own))
 
 
 def test_a_wrapped_model_refuses_clamps_it_would_ignore():
@@ -172,7 +172,7 @@ def small_recipe(folder: Path, letters: str) -> Path:
 
 
 def test_it_takes_the_place_of_a_recipes_model(own, tmp_path):
-    ctx = context_of_targets([small_recipe(tmp_path, "abcdefghijklmnop")], f"{own}:build")
+    ctx = open_targets([small_recipe(tmp_path, "abcdefghijklmnop")], f"{own}:build")
     assert isinstance(ctx.model, Plain) and ctx.data.vocab_size == 17 and not ctx.trained
     (tokens,) = suite.run_suite(ctx, ["C13"])
     assert tokens.verdict == "fail" and "vocabulary of model 16, tokenizer 17" in tokens.got
@@ -181,7 +181,7 @@ def test_it_takes_the_place_of_a_recipes_model(own, tmp_path):
 @pytest.mark.parametrize("name", ["build", "foreign", "bare"])
 def test_no_check_stumbles_over_it(own, tmp_path, monkeypatch, name):
     """Whatever a model lacks is "not measurable", in words; the lock (C39) asks no model."""
-    ctx = context_of_targets([small_recipe(tmp_path, "abcdefghijklmno")], f"{own}:{name}")
+    ctx = open_targets([small_recipe(tmp_path, "abcdefghijklmno")], f"{own}:{name}")
     ctx = replace(ctx, untrained=True)
     monkeypatch.setattr(overfit, "STEPS", 5)
     found = {c.id: c for c in suite.run_suite(ctx, run_checks().keys() - {"C39"})}
@@ -191,7 +191,7 @@ def test_no_check_stumbles_over_it(own, tmp_path, monkeypatch, name):
 
 
 def test_a_forward_that_is_something_else_is_left_alone(own):
-    foreign, bare = (context_of_targets([], f"{own}:{name}").model for name in ("foreign", "bare"))
+    foreign, bare = (open_targets([], f"{own}:{name}").model for name in ("foreign", "bare"))
     assert isinstance(foreign, Plain) and not hasattr(foreign, "hidden")
     assert foreign.stochastic and foreign.no_decay == ("embed.weight",)
     assert type(bare).__name__ == "Bare"
@@ -235,7 +235,7 @@ def claim(monkeypatch):
         return verdict("X1", True, f"{runs} against {baseline}", "a comparison")
 
     monkeypatch.setitem(REGISTRY, "X1", Definition("X1", "G", "arms are compared", "here", compare))
-    monkeypatch.setattr(suite, "suite", lambda level: {"G": ("X1",), "P": ("C6",)}.get(level, ()))
+    monkeypatch.setattr(suite, "list_suite", lambda level: {"G": ("X1",), "P": ("C6",)}.get(level, ()))
 
 
 def a_run(folder: Path, seed: int, steps: int = 2) -> Path:
@@ -251,6 +251,7 @@ def a_run(folder: Path, seed: int, steps: int = 2) -> Path:
     return folder
 
 
+@pytest.mark.prints
 def test_several_runs_are_compared_and_the_verdict_is_kept_with_each(claim, tmp_path):
     asked = (("a", 0, 2), ("b", 1, 2), ("c", 0, 3))
     runs = [a_run(tmp_path / name, seed, steps) for name, seed, steps in asked]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.runner.tracking import tracked
+from kssm_mlx.runner.tracking import open_tracker
 from kssm_mlx.training.recipe import Recipe
 
 
@@ -42,7 +42,7 @@ def test_numbers_of_every_row_are_sent_and_the_run_is_closed(monkeypatch):
 
 
 def _two_rows_and_a_fall():
-    with tracked("oscillators", Path("runs/a"), Recipe()) as log:
+    with open_tracker("oscillators", Path("runs/a"), Recipe()) as log:
         log(3, {"kind": "train", "step": 3, "loss": 2.5, "note": "words are left out"})
         log(4, {"kind": "eval", "step": 4, "bits_per_byte": 3.1, "perplexity": None})
         raise RuntimeError("training fell over")
@@ -50,7 +50,7 @@ def _two_rows_and_a_fall():
 
 def test_without_a_project_nothing_is_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)  # importing it would raise
-    with tracked(None, Path("runs/a"), Recipe()) as log:
+    with open_tracker(None, Path("runs/a"), Recipe()) as log:
         log(1, {"kind": "train", "step": 1, "loss": 1.0})
 
 
@@ -58,6 +58,6 @@ def test_a_missing_trackio_is_said_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with (
         pytest.raises(ConfigError, match=r"--track needs trackio; .*kssm-mlx\[track\]"),
-        tracked("oscillators", Path("runs/a"), Recipe()),
+        open_tracker("oscillators", Path("runs/a"), Recipe()),
     ):
         pass

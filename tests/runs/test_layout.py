@@ -62,9 +62,9 @@ def test_what_is_no_file_is_no_pointer(run, kind):
 
 def test_the_best_is_picked_and_a_lost_best_is_not(run):
     folder = run / layout.CHECKPOINTS
-    checkpoint.point(folder, layout.BEST, folder / "step_00000002")
+    checkpoint.write_pointer(folder, layout.BEST, folder / "step_00000002")
     assert layout.pick_checkpoint(run).name == "step_00000002"
-    checkpoint.point(folder, layout.BEST, folder / "step_00000009")
+    checkpoint.write_pointer(folder, layout.BEST, folder / "step_00000009")
     assert layout.pick_checkpoint(run).name == "step_00000003"
 
 

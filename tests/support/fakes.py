@@ -75,11 +75,14 @@ class TinyRecurrent(nn.Module):
         self.initialise(seed)
 
     def initialise(self, seed: int) -> None:
-        """Every matrix N(0, 1/width), head smaller: the fresh model predicts almost uniformly."""
+        """Matrices N(0, 1/width), the head smaller: the fresh model predicts almost uniformly. Biases 0:
+        what a layer draws when it is made comes from MLX's global state, another each time.
+        """
         keys = iter(mx.random.split(mx.random.key(seed), 64))
         scale = self.args.width**-0.5
         flat = nn.utils.tree_flatten(self.parameters())
         new = [(n, scale * mx.random.normal(p.shape, key=next(keys))) for n, p in flat if p.ndim == 2]
+        new += [(n, mx.zeros_like(p)) for n, p in flat if n.endswith("bias")]
         self.update(nn.utils.tree_unflatten(new))
         self.head.weight = 0.3 * self.head.weight
 

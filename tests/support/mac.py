@@ -15,10 +15,11 @@ import importlib.util
 import io
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,7 +69,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.getoption("--pretend-mac"):
+    hands_out = not hasattr(config, "workerinput") and config.getoption("numprocesses", None)
+    if config.getoption("--pretend-mac") and not hands_out:
         stack = ExitStack()
         stack.enter_context(pretending())
         config.add_cleanup(stack.close)
@@ -84,6 +86,7 @@ def pytest_runtest_teardown(item):
 def pretending() -> Iterator[None]:
     """Everything at once. What the stand-ins need of Linux is loaded before."""
     assert native.why_not() == "" and native._threads() and cindex.conf.lib
+    bridge = native._bridge()
     for name in filter(importlib.util.find_spec, FOREIGN):
         importlib.import_module(name)
     CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -93,6 +96,7 @@ def pretending() -> Iterator[None]:
         _gpu(),
         mock.patch.object(mx.fast, "metal_kernel", metal_text.metal_kernel),
         mock.patch.object(proof, "TIMED", metal_text.TIMED),
+        mock.patch.object(native, "_bridge", cache(lambda: bridge)),
     ):
         yield
 
@@ -112,6 +116,7 @@ def _macos() -> Iterator[None]:
             delattr(os, name)
         for module, name in ((io, "open"), (builtins, "open"), (os, "stat"), (os, "open"), (os, "listdir")):
             put(mock.patch.object(module, name, _without(getattr(module, name))))
+        put(mock.patch.object(subprocess.Popen, "__init__", _alone(subprocess.Popen.__init__)))
         put(mock.patch.dict(sys.modules, _scproxy=proxies))
         put(mock.patch.object(fcntl, "F_FULLFSYNC", F_FULLFSYNC, create=True))
         put(mock.patch.object(fcntl, "fcntl", _full_sync(fcntl.fcntl)))
@@ -133,6 +138,18 @@ def _without(function: Callable) -> Callable:
     return looked
 
 
+def _alone(function: Callable) -> Callable:
+    """`Popen.__init__` that skips a test of our processes: they would not pretend."""
+
+    @wraps(function)
+    def begin(self, args, *rest, **options):
+        if sys.executable in args and "PYTEST_CURRENT_TEST" in os.environ:
+            pytest.skip("starts a process that is not on a Mac")
+        return function(self, args, *rest, **options)
+
+    return begin
+
+
 def _full_sync(function: Callable) -> Callable:
     @wraps(function)
     def control(fd, command, *args):
@@ -144,12 +161,20 @@ def _full_sync(function: Callable) -> Callable:
 # --- the device -------------------------------------------------------------------------------------------
 
 _devices: list[Any] = [mx.Device(mx.gpu, 0)]
+_gpu_streams: list[Any] = []
+
+
+def _device(where: Any) -> Any:
+    """Of a device, its type, or a stream."""
+    if any(where is stream for stream in _gpu_streams):
+        return mx.Device(mx.gpu, 0)
+    where = getattr(where, "device", where)
+    return mx.Device(where, 0) if isinstance(where, mx.DeviceType) else where
 
 
 def _on_gpu(stream: Any = None) -> bool:
     """Where an operation would run: on `stream`, or else on the default device."""
-    asked = _devices[-1] if stream is None else getattr(stream, "device", stream)
-    return asked == mx.gpu
+    return (_devices[-1] if stream is None else _device(stream)) == mx.gpu
 
 
 @contextmanager
@@ -159,6 +184,8 @@ def _gpu() -> Iterator[None]:
         put(mock.patch.object(mx, "default_device", _default_device))
         put(mock.patch.object(mx, "set_default_device", _take))
         put(mock.patch.object(mx, "stream", _stream(mx.stream)))
+        for name in ("new_stream", "new_thread_local_stream", "new_thread_unsafe_stream"):
+            put(mock.patch.object(mx, name, _new_stream(getattr(mx, name))))
         put(mock.patch.object(mx, "device_info", return_value=FACTS))
         put(mock.patch.object(mx.metal, "is_available", return_value=True))
         put(mock.patch.object(mx.metal, "device_info", return_value=FACTS, create=True))
@@ -177,7 +204,7 @@ def _default_device() -> Any:
 
 
 def _take(device: Any) -> None:
-    _devices[-1] = mx.Device(device, 0) if isinstance(device, mx.DeviceType) else device
+    _devices[-1] = _device(device)
 
 
 def _stream(function: Callable) -> Callable:
@@ -185,15 +212,27 @@ def _stream(function: Callable) -> Callable:
 
     @contextmanager
     def stream(where: Any) -> Iterator[Any]:
-        device = getattr(where, "device", where)
-        _devices.append(mx.Device(device, 0) if isinstance(device, mx.DeviceType) else device)
+        _devices.append(_device(where))
         try:
-            with function(mx.cpu if _on_gpu() else where) as entered:
+            with function(mx.cpu if where in (mx.gpu, mx.Device(mx.gpu, 0)) else where) as entered:
                 yield entered
         finally:
             _devices.pop()
 
     return stream
+
+
+def _new_stream(function: Callable) -> Callable:
+    """A stream of the CPU that passes for one of the GPU."""
+
+    @wraps(function)
+    def new_stream(device: Any) -> Any:
+        made = function(mx.cpu)
+        if _device(device) == mx.gpu:
+            _gpu_streams.append(made)
+        return made
+
+    return new_stream
 
 
 def _lapack(name: str, function: Callable) -> Callable:

@@ -7,7 +7,7 @@ import pytest
 from kssm_mlx import models
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.interventions.spec import Noise
-from kssm_mlx.training.constraints import holding
+from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
@@ -32,7 +32,7 @@ def rows():
 
 def test_noise_is_new_in_every_step_and_repeats_in_evaluation(model):
     recipe = noisy(site="S2", level=0.5, rms=[1.0, 2.0], of=2)
-    held = holding(recipe, model)
+    held = build_constraints(recipe, model)
     (act,) = held.intervention.acts
     assert isinstance(act, Noise) and (act.site, act.level, act.of) == ("S2", 0.5, 2)
     np.testing.assert_array_equal(act.rms, [1.0, 2.0])

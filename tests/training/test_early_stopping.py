@@ -10,8 +10,8 @@ from kssm_mlx.training.early_stopping import (
     envelope,
     improvement_interval,
     improvements,
+    list_unresolved,
     overfits,
-    unresolved,
 )
 from kssm_mlx.training.steering_sections import Patience
 
@@ -81,9 +81,9 @@ def test_a_sawtooth_is_judged_by_its_lower_envelope(late, expected):
 
 
 def test_scatter_above_the_improvement_is_told_apart_from_a_steady_fall():
-    assert unresolved(curve([2.0, 2.1, 1.95, 2.08, 1.99]))
-    assert not unresolved(curve([2.5, 2.41, 2.29, 2.21, 2.1]))
-    assert not unresolved(curve([2.0, 2.1]))
+    assert list_unresolved(curve([2.0, 2.1, 1.95, 2.08, 1.99]))
+    assert not list_unresolved(curve([2.5, 2.41, 2.29, 2.21, 2.1]))
+    assert not list_unresolved(curve([2.0, 2.1]))
     noisy = [3.0, 2.4, *[2.4, 2.401, 2.4, 2.403, 2.4] * 2]
     assert action(curve(noisy), options=Patience(intervals=100)) == ("WAIT", "T9")
 

@@ -9,7 +9,7 @@ from kssm_mlx import models
 from kssm_mlx.models.base import head_of
 from kssm_mlx.training import losses
 from kssm_mlx.training.evaluation import evaluate
-from kssm_mlx.training.loss_terms import terms
+from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.step import make_gradient
 
@@ -80,7 +80,7 @@ def test_what_is_monitored_is_the_same_and_changes_no_gradient(chunks_of_five, m
         return step(model.trainable_parameters(), TOKENS, None, None)[0]
 
     parts = watched(True)
-    regular = watched(False, loss=terms({"coherence": {"weight": 1.0, "target": 0.0, "width": 0.0}}))
+    regular = watched(False, loss=parse_terms({"coherence": {"weight": 1.0, "target": 0.0, "width": 0.0}}))
     assert mx.array_equal(parts.grads["norm"]["weight"], watched(False).grads["norm"]["weight"]).item()
     assert regular.terms["term_coherence"].item() > 0  # terms of the trace leave the chunks alone
     monkeypatch.setattr(losses, "MOST_LOGITS", 1 << 24)

@@ -20,7 +20,7 @@ from kssm_mlx.models import build, configure
 from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.json_lines import Rows
-from kssm_mlx.training.loop import SKIPS_ALLOWED, Hooks
+from kssm_mlx.training.loop import SKIPS_ALLOWED, Callbacks
 from kssm_mlx.training.progress import numbers
 from kssm_mlx.training.state import flatten
 from tests.support.fakes import TinyRecurrent
@@ -52,12 +52,12 @@ class Stop(Exception):
     """The plug is pulled: no save, no farewell."""
 
 
-def stop_after(step: int) -> Hooks:
+def stop_after(step: int) -> Callbacks:
     def on_step(now, row):
         if now == step:
             raise Stop
 
-    return Hooks(on_step=on_step)
+    return Callbacks(on_step=on_step)
 
 
 def stopped(folder, step: int, **options) -> None:
@@ -270,7 +270,7 @@ def test_without_a_good_checkpoint_nothing_is_touched(tmp_path):
 
 
 def test_a_second_run_into_a_folder_is_refused(tmp_path, whole):
-    with pytest.raises(CheckpointError, match="already holds a run; pass --resume"):
+    with pytest.raises(CheckpointError, match=r"already holds a run; kssm train .* --resume goes on"):
         tiny_run(whole[0])
 
 
@@ -408,7 +408,7 @@ def test_hooks_see_each_step_each_evaluation_and_the_model_of_that_step(tmp_path
     def sample(model, key):
         return [{"text": f"{float(mx.sum(model.embed.weight)):.9g}", "key": key.tolist()}]
 
-    hooks = Hooks(
+    hooks = Callbacks(
         sample=sample,
         on_step=lambda step, row: stepped.append((step, row["loss"])),
         on_eval=lambda step, state, row: scored.append(
@@ -426,7 +426,7 @@ def test_hooks_see_each_step_each_evaluation_and_the_model_of_that_step(tmp_path
 def test_evaluating_and_sampling_do_not_disturb_training(tmp_path, whole):
     """The same run that is never looked at before its end."""
     folder = tmp_path / "run"
-    hooks = Hooks(sample=lambda model, key: [{"n": int(mx.random.randint(0, 9, key=key))}])
+    hooks = Callbacks(sample=lambda model, key: [{"n": int(mx.random.randint(0, 9, key=key))}])
     tiny_run(folder, hooks=hooks, eval={"every": 100})
     assert rows(folder, "train") == rows(whole[0], "train")
 
@@ -443,7 +443,7 @@ def test_the_step_is_traced_once(tmp_path):
         tmp_path / "run",
         compiled=True,
         model=tiny_model(kind=Counting),
-        hooks=Hooks(sample=lambda model, key: []),
+        hooks=Callbacks(sample=lambda model, key: []),
     )
     assert traces == [(4, 16), (4, 16)]  # of the step, and of the evaluation
 
@@ -494,12 +494,15 @@ def test_a_second_signal_stops_at_once_and_loses_nothing_saved(tmp_path, whole):
     assert_same_run(folder, whole[0])
 
 
-def test_a_signal_in_this_process_raises_interrupted(tmp_path):
+def test_a_signal_in_this_process_raises_interrupted(tmp_path, capfd):
     folder = tmp_path / "run"
-    hooks = Hooks(on_step=lambda step, row: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
+    hooks = Callbacks(on_step=lambda step, row: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted) as e:
         tiny_run(folder, hooks=hooks)
     assert e.value.exit_code == 143 and saved(folder).snapshot.step == 2
+    assert (
+        capfd.readouterr().err == "\nSIGTERM: finishing this step, then saving (once more to stop at once)\n"
+    )
 
 
 # What a person sees
@@ -510,8 +513,9 @@ def test_plain_lines_away_from_a_terminal(tmp_path):
     tiny_run(tmp_path / "run", out=out)
     lines = out.getvalue().splitlines()
     assert len([line for line in lines if line.startswith("step 3/12  loss ")]) == 1
-    assert lines[0].startswith("compiling the first step")
-    assert "tokens/s" in lines[1] and "ETA" in lines[1]
+    if mx.default_device() == mx.cpu:  # g++ is at work, for which a GPU has its driver
+        assert lines.pop(0).startswith("compiling the first step")
+    assert "tokens/s" in lines[0] and "ETA" in lines[0]
     assert any(line.startswith("step 8: validation ") and "bits/byte" in line for line in lines)
 
 
@@ -537,3 +541,16 @@ def test_the_numbers_of_a_line():
 def test_the_data_of_a_run_is_read_not_written(whole):
     recipe = tiny_recipe(whole[0])
     assert prepare(recipe.data, whole[0].parent / "data").verify()["train_tokens"] > 500
+
+
+def test_a_folder_deleted_under_a_run_ends_it_in_one_line(tmp_path):
+    """And not in a folder of checkpoints without a recipe or rows, at exit code 0."""
+    folder = tmp_path / "run"
+
+    def delete(step, row):
+        if step == 3:
+            shutil.rmtree(folder)
+
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl was deleted while the run was writing"):
+        tiny_run(folder, hooks=Callbacks(on_step=delete))
+    assert not folder.exists()

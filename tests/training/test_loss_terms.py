@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_unflatten
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.training.loss_terms import TERMS, columns, terms
+from kssm_mlx.training.loss_terms import TERMS, compute_columns, parse_terms
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import flatten, initial_state
 from kssm_mlx.training.step import make_gradient, make_step
@@ -49,9 +49,9 @@ DIFFERENTIABLE = [
 
 
 def value(name: str, options: dict, logits=LOGITS, trace=TRACE) -> mx.array:
-    (term,) = terms({name: {"weight": 1, **options}})
+    (term,) = parse_terms({name: {"weight": 1, **options}})
     trace = {k: mx.array(a, mx.float32) for k, a in trace.items()}
-    return columns([term], mx.array(logits, mx.float32), mx.array(TARGETS), trace)[f"term_{name}"]
+    return compute_columns([term], mx.array(logits, mx.float32), mx.array(TARGETS), trace)[f"term_{name}"]
 
 
 def slopes(name: str, options: dict) -> dict[str, np.ndarray]:
@@ -59,8 +59,8 @@ def slopes(name: str, options: dict) -> dict[str, np.ndarray]:
 
     def of(arrays):
         trace = {k: a for k, a in arrays.items() if k != "logits"}
-        (term,) = terms({name: {"weight": 1, **options}})
-        return columns([term], arrays["logits"], mx.array(TARGETS), trace)[f"term_{name}"]
+        (term,) = parse_terms({name: {"weight": 1, **options}})
+        return compute_columns([term], arrays["logits"], mx.array(TARGETS), trace)[f"term_{name}"]
 
     arrays = {"logits": LOGITS, **TRACE}
     grads = mx.grad(of)({k: mx.array(a, mx.float32) for k, a in arrays.items()})
@@ -156,8 +156,8 @@ def test_a_barrier_on_a_clamped_u_pushes_nothing():
 
     def reg(raw):
         trace = {"block00/delta": mx.ones((1, 4)), "block00/u": mx.clip(raw, 0.1, 10.0)}
-        (term,) = terms({"bistability": {"weight": 1, "determinant": 0}})
-        return columns([term], None, mx.zeros((1, 4), mx.int32), trace)["term_bistability"]
+        (term,) = parse_terms({"bistability": {"weight": 1, "determinant": 0}})
+        return compute_columns([term], None, mx.zeros((1, 4), mx.int32), trace)["term_bistability"]
 
     assert reg(mx.full((1, 4), -1.0)).item() == pytest.approx(0.5 * math.log(10), rel=1e-4)
     assert not mx.grad(reg)(mx.full((1, 4), -1.0)).any().item()
@@ -168,7 +168,7 @@ def test_a_barrier_on_a_clamped_u_pushes_nothing():
 
 
 def objective(params, section: dict, tokens) -> float:
-    totals, _ = make_gradient(TinyModel(), TRAIN, loss=terms(section))(params, tokens, None, None)
+    totals, _ = make_gradient(TinyModel(), TRAIN, loss=parse_terms(section))(params, tokens, None, None)
     return (totals.nats + sum(v for k, v in totals.terms.items() if k.startswith("term_"))).item()
 
 
@@ -176,7 +176,7 @@ def test_the_step_follows_the_objective_and_keeps_the_cross_entropy_apart():
     section = {"uncertainty": {"weight": 3, "target": 0.2}, "tonal": {"weight": 2, "limit": 0.1}}
     tokens, model = random_tokens(), TinyModel()
     plain, _ = make_gradient(model, TRAIN)(model.parameters(), tokens, None, None)
-    totals, _ = make_gradient(model, TRAIN, loss=terms(section))(model.parameters(), tokens, None, None)
+    totals, _ = make_gradient(model, TRAIN, loss=parse_terms(section))(model.parameters(), tokens, None, None)
     assert totals.nats.item() == plain.nats.item()
     grads, bump = flatten(totals.grads), 1e-2
     for name, index in (("head.bias", (3,)), ("log_rate", (2,)), ("phases", (1, 4))):
@@ -199,7 +199,7 @@ def test_metrics_have_a_column_per_term_and_micro_batches_share_it_by_tokens():
     def metrics(**train):
         own = TRAIN.model_copy(update=train)
         model = TinyModel()
-        step = make_step(model, own, loss=terms(section), compile=False)
+        step = make_step(model, own, loss=parse_terms(section), compile=False)
         return step(initial_state(model, own), tokens)[1]
 
     whole, pieces = metrics(), metrics(accumulation=2)
@@ -235,13 +235,13 @@ def test_metrics_have_a_column_per_term_and_micro_batches_share_it_by_tokens():
 )
 def test_a_section_that_cannot_be_meant_is_refused(section, message):
     with pytest.raises(ConfigError, match=message):
-        terms(section, 256)
+        parse_terms(section, 256)
 
 
 def test_a_model_without_the_quantity_is_told():
     with pytest.raises(
         ConfigError, match=r"loss\.diversity reads 'rwkv' from the model's trace, which has none"
     ):
-        make_gradient(TinyModel(), TRAIN, loss=terms({"diversity": {"weight": 1}}))(
+        make_gradient(TinyModel(), TRAIN, loss=parse_terms({"diversity": {"weight": 1}}))(
             TinyModel().parameters(), random_tokens(), None, None
         )

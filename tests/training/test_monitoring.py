@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.training.loop import Hooks
-from kssm_mlx.training.monitoring import Watch
+from kssm_mlx.training.loop import Callbacks
+from kssm_mlx.training.monitoring import Monitoring
 from kssm_mlx.training.recipe import parse
 from tests.support.controlled_model import ControlledModel
 from tests.support.tiny_run import rows, saved, tiny_recipe, tiny_run
@@ -30,7 +30,7 @@ def run(folder, stop_at=None, **options):
             raise Stop
 
     return tiny_run(
-        folder, model=ControlledModel(), hooks=Hooks(on_step=on_step), **{**CONTROLLED, **options}
+        folder, model=ControlledModel(), hooks=Callbacks(on_step=on_step), **{**CONTROLLED, **options}
     )
 
 
@@ -97,7 +97,7 @@ def test_a_model_without_knobs_or_without_R_is_refused(tmp_path):
 
 def test_residence_counts_the_steps_since_it_was_asked():
     recipe = parse({"monitor": {"target": "notes", "product": [0.4, 0.6]}})
-    watch = Watch(recipe, "any", {})
+    watch = Monitoring(recipe, "any", {})
     for R, U in ((0.9, 0.5), (0.9, 0.7), (0.9, 0.42), (0.5, 0.5)):
         watch.step({"R": R, "U": U, "RU": R * U}, {})
     assert watch.residence() == {"residence_R": 3 / 4, "residence_joint": 1 / 4}
@@ -127,7 +127,7 @@ def test_patience_cuts_the_rate_then_stops_and_a_resumed_run_does_the_same(tmp_p
             raise Stop
 
     with pytest.raises(Stop):
-        tiny_run(folders[1], hooks=Hooks(on_step=pull), **options)
+        tiny_run(folders[1], hooks=Callbacks(on_step=pull), **options)
     assert tiny_run(folders[1], resume=True, **options).step == stop
     assert rows(folders[1], "train", "eval") == rows(folders[0], "train", "eval")
     assert tiny_run(folders[1], resume=True, **options).was_finished

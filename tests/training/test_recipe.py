@@ -115,7 +115,7 @@ def test_overrides_are_applied_to_the_file_and_checked_like_it(tmp_path):
 
 
 def test_a_file_that_is_missing_or_not_toml_is_told_by_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"no recipe '.*absent\.toml': neither a file nor one of"):
+    with pytest.raises(ConfigError, match=r"no recipe '.*absent\.toml', neither a TOML file nor"):
         recipe.load(tmp_path / "absent.toml")
     broken = tmp_path / "broken.toml"
     for content in (b"[train\nsteps = 1", b"\xff\xfe\x00"):
@@ -127,7 +127,7 @@ def test_a_file_that_is_missing_or_not_toml_is_told_by_name(tmp_path):
 def test_a_misspelt_name_of_a_shipped_recipe_gets_the_nearest(monkeypatch, tmp_path):
     shipped = tmp_path / "default.toml"
     shipped.write_text("[train]\nsteps = 3\n")
-    monkeypatch.setattr(recipe, "shipped", lambda: {"default": shipped})
+    monkeypatch.setattr(recipe, "list_shipped", lambda: {"default": shipped})
     assert recipe.load("default").train.steps == 3
     with pytest.raises(ConfigError, match="did you mean 'default'"):
         recipe.load("defualt")

@@ -8,9 +8,19 @@ import threading
 
 import pytest
 
-from kssm_mlx.training.signals import SIGNALS, StopRequest, interrupted
+from kssm_mlx.training.signals import SIGNALS, StopRequest, make_interrupted
 
 
+@pytest.fixture
+def heard():
+    """Both signals as a foreground process has them; `make test &` begins with SIGINT ignored."""
+    before = [(s, signal.signal(s, signal.default_int_handler)) for s in SIGNALS]
+    yield
+    for s, handler in before:
+        signal.signal(s, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_remembered_and_announced(number, capfd):
     before = [signal.getsignal(s) for s in SIGNALS]
@@ -26,6 +36,7 @@ def test_the_first_signal_is_remembered_and_announced(number, capfd):
 SECOND = """
 import os, signal
 from kssm_mlx.training.signals import StopRequest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite runs in the background
 with StopRequest():
     os.kill(os.getpid(), signal.SIGINT)
     print("still here", flush=True)
@@ -55,7 +66,7 @@ def test_in_another_thread_it_leaves_signals_alone():
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_exit_code_is_that_of_the_shell(number, code):
-    error = interrupted(number, "saved after step 5")
+    error = make_interrupted(number, "saved after step 5")
     assert error.exit_code == code
     assert str(error) == f"stopped by {number.name}; saved after step 5"
 

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention
 from kssm_mlx.training.evaluation import make_evaluator
-from kssm_mlx.training.loss_terms import terms
+from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import flatten, from_arrays, initial_state, to_arrays, with_knobs
 from kssm_mlx.training.step import make_gradient, make_step
@@ -286,10 +286,11 @@ def test_monitored_columns_are_what_they_are_by_hand():
     assert "U" not in steps(1, model)[1]
 
 
+@pytest.mark.slow  # half a minute of g++
 def test_terms_that_read_the_same_things_compile_beside_each_other_and_the_monitor():
     """MLX 0.32.4 loses an edge of such a graph unless terms are kept apart."""
     section = {"eos": {"weight": 1.0}, "presence": {"weight": 1.0}, "tonal": {"weight": 1.0, "limit": 0.1}}
-    options = {"loss": terms(section), "monitor": True}
+    options = {"loss": parse_terms(section), "monitor": True}
     (one, compiled), (two, eager) = (steps(1, compile=c, **options) for c in (True, False))
     for name in eager:
         np.testing.assert_allclose(compiled[name].item(), eager[name].item(), rtol=1e-4, err_msg=name)

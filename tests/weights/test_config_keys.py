@@ -1,4 +1,4 @@
-"""No key of a foreign configuration is dropped in silence: it is read, in a table with a reason, or refused."""
+"""No key of a foreign configuration is dropped in silence: it is read, ignored with a reason, or refused."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_our_own_files_name_no_code_but_ours(family):
     from_file(values(family, model_file=SHIM_NAME))
     with pytest.raises(ConfigError, match="auto_map"):
         from_file(values(family, model_file=SHIM_NAME, auto_map={}))
-    with pytest.raises(ConfigError, match="model_file = 'theirs.py'"):
+    with pytest.raises(ConfigError, match=r"model_file = 'theirs\.py'"):
         from_file(values(family, model_file="theirs.py"))
 
 

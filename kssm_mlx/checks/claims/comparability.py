@@ -87,7 +87,7 @@ def _in_bits(loss: Nats, run: Context) -> BitsPerByte:
 def _impure(runs: list[Context]) -> list[str]:
     """Of runs whose logged loss is not the cross-entropy of their weights, both numbers."""
     current = [run for run in runs if _evaluation(run)["step"] == run.step]  # of the weights that there are
-    pairs = [(_name(run), _evaluation(run)["nats_per_token"], _measured(run)) for run in current]
+    pairs = [(_name(run), _evaluation(run)["nats_per_token"], _measure_loss(run)) for run in current]
     return [
         f"{name} logs {logged:.4f} nats/token, its cross-entropy is {now:.4f}"
         for name, logged, now in pairs
@@ -99,7 +99,7 @@ def _name(run: Context) -> str:
     return run.run_folder.name
 
 
-def _measured(run: Context) -> float:
+def _measure_loss(run: Context) -> float:
     """The cross-entropy of a run's weights on the windows that its evaluations score, nats/token."""
     train = run.recipe.train
     windows = evaluation_windows(run.data.validation, run.recipe.eval.tokens, train.context, train.batch_size)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kssm_mlx.checks.core.evidence import arms
+from kssm_mlx.checks.core.evidence import group_contexts
 from kssm_mlx.checks.core.probes import as_run
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict, check, verdict
 from kssm_mlx.data.batches import evaluation_windows
@@ -34,10 +34,10 @@ def statistics(ctx: Context) -> Check:
     ctx.need("runs", "baseline")
     _refuse_other_tokens([*ctx.runs, *ctx.baseline])
     base = _losses(ctx.baseline)
-    losses = {name: _losses(runs) for name, runs in arms(ctx.runs).items()}
-    found = {name: stats.paired(_by_window(of), _by_window(base)) for name, of in losses.items()}
-    found = dict(zip(found, stats.corrected(list(found.values()))))
-    seeds = {name: stats.unpaired(of.mean(axis=1), base.mean(axis=1)) for name, of in losses.items()}
+    losses = {name: _losses(runs) for name, runs in group_contexts(ctx.runs).items()}
+    found = {name: stats.compare_paired(_by_window(of), _by_window(base)) for name, of in losses.items()}
+    found = dict(zip(found, stats.correct_for_multiplicity(list(found.values()))))
+    seeds = {name: stats.compare_unpaired(of.mean(axis=1), base.mean(axis=1)) for name, of in losses.items()}
     judged = {name: _judge(found[name], seeds[name]) for name in found}
     worst = max(judged, key=lambda name: ("pass", "warn", "fail").index(judged[name][0]))
     return verdict(

@@ -43,7 +43,7 @@ def provenance(ctx: Context) -> Check:
 
 def _differences(run: Context) -> list[str]:
     """One phrase for each thing that is not as it was recorded."""
-    recorded, now = _recorded(run), _now(run)
+    recorded, now = _read_recorded(run), _now(run)
     name = run.run_folder.name
     return [
         f"{name}: {key} {_short(recorded[key])} recorded, is {_short(now[key])}"
@@ -52,7 +52,7 @@ def _differences(run: Context) -> list[str]:
     ]
 
 
-def _recorded(run: Context) -> dict[str, Any]:
+def _read_recorded(run: Context) -> dict[str, Any]:
     manifest = run.manifest
     index = manifest["data"]
     return {
@@ -66,7 +66,7 @@ def _recorded(run: Context) -> dict[str, Any]:
 
 
 def _now(run: Context) -> dict[str, Any]:
-    own = identity.of(run.model, run.recipe, run.data)
+    own = identity.describe_identity(run.model, run.recipe, run.data)
     return {
         **_of_data(run.data.index),
         "parameters": size(run.model),

@@ -6,13 +6,13 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.runs.arms import group_by_arm
 
 
-def arms(runs: list[Context]) -> dict[str, list[Context]]:
+def group_contexts(runs: list[Context]) -> dict[str, list[Context]]:
     """The runs by arm, by the folder of the first of each."""
     groups = group_by_arm(runs, lambda run: run.recipe.model_dump())
     return {str(group[0].run_folder): group for group in groups}
 
 
-def level(ctx: Context) -> str:
+def describe_evidence(ctx: Context) -> str:
     """The evidence in words: "untrained", "1 run" or, of the arm that has the fewest, "3 seeds"; and the
     check's caveats. "" where there is no model.
     """
@@ -21,7 +21,7 @@ def level(ctx: Context) -> str:
 
 def _of(ctx: Context) -> str:
     if ctx.runs:
-        compared = arms([*ctx.runs, *(ctx.baseline or ())]).values()
+        compared = group_contexts([*ctx.runs, *(ctx.baseline or ())]).values()
         seeds = min(len({run.recipe.train.seed for run in arm}) for arm in compared)
         return "1 run" if seeds == 1 else f"{seeds} seeds"
     if ctx.model is None:

@@ -21,14 +21,14 @@ LARGE = 1_000_000_000
 PASSES = 8
 
 
-def fitting(definition: Definition, ctx: Context) -> tuple[Context, str]:
+def fit_context(definition: Definition, ctx: Context) -> tuple[Context, str]:
     """The context a check runs in, and what the verdict says about it: "" for a model of ordinary size."""
     if definition.level != "P" or not definition.passes or ctx.model is None or size(ctx.model) < LARGE:
         return ctx, ""
     own = f"its own weights, at most {definition.passes} forward passes"
     if definition.passes <= PASSES:
         return ctx, own
-    small = reduced(ctx.config) if _trains_everything(ctx.model) else None
+    small = reduce_model(ctx.config) if _trains_everything(ctx.model) else None
     if small is None:
         return ctx, f"{own}: there is no small model like it"
     model = _built(small, ctx.seed)
@@ -37,7 +37,7 @@ def fitting(definition: Definition, ctx: Context) -> tuple[Context, str]:
     return replace(ctx, model=model, config=small, **fresh), note
 
 
-def reduced(config: Any) -> Any | None:
+def reduce_model(config: Any) -> Any | None:
     """The configuration with the layers and widths of size "xs"; None where the family has none that fits.
 
     A matter of size is what the sizes of the family differ in, and a width that they leave to be derived;

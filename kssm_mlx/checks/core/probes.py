@@ -14,7 +14,7 @@ import numpy as np
 
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable
 from kssm_mlx.models.base import mode
-from kssm_mlx.models.interventions.calibration import Held
+from kssm_mlx.models.interventions.calibration import ModelWithIntervention
 from kssm_mlx.training import losses
 
 
@@ -45,7 +45,7 @@ def random_tokens(ctx: Context, rows: int, length: int, stream: int = 0) -> np.n
 
 def as_run(ctx: Context) -> nn.Module:
     """The model as its run trains and scores it: under the intervention of the recipe, where it has one."""
-    return Held(ctx.model, ctx.intervention) if ctx.intervention else ctx.model
+    return ModelWithIntervention(ctx.model, ctx.intervention) if ctx.intervention else ctx.model
 
 
 def swap(tokens: np.ndarray, vocab_size: int, stream: int = 0) -> np.ndarray:
@@ -62,7 +62,7 @@ def logits_of(model: nn.Module, tokens: np.ndarray, training: bool = False, seed
         return to_numpy(model(mx.array(tokens)))
 
 
-def awake(measure: Callable[[Context], Check]) -> Callable[[Context], Check]:
+def perturb_zero_init(measure: Callable[[Context], Check]) -> Callable[[Context], Check]:
     """A check as it is made before step 1: matrices that begin at zero hold small random numbers meanwhile.
 
     The output projections of a fresh RWKV or of a graft are zero, so what lies behind them shows in no logit,
@@ -74,7 +74,7 @@ def awake(measure: Callable[[Context], Check]) -> Callable[[Context], Check]:
         asleep = _zero_matrices(ctx.model) if ctx.step == 0 else []
         if not asleep:
             return measure(ctx)
-        ctx.model.update(nn.utils.tree_unflatten(_stirred(asleep, ctx.seed)))
+        ctx.model.update(nn.utils.tree_unflatten(_randomized(asleep, ctx.seed)))
         try:
             return measure(ctx)
         finally:
@@ -88,7 +88,7 @@ def _zero_matrices(model: nn.Module | None) -> list[tuple[str, mx.array]]:
     return [(name, p) for name, p in flat if p.ndim == 2 and not mx.any(p != 0)]
 
 
-def _stirred(asleep: list[tuple[str, mx.array]], seed: int) -> list[tuple[str, mx.array]]:
+def _randomized(asleep: list[tuple[str, mx.array]], seed: int) -> list[tuple[str, mx.array]]:
     """The same matrices, normal, of half the size that passes signals on."""
     keys = mx.random.split(mx.random.key(seed), len(asleep) + 1)
     return [

@@ -252,7 +252,7 @@ def verdict(id: str, ok: bool | Verdict, got: str, expected: str, fix: str = "",
     return Check(id, d.title, d.level, word, got, expected, "" if word == "pass" else fix, numbers)
 
 
-def apply_waivers(checks: Iterable[Check], waivers: dict[str, str]) -> list[Check]:
+def apply_waivers_to(checks: Iterable[Check], waivers: dict[str, str]) -> list[Check]:
     """Failed checks named in `waivers` (id -> reason) become "waived", with the reason recorded.
 
     Raises: ConfigError for an id that does not exist or a waiver without a reason.
@@ -272,7 +272,7 @@ def apply_waivers(checks: Iterable[Check], waivers: dict[str, str]) -> list[Chec
     ]
 
 
-def require(checks: Iterable[Check]) -> None:
+def require_no_failure(checks: Iterable[Check]) -> None:
     """Raise CheckFailed that names every failed check with its numbers and its fix."""
     failed = [c for c in checks if not c.ok]
     if failed:

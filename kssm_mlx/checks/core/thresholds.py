@@ -72,7 +72,7 @@ class Band:
         return " and ".join(bounds) + (f" (warns {' and '.join(warns)})" if warns else "")
 
 
-def banded(id: str, measured: Mapping[str, float], band: Band, fix: str, **numbers: Any) -> Check:
+def judge_by_band(id: str, measured: Mapping[str, float], band: Band, fix: str, **numbers: Any) -> Check:
     """The verdict "every measured number lies in the band", naming the worst one."""
     name = band.worst(measured)
     got = f"{measured[name]:.3g} ({name})"

@@ -47,7 +47,7 @@ def rows_of(split: TokenSplit, most: int = SEQUENCES) -> Rows:
 
 
 @check("G1", level="P", title="the ceiling is above chance", source="allostasis.md G1")
-def ceiling(ctx: Context) -> Check:
+def ceiling_above_chance(ctx: Context) -> Check:
     """acc*, the accuracy of the Bayes predictor that knows the generator and sees the past, in closed form or
     by Monte Carlo over 2,000 rows (`task.bound()`), less that of a guess among the answers.
 

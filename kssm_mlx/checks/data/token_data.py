@@ -5,6 +5,7 @@ trained.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -132,47 +133,82 @@ def split_hygiene(ctx: Context) -> Check:
     """
     ctx.need("data")
     train, validation = ctx.data.train.ids, ctx.data.validation.ids
-    overlap = shared_passages(train, validation)
+    overlap = measure_overlap(train, validation)
     kl, limit = unigram_kl(validation, train, ctx.data.vocab_size), kl_limit(ctx.data.vocab_size)
     corpus = ctx.data.index["corpus"]
-    foreign = ctx.recipe is not None and not _is_corpus(ctx.recipe.data.source, corpus)
+    foreign = ctx.recipe is not None and not _is_corpus(ctx.recipe.data, corpus)
     return verdict(
         "C15",
         overlap < 1e-3 and kl < limit and not foreign,
         f"overlap {overlap:.3%}, KL {kl:.3f} nats"
         + (f", ids of {corpus['source']}, recipe of {ctx.recipe.data.source}" if foreign else ""),
         f"overlap < 0.1 %, KL < {limit:.2f} nats, one corpus",
-        "split by document, remove repeated documents, and take both splits from one corpus",
+        _remedy(ctx, overlap, kl >= limit, foreign),
         overlap=overlap,
         kl=kl,
     )
 
 
-def _is_corpus(source: str, corpus: dict) -> bool:
+def _remedy(ctx: Context, overlap: float, other_kind: bool, foreign: bool) -> str:
+    """What to do about each cause, with the passage where there is one; how to go on all the same."""
+    advice = []
+    if overlap >= 1e-3:
+        advice.append(
+            f"training and validation share {_shared_text(ctx)!r}; data.deduplicate = true leaves out what "
+            "is said twice"
+        )
+    if other_kind:
+        index = ctx.data.index
+        cut = index.get("split", {}).get("method") == "contiguous"
+        many = cut and index["corpus"].get("documents", 1) > 1
+        ways = (
+            "data.split = 'documents' mixes them" if many else "shuffle its parts, or take another part out"
+        )
+        advice.append(f"the end of the text is of another kind than its beginning: {ways}")
+    if foreign:
+        advice.append("prepare the data of this recipe again, in an empty folder")
+    return "; ".join([*advice, 'or --waive C15="why this is meant"'])
+
+
+def _shared_text(ctx: Context) -> str:
+    """The beginning of the first passage of validation that is also in training."""
+    train, validation = (np.asarray(split.ids) for split in (ctx.data.train, ctx.data.validation))
+    mine = hash_passages(validation, GRAM)
+    known = np.unique(hash_passages(train, GRAM))
+    first = int(np.flatnonzero(np.isin(mine, known))[0])
+    passage = validation[first : first + GRAM]
+    tokenizer = ctx.tokenizer or getattr(ctx.data, "tokenizer", None)
+    try:
+        return tokenizer.decode(passage)[:60]
+    except (KssmError, AttributeError):  # another tokenizer's ids, which C13 tells, or none
+        return f"ids {passage[:12].tolist()} ..."
+
+
+def _is_corpus(data: Any, corpus: dict) -> bool:
     """Whether a recipe's source is the corpus of the token files, by name or, moved elsewhere, by content."""
-    if source == corpus["source"]:
+    if data.source == corpus["source"]:
         return True
     try:
-        return open_corpus(source).digest == corpus["digest"]
+        return not data.deduplicate and open_corpus(data.source).digest == corpus["digest"]
     except KssmError:  # it cannot be read here, so nothing says that it is the same
         return False
 
 
-def shared_passages(train: np.ndarray, validation: np.ndarray, length: int = GRAM) -> float:
+def measure_overlap(train: np.ndarray, validation: np.ndarray, length: int = GRAM) -> float:
     """The share of the validation's `length`-token passages that occur in training; `length` a power of two.
 
     Raises: NotMeasurable for a validation split shorter than one passage.
     """
     if validation.size < length:
         raise NotMeasurable(f"{validation.size} validation tokens, {length} needed")
-    wanted, found = np.unique(passages(validation, length)), []
+    wanted, found = np.unique(hash_passages(validation, length)), []
     for start in range(0, max(1, train.size - length + 1), MOST_TRAIN):
-        piece = passages(train[start : start + MOST_TRAIN + length - 1], length)
+        piece = hash_passages(train[start : start + MOST_TRAIN + length - 1], length)
         found.append(np.intersect1d(wanted, piece))
-    return float(np.isin(passages(validation, length), np.concatenate(found)).mean())
+    return float(np.isin(hash_passages(validation, length), np.concatenate(found)).mean())
 
 
-def passages(ids: np.ndarray, length: int) -> np.ndarray:
+def hash_passages(ids: np.ndarray, length: int) -> np.ndarray:
     """A 64-bit hash of every run of `length` tokens (a power of two), by doubling: h(ab) = m h(a) + h(b)."""
     hashes, width = ids.astype(np.uint64), 1
     multipliers = np.random.default_rng(64).integers(1 << 62, 1 << 63, 16, dtype=np.uint64) * 2 + 1

@@ -8,7 +8,7 @@ import numpy as np
 from kssm_mlx.checks.core.conditions import passage, run_arm
 from kssm_mlx.checks.core.probes import cross_entropy, mode, short_context, to_numpy
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.core.thresholds import RANK, Band, banded, rms
+from kssm_mlx.checks.core.thresholds import RANK, Band, judge_by_band, rms
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.models.base import Intervention, component_of, with_parameters
 from kssm_mlx.models.interventions.spec import Observe
@@ -48,7 +48,9 @@ def gradient_ratio(ctx: Context) -> Check:
     size = component_rms(ctx.model, _gradient(ctx), always=True)
     found = {tag: size[f"grad_rms_{tag}"].item() for tag in tags}
     pairs = {f"{tags[0]}/{tag}": _ratio(found[tags[0]], found[tag]) for tag in tags[1:]}
-    return banded("D3", pairs, RATIO, "one mixer learns faster: give it [train.groups] of its own", rms=found)
+    return judge_by_band(
+        "D3", pairs, RATIO, "one mixer learns faster: give it [train.groups] of its own", rms=found
+    )
 
 
 def _gradient(ctx: Context) -> dict:

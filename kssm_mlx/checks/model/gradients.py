@@ -13,7 +13,7 @@ from kssm_mlx.checks.core.probes import cross_entropy, mode, probe_length, rando
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.models.base import component_of, with_parameters
 from kssm_mlx.runs.layout import CHECKPOINTS
-from kssm_mlx.training.loss_terms import Term, terms
+from kssm_mlx.training.loss_terms import Term, parse_terms
 from kssm_mlx.training.optim import global_norm
 
 BATCHES, ROWS, BLOCKS = 5, 4, 64
@@ -83,7 +83,7 @@ def _length(ctx: Context) -> int:
 def _term_gradients(ctx: Context) -> dict[str, tuple[float, float]]:
     """Term of the recipe's [loss] -> (its weighted value, the norm of its gradient) on one batch."""
     tokens = mx.array(random_tokens(ctx, ROWS, _length(ctx) + 1, stream=75))
-    found = terms(ctx.recipe.loss) if ctx.recipe is not None else ()
+    found = parse_terms(ctx.recipe.loss) if ctx.recipe is not None else ()
     return {term.name: _term_gradient(ctx.model, term, tokens) for term in found}
 
 

@@ -9,7 +9,7 @@ from kssm_mlx.checks.core.conditions import noise, passage, run_arm
 from kssm_mlx.checks.core.probes import mode
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.models.base import with_parameters
-from kssm_mlx.training.loss_terms import terms
+from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.optim import global_norm
 
 WARN, FAIL = 0.5, 0.05
@@ -105,7 +105,7 @@ def _parts(ctx: Context, parameters: dict) -> dict[str, mx.array]:
     drawn = noise(ctx.model, ctx.seed)
     with mode(ctx.model, False):
         out = with_parameters(ctx.model, parameters, lambda: ctx.model.forward(inputs, **drawn))
-    for term in terms(ctx.recipe.loss):
+    for term in parse_terms(ctx.recipe.loss):
         value, parts = term.function(out.logits, targets, out.trace)
         found |= {term.name: value, **{f"{term.name}.{part}": number for part, number in parts.items()}}
     return found

@@ -2,7 +2,7 @@
 
 Deviations are max |Δ logit| in units of the standard deviation of the logits, so that a threshold means the
 same for a fresh model (logits of 0.02) and a trained one (logits of 10). Before step 1, projections that
-begin at zero are woken for the measurement (`probes.awake`).
+begin at zero are woken for the measurement (`probes.perturb_zero_init`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from kssm_mlx import models
 from kssm_mlx.checks.core.conditions import mean_kl
 from kssm_mlx.checks.core.probes import (
-    awake,
     deviation,
     logits_of,
     mode,
+    perturb_zero_init,
     probe_length,
     random_tokens,
     spread,
@@ -29,14 +29,14 @@ from kssm_mlx.checks.core.probes import (
     vocabulary,
 )
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.core.thresholds import Band, banded
+from kssm_mlx.checks.core.thresholds import Band, judge_by_band
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
 
 NOISE_OFF = {"dropout": 0.0, "noise": "off"}  # fields of a configuration, and what they are without noise
 
 
 @check("C1", level="P", title="earlier tokens reach the prediction", source="liminal.md C1", passes=8)
-@awake
+@perturb_zero_init
 def receptive_field(ctx: Context) -> Check:
     """Swap the token at lag k = 1, 2, 4 .. T/2 (and 8) before the last position in 8 random sequences;
     e_k = max |Δ logits at the last position| / std(logits), under equal noise where a model draws in
@@ -75,7 +75,7 @@ def _under_equal_noise(ctx: Context, tokens: np.ndarray) -> np.ndarray:
 
 
 @check("C2", level="P", title="no token sees its future", source="liminal.md C2, allostasis.md G6", passes=8)
-@awake
+@perturb_zero_init
 def future_leak(ctx: Context) -> Check:
     """Change every token after t, for t at a quarter, half and three quarters of 4 random sequences; the
     leak is max |Δ logits at positions <= t| / std(logits), in training and in evaluation mode.
@@ -97,7 +97,7 @@ def future_leak(ctx: Context) -> Check:
             tokens[:, t:] = swap(base[:, t:], vocabulary(ctx.model), stream=t)
             past = logits_of(ctx.model, tokens, training, ctx.seed)[:, :t]
             leaks[f"{'train' if training else 'eval'}, t={t}"] = deviation(past, reference[:, :t], scale)
-    return banded(
+    return judge_by_band(
         "C2",
         leaks,
         Band(high=tolerance(ctx.model, 1e-5)),
@@ -106,7 +106,7 @@ def future_leak(ctx: Context) -> Check:
 
 
 @check("C3", level="P", title="rows and calls are independent", source="liminal.md C3", passes=16)
-@awake
+@perturb_zero_init
 def batch_leak(ctx: Context) -> Check:
     """Batch: change all other rows of a batch of 4 and compare the logits of row 0. Order: repeat the same
     input after 5 unrelated calls. Both in training and in evaluation mode, as max |Δ logits| / std(logits).
@@ -131,7 +131,7 @@ def batch_leak(ctx: Context) -> Check:
             logits_of(ctx.model, random_tokens(ctx, 2, 9, stream=10 + i), training, ctx.seed + i)
         again = logits_of(ctx.model, base, training, ctx.seed)
         leaks[f"after 5 calls, {word}"] = deviation(again, reference, scale)
-    return banded(
+    return judge_by_band(
         "C3",
         leaks,
         Band(high=tolerance(ctx.model, 1e-5)),
@@ -147,7 +147,7 @@ def batch_leak(ctx: Context) -> Check:
     also="S",
     passes=2,
 )
-@awake
+@perturb_zero_init
 def train_eval_parity(ctx: Context) -> Check:
     """max |logits in training mode - logits in evaluation mode| / std(logits) on 4 random sequences; those in
     training mode with noise and dropout off (of a model that draws, from one of its class and weights whose
@@ -217,7 +217,7 @@ def _block_influence(ctx: Context, tokens: np.ndarray) -> dict[int, float]:
 
 
 @check("C5", level="P", title="parallel = step by step with carried state", source="liminal.md C5", passes=70)
-@awake
+@perturb_zero_init
 def step_by_step(ctx: Context) -> Check:
     """Logits of 2 random sequences of T = 64 in one call, against one token at a time through
     `model(tokens, cache)`, which writes the state back in place, and against pieces of 1, 7, 24 and 32 tokens
@@ -238,7 +238,7 @@ def step_by_step(ctx: Context) -> Check:
         if hasattr(model, "forward"):
             pieces["pieces of 1, 7, 24, 32"] = _through_forward(model, tokens, (1, 8, 32))
     scale = spread(whole)
-    return banded(
+    return judge_by_band(
         "C5",
         {name: deviation(to_numpy(piece), whole, scale) for name, piece in pieces.items()},
         Band(high=tolerance(model, 1e-4)),
@@ -266,7 +266,7 @@ def _through_forward(model, tokens: mx.array, cuts: tuple[int, ...]) -> mx.array
 
 
 @check("C6", level="P", title="evaluation is deterministic", source="liminal.md C6", passes=2)
-@awake
+@perturb_zero_init
 def determinism(ctx: Context) -> Check:
     """max |Δ logits| of the same input of 4 random sequences given twice in evaluation mode.
 

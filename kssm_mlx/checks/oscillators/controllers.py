@@ -10,7 +10,7 @@ from kssm_mlx.checks.core.conditions import mean_R, noise, passage
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.models.base import mode, with_parameters
 from kssm_mlx.training.controllers import COUPLINGS, RULES
-from kssm_mlx.training.monitoring import Knobs, Watch
+from kssm_mlx.training.monitoring import Knobs, Monitoring
 from kssm_mlx.training.state import flatten, with_knobs
 
 ACTIONS, MOVED, BEYOND = 20, 0.01, 0.1
@@ -61,7 +61,7 @@ def _drive(ctx: Context, direction: int) -> Driven:
     """20 actions against an R beyond the range: above it for +1, below it for -1."""
     section, arrays = ctx.recipe.control, flatten(ctx.model.parameters())
     knobs = {name: arrays[name] for name in getattr(ctx.model, "knobs", ())}
-    watch, before, after_one = Watch(ctx.recipe, ctx.model.model_type, knobs), knobs, knobs
+    watch, before, after_one = Monitoring(ctx.recipe, ctx.model.model_type, knobs), knobs, knobs
     low, high = section.R or RULES[section.rule].R
     R = high + BEYOND if direction > 0 else max(low - BEYOND, 0.0)
     for i in range(ACTIONS):

@@ -30,7 +30,7 @@ def measure(host: Host) -> Behaviour:
     )
 
 
-def counting(ids: np.ndarray, scored: int, vocab_size: int) -> dict[str, float]:
+def count_ngrams(ids: np.ndarray, scored: int, vocab_size: int) -> dict[str, float]:
     """Unigram and bigram nats/token of the first `scored` ids: each eighth of them by counts of all the rest.
 
     Counted on the text itself a bigram would know every rare word in advance; no model could follow it.
@@ -45,7 +45,7 @@ def counting(ids: np.ndarray, scored: int, vocab_size: int) -> dict[str, float]:
 @check("W24", level="L5", title="better than counting", source="liminal.md C11")
 def better_than_counting(host: Host) -> Check:
     """nats/token on the first 8,192 tokens of the text, in windows of 512, against the unigram and the
-    bigram of the same text under the same tokenizer (`counting`).
+    bigram of the same text under the same tokenizer (`count_ngrams`).
 
     Threshold: below both, and below half of ln V, which random and mis-tokenized models never reach.
     Caught: Phase-Mamba Attempt 2, 72 minutes of training beside random weights; RWKV fed GPT-2 ids.
@@ -53,7 +53,7 @@ def better_than_counting(host: Host) -> Check:
     """
     _refuse_other_domain(host)
     got, ids, V = host.evaluation, host.reading.validation.ids, host.model.args.vocab_size
-    rungs = counting(ids, got["tokens"] + 1, V)
+    rungs = count_ngrams(ids, got["tokens"] + 1, V)
     limit = min(*rungs.values(), math.log(V) / 2)
     below = [name for name, nats in rungs.items() if got["nats_per_token"] < nats]
     return verdict(

@@ -16,7 +16,7 @@ from kssm_mlx.checks.core.probes import mode, probe_length, short_context, swap,
 from kssm_mlx.checks.core.registry import Check, Context, check, verdict
 from kssm_mlx.checks.core.state_recording import record, refuse_stateless, views
 from kssm_mlx.checks.core.thresholds import RANK as VERDICTS
-from kssm_mlx.checks.core.thresholds import Band, banded, rms
+from kssm_mlx.checks.core.thresholds import Band, judge_by_band, rms
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.metrics import state
 from kssm_mlx.training.losses import split_rows
@@ -103,8 +103,10 @@ def size(ctx: Context) -> Check:
     sizes = _sizes(ctx)
     first = {name: found[0] for name, found in sizes.items()}
     growth = {name: max(found) / found[0] if found[0] > 0 else math.nan for name, found in sizes.items()}
-    judged = [banded("D5", growth, GROWTH, "the recurrence is unstable: a factor above 1, or no decay")]
-    judged += [banded("D5", first, SIZE, "the state is not written, or overflows: look at its input")]
+    judged = [
+        judge_by_band("D5", growth, GROWTH, "the recurrence is unstable: a factor above 1, or no decay")
+    ]
+    judged += [judge_by_band("D5", first, SIZE, "the state is not written, or overflows: look at its input")]
     worse = max(judged, key=lambda c: VERDICTS.index(c.verdict))
     smallest, largest = min(first.values()), max(first.values())
     return verdict(
@@ -145,7 +147,9 @@ def entropy(ctx: Context) -> Check:
     Sabotage: a state in which one entry grows.
     """
     found = {name: state.energy_entropy(s) for name, s in _recorded(ctx).items()}
-    return banded("D6", found, ENTROPY, "one entry dwarfs the others: look at its input, its decay or a norm")
+    return judge_by_band(
+        "D6", found, ENTROPY, "one entry dwarfs the others: look at its input, its decay or a norm"
+    )
 
 
 @check("D9", level="S", title="the state is updated", source="groundthink.md D9", needs_training=True)
@@ -160,7 +164,9 @@ def update(ctx: Context) -> Check:
     for name, s in _recorded(ctx).items():
         ends = s[:, [min(8, s.shape[1]) - 1, -1]]
         moved[name] = float(state.updates(ends).mean())
-    return banded("D9", moved, UPDATE, "the memory does not change: look at its write gate and its kernel")
+    return judge_by_band(
+        "D9", moved, UPDATE, "the memory does not change: look at its write gate and its kernel"
+    )
 
 
 @check("D10", level="S", title="the state uses its room", source="groundthink.md D10", needs_training=True)

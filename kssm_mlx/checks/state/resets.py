@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.core.probes import (
-    awake,
     deviation,
     mode,
+    perturb_zero_init,
     probe_length,
     random_tokens,
     spread,
@@ -18,7 +18,7 @@ from kssm_mlx.checks.core.probes import (
     tolerance,
 )
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check
-from kssm_mlx.checks.core.thresholds import Band, banded
+from kssm_mlx.checks.core.thresholds import Band, judge_by_band
 
 ROWS = 3
 
@@ -30,7 +30,7 @@ ROWS = 3
     source="groundthink.md D13, N2",
     passes=7,
 )
-@awake
+@perturb_zero_init
 def exact_reset(ctx: Context) -> Check:
     """3 rows of random tokens, each a document A and a document B that begins at another place: the logits of
     B after `resets`, against those of B alone; and B from a cache that holds A, with a reset at its first
@@ -59,7 +59,7 @@ def exact_reset(ctx: Context) -> Check:
     found = {f"row {i}": deviation(joined[i, starts[i] :], alone[i], scale) for i in range(ROWS)}
     if carried is not None:
         found["from a cache"] = deviation(carried, alone[0], scale)
-    return banded(
+    return judge_by_band(
         "D13",
         found,
         Band(high=tolerance(ctx.model, 1e-4)),

@@ -8,7 +8,7 @@ import numpy as np
 
 from kssm_mlx.checks.core.conditions import passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check
-from kssm_mlx.checks.core.thresholds import Band, banded
+from kssm_mlx.checks.core.thresholds import Band, judge_by_band
 from kssm_mlx.metrics.state import half_life
 
 SELECTION = Band(low=1e-6, warn_low=1e-4)
@@ -37,7 +37,7 @@ def selection(ctx: Context) -> Check:
     if not signals:
         raise NotMeasurable("no time step and no decay in the trace depend on the token")
     spread = {name: _relative_variance(x) for name, x in signals.items()}
-    found = banded("D7", spread, SELECTION, "the time step ignores its input: look at its projection")
+    found = judge_by_band("D7", spread, SELECTION, "the time step ignores its input: look at its projection")
     return replace(found, verdict="warn") if found.verdict == "fail" and ctx.step < YOUNG else found
 
 
@@ -78,7 +78,9 @@ def decay_collapse(ctx: Context) -> Check:
         raise NotMeasurable('the trace has no "block00/decay" and no "block00/lyapunov"')
     low, high = EXTREME
     share = {name: float(np.mean(~((x >= low) & (x <= high)))) for name, x in decays.items()}
-    found = banded("D8", share, COLLAPSED, "decays have run to 0 or 1: clip them, or exempt them from decay")
+    found = judge_by_band(
+        "D8", share, COLLAPSED, "decays have run to 0 or 1: clip them, or exempt them from decay"
+    )
     lives = {name: [half_life(q) for q in np.quantile(x, QUARTILES)] for name, x in decays.items()}
     found.numbers["half_lives"] = lives
     return found

@@ -12,7 +12,7 @@ from kssm_mlx.checks.core.probes import as_run, logits_of, short_context
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.models.base import with_parameters
-from kssm_mlx.training.loss_terms import terms
+from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.losses import split_rows
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
@@ -70,7 +70,7 @@ def _learn(ctx: Context, rows: np.ndarray):
     train = Train(
         batch_size=B, context=T, steps=STEPS, learning_rate=LEARNING_RATE, schedule="constant", warmup=5
     )
-    held = {"masks": ctx.masks, "intervention": ctx.intervention, "loss": terms(ctx.recipe.loss)}
+    held = {"masks": ctx.masks, "intervention": ctx.intervention, "loss": parse_terms(ctx.recipe.loss)}
     state, step = initial_state(ctx.model, train), make_step(ctx.model, train, **held, compile=False)
     before, steps, loss = _losses(ctx, state.params, rows), 0, np.inf
     while steps < STEPS and not loss < LEARNED / 2 * before[0]:

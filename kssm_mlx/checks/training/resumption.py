@@ -73,7 +73,7 @@ def resume_parity(ctx: Context) -> Check:
     )
 
 
-def _shortened(recipe: Recipe) -> Recipe:
+def _shorten_recipe(recipe: Recipe) -> Recipe:
     """The recipe in 20 small steps."""
     table = {**recipe.model_dump(), "about": {}}
     table["train"] |= {
@@ -89,7 +89,7 @@ def _shortened(recipe: Recipe) -> Recipe:
 
 def _train(ctx: Context, folder: Path, resume: bool) -> dict[str, np.ndarray]:
     """Train from the model as it is, which is left as it was; the states at the end besides the weights."""
-    recipe, silent = _shortened(ctx.recipe), Console(file=io.StringIO())
+    recipe, silent = _shorten_recipe(ctx.recipe), Console(file=io.StringIO())
     held = {"masks": ctx.masks or None, "intervention": ctx.intervention}
     try:
         result = with_parameters(
@@ -108,7 +108,7 @@ def _interrupt(whole: Path, resumed: Path) -> None:
     shutil.copytree(whole, resumed)
     there = list_checkpoints(resumed / CHECKPOINTS)
     shutil.rmtree(there[STEPS])
-    checkpoint.point(resumed / CHECKPOINTS, LATEST, there[HALF])
+    checkpoint.write_pointer(resumed / CHECKPOINTS, LATEST, there[HALF])
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from kssm_mlx.checks.core.conditions import mean_R, noise
 from kssm_mlx.checks.core.probes import mode, short_context
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.metrics.stats import autocorrelation, trend
+from kssm_mlx.metrics.stats import autocorrelation, fit_trend
 from kssm_mlx.runs.layout import CHECKPOINTS, list_checkpoints
 from kssm_mlx.training.losses import cross_entropy, split_rows
 
@@ -40,7 +40,7 @@ def loss_trend(ctx: Context) -> Check:
     if len(rows) < FEWEST:
         raise NotMeasurable(f"{len(rows)} steps after the warm-up, {FEWEST} needed")
     losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]
-    slope, t = trend(losses)
+    slope, t = fit_trend(losses)
     return verdict(
         "C37",
         "pass" if t < CERTAIN else "fail" if _is_over(ctx) else "warn",

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 REPEAT = 64  # bytes; the length of passage that check C15 counts as shared between training and validation
 
 
-def without_repeats(documents: list[str], length: int = REPEAT) -> list[str]:
+def remove_repeats(documents: list[str], length: int = REPEAT) -> list[str]:
     """Documents without the paragraphs that share `length` bytes with an earlier document.
 
     No run of `length` bytes is then in two documents, so no split by document can leak one.
     """
     seen: set[bytes] = set()
     return [_new_paragraphs(text, seen, length) for text in documents]
+
+
+def remove_repeated_paragraphs(documents: Iterable[str], length: int = REPEAT) -> list[str]:
+    """Documents without the paragraphs that share `length` bytes with an earlier one, of this document or of
+    another. A document of which nothing is left is empty.
+    """
+    seen: set[bytes] = set()
+    return [
+        "\n\n".join(kept for part in text.split("\n\n") if (kept := _new_paragraphs(part, seen, length)))
+        for text in documents
+    ]
 
 
 def _new_paragraphs(text: str, seen: set[bytes], length: int) -> str:

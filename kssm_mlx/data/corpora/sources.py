@@ -13,11 +13,11 @@ hf:NAME          the field `text` of the train split of a Hugging Face dataset; 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from kssm_mlx.data.corpora.corpus import Corpus, Texts, corpus_digest
-from kssm_mlx.data.corpora.repeats import without_repeats
+from kssm_mlx.data.corpora.repeats import remove_repeats
 from kssm_mlx.data.corpora.text_files import ENDINGS, read_text, text_files
 from kssm_mlx.errors import ConfigError, DataError, nearest
 from kssm_mlx.parsing import parse_json
@@ -33,7 +33,7 @@ def open_corpus(source: str) -> Corpus:
     if kind not in _READERS or (kind == "pydoc" and target) or (kind not in _BUILT_IN and not target):
         raise ConfigError(
             f"data.source is {source!r}; expected pydoc, themes, file:PATH, dir:PATH, jsonl:PATH, "
-            f"gutenberg:FOLDER, wikitext:PATH, wikitext-joined:PATH or hf:NAME{nearest(kind, _READERS)}"
+            f"gutenberg:FOLDER, wikitext:PATH, wikitext-joined:PATH or hf:NAME{_meant(source, kind)}"
         )
     texts = Texts(*_READERS[kind](target))
     documents = [text for text in texts.documents if text.strip()]
@@ -44,7 +44,22 @@ def open_corpus(source: str) -> Corpus:
     return Corpus(name, source, documents, texts.licence, digest, texts.validation, texts.whole)
 
 
+def _meant(source: str, kind: str) -> str:
+    """What a source that is none may have been meant to be."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return f"; did you mean 'dir:{source}'?"
+    if path.is_file():
+        return f"; did you mean '{'jsonl' if path.suffix == '.jsonl' else 'file'}:{source}'?"
+    return nearest(kind, _READERS)
+
+
 def _pydoc(_: str) -> tuple[list[str], str]:
+    return list(_topics()), "PSF-2.0"
+
+
+@cache
+def _topics() -> tuple[str, ...]:
     """One document per topic, topics in the order of their names.
 
     The topics quote each other at length (`compound` contains all of `try`, `with` and `for`): a fifth of the
@@ -56,9 +71,9 @@ def _pydoc(_: str) -> tuple[list[str], str]:
     except ImportError:
         raise DataError("this Python comes without pydoc_data; use data.source = 'file:PATH'") from None
     longest_first = sorted(topics, key=lambda name: (-len(topics[name]), name))
-    unique = without_repeats([topics[name] for name in longest_first])
+    unique = remove_repeats([topics[name] for name in longest_first])
     kept = dict(zip(longest_first, unique, strict=True))
-    return [kept[name] for name in sorted(kept)], "PSF-2.0"
+    return tuple(kept[name] for name in sorted(kept))
 
 
 def _themes(target: str) -> Texts:

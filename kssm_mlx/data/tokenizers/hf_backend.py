@@ -31,11 +31,16 @@ class HFTokenizer(DescribedTokenizer):
         self.backend.no_truncation()  # saved settings would silently cut documents at, say, 512 tokens
         self.backend.no_padding()
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        if not self.backend.get_vocab(with_added_tokens=False):
+            raise DataError(f"{name} is a tokenizer with an empty vocabulary; get the file again")
         _refuse_vocabulary(vocabulary, name)
         self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
         self.separator_id = next((vocabulary[t] for t in END_OF_TEXT if t in vocabulary), None)
         if '"ByteFallback"' in content:
             self.byte_ids = frozenset(id for token, id in vocabulary.items() if _BYTE.fullmatch(token))
+
+    def id_of(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
 
     def encode(self, text: str) -> np.ndarray:
         return self._encode(text, special=False)
@@ -44,7 +49,7 @@ class HFTokenizer(DescribedTokenizer):
         return self._encode(text, special=True)
 
     def encode_prompt(self, text: str) -> np.ndarray:
-        """The text's ids, with the post-processor's before and after them unless the text has them already."""
+        """The text's ids, with the post-processor's around them unless the text has them already."""
         plain = self._encode(text, special=True)
         if not self.template:
             return plain
@@ -83,8 +88,8 @@ def _backend(content: str, name: str) -> Any:
 
 @contextmanager
 def _explained(name: str, what: str = "cannot be used on this text") -> Iterator[None]:
-    """The library raises bare Exception for anything it cannot do, such as a word without an unknown token, and
-    a PanicException, which is no Exception, where its own code fails.
+    """The library raises bare Exception for anything it cannot do, such as a word without an unknown token,
+    and a PanicException, which is no Exception, where its own code fails.
 
     Raises: DataError.
     """
@@ -98,8 +103,6 @@ def _explained(name: str, what: str = "cannot be used on this text") -> Iterator
 
 
 def _refuse_vocabulary(vocabulary: dict[str, int], name: str) -> None:
-    if not vocabulary:
-        raise DataError(f"{name} is a tokenizer without a single token; get the file again")
     token = max(vocabulary, key=vocabulary.__getitem__)
     if vocabulary[token] >= MOST_IDS:
         raise DataError(

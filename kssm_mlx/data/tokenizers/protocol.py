@@ -69,6 +69,10 @@ class DescribedTokenizer(ABC):
     def stop_ids(self, ids: tuple[int, ...]) -> None:
         self._stop_ids = ids
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a special token by its text; None where there is none."""
+        return None
+
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """See `Tokenizer`."""

@@ -18,7 +18,7 @@ class StreamDecoder:
     """Text of a growing sequence of tokens, in pieces that join to `decode` of all of them.
 
     What may still change waits: a character that is cut between tokens decodes to U+FFFD until its last byte
-    arrives, and a run of tokens of one byte each (ByteFallback) to as many U+FFFD unless the whole run is UTF-8.
+    arrives, and a run of tokens of one byte each (ByteFallback) to as many U+FFFD unless all of it is UTF-8.
     """
 
     def __init__(self, tokenizer: Tokenizer, tail: Tail = Tail()):  # noqa: B008  a tuple
@@ -28,7 +28,7 @@ class StreamDecoder:
 
     @classmethod
     def after(cls, tokenizer: Tokenizer, ids) -> StreamDecoder:
-        """A decoder that goes on behind `ids`, whose text is known; many decoders drop a first word's space."""
+        """A decoder that goes on behind `ids`, whose text is known; many drop the space of a first word."""
         ids = tuple(int(id) for id in ids)
         decoder = cls(tokenizer, Tail(ids, len(tokenizer.decode(ids)) if ids else 0))
         decoder._before = len(ids)

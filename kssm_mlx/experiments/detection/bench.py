@@ -15,9 +15,9 @@ from rich.console import Console
 from kssm_mlx import files
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.tokens import TokenData, TokenSplit, prepare
-from kssm_mlx.runner.folder import describe
-from kssm_mlx.runner.prepare import context_of, context_of_run
-from kssm_mlx.training.loop import Hooks, train_loop
+from kssm_mlx.runner.folder import write_description
+from kssm_mlx.runner.prepare import open_run_context, prepare_context
+from kssm_mlx.training.loop import Callbacks, train_loop
 from kssm_mlx.training.recipe import Recipe, parse
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -80,22 +80,22 @@ class Bench:
     def fresh(self, family: str, seed: int = 0, **sections: dict[str, Any]) -> Context:
         recipe, folder = self.recipe(family, seed, **sections), self.home / "nothing yet"
         folder.mkdir(exist_ok=True)
-        return replace(context_of(recipe, folder, self.data(recipe)), history=[], seed=seed)
+        return replace(prepare_context(recipe, folder, self.data(recipe)), history=[], seed=seed)
 
     def trained(self, family: str, seed: int = 0, name: str = "", **sections: dict[str, Any]) -> Context:
         """name: of a run that is not as its recipe says, because something is patched."""
         folder = self.home / "runs" / f"{family}-{seed}{name and f'-{name}'}"
         if not folder.exists():
             self._train(self.recipe(family, seed, **sections), folder)
-        return replace(context_of_run(folder), seed=seed)
+        return replace(open_run_context(folder), seed=seed)
 
     def _train(self, recipe: Recipe, folder: Path) -> None:
         """A run without its checks."""
         folder.mkdir(parents=True)
-        context = context_of(recipe, folder, prepare(recipe.data, folder / "data"))
-        describe(folder, recipe, context, {}, verify=False)
+        context = prepare_context(recipe, folder, prepare(recipe.data, folder / "data"))
+        write_description(folder, recipe, context, {}, verify=False)
         quiet = Console(file=io.StringIO())
-        train_loop(context.model, recipe, context.data, folder, hooks=Hooks(), console=quiet)
+        train_loop(context.model, recipe, context.data, folder, hooks=Callbacks(), console=quiet)
 
     def patch(self, owner: Any, name: str, value: Any) -> None:
         """`owner.name = value` until the row has been measured."""

@@ -15,7 +15,9 @@ from kssm_mlx import environment
 from kssm_mlx.checks.core.registry import run_checks
 from kssm_mlx.experiments.detection import matrix
 from kssm_mlx.experiments.detection.bench import CONTROLS, Bench
-from kssm_mlx.runner.prepare import context_of_recipe
+from kssm_mlx.runner.base_models import ensure_base_model
+from kssm_mlx.runner.train import train
+from kssm_mlx.training import recipe as recipes
 
 SEEDS = range(5)
 HOSTED = "failures/attempt-2"  # whose host other failed runs share: trained before them
@@ -31,7 +33,7 @@ def detect(home: Path, workers: int = 2, say: Callable[[str], None] = print) -> 
         host = pool.submit(_host)
         runs = {(f, s): pool.submit(_healthy, home, f, s) for f in CONTROLS for s in SEEDS}
         said = {f: [c for s in SEEDS for c in runs[f, s].result()] for f in CONTROLS}
-        controls = {f: matrix.counted(said[f], len(SEEDS)) for f in CONTROLS}
+        controls = {f: matrix.count_verdicts(said[f], len(SEEDS)) for f in CONTROLS}
         for family in CONTROLS:
             say(f"control {family}: failed {', '.join(controls[family]['failed']) or 'none'}")
         host.result()
@@ -41,7 +43,7 @@ def detect(home: Path, workers: int = 2, say: Callable[[str], None] = print) -> 
         for name, row in rows.items():
             found[name] = row.result()
             say(f"{name}: {', '.join(found[name]['caught']) or 'NOTHING'}")
-        controls["claim"] = matrix.counted(claim.result(), 3)
+        controls["claim"] = matrix.count_verdicts(claim.result(), 3)
     facts = environment.facts()
     return {
         "environment": {name: facts[name] for name in ("commit", "python", "packages", "machine", "cores")},
@@ -70,7 +72,7 @@ def _uncompiled(home: Path) -> Iterator[None]:
 
 
 def _host() -> None:
-    context_of_recipe(HOSTED)
+    ensure_base_model(recipes.load(HOSTED).model, train)
 
 
 def _healthy(home: Path, family: str, seed: int) -> matrix.Said:

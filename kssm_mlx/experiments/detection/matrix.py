@@ -20,7 +20,7 @@ from kssm_mlx.experiments.detection import (
 )
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.sabotage import SABOTAGES, Sabotage
-from kssm_mlx.runner.prepare import context_of_recipe
+from kssm_mlx.runner.prepare import prepare_recipe_context
 from kssm_mlx.training import recipe as recipes
 
 COMPARED = ("C34", "C35", "C36")  # what a claim is asked; the rest looks at its first run
@@ -36,13 +36,13 @@ def rows() -> dict[str, Sabotage]:
 
 def failed_runs() -> list[str]:
     """The recipes of recipes/failures that are meant to be stopped."""
-    return [name for name in recipes.failures() if recipes.load(name).failure]
+    return [name for name in recipes.list_failures() if recipes.load(name).failure]
 
 
 def _failed_run(name: str) -> Sabotage:
     recipe = recipes.load(name)
     expected = tuple(recipe.failure.stopped_by)
-    return Sabotage(name, recipe.about.question, expected, lambda _: context_of_recipe(name), "P", True)
+    return Sabotage(name, recipe.about.question, expected, lambda _: prepare_recipe_context(name), "P", True)
 
 
 def measure(row: Sabotage, bench: Bench, ids: Iterable[str] | None = None) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def measure(row: Sabotage, bench: Bench, ids: Iterable[str] | None = None) -> di
     """
     try:
         context = replace(row.breaks(bench), untrained=row.untrained)
-        found = suite.run_suite(context, ids or _asked(row))
+        found = suite.run_suite(context, ids or _select_ids(row))
     finally:
         bench.mend()
         gc.collect()
@@ -66,9 +66,9 @@ def measure(row: Sabotage, bench: Bench, ids: Iterable[str] | None = None) -> di
     }
 
 
-def _asked(row: Sabotage) -> list[str]:
+def _select_ids(row: Sabotage) -> list[str]:
     """The level of a row, with what it expects beyond that; all checks where it names none."""
-    ids = suite.suite(row.level) if row.level else tuple(run_checks())
+    ids = suite.list_suite(row.level) if row.level else tuple(run_checks())
     return list(dict.fromkeys([*(id for id in ids if id not in APART), *row.expected]))
 
 
@@ -95,7 +95,7 @@ def placeless(said: str) -> str:
     return re.sub(r"(?:(?<=file:)|(?<!\S))/\S*/", "", said)
 
 
-def counted(said: Said, seeds: int) -> dict[str, Any]:
+def count_verdicts(said: Said, seeds: int) -> dict[str, Any]:
     """Of a control: how many verdicts of how many checks; asked: id -> its verdicts, which docs/checks.md
     counts; failed, warned: id -> what it got, each time.
     """

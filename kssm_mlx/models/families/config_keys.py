@@ -96,7 +96,7 @@ def _require_supported(where: str, key: str, value: Any, supported: tuple[Any, .
 def _unknown(where: str, key: str, value: Any, known: tuple[str, ...]) -> str:
     if key in CODE:
         return (
-            f"{where} has {key} = {_short(value)}, which names code of the model's own; no code of a model is "
+            f"{where} has {key} = {_short(value)}, which names code of the model's own; no such code is "
             "run here, use a model whose architecture is in the package"
         )
     return (

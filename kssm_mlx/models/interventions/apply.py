@@ -35,7 +35,7 @@ class RecurrentWalk(Protocol):
     def disturbed(self, view: mx.array, noise: mx.array) -> mx.array: ...
 
 
-def prepared(
+def prepare_intervention(
     intervention: Intervention, cache: Cache | None, key: mx.array | None
 ) -> tuple[Intervention, mx.array | None]:
     """The intervention with a key for its noise, if the step has one, and the key that is left for the model.
@@ -54,7 +54,7 @@ def prepared(
     return replace(intervention, key=own), key
 
 
-def at_the_end(
+def apply_before_head(
     model: RecurrentWalk, x: mx.array, intervention: Intervention, trace: dict[str, Any]
 ) -> mx.array:
     """What the head reads, by way of S0, the final norm, S1 and S4. Shapes: x [B, T, D] -> [B, T, D]."""
@@ -63,7 +63,7 @@ def at_the_end(
     return carry_out(trace["S1"], intervention.at("S4"), intervention.key, len(model.layers))
 
 
-def token_by_token(
+def run_token_by_token(
     model: RecurrentWalk, tokens, cache, intervention: Intervention, resets, lengths, key
 ) -> tuple[mx.array, Cache, dict[str, Any]]:
     """`model.hidden` with the acts on S3 carried out on the state that every token leaves."""
@@ -83,13 +83,17 @@ def token_by_token(
             key=keys[t],
         )
         valid = None if lengths is None else (lengths > t)[:, None]
-        cache = [_acted_on(model, entry, i, on_states, noise[t], t, valid) for i, entry in enumerate(new)]
+        cache = [_act_on_state(model, entry, i, on_states, noise[t], t, valid) for i, entry in enumerate(new)]
         hidden.append(x)
         traces.append(trace)
-    return mx.concatenate(hidden, axis=1), cache, {**_joined(traces), "intervention": intervention.describe()}
+    return (
+        mx.concatenate(hidden, axis=1),
+        cache,
+        {**_join_traces(traces), "intervention": intervention.describe()},
+    )
 
 
-def _acted_on(model, entry: list, block: int, acts: tuple[Act, ...], key, t: int, valid) -> list:
+def _act_on_state(model, entry: list, block: int, acts: tuple[Act, ...], key, t: int, valid) -> list:
     """A cache entry after the acts on its state; padding leaves it as it is."""
     before = view = model.state_view(entry)
     for act in acts:
@@ -104,7 +108,7 @@ def _acted_on(model, entry: list, block: int, acts: tuple[Act, ...], key, t: int
     return model.with_state(entry, view if valid is None else mx.where(valid, view, before))
 
 
-def _joined(traces: list[dict[str, Any]]) -> dict[str, Any]:
+def _join_traces(traces: list[dict[str, Any]]) -> dict[str, Any]:
     """The traces of single tokens as that of the text; what has no axis of time is that of the last token."""
     joined = dict(traces[-1])
     for name, value in joined.items():

@@ -102,7 +102,7 @@ def _forgets_scale(model: nn.Module) -> bool:
     return mx.allclose(model.finish(x), model.finish(3 * x), rtol=1e-2, atol=1e-2).item()
 
 
-class Held(nn.Module):
+class ModelWithIntervention(nn.Module):
     """A model under an intervention, wherever models go: evaluation, generation, checks."""
 
     clamp_sites = ()

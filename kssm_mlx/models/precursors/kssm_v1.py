@@ -19,8 +19,8 @@ from kssm_mlx.models.precursors.base import Precursor, uniform_linear
 from kssm_mlx.models.precursors.oscillator_bank import (
     evenly_spread,
     hold_coherence,
-    observed,
-    pulled_together,
+    observe_bank,
+    pull_together,
 )
 from kssm_mlx.oscillators.order import harmonics, mean_phase, modulus
 
@@ -70,14 +70,14 @@ class Bank(nn.Module):
     def __call__(self, x, key=None, clamps=()):
         del key
         theta = self.omega + self.to_frequency(x).astype(mx.float32)
-        theta = forced(pulled_together(theta, self._K), clamps)
+        theta = force_coherence(pull_together(theta, self._K), clamps)
         re, im = hold_coherence(harmonics(theta, self._harmonics), clamps)
         features = mx.flatten(mx.stack([re, im, modulus(re, im)], axis=-1), -2).astype(x.dtype)
         h = nn.gelu(self.dense(nn.gelu(self.readout(features))))
-        return h, observed(theta, re[..., :1], im[..., :1])
+        return h, observe_bank(theta, re[..., :1], im[..., :1])
 
 
-def forced(theta: mx.array, clamps: tuple[Clamp, ...]) -> mx.array:
+def force_coherence(theta: mx.array, clamps: tuple[Clamp, ...]) -> mx.array:
     """F psi + (1 - F) theta where a clamp on "forced_R" says F: the intervention as published.
 
     F is not the R that results, and neither are angles mixed across the cut at pi; the trace tells what R

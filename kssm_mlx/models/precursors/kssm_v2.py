@@ -19,7 +19,7 @@ import mlx.nn as nn
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention, held, refuse_counts_below_one
 from kssm_mlx.models.precursors.base import Block, PositionedPrecursor, split, uniform_linear
-from kssm_mlx.models.precursors.oscillator_bank import evenly_spread, observed, pulled_together
+from kssm_mlx.models.precursors.oscillator_bank import evenly_spread, observe_bank, pull_together
 from kssm_mlx.models.transformer import dropout
 from kssm_mlx.oscillators.order import mean_vector, unit_vector
 
@@ -74,10 +74,10 @@ class Bank(nn.Module):
     def __call__(self, z, key=None, clamps=()):
         del key, clamps
         K = 2 * mx.sigmoid(self.to_coupling(z).astype(mx.float32))
-        theta = pulled_together(self.omega + self.to_frequency(z).astype(mx.float32), K)
+        theta = pull_together(self.omega + self.to_frequency(z).astype(mx.float32), K)
         cos, sin = unit_vector(theta)
         y = self.readout(mx.concatenate([sin, cos], axis=-1).astype(z.dtype))
-        return y, {**observed(theta, *mean_vector(cos, sin)), "K": K}
+        return y, {**observe_bank(theta, *mean_vector(cos, sin)), "K": K}
 
 
 class KSSMv2(PositionedPrecursor):

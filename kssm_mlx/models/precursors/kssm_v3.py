@@ -29,8 +29,8 @@ from kssm_mlx.models.precursors.base import Block, PositionedPrecursor, uniform_
 from kssm_mlx.models.precursors.oscillator_bank import (
     evenly_spread,
     hold_coherence,
-    observed,
-    pulled_together,
+    observe_bank,
+    pull_together,
 )
 from kssm_mlx.models.recurrent import orthogonal
 from kssm_mlx.oscillators.order import harmonics, modulus
@@ -96,20 +96,20 @@ class Bank(nn.Module):
 
     def __call__(self, z, key=None, clamps=()):
         config = self._config
-        Delta, u_raw = solved(self.to_parameters(z).astype(mx.float32))
+        Delta, u_raw = solve_fixed_points(self.to_parameters(z).astype(mx.float32))
         u = mx.clip(u_raw, config.u_floor, config.u_ceiling) if config.variant == "bistable" else u_raw
         K = 2 * mx.sigmoid(u)
         shift = mx.mean(z.astype(mx.float32), axis=-1, keepdims=True)
-        theta = pulled_together(self.omega + shift, K)
+        theta = pull_together(self.omega + shift, K)
         if config.noise == "always" or (config.noise == "training" and self.training):
             theta = theta - (mx.abs(self.spread) + 1e-5) * mx.random.normal(theta.shape, key=key)
         re, im = hold_coherence(harmonics(theta, config.harmonics), clamps)
         y = self.readout(mx.concatenate([re, im, modulus(re, im)], axis=-1).astype(z.dtype))
-        trace = observed(theta, re[..., :1], im[..., :1])
+        trace = observe_bank(theta, re[..., :1], im[..., :1])
         return y, {**trace, "K": K, "u": u, "u_raw": u_raw, "delta": Delta}
 
 
-def solved(p: mx.array) -> tuple[mx.array, mx.array]:
+def solve_fixed_points(p: mx.array) -> tuple[mx.array, mx.array]:
     """(Delta, u_raw) of the ten numbers a ... j. Shapes: p [B, T, 10] -> two of [B, T, 1].
 
     For y = 0 the system a x^2 + b y + c z = d, e x^2 + f y + g z = h has the solution x^2 = u_raw; Delta, as

@@ -20,7 +20,7 @@ def evenly_spread(N: int) -> mx.array:
     return mx.linspace(-math.pi, math.pi, N)
 
 
-def pulled_together(theta: mx.array, K: float | mx.array) -> mx.array:
+def pull_together(theta: mx.array, K: float | mx.array) -> mx.array:
     """theta + K R sin(psi - theta). Shapes: theta [..., N], K [..., 1] -> [..., N]."""
     unit = unit_vector(theta)
     return theta + velocity(*unit, 0.0, mean_field(*unit, K))
@@ -31,7 +31,7 @@ def bank_step(theta: mx.array, omega: mx.array, K: mx.array, dt: mx.array) -> mx
 
     Shapes: theta, omega [..., N], K [..., 1].
     """
-    return pulled_together(theta + dt * omega, dt * K)
+    return pull_together(theta + dt * omega, dt * K)
 
 
 def hold_coherence(moments: Pair, clamps: tuple[Clamp, ...]) -> Pair:
@@ -48,6 +48,6 @@ def hold_coherence(moments: Pair, clamps: tuple[Clamp, ...]) -> Pair:
     return x, y
 
 
-def observed(theta: mx.array, x: mx.array, y: mx.array) -> dict[str, mx.array]:
+def observe_bank(theta: mx.array, x: mx.array, y: mx.array) -> dict[str, mx.array]:
     """What a trace says of a bank whose first moment is x + i y. Shapes: theta [B, T, N]; x, y [B, T, 1]."""
     return {"R": modulus(x, y), "psi": mx.arctan2(y, x), "theta": theta}

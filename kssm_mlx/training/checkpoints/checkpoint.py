@@ -74,9 +74,9 @@ def save(folder: str | Path, snapshot: Snapshot, *, keep: int = 3, best: bool = 
             _publish(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        point(folder, LATEST, final)
+        write_pointer(folder, LATEST, final)
         if best:
-            point(folder, BEST, final)
+            write_pointer(folder, BEST, final)
         _prune(folder, keep)
     return final
 
@@ -118,7 +118,7 @@ def load_latest(folder: str | Path) -> Loaded | None:
     return None
 
 
-def point(folder: str | Path, name: str, to: Path) -> None:
+def write_pointer(folder: str | Path, name: str, to: Path) -> None:
     """Make LATEST or BEST name the checkpoint `to`."""
     files.replace(Path(folder) / name, to.name + "\n")
 
@@ -132,7 +132,7 @@ def set_aside(path: Path) -> None:
             os.rename(path, aside)
 
 
-def clean(folder: str | Path) -> list[str]:
+def remove_leftovers(folder: str | Path) -> list[str]:
     """Remove what dead writers left behind, and return its names. Call it while holding the run's lock."""
     removed = []
     for path in sorted(

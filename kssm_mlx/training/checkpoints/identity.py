@@ -1,7 +1,8 @@
 """What a run is, apart from its state: whoever continues one must mean the same run.
 
-`of` goes into every checkpoint. On resume `changes` names what differs now, key by key, and refuses it
-unless it was allowed; another tokenizer is refused always, because the ids would mean other text.
+`describe_identity` goes into every checkpoint. On resume `require_unchanged` names what differs now, key by
+key, and refuses it unless it was allowed; another tokenizer is refused always, because the ids would mean
+other text.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
+from pydantic import BaseModel
 
 from kssm_mlx import __version__, _blas
 from kssm_mlx import environment as facts
@@ -23,14 +25,14 @@ from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import TrainState, flatten
 
 
-def of(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
+def describe_identity(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
     """The recipe without its words, the model's configuration, the data and the tokenizer."""
     config = {
         **recipe.model_dump(exclude=set(METADATA_SECTIONS)),
         "configuration": asdict(model.args),
         "files": {name: entry["sha256"] for name, entry in data.index["files"].items()},
     }
-    config = dotted(config)
+    config = flatten_keys(config)
     return {
         "config": config,
         "config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
@@ -38,7 +40,7 @@ def of(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
     }
 
 
-def changes(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[str]:
+def require_unchanged(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[str]:
     """One phrase per difference between two identities.
 
     Raises: CheckpointError for another tokenizer; ConfigError for any difference unless `allow`.
@@ -50,8 +52,10 @@ def changes(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[s
         )
     if then["config_hash"] == now["config_hash"]:
         return []
-    found = differences(LATER | then["config"], now["config"])
-    if found and not allow:
+    found = list_differences({**_added_since(then["config"], now["config"]), **then["config"]}, now["config"])
+    if not found:
+        return []
+    if not allow:
         raise ConfigError(
             f"the recipe is not the one this run began with: {'; '.join(found)}; "
             "put it back, or pass --allow-config-change"
@@ -72,14 +76,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-# Keys that recipes did not always have, and what runs from before did.
-LATER = {"data.special_tokens": False}
-
-
-def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def list_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """One phrase for each key whose values are not equal."""
     keys = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
     return [f"{k} was {then.get(k)!r}, is now {now.get(k)!r}" for k in keys]
+
+
+def _added_since(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Keys that a later version added to a section, by the value they have unless they are set."""
+    sections = {name: info.default for name, info in Recipe.model_fields.items()}
+    plain = flatten_keys({n: d.model_dump() for n, d in sections.items() if isinstance(d, BaseModel)})
+    return {key: value for key, value in plain.items() if key not in then and key in now}
 
 
 def require_same_parameters(restored: TrainState, fresh: TrainState) -> None:
@@ -104,12 +111,12 @@ def _tokenizer(of: dict[str, Any]) -> str:
     return f"tokenizer {tokenizer['digest'][:12]} of {tokenizer['vocab_size']} tokens"
 
 
-def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train": {"steps": 5}} -> {"train.steps": 5}, as it reads back from JSON, infinity as a word."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat.update(dotted(value, f"{prefix}{name}."))
+            flat.update(flatten_keys(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = json.loads(json.dumps(value), parse_constant=str)
     return flat

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import kssm_mlx
 from kssm_mlx.checks import suite
-from kssm_mlx.runner.prepare import context_of_run
+from kssm_mlx.runner.prepare import open_run_context
 from kssm_mlx.training.recipe import parse
 from tests.support.check_contexts import measure
 from tests.support.small_runs import sentences
@@ -32,7 +32,7 @@ def make(tmp_path_factory):
         if name not in made:
             made[name] = home / name
             _train(home, made[name], {"fast": 0.01, "slow": 1e-4}[arm], seed, text, tokenizer, steps)
-        return context_of_run(made[name])
+        return open_run_context(made[name])
 
     return trained
 
@@ -51,7 +51,7 @@ def _train(home, folder, learning_rate, seed, text, tokenizer, steps):
         }
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "suite", lambda level: ())
+        patch.setattr(suite, "list_suite", lambda level: ())
         kssm_mlx.train(recipe, folder, console=Console(file=io.StringIO()))
 
 

@@ -83,15 +83,19 @@ def a_run(folder: str, seed: int, question: str = "", **train) -> Context:
 
 def test_arms_are_runs_that_differ_in_seed_and_words_alone():
     runs = [a_run("a", 0, "one?"), a_run("b", 1, "two?"), a_run("x/a", 0, steps=7), a_run("c", 0)]
-    named = {arm: [run.run_folder.name for run in group] for arm, group in evidence.arms(runs).items()}
+    named = {
+        arm: [run.run_folder.name for run in group] for arm, group in evidence.group_contexts(runs).items()
+    }
     assert named == {"a": ["a", "b", "c"], "x/a": ["a"]}
 
 
 def test_a_claim_rests_on_the_seeds_of_its_weakest_arm():
     three = [a_run("a", 0), a_run("b", 1), a_run("c", 2)]
-    assert evidence.level(Context(runs=three)) == "3 seeds"
-    assert evidence.level(Context(runs=three, baseline=[a_run("d", 0, steps=7)])) == "1 run"
-    assert evidence.level(Context(runs=[a_run("a", 0), a_run("b", 0)])) == "1 run", "a seed counts once"
+    assert evidence.describe_evidence(Context(runs=three)) == "3 seeds"
+    assert evidence.describe_evidence(Context(runs=three, baseline=[a_run("d", 0, steps=7)])) == "1 run"
+    assert evidence.describe_evidence(Context(runs=[a_run("a", 0), a_run("b", 0)])) == "1 run", (
+        "a seed counts once"
+    )
 
 
 @pytest.mark.parametrize(

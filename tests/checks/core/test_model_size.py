@@ -18,14 +18,14 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("family", models.FAMILIES)
 def test_the_small_model_keeps_every_option_but_the_size(family):
     large = models.configure(family, "l", vocab_size=48)
-    small = model_size.reduced(large)
+    small = model_size.reduce_model(large)
     assert small == models.configure(family, "xs", vocab_size=48)
     assert model_size.size(models.build(small)) < 1_000_000
 
 
 def test_an_option_that_is_no_size_is_kept():
     large = models.configure("kssm", "l", vocab_size=48, overrides={"kappa": 0.0, "harmonics": 3})
-    assert model_size.reduced(large).kappa == 0.0
+    assert model_size.reduce_model(large).kappa == 0.0
 
 
 def test_published_widths_are_derived_again():
@@ -37,7 +37,7 @@ def test_published_widths_are_derived_again():
         "time_step_rank": 160,
     }
     large = models.configure("mamba", "l", vocab_size=50280, overrides=published)
-    small = model_size.reduced(large)
+    small = model_size.reduce_model(large)
     assert (small.channels, small.state_size) == (2 * small.hidden_size, large.state_size)
     assert small.rank < 160 and small.vocab_size == 50280
 
@@ -121,6 +121,6 @@ def test_no_preflight_check_costs_more_than_it_says(definition, prepared):
 
 def test_data_comes_first_and_the_cheap_before_the_dear():
     for level in LEVELS:
-        cost = [REGISTRY[id].passes for id in suite.suite(level)]
+        cost = [REGISTRY[id].passes for id in suite.list_suite(level)]
         assert cost == sorted(cost)
-    assert REGISTRY[suite.suite("P")[0]].passes == 0
+    assert REGISTRY[suite.list_suite("P")[0]].passes == 0

@@ -52,11 +52,11 @@ def loud(factor: float) -> Context:
 
 def test_the_example_of_the_docs_runs_with_our_own(installed):
     id = installed(EXAMPLE)
-    assert id in suite.suite("P")
+    assert id in suite.list_suite("P")
     sound, sabotaged = (suite.run_suite(loud(factor), [id])[0] for factor in (1, 1000))
     assert sound.verdict == "pass" and sound.expected == ">= 0.01 and <= 20 (warns above 5)"
     assert sabotaged.verdict == "fail" and sabotaged.fix == "scale the head"
-    suite.accept({id: "before anything else is asked"})
+    suite.require_known_waivers({id: "before anything else is asked"})
     (waived,) = suite.run_suite(loud(1000), [id], {id: "loud on purpose"})
     assert waived.verdict == "waived"
 
@@ -88,7 +88,7 @@ def test_the_table_of_all_checks_is_written_where_it_is_wanted(installed, tmp_pa
 def test_checks_that_cannot_be_used_are_no_silence(installed, source, message):
     installed(source)
     with pytest.raises(ConfigError, match=f"the checks of mypackage .*{message}.*pip uninstall mypackage"):
-        suite.suite("P")
+        suite.list_suite("P")
 
 
 def test_the_example_is_short():

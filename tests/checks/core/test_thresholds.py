@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kssm_mlx.checks.core.thresholds import Band, banded, rms
+from kssm_mlx.checks.core.thresholds import Band, judge_by_band, rms
 
 ENTROPY = Band(low=0.1, high=0.9, warn_low=0.3, warn_high=0.8)
 
@@ -47,11 +47,11 @@ def test_the_worst_is_the_worst_verdict_and_then_the_farthest_out():
 
 
 def test_a_verdict_names_the_worst_and_shows_the_band():
-    found = banded("C6", {"block 0": 0.5, "block 1": 0.85}, ENTROPY, "mend it")
+    found = judge_by_band("C6", {"block 0": 0.5, "block 1": 0.85}, ENTROPY, "mend it")
     assert (found.verdict, found.got) == ("warn", "0.85 (block 1)")
     assert found.expected == ">= 0.1 and <= 0.9 (warns below 0.3 and above 0.8)"
     assert found.numbers["measured"] == {"block 0": 0.5, "block 1": 0.85} and found.fix == "mend it"
-    assert banded("C6", {"x": math.nan}, Band(high=1), "").verdict == "fail"
+    assert judge_by_band("C6", {"x": math.nan}, Band(high=1), "").verdict == "fail"
 
 
 def test_rms_does_not_grow_with_the_model():

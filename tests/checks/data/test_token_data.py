@@ -10,7 +10,7 @@ import pytest
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.checks.data.token_data import kl_limit, passages, shared_passages
+from kssm_mlx.checks.data.token_data import hash_passages, kl_limit, measure_overlap
 from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.digest import file_digest
@@ -154,9 +154,9 @@ def test_a_little_overlap_is_measured(context):
     """100 copied tokens are 37 shared passages of 64, of 4,937 in all."""
     rng = np.random.default_rng(0)
     train, validation = rng.integers(0, 256, 50000), rng.integers(0, 256, 5000)
-    assert shared_passages(train, validation) == 0
+    assert measure_overlap(train, validation) == 0
     validation[2000:2100] = train[-100:]
-    assert shared_passages(train, validation) == pytest.approx(37 / 4937)
+    assert measure_overlap(train, validation) == pytest.approx(37 / 4937)
     check = run("C15", context, data=with_ids(context, train, validation, 256))
     assert check.verdict == "fail" and check.got.startswith("overlap 0.749%")
 
@@ -196,7 +196,7 @@ def test_the_limit_of_the_kl_is_the_published_one_at_its_vocabulary():
 
 def test_passages_are_equal_exactly_where_the_tokens_are():
     ids = np.tile(np.arange(100), 2)
-    hashes = passages(ids, 64)
+    hashes = hash_passages(ids, 64)
     assert hashes.shape == (137,)
     assert (hashes[:37] == hashes[100:]).all()
     assert len(np.unique(hashes)) == 100

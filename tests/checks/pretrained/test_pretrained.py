@@ -183,7 +183,7 @@ def test_a_host_no_better_than_counting_fails(kind):
 def test_counting_is_fair():
     """Counts of the text itself would know what they are asked."""
     ids = np.frombuffer(english().encode(), np.uint8).astype(np.int64)
-    rungs = behaviour.counting(ids, 8193, 256)
+    rungs = behaviour.count_ngrams(ids, 8193, 256)
     in_sample = Counted(english(), order=2)
     nats = host(in_sample).evaluation["nats_per_token"]
     assert nats < rungs["bigram"] < rungs["unigram"] < np.log(256)

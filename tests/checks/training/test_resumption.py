@@ -78,7 +78,7 @@ def test_a_state_that_is_not_saved_is_caught(prepared):
 def test_the_recipe_is_shortened_not_changed(prepared):
     _, recipe = prepared
     long = changed(recipe, accumulation=3, batch_size=9, context=500, warmup=300)
-    short = resumption._shortened(long).train
+    short = resumption._shorten_recipe(long).train
     assert (short.steps, short.batch_size, short.accumulation) == (20, 3, 3)
     assert short.context == 64 and short.warmup == 5 and short.learning_rate == long.train.learning_rate
 

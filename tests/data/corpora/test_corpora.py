@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kssm_mlx.data.corpora import sources
 from kssm_mlx.data.corpora.corpus import corpus_digest
-from kssm_mlx.data.corpora.repeats import without_repeats
+from kssm_mlx.data.corpora.repeats import remove_repeats
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.errors import ConfigError, DataError
 
@@ -35,7 +36,7 @@ def test_no_passage_of_pydoc_is_in_two_documents():
 
 @given(st.lists(st.text(alphabet="ab\n", max_size=60), max_size=6), st.integers(2, 8))
 def test_without_repeats_leaves_no_shared_passage(documents, length):
-    kept = without_repeats(documents, length)
+    kept = remove_repeats(documents, length)
     for i, text in enumerate(kept):
         for other in kept[:i]:
             assert passages(text, length).isdisjoint(passages(other, length))
@@ -194,6 +195,7 @@ def test_a_dataset_without_text_or_not_to_be_had_is_refused(monkeypatch):
 
 
 def test_python_without_pydoc_topics(monkeypatch):
+    sources._topics.cache_clear()
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(DataError, match="comes without pydoc_data"):
         open_corpus("pydoc")

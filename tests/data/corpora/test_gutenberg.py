@@ -2,7 +2,7 @@
 
 import pytest
 
-from kssm_mlx.checks.data.token_data import shared_passages
+from kssm_mlx.checks.data.token_data import measure_overlap
 from kssm_mlx.data.corpora.books import key
 from kssm_mlx.data.corpora.gutenberg import clean, read_catalogue, same_title, shelf
 from kssm_mlx.data.corpora.sources import open_corpus
@@ -209,7 +209,7 @@ def test_books_are_split_whole_and_share_nothing(folder, tmp_path):
     sides = [side.ids for side in (data.train, data.validation)]
     texts = [data.tokenizer.decode(ids).split("\0")[1:] for ids in sides]
     assert sorted(texts[0] + texts[1]) == sorted(open_corpus(f"gutenberg:{folder}").documents)
-    assert shared_passages(*sides) == 0.0
+    assert measure_overlap(*sides) == 0.0
     keys = [{key(part) for text in side for part in text.split("\n\n")} for side in texts]
     assert keys[0].isdisjoint(keys[1]) and len(texts[1]) >= 1
 

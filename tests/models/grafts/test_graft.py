@@ -387,5 +387,5 @@ def test_options_that_do_not_exist_are_refused(options, message):
 def test_a_graft_says_which_hosts_and_blocks_there_are():
     with pytest.raises(ConfigError, match=r"layers = 9, but the host has blocks 0 to 1"):
         grafted(layers=9)
-    with pytest.raises(ConfigError, match=r"kssm takes no graft; hosts are mamba"):
+    with pytest.raises(ConfigError, match=r"kssm takes no graft; families that do: mamba"):
         grafted("kssm")

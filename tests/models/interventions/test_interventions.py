@@ -12,7 +12,7 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.model.sequence import future_leak
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
-from kssm_mlx.models.interventions.calibration import Held, calibrate, require_effect
+from kssm_mlx.models.interventions.calibration import ModelWithIntervention, calibrate, require_effect
 from kssm_mlx.models.interventions.freeze_units import units_of
 from kssm_mlx.models.interventions.spec import (
     Amplitude,
@@ -136,7 +136,7 @@ def test_a_naive_clamp_before_the_final_norm_does_nothing_and_is_refused(family)
     model = awake(family)
     act = Amplitude(site="S0", target=11.4)
     spread = mx.std(model.forward(tokens()).logits).item()
-    far = Held(model, under(Amplitude(site="S0", target=500.0)))
+    far = ModelWithIntervention(model, under(Amplitude(site="S0", target=500.0)))
     assert mx.abs(held(model, act).logits - far.forward(tokens()).logits).max().item() < 2e-2 * spread
     with pytest.raises(ConfigError, match=r"naive token clamp at S0 to 11\.4 .* does nothing"):
         require_effect(model, under(act), head_is_trained=False)
@@ -330,7 +330,7 @@ def test_the_level_of_noise_is_relative_to_the_clean_size_of_its_unit():
 def test_the_leak_check_flags_statistics_of_the_batch(scope, leaks):
     model = awake("mamba")
     own = calibrate(model, [tokens()])["S1", 0] if scope == "frozen" else None
-    clamped = Held(model, under(Amplitude(site="S1", scope=scope, target=1.0, measured=own)))
+    clamped = ModelWithIntervention(model, under(Amplitude(site="S1", scope=scope, target=1.0, measured=own)))
     assert future_leak(Context(model=clamped)).ok is not leaks
 
 
@@ -338,9 +338,9 @@ def test_statistics_of_the_batch_cannot_generate():
     model = awake("mamba")
     act = Amplitude(site="S1", scope="batch")
     with pytest.raises(ConfigError, match="cannot be continued from a cache"):
-        Held(model, under(act))(tokens(1, 1), model.make_cache())
+        ModelWithIntervention(model, under(act))(tokens(1, 1), model.make_cache())
     with pytest.raises(ConfigError, match="held by an intervention already"):
-        Held(model, under(act)).forward(tokens(1, 1), intervention=under(act))
+        ModelWithIntervention(model, under(act)).forward(tokens(1, 1), intervention=under(act))
 
 
 @every_family

@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.models import build, configure
 from kssm_mlx.models.base import with_parameters
-from kssm_mlx.models.precursors.kssm_v3 import solved
+from kssm_mlx.models.precursors.kssm_v3 import solve_fixed_points
 from tests.models.precursors.test_kssm_v1 import gelu
 from tests.models.precursors.test_kssm_v2 import layer_norm
 from tests.support.small_kssm import assert_close, tokens
@@ -21,7 +21,7 @@ def test_u_solves_the_system_that_is_left_at_y_zero():
     a, b, c, d, e, f, g, h, _, _ = np.moveaxis(p, -1, 0)
     matrix = np.stack([np.stack([a, c], -1), np.stack([e, g], -1)], -2)
     expected = np.linalg.solve(matrix, np.stack([d, h], -1)[..., None])[..., 0, 0]
-    Delta, u = solved(mx.array(p, mx.float32))
+    Delta, u = solve_fixed_points(mx.array(p, mx.float32))
     np.testing.assert_allclose(u[..., 0], expected, rtol=1e-3)
     np.testing.assert_allclose(Delta[..., 0], b * g - c * f, atol=1e-5)
 

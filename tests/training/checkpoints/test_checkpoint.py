@@ -132,7 +132,7 @@ def rename_another_one(path):
     other = save(path.parent, 150)
     shutil.rmtree(path)
     other.rename(path)
-    checkpoint.point(path.parent, "LATEST", path)
+    checkpoint.write_pointer(path.parent, "LATEST", path)
 
 
 DAMAGE = {
@@ -274,7 +274,7 @@ def test_only_leftovers_of_the_dead_are_cleaned(tmp_path, dead_pid):
     for name in (f"step_00000200.tmp-{dead_pid}", f"step_00000100.old.tmp-{os.getpid()}", f"x.tmp-{parent}"):
         (tmp_path / name).mkdir()
     (tmp_path / f".LATEST.tmp-{dead_pid}").write_text("")
-    removed = checkpoint.clean(tmp_path)
+    removed = checkpoint.remove_leftovers(tmp_path)
     assert len(removed) == 3
     assert names(tmp_path) == ["LATEST", "step_00000100", f"x.tmp-{parent}"]
 

@@ -96,6 +96,7 @@ def test_safetensors_first_then_bin_then_the_only_one():
         choose(["config.json"])
 
 
+@pytest.mark.prints
 def test_an_interrupted_download_goes_on_where_it_stopped(hub, monkeypatch):
     hub.cut["model.safetensors"] = 0  # every attempt of this session drops ...
     part = resolve_part(hub)
@@ -109,6 +110,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(hub, monkeypatch):
     assert set(hub.downloads("model.safetensors")) == {"bytes=1000-"} and not part.exists()
 
 
+@pytest.mark.prints
 def test_a_dropped_connection_is_taken_up_again(hub):
     hub.cut["model.safetensors"] = 5000
     assert contents(resolve(REPO).path)["model.safetensors"] == WEIGHTS

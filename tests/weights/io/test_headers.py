@@ -114,7 +114,7 @@ def test_a_git_lfs_pointer_is_told_as_one(tmp_path, name):
     folder = weight_files.folder(tmp_path / "m", "mamba")
     (folder / "model.safetensors").unlink()
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
-    with pytest.raises(WeightMismatch, match="is a Git LFS pointer.*git lfs pull"):
+    with pytest.raises(WeightMismatch, match=r"is a Git LFS pointer.*git lfs pull"):
         load_weights(folder)
 
 
