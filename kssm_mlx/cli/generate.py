@@ -42,8 +42,11 @@ def generate(
     repetition_window: Annotated[int, typer.Option(help="How many tokens count as recent.")] = 64,
     seed: Annotated[list[int], typer.Option(help="One, or one per prompt.")] = (0,),
     past_separator: Annotated[
-        bool, typer.Option("--past-separator", help="Go on into the next document.")
+        bool, typer.Option("--past-separator", help="Go on behind the end of a text.")
     ] = False,
+    stop: Annotated[
+        list[str], typer.Option(help="End a text before this string; more than one may be given.")
+    ] = (),
     stream: Annotated[bool, typer.Option(help="Show one text as it comes.")] = True,
     state_out: Annotated[Path | None, typer.Option(help="Save where the texts stand to this file.")] = None,
     state_in: Annotated[Path | None, typer.Option(help="Go on from this file.")] = None,
@@ -77,6 +80,7 @@ def generate(
         seeds=seed * len(prompts) if len(seed) == 1 else seed,
         state=state,
         stop_at_separator=not past_separator,
+        stop=tuple(stop),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

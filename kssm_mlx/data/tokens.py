@@ -43,7 +43,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 
 
 class DataRecipe(Protocol):
-    """The fields of a recipe's [data] section."""
+    """The fields of a recipe's [data] section; those that came later may be missing."""
 
     source: str
     tokenizer: str
@@ -199,10 +199,16 @@ def _text_bytes(tokenizer: Tokenizer, ids: np.ndarray) -> int:
     return sum(len(tokenizer.decode(word).encode()) for word in words if word.size)
 
 
-def encode_documents(name: str, documents: Sequence[str], tokenizer: Tokenizer) -> TokenSplit:
-    """Documents as one side of data, in memory: each is its separator, if there is one, and its text."""
+def encode_documents(
+    name: str, documents: Sequence[str], tokenizer: Tokenizer, *, special_tokens: bool = False
+) -> TokenSplit:
+    """Documents as one side of data, in memory: each is its separator, if there is one, and its text.
+
+    special_tokens: whether a special token that stands in a text is that token, or its characters.
+    """
+    encode = tokenizer.encode_special if special_tokens else tokenizer.encode
     opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
-    rows = [np.concatenate([opening, tokenizer.encode(text)]).astype(np.int64) for text in documents]
+    rows = [np.concatenate([opening, encode(text)]).astype(np.int64) for text in documents]
     rows = [row for row in rows if row.size]
     ids = np.concatenate(rows) if rows else np.empty(0, np.int64)
     return TokenSplit(name, ids, np.cumsum([0, *(row.size for row in rows[:-1])]))
@@ -214,6 +220,7 @@ def _of_text(recipe: DataRecipe) -> _Source:
         corpus = _deduplicate(corpus)
     both, method, share = split_corpus(corpus, recipe.split, recipe.validation, recipe.seed)
     everything = [*corpus.documents, *corpus.validation]
+    special = bool(getattr(recipe, "special_tokens", False))
     tokenizer = make_tokenizer(recipe.tokenizer, everything, both[0])
     origin = {
         "corpus": {
@@ -225,10 +232,11 @@ def _of_text(recipe: DataRecipe) -> _Source:
         },
         "tokenizer": _describe_tokenizer(tokenizer),
         "split": {"method": method, "validation": share, "seed": recipe.seed},
+        "special_tokens": special,
     }
 
     def sides() -> list[_Side]:
-        return [_text_side(name, texts, tokenizer) for name, texts in zip(SPLITS, both, strict=True)]
+        return [_text_side(name, texts, tokenizer, special) for name, texts in zip(SPLITS, both, strict=True)]
 
     return _Source(origin, tokenizer, sides)
 
@@ -242,8 +250,8 @@ def _deduplicate(corpus: Corpus) -> Corpus:
     return replace(corpus, documents=kept, validation=tuple(held_out), digest=digest)
 
 
-def _text_side(name: str, texts: Sequence[str], tokenizer: Tokenizer) -> _Side:
-    split = encode_documents(name, texts, tokenizer)
+def _text_side(name: str, texts: Sequence[str], tokenizer: Tokenizer, special_tokens: bool) -> _Side:
+    split = encode_documents(name, texts, tokenizer, special_tokens=special_tokens)
 
     def lost() -> float:
         opening = tokenizer.separator_id is not None

@@ -62,6 +62,8 @@ class Data(Section):
     split: "documents" holds out whole documents, "contiguous" the last `validation` share of the one stream,
     "auto" takes the split that the corpus brings; or documents, when there are at least 20 of them or they
     are books or articles.
+    special_tokens: whether a special token of the tokenizer that stands in a text, such as `<|endoftext|>`,
+    is that token; by default it is its characters, as all text.
     deduplicate: leave out every paragraph that shares 64 bytes with an earlier one, in all documents: what a
     text says twice (licences, headers) else ends up on both sides.
     task: the options of a task, as in `kssm_mlx.data.tasks`, which has its own split.
@@ -72,6 +74,7 @@ class Data(Section):
     split: Literal["auto", "documents", "contiguous"] = "auto"
     validation: float = Field(0.1, gt=0, lt=0.5)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    special_tokens: bool = False
     deduplicate: bool = False
     task: dict[str, Any] = Field({})
 

@@ -107,7 +107,9 @@ def test_pieces_are_whole_characters_and_join_to_the_text(model):
     shown = []
     rows = follow(pieces, shown.append)
     texts = ["".join(piece.text for piece in shown if piece.row == i) for i in range(3)]
-    assert texts == [row.text for row in rows] == [ByteTokenizer().decode(row.ids) for row in rows]
+    assert texts == [row.text for row in rows]
+    for row in rows:  # a character that was cut at the last token waits in the state
+        assert ByteTokenizer().decode(row.ids) in (row.text, f"{row.text}\ufffd")
 
 
 def test_an_empty_prompt_starts_from_the_separator_or_asks_for_one(model):
