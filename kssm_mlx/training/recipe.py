@@ -110,7 +110,7 @@ def list_shipped() -> dict[str, Path]:
 
 
 def list_failures() -> dict[str, Path]:
-    """The same of the failed runs of the notes, `failures/NAME`, and of the host that some of them take."""
+    """The same of the published runs that failed, `failures/NAME`, and of the host that some of them take."""
     return {f"failures/{p.stem}": p for p in _files("failures")}
 
 

@@ -38,7 +38,7 @@ class About(Section):
 
 
 class Failure(Section):
-    """A run of the notes that failed and passed for a result: kept alive to see it stopped.
+    """A published run that failed and passed for a result: kept alive to see it stopped.
 
     stopped_by: ids of the checks that stop it. breaks: what is broken where no key of a recipe can, a name in
     runner/failures.py.

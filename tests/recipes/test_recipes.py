@@ -26,7 +26,7 @@ def header(name: str) -> list[str]:
     return [line.removeprefix("#").strip() for line in lines[:end]]
 
 
-def test_every_system_of_the_notes_has_one():
+def test_every_published_system_has_one():
     assert RECIPES.keys() >= {
         *(
             "default",

@@ -42,7 +42,7 @@ def examine() -> list[Check]:
     return bridge() + [check for dialect in dialects() for check in _examine(dialect, dialect == own)]
 
 
-@check("K0", level=DOCTOR, title="kernels in MLX's graph", source="issue 4")
+@check("K0", level=DOCTOR, title="kernels in MLX's graph", source="docs/kernels.md")
 def bridge() -> list[Check]:
     """Whether the C++ kernels can be nodes of MLX's graph: g++ and nanobind are there, and what they
     build loads. Asked on a Linux machine without a GPU, and told only where the answer is no.
@@ -111,7 +111,7 @@ def judge(v: Verdict, dialect: str, remembered: str) -> Check:
 
 
 for _op, _id in IDS.items():
-    check(_id, level=DOCTOR, title=f"{_op} kernel", source="issue 4")(judge)
+    check(_id, level=DOCTOR, title=f"{_op} kernel", source="docs/kernels.md")(judge)
 
 
 def speed(op: str) -> float:
