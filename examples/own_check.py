@@ -9,7 +9,7 @@ import mlx.core as mx
 
 import kssm_mlx
 from kssm_mlx.checks.core.registry import Check, Context, check
-from kssm_mlx.checks.core.thresholds import Band, banded
+from kssm_mlx.checks.core.thresholds import Band, judge_by_band
 from kssm_mlx.checks.suite import run_suite
 from kssm_mlx.models import configure
 
@@ -28,7 +28,7 @@ def loudness(ctx: Context) -> Check:
     """
     ctx.need("model")
     logits = ctx.model(mx.arange(32)[None] % ctx.model.args.vocab_size)
-    return banded("MY1", {"logits": mx.std(logits).item()}, LOUDNESS, "scale the head")
+    return judge_by_band("MY1", {"logits": mx.std(logits).item()}, LOUDNESS, "scale the head")
 
 
 def main() -> dict[str, str]:

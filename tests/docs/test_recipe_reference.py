@@ -6,7 +6,7 @@ import re
 import pytest
 
 from kssm_mlx.oscillators.zones import PROFILES, TARGETS
-from kssm_mlx.training.recipe import Recipe, failures, load, shipped
+from kssm_mlx.training.recipe import Recipe, list_failures, list_shipped, load
 from tests.docs.meanings import MEANINGS
 from tests.docs.recipe_reference import PAGE, SECTIONS, explained, render, words
 
@@ -39,10 +39,10 @@ def test_every_section_of_a_recipe_is_a_heading():
     headings = {line[3:].split(".")[0].split(",")[0] for line in TEXT.splitlines() if line.startswith("## ")}
     open_tables = {"loss", "waive", "smoke"}
     assert Recipe.model_fields.keys() - open_tables <= headings
-    assert all(f"### loss.{term}" in TEXT for name in shipped() for term in load(name).loss)
+    assert all(f"### loss.{term}" in TEXT for name in list_shipped() for term in load(name).loss)
 
 
-@pytest.mark.parametrize("name", [*shipped(), *failures()])
+@pytest.mark.parametrize("name", [*list_shipped(), *list_failures()])
 def test_the_keys_that_shipped_recipes_set_are_in_it(name):
     recipe = load(name)
     for section in ("data", "train", "eval", "save", "monitor", "control", "freeze", "clamp", "noise"):
