@@ -130,7 +130,7 @@ def test_the_files_of_a_model_say_where_a_text_ends(tmp_path, files, ends):
 
 @pytest.mark.parametrize("end", ["1", -1, 1.5, [None], {"id": 1}, True])
 def test_an_end_that_is_no_token_is_one_line(tmp_path, end):
-    with pytest.raises(ConfigError, match="eos_token_id = .*expected an id or a list of ids"):
+    with pytest.raises(ConfigError, match=r"eos_token_id = .*expected an id or a list of ids"):
         open_model(folder(tmp_path / "m", generation_config={"eos_token_id": end}), verify=False)
 
 
