@@ -29,10 +29,11 @@ class Piece:
 class Completion:
     """What one row said.
 
-    ids and logprobs (nats, under the model before any filter) are of the drawn tokens, without the stop token
-    that ended the row ("separator"); state is where this row stands, ready to go on or to be saved. A row that
-    ended at a stop string ("stop") has the ids that made it and a text that ends before it. A character that
-    was cut at `max_tokens` is not in the text but in the state, and comes first when the row goes on.
+    ids and logprobs (nats, under the model before any filter) are of the drawn tokens, without the stop
+    token that ended the row ("separator"); state is where this row stands, ready to go on or to be saved. A
+    row that ended at a stop string ("stop") has the ids that made it and a text that ends before it. A
+    character that was cut at `max_tokens` is not in the text but in the state, and comes first when the row
+    goes on.
     """
 
     prompt: str
