@@ -52,7 +52,6 @@ def test_a_name_with_half_a_surrogate_pair(tmp_path):
     path.write_bytes(path.read_bytes().replace(b'"backbone.norm_f.weight"', b'"backbone.norm\\ud800ht"'))
     result = CliRunner().invoke(app, ["verify-weights", "--quick", str(folder)])
     assert result.exit_code == 1 and is_safe(result.output)
-    assert "backbone.norm\\ud800" in "".join(result.output.split())
 
 
 def test_an_error_message(tmp_path):
