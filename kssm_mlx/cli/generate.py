@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.terminal import printable
 
 
@@ -23,7 +23,8 @@ def temperature_of(text: str) -> float | str:
 def generate(
     model: Annotated[str, typer.Argument(help="A run folder or a model.")],
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="One text or several, as one batch.  [default: a new document]")
+        list[str] | None,
+        typer.Argument(help="Texts, as one batch; - reads standard input.  [default: a new document]"),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.")] = 256,
     temperature: Annotated[
@@ -71,7 +72,7 @@ def generate(
     if trained.tokenizer is None:
         raise ConfigError(f"{model}: {trained.notes['hint']}")
     state = load_state(state_in, trained.digest) if state_in else None
-    prompts = prompts or [""] * (len(state) if state else 1)
+    prompts = _read_input(prompts) if prompts else [""] * (len(state) if state else 1)
     live = stream and len(prompts) == 1 and not as_json
     pieces = run(
         trained.model,
@@ -101,6 +102,22 @@ def generate(
         typer.echo()
     else:
         _print_texts(completions)
+
+
+def _read_input(prompts: list[str]) -> list[str]:
+    """The prompts, with standard input in place of "-", less the line break that ends it.
+
+    Raises: ConfigError for two of them; DataError for bytes that are not UTF-8.
+    """
+    if prompts.count("-") > 1:
+        raise ConfigError("standard input can be one prompt, and - is given twice; give the texts themselves")
+    if "-" not in prompts:
+        return prompts
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as e:
+        raise DataError(f"standard input is not UTF-8: {e.reason} at byte {e.start}; convert it") from None
+    return [text.removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
 
 
 class _Live:

@@ -168,12 +168,12 @@ def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     """
     folder = Path(folder)
     source = _of_task(recipe) if recipe.source.startswith(PREFIX) else _of_text(recipe)
-    if _holds(folder, source.origin):
+    if _is_prepared(folder, source.origin):
         return TokenData.open(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
-        _write(folder, source)
+        _write_sides(folder, source)
     except OSError as e:
         raise DataError(f"cannot write token files in {folder}: {(e.strerror or str(e)).lower()}") from None
     return TokenData.open(folder)
@@ -296,7 +296,7 @@ def _describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _holds(folder: Path, origin: dict[str, Any]) -> bool:
+def _is_prepared(folder: Path, origin: dict[str, Any]) -> bool:
     """Whether `folder` has usable token files of this origin."""
     try:
         return TokenData.open(folder).index.items() >= origin.items()
@@ -304,7 +304,7 @@ def _holds(folder: Path, origin: dict[str, Any]) -> bool:
         return False
 
 
-def _write(folder: Path, source: _Source) -> None:
+def _write_sides(folder: Path, source: _Source) -> None:
     """Make and write everything, the index last."""
     tokenizer = source.tokenizer
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
@@ -341,15 +341,15 @@ def _write_side(folder: Path, side: _Side, tokenizer: Tokenizer, dtype: np.dtype
 
 def _map_split(folder: Path, name: str, index: dict[str, Any]) -> TokenSplit:
     side, task = index["splits"][name], index["task"]
-    ids = _map(folder / f"{name}.bin", _DTYPES[index["dtype"]], side["tokens"])
-    starts = _map(folder / f"{name}.docs.bin", _STARTS, side["documents"])
+    ids = _map_array(folder / f"{name}.bin", _DTYPES[index["dtype"]], side["tokens"])
+    starts = _map_array(folder / f"{name}.docs.bin", _STARTS, side["documents"])
     if task is None:
         return TokenSplit(name, ids, starts)
-    scored = _map(folder / f"{name}.scored.bin", _SCORED, side["tokens"])
+    scored = _map_array(folder / f"{name}.scored.bin", _SCORED, side["tokens"])
     return TokenSplit(name, ids, starts, scored, task["row"])
 
 
-def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+def _map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     """Map `length` numbers of `dtype`, which must be exactly what the file holds."""
     try:
         with open(path, "rb") as f:

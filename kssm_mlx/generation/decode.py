@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.generation.sampling import NOTHING, Sampling, sample
 from kssm_mlx.generation.state import GenerationState
-from kssm_mlx.models.base import Cache, LanguageModel, Output, mode
+from kssm_mlx.models.base import Cache, LanguageModel, Output, training_mode
 
 CHUNK = 512  # tokens per prefill call: enough to be efficient, few enough to bound the graph
 
@@ -147,7 +147,7 @@ def _step_function(
 
 def _forward(model: LanguageModel, tokens: mx.array, cache: Cache, lengths: mx.array | None) -> Output:
     """In evaluation mode: what a model draws in training is no part of its text."""
-    with mode(model, False):
+    with training_mode(model, False):
         return model.forward(tokens, cache, lengths=lengths)
 
 

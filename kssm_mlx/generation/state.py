@@ -20,9 +20,9 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from kssm_mlx import files
 from kssm_mlx.data.tokenizers.streaming import Tail
 from kssm_mlx.digest import root_digest, tensor_digest
-from kssm_mlx.errors import CheckpointError, WeightMismatch
+from kssm_mlx.errors import CheckpointError
 from kssm_mlx.generation.sampling import NOTHING
-from kssm_mlx.models.base import Cache, LanguageModel, mode
+from kssm_mlx.models.base import Cache, LanguageModel, training_mode
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.weights.io.safetensors_header import read_safetensors
 
@@ -103,12 +103,12 @@ def refuse_other_file(path: str | Path) -> None:
 def load_state(path: str | Path, weights_digest: str) -> GenerationState:
     """Read a state that was made with exactly these weights, as it was written.
 
-    Raises: CheckpointError if there is no such file, or it is not a state or was changed; WeightMismatch for
+    Raises: CheckpointError if there is no such file, or it is not a state, was changed, or is of
     other weights. `require_fit` compares a state with a model.
     """
     tensors, metadata = _read(Path(path))
     if metadata["weights"] != weights_digest:
-        raise WeightMismatch(
+        raise CheckpointError(
             f"{path} is a state of weights {metadata['weights'][:12]}, this model has {weights_digest[:12]}; "
             "continue it with the checkpoint that wrote it, or start a new one without --state-in"
         )
@@ -167,7 +167,7 @@ def _wrong_cache(state: GenerationState, model: LanguageModel) -> str:
 
 
 def _after(model: LanguageModel, B: int, T: int) -> dict[str, Any]:
-    with mode(model, False):
+    with training_mode(model, False):
         cache = model.forward(mx.zeros((B, T), mx.int32), model.make_cache()).cache
     return dict(tree_flatten(cache))
 

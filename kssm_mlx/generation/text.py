@@ -10,7 +10,7 @@ import numpy as np
 
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.data.tokenizers.streaming import StreamDecoder, Tail
-from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
+from kssm_mlx.errors import CheckpointError, ConfigError, DataError
 from kssm_mlx.generation.decode import Step, decode, resume, start
 from kssm_mlx.generation.sampling import Sampling
 from kssm_mlx.generation.state import GenerationState, require_fit
@@ -29,11 +29,10 @@ class Piece:
 class Completion:
     """What one row said.
 
-    ids and logprobs (nats, under the model before any filter) are of the drawn tokens, without the stop
-    token that ended the row ("separator"); state is where this row stands, ready to go on or to be saved. A
-    row that ended at a stop string ("stop") has the ids that made it and a text that ends before it. A
-    character that was cut at `max_tokens` is not in the text but in the state, and comes first when the row
-    goes on.
+    ids and logprobs (nats, under the model before any filter) are of the drawn tokens, without the stop token
+    that ended the row ("separator"); state is where this row stands, ready to go on or be saved. A row that
+    ended at a stop string ("stop") has the ids that made it, and a text that ends before it. A character
+    that was cut at `max_tokens` is not in the text but in the state, and comes first when the row goes on.
     """
 
     prompt: str
@@ -97,7 +96,7 @@ def stream(
     A new prompt gets what the tokenizer itself puts around one, such as `<s>`; one that goes on does not.
 
     Raises: ConfigError for options out of range, counts that do not match, or an empty prompt where there is
-    no separator to start from; WeightMismatch for a state of another tokenizer; DataError for text outside
+    no separator to start from; CheckpointError for a state of another tokenizer; DataError for text outside
     the model's vocabulary.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -242,7 +241,7 @@ def _refuse(
     if state is not None and len(state) != len(prompts):
         raise ConfigError(f"{len(prompts)} prompts for a state of {len(state)} conversations; give one each")
     if state is not None and state.tokenizer_digest != tokenizer.digest:
-        raise WeightMismatch(
+        raise CheckpointError(
             f"the state was written with tokenizer {state.tokenizer_digest[:12]}, this model uses "
             f"{tokenizer.digest[:12]}; their token ids mean different text"
         )

@@ -14,7 +14,7 @@ from kssm_mlx.checks.pretrained.subject import Host
 from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.adapters import fuse
+from kssm_mlx.models.adapters import fuse_lora
 from kssm_mlx.models.base import Trained
 from kssm_mlx.runner.load import load
 from kssm_mlx.weights import export as folders
@@ -52,8 +52,8 @@ def export(
     Raises: ConfigError, DataError for what the format or its tokenizer files cannot hold; WeightMismatch,
         CheckpointError for weights that are not good.
     """
-    trained = _open(source, verify, on_open)
-    fuse(trained.model)
+    trained = _open_for_export(source, verify, on_open)
+    fuse_lora(trained.model)
     return _write(trained, folder, format, tokenizer)
 
 
@@ -76,16 +76,16 @@ def convert(
     Raises: as `export`; ConfigError for settings that do not exist.
     """
     folders.refuse_used(folder)
-    trained = _open(source, verify, on_open)
-    model = fuse(trained.model)
-    bytes_before, loss_before = _bytes(model), _loss(trained, text)
+    trained = _open_for_export(source, verify, on_open)
+    model = fuse_lora(trained.model)
+    bytes_before, loss_before = _count_bytes(model), _score(trained, text)
     modules = quantize(model, bits, mode, group_size)
-    loss_after = _loss(trained, text)
+    loss_after = _score(trained, text)
     _write(trained, folder, "mlx-lm", tokenizer)
-    return Conversion(modules, (bytes_before, _bytes(model)), (loss_before, loss_after))
+    return Conversion(modules, (bytes_before, _count_bytes(model)), (loss_before, loss_after))
 
 
-def _open(source: str | Path, verify: bool, on_open: Callable[[Trained], None] | None) -> Trained:
+def _open_for_export(source: str | Path, verify: bool, on_open: Callable[[Trained], None] | None) -> Trained:
     trained = load(source, verify=verify)
     if hasattr(trained.model, "graft"):
         raise ConfigError(
@@ -119,7 +119,7 @@ def _with_end(named: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, A
     return {**named, "eos_token_id": list(tokenizer.stop_ids)}
 
 
-def _loss(trained: Trained, text: str | None) -> Loss:
+def _score(trained: Trained, text: str | None) -> Loss:
     """A fresh Host each time: it remembers what it has measured."""
     try:
         return Loss(Host(trained.model, tokenizer=trained.tokenizer, text=text).evaluation["nats_per_token"])
@@ -127,5 +127,5 @@ def _loss(trained: Trained, text: str | None) -> Loss:
         return Loss(None, str(e))
 
 
-def _bytes(model: nn.Module) -> int:
+def _count_bytes(model: nn.Module) -> int:
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()))

@@ -36,13 +36,13 @@ def open_model(
         resolved.path,
         verify=verify,
         dtype=dtype,
-        expected=known(resolved).digests,
+        expected=find_manifest(resolved).digests,
         promised=resolved.sha256,
         meter=meter,
     )
     notes = {**loaded.notes, "revision": resolved.revision, "path": str(loaded.inspection.container.folder)}
     rows = loaded.config.vocab_size
-    tokenizer = tokenizer_of(loaded.inspection.container, rows, known(resolved))
+    tokenizer = tokenizer_of(loaded.inspection.container, rows, find_manifest(resolved))
     if tokenizer is None:
         notes["hint"] = f"no tokenizer for {rows:,} embedding rows: put its tokenizer.json beside the weights"
     elif verify:
@@ -52,7 +52,7 @@ def open_model(
     return Trained(loaded.model, tokenizer, str(source), loaded.digest, notes)
 
 
-def known(resolved: Resolved) -> Manifest:
+def find_manifest(resolved: Resolved) -> Manifest:
     """What the package knows of a repository; nothing of a path."""
     return shipped_manifests().get(resolved.repo or "") or Manifest()
 

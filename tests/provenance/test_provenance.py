@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from kssm_mlx.checks.catalog import definitions
+from kssm_mlx.checks.catalog import list_entries
 from kssm_mlx.training.recipe import list_shipped
 from tests.provenance.document import DOCUMENT, FOLDERS, NOT_BUILT, ROOT, notes, place, render
 
@@ -44,7 +44,7 @@ def test_every_file_exists(kind):
 
 
 def test_every_check_is_registered():
-    known = definitions()
+    known = list_entries()
     assert not [where.name for _, _, where in PLACES if where.kind == "check" and where.name not in known]
 
 
