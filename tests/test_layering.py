@@ -15,6 +15,7 @@ FOUNDATION = {
     "errors",
     "files",
     "parsing",
+    "terminal",
     "digest",
     "environment",
     "runs",

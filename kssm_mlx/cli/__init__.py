@@ -26,6 +26,7 @@ from kssm_mlx.cli.train import train
 from kssm_mlx.cli.verify import verify
 from kssm_mlx.cli.verify_weights import verify_weights
 from kssm_mlx.errors import KssmError
+from kssm_mlx.terminal import prepare_streams, printable
 
 # What a disk does to us without naming a file: no space, no permission, read-only, over quota.
 DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
@@ -38,6 +39,7 @@ class Commands(TyperGroup):
     """Turns what a command raises into one line and an exit code; the rest is bugs, with their traceback."""
 
     def invoke(self, ctx):
+        prepare_streams()
         try:
             return super().invoke(ctx)
         except KssmError as e:
@@ -55,7 +57,7 @@ class Commands(TyperGroup):
 
 
 def _ended(message: str, code: int) -> typer.Exit:
-    typer.echo(f"kssm: {' '.join(message.split())}", err=True)
+    typer.echo(f"kssm: {printable(' '.join(message.split()))}", err=True)
     return typer.Exit(code)
 
 

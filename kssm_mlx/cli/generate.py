@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kssm_mlx.errors import ConfigError, DataError
+from kssm_mlx.terminal import printable
 
 
 def temperature_of(text: str) -> float | str:
@@ -127,19 +128,19 @@ class _Live:
 
     def begin(self) -> None:
         if not self.begun:
-            typer.echo(self.prompt, nl=False)
+            typer.echo(printable(self.prompt), nl=False)
             self.begun = True
 
     def write(self, piece: Any) -> None:
         self.begin()
-        sys.stdout.write(piece.text)
+        sys.stdout.write(printable(piece.text))
         sys.stdout.flush()
 
 
 def _print_texts(completions: list[Any]) -> None:
     for number, completion in enumerate(completions, start=1):
         heading = f"[{number}] " if len(completions) > 1 else ""
-        typer.echo(f"{heading}{completion.prompt}{completion.text}")
+        typer.echo(f"{heading}{printable(completion.prompt + completion.text)}")
 
 
 def _print_json(completions: list[Any], trained: Any) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kssm_mlx.reports.card import of_task
+from kssm_mlx.terminal import printable
 
 WIDTH = 120  # of tables in files and logs, where rich would take 80
 
@@ -22,12 +23,19 @@ CHECKS = ("check", "verdict", "got", "expected", "s")
 COLOURS = {"pass": "green", "fail": "bold red", "warn": "yellow", "waived": "yellow", "not measurable": "dim"}
 
 
+class SafeConsole(Console):
+    """Shows strings with their control characters spelled out: many come from files of others."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+
 def console() -> Console:
     """Where tables go: as wide as the terminal or as COLUMNS says, else as `WIDTH`."""
-    drawn = Console(highlight=False)
+    drawn = SafeConsole(highlight=False)
     if drawn.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
         return drawn
-    return Console(highlight=False, width=WIDTH)
+    return SafeConsole(highlight=False, width=WIDTH)
 
 
 def show(screen: Console, drawn: Table) -> None:
@@ -38,7 +46,7 @@ def show(screen: Console, drawn: Table) -> None:
     with screen.capture() as captured:
         screen.print(drawn)
     lines = "\n".join(line.rstrip() for line in captured.get().splitlines())
-    screen.print(lines, markup=False, soft_wrap=True)
+    Console.print(screen, lines, markup=False, soft_wrap=True)  # drawn already, with whatever marks it has
 
 
 def checks_table(checks: Iterable[Mapping[str, Any]], title: str) -> Table:
@@ -53,16 +61,22 @@ def layers_table(layers: Mapping[str, Iterable[Mapping[str, Any]]], title: str) 
         drawn.add_section()
         drawn.add_row(Text(heading, style="bold"))
         for row in map(_check_row, checks):
-            drawn.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
+            drawn.add_row(*map(_cell, row))
     return drawn
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> Table:
     """A left-aligned table; cells that are strings are shown literally, brackets and all."""
-    drawn = Table(*header, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    drawn = Table(
+        *header, title=escape(printable(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
     for row in rows:
-        drawn.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
+        drawn.add_row(*map(_cell, row))
     return drawn
+
+
+def _cell(value: Any) -> Any:
+    return escape(printable(value)) if isinstance(value, str) else value
 
 
 def evaluation_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -117,7 +131,7 @@ def warn_unverified(trained: Any) -> None:
     if trained.notes.get("verified", "") is None:
         found = trained.notes["findings"] or ["L0 to L3 found nothing, L4 and L5 were not asked"]
         for line in found:
-            print(f"kssm: --no-verify: {line}", file=sys.stderr)
+            print(f"kssm: --no-verify: {printable(line)}", file=sys.stderr)
 
 
 def _verdict(word: str) -> Text:

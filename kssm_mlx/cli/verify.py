@@ -65,7 +65,7 @@ def _show(checks: list[dict], target: str, as_json: bool) -> None:
     if as_json:
         import json
 
-        return typer.echo(json.dumps(checks, indent=2, ensure_ascii=False))
+        return typer.echo(json.dumps(checks, indent=2))
     from kssm_mlx.cli.tables import checks_table, console, show, show_fixes, summary
 
     shown = console()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.digest import root_digest, tensor_digest
+from kssm_mlx.errors import CheckpointError
 from kssm_mlx.models.base import Trained
 from kssm_mlx.models.interventions.calibration import ModelWithIntervention
 from kssm_mlx.runner.folder import read_run_recipe
 from kssm_mlx.runner.initial_model import load_trained_parameters, rebuild_initial_model
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runs.layout import find_run, pick_checkpoint
-from kssm_mlx.runs.records import read_recipe
+from kssm_mlx.runs.records import read_metrics, read_recipe
 from kssm_mlx.training.checkpoints import checkpoint
+from kssm_mlx.training.checkpoints.identity import describe_identity, list_differences
 from kssm_mlx.training.constraints import build_constraints
 
 
@@ -35,6 +38,7 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     recipe, data = read_run_recipe(folder), TokenData.open(folder / "data")
     began = rebuild_initial_model(recipe, data, read_recipe(folder), verify=verify)
     snapshot = checkpoint.load(chosen, stems=[recipe.model.trained_file])
+    _require_own_checkpoint(folder, chosen, snapshot, describe_identity(began.model, recipe, data))
     trained = snapshot.tensors[recipe.model.trained_file]
     load_trained_parameters(began.model, trained)
     digests = {name: tensor_digest(array) for name, array in trained.items()}
@@ -43,3 +47,25 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     held = build_constraints(recipe, began.model).intervention
     model = ModelWithIntervention(began.model, held) if held else began.model
     return Trained(model, data.tokenizer, str(chosen), digest, notes)
+
+
+def _require_own_checkpoint(
+    folder: Path, chosen: Path, snapshot: checkpoint.Snapshot, own: dict[str, Any]
+) -> None:
+    """Raises: CheckpointError for a checkpoint that another run wrote, by what it says it is of.
+
+    Where a change was allowed on the way, the older checkpoints of the run rightly differ in that.
+    """
+    then = snapshot.state["identity"]
+    now = {key: value for key, value in own["config"].items() if key in then["config"]}
+    found = list_differences(then["config"], now)
+    other = then["tokenizer"] != own["tokenizer"]
+    if other or (found and not _was_changed(folder)):
+        what = "; ".join(found[:3]) or "it was trained with another tokenizer"
+        raise CheckpointError(
+            f"{chosen} is of another run than {folder}: {what}; put the run's own checkpoint back"
+        )
+
+
+def _was_changed(folder: Path) -> bool:
+    return any("allowed change" in str(row.get("message", row)) for row in read_metrics(folder))

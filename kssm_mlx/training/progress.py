@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from kssm_mlx.terminal import printable
+
 LINES = 20
 
 
@@ -69,7 +71,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line that stays, above the bar where there is one. Not markup: samples hold brackets."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def _remaining(self, step: int) -> str:
         if step == self._start:

@@ -368,3 +368,16 @@ def test_what_is_no_run_is_not_loaded(tmp_path, copied):
     shutil.rmtree(copied / "checkpoints")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         kssm_mlx.load(copied)
+
+
+def test_the_checkpoint_of_another_run_is_not_taken_for_its_own(copied, finished):
+    """The same model at another rate: shapes and tokenizer fit, and the weights are not this run's."""
+    name = sorted(p.name for p in (copied / "checkpoints").glob("step_*"))[-1]
+    other = copied.with_name("other")
+    shutil.copytree(copied, other)
+    recipe = json.loads((other / "recipe.json").read_text())
+    recipe["train"]["learning_rate"] /= 2
+    (other / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(CheckpointError, match=r"is of another run than .*train\.learning_rate was 0\.01"):
+        kssm_mlx.load(other / "checkpoints" / name)
+    assert kssm_mlx.load(copied / "checkpoints" / name).digest

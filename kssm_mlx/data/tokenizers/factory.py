@@ -12,7 +12,14 @@ from kssm_mlx.data.tokenizers.control_chars import ControlCharTokenizer
 from kssm_mlx.data.tokenizers.hf_backend import HFTokenizer
 from kssm_mlx.data.tokenizers.huggingface import ours
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer, IdTokenizer
-from kssm_mlx.data.tokenizers.protocol import FILE, FORMAT, Tokenizer, read_tokenizer_file
+from kssm_mlx.data.tokenizers.protocol import (
+    FILE,
+    FORMAT,
+    MOST_IDS,
+    Tokenizer,
+    encode_utf8,
+    read_tokenizer_file,
+)
 from kssm_mlx.data.tokenizers.published import published
 from kssm_mlx.data.tokenizers.rwkv_world import WorldTokenizer
 from kssm_mlx.errors import ConfigError, DataError, nearest
@@ -75,8 +82,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise DataError(f"{path} is no tokenizer of ours ({FORMAT}) and no Hugging Face tokenizer.json")
     try:
-        tokenizer, digest = _from_description(table["tokenizer"], table["name"]), table["digest"]
-    except (KeyError, TypeError) as e:
+        tokenizer = _from_description(table["tokenizer"], _text(table["name"]))
+        digest = _text(table["digest"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise DataError(f"{path} is incomplete ({e}); restore it or prepare the data again") from None
     if tokenizer.digest != digest:
         raise DataError(
@@ -92,16 +100,40 @@ def _from_description(described: dict[str, Any], name: str) -> Tokenizer:
     if described["kind"] == "rwkv-world":
         return WorldTokenizer.from_description(described, name)
     if described["kind"] == "ids":
-        return IdTokenizer(described["vocab_size"])
-    if described["kind"] == "chars-reserved":
-        return ControlCharTokenizer(described["characters"])
-    return ByteTokenizer() if described["kind"] == "bytes" else CharTokenizer(described["characters"])
+        return IdTokenizer(_count(described["vocab_size"]))
+    if described["kind"] == "bytes":
+        return ByteTokenizer()
+    kinds = {"chars": CharTokenizer, "chars-reserved": ControlCharTokenizer}
+    return kinds[described["kind"]](_characters(described["characters"]))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of text")
+    encode_utf8(value)
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 < value < MOST_IDS:
+        raise ValueError(f"a vocabulary of {str(value)[:40]} tokens")
+    return value
+
+
+def _characters(value: Any) -> str:
+    """Each once, rising by code point, which is how their ids are found."""
+    if "".join(sorted(set(_text(value)))) != value:
+        raise ValueError("its characters are not in order")
+    return value
 
 
 def _huggingface(content: str, name: str) -> Tokenizer:
     """The tokenizer of a tokenizer.json: bytes or characters where it is an export of ours."""
     tokenizer = HFTokenizer(content, name)
-    return ours(parse_json(content)) or tokenizer
+    try:
+        return ours(parse_json(content)) or tokenizer
+    except ValueError as e:
+        raise DataError(f"{name} is not a Hugging Face tokenizer.json: {e}") from None
 
 
 def _hf_content(target: str) -> str:

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.data.tokenizers.protocol import DescribedTokenizer, encode_utf8
+from kssm_mlx.data.tokenizers.protocol import MOST_IDS, DescribedTokenizer, encode_utf8
 from kssm_mlx.errors import DataError, KssmError
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "[SEP]", "<|im_end|>")
-MOST_IDS = 1 << 24  # far more than any vocabulary has; logits of 2^31 columns fit nowhere
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 

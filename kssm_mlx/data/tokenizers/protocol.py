@@ -16,6 +16,7 @@ from kssm_mlx.errors import DataError
 
 FILE = "tokenizer.json"
 FORMAT = "kssm-tokenizer/1"
+MOST_IDS = 1 << 24  # far more than any vocabulary has; logits of 2^31 columns fit nowhere
 
 
 class Tokenizer(Protocol):

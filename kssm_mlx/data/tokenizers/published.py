@@ -8,7 +8,6 @@ folder that holds it, or OpenAI's list of ranks (`cl100k_base.tiktoken`): per li
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,11 +87,11 @@ def read_ranks(path: Path) -> list[bytes]:
         token, _, rank = line.partition(" ")
         try:
             tokens.append(base64.b64decode(token, validate=True))
-        except binascii.Error:
+        except ValueError:  # also what is not ASCII
             rank = ""
         if rank != str(number - 1):
             raise DataError(
-                f"{path} line {number}: expected a token in base64 and rank {number - 1}, got {line[:60]!r}"
+                f"{path} line {number}: expected a token in base64 and rank {number - 1}, got {line[:60]!a}"
             )
     if absent := [b for b in range(256) if bytes([b]) not in tokens[:256]]:
         raise DataError(f"{path} is no list of ranks: byte {absent[0]} is not among its first 256 tokens")

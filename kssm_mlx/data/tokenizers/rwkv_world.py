@@ -15,10 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.data.tokenizers.protocol import DescribedTokenizer, encode_utf8, read_tokenizer_file
+from kssm_mlx.data.tokenizers.protocol import (
+    MOST_IDS,
+    DescribedTokenizer,
+    encode_utf8,
+    read_tokenizer_file,
+)
 from kssm_mlx.errors import DataError
 
 VOCABULARY = "rwkv_vocab_v20230424.txt"
+LONGEST_LINE = 2000  # characters; the published vocabulary has tokens of up to 128 bytes
 
 
 class WorldTokenizer(DescribedTokenizer):
@@ -73,7 +79,10 @@ class WorldTokenizer(DescribedTokenizer):
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any], name: str) -> WorldTokenizer:
-        return cls({id: token.encode("latin-1") for id, token in described["tokens"]}, name)
+        tokens = {id: token.encode("latin-1") for id, token in described["tokens"]}
+        if not all(type(id) is int and 0 < id < MOST_IDS for id in tokens):
+            raise ValueError("an id is no number of a token")
+        return cls(tokens, name)
 
 
 def _lengths(ids: Mapping[bytes, int]) -> dict[bytes, tuple[int, ...]]:
@@ -87,17 +96,21 @@ def _lengths(ids: Mapping[bytes, int]) -> dict[bytes, tuple[int, ...]]:
 def _entry(line: str, where: str) -> tuple[int, bytes]:
     """(id, bytes) of a line, whose stated length is checked."""
     try:
+        if len(line) > LONGEST_LINE:
+            raise ValueError("longer than any entry")
         id, rest = line.split(" ", 1)
         literal, length = rest.rsplit(" ", 1)
         token = ast.literal_eval(literal)
         token = token.encode() if isinstance(token, str) else token
         id, length = int(id), int(length)
-    except (ValueError, SyntaxError, UnicodeEncodeError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise DataError(
-            f"{where}: expected an id, a Python literal and a length, got {line[:60]!r}"
+            f"{where}: expected an id, a Python literal and a length, got {line[:60]!a}"
         ) from None
-    if not isinstance(token, bytes) or len(token) != length or id < 1:
-        raise DataError(f"{where}: expected {length} bytes under an id from 1 on, got {line[:60]!r}")
+    if not isinstance(token, bytes) or len(token) != length or not 1 <= id < MOST_IDS:
+        raise DataError(
+            f"{where}: expected {length} bytes under an id from 1 on, below {MOST_IDS:,}, got {line[:60]!a}"
+        )
     return id, token
 
 

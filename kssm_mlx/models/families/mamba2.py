@@ -63,7 +63,13 @@ ORIGINAL_SSM = ConfigKeys(
 
 
 def derived(config: Any) -> dict[str, Any]:
-    return {"expand": ratio(config.channels, config.hidden_size), "hidden_act": "silu"}
+    return {
+        "expand": ratio(config.channels, config.hidden_size),
+        "hidden_act": "silu",
+        # mlx-lm's own Mamba-2 asks for both, and uses neither otherwise than as here.
+        "intermediate_size": config.channels,
+        "time_step_rank": "auto",
+    }
 
 
 def units(c: Any, count: int) -> UnitTable:

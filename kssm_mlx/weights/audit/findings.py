@@ -28,7 +28,7 @@ CHECKS: dict[str, Rule] = {
         """The header of every safetensors file, read without trusting it: its length, its JSON, every name
             once, known dtypes, shapes and offsets that are numbers and belong together; the entries of a
             torch zip.
-            Threshold: exact; a header may have 100 MB.
+            Threshold: exact; a header may have 25 MB.
             Caught: an error page of a web server saved under the name of the weights.
             Sabotage: a bit flipped in the header; a length of 2^64 - 1; a name twice; an unknown dtype.""",
     ),

@@ -109,7 +109,8 @@ def scale(weights: Weights) -> list[Finding]:
     for name, ours, s in weights:
         passes_signals = is_weight(ours, s) and not is_embedding(ours)
         if (passes_signals or ours.endswith(".scales")) and not s.zero and not s.constant:
-            kinds[kind(name)][name] = s
+            # Packed numbers are no weights: a conversion may quantise one block, or one with another mode.
+            kinds[kind(name), s.dtype if s.dtype not in FLOATS else "float"][name] = s
     wrong = []
     for group in kinds.values():
         sizes = sorted(s.rms for s in group.values())

@@ -54,7 +54,8 @@ def from_state_spaces(values: dict[str, Any]):
 def _own_keys(config_class: type, family: models.Family) -> ConfigKeys:
     """Of a file that we wrote: our fields, of which none is ignored, and what transformers asks for."""
     own = {f.name for f in fields(config_class)}
-    derived = {"expand", "hidden_act", "norm_first", "norm_bias"} if family.derived else set()
+    derived = {"expand", "hidden_act", "norm_first", "norm_bias", "intermediate_size", "time_step_rank"}
+    derived = derived if family.derived else set()
     beside = {key: why for key, why in EVERYWHERE.items() if key not in own}
     return ConfigKeys((*sorted(own | derived),), UNUSED | {"model_file": (SHIM_NAME,)}, beside)
 

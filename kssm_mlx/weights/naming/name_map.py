@@ -162,16 +162,22 @@ def _dtypes(container: Container, pairs: dict, expected: dict) -> list[Finding]:
         for ours, dtype in found.items()
         if (dtype not in readable if needed[ours] in FLOATS else dtype != needed[ours])
     ]
-    kinds: dict[str, Counter] = {}
+    kinds: dict[tuple[str, str], Counter] = {}
+    alike = {ours: (kind(ours), _quantisation(ours, needed)) for ours in found}
     for ours, dtype in found.items():
-        kinds.setdefault(kind(ours), Counter())[dtype] += 1
+        kinds.setdefault(alike[ours], Counter())[dtype] += 1
     usual = {k: counts.most_common(1)[0][0] for k, counts in kinds.items()}
-    odd = [f"{ours} is {dtype}" for ours, dtype in found.items() if dtype != usual[kind(ours)]]
+    odd = [f"{ours} is {dtype}" for ours, dtype in found.items() if dtype != usual[alike[ours]]]
     fix = "convert the weights to float32, float16 or bfloat16 with the tool that wrote them"
     findings = [Finding("W9", f"{len(wrong)} of unusable dtype: {some(wrong)}", fix)] if wrong else []
     if odd and not wrong:
         findings.append(Finding("W9", f"{len(odd)} unlike their kind in other blocks: {some(odd)}"))
     return findings + _stated_dtype(container, set(found.values()))
+
+
+def _quantisation(ours: str, needed: dict[str, str]) -> str:
+    """How a tensor's module is quantised, by the dtype of its scales: a conversion may leave one as it is."""
+    return needed.get(f"{ours.rpartition('.')[0]}.scales", "not at all")
 
 
 def _stated_dtype(container: Container, found: set[str]) -> list[Finding]:

@@ -248,3 +248,33 @@ def resolve_part(hub):
     from kssm_mlx.weights.hub.resolve import _storage
 
     return _storage(REPO) / "blobs" / f"{hashlib.sha256(WEIGHTS).hexdigest()}.part"
+
+
+BESIDE = {
+    "generation_config.json": b'{"eos_token_id": 3}',
+    "tokenizer_config.json": b"{}",
+    "chat_template.jinja": b"x",
+    "rwkv_vocab_v20230424.txt": b"1 'a' 1",
+}
+
+
+def test_the_side_files_of_a_model_come_with_it(tmp_path, monkeypatch):
+    with served({REPO: {COMMIT: FILES | BESIDE}}, tmp_path, monkeypatch):
+        got = contents(resolve(REPO).path)
+    assert {name: got.get(name) for name in BESIDE} == BESIDE and "README.md" not in got
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [("{}\n", True), (" {}\r\n", True), ("../../{}", False), ("\xff", False), ("", False)],
+)
+def test_what_the_cache_says_of_a_branch(hub, written, found):
+    folder = resolve(REPO).path
+    ref = folder.parents[1] / "refs/main"
+    ref.write_bytes(written.format(COMMIT).encode("latin-1"))
+    hub.status = 503
+    if found:
+        assert resolve(REPO).path == folder
+    else:
+        with pytest.raises(ConfigError, match="is not in the cache"):
+            resolve(REPO)
