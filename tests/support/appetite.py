@@ -1,4 +1,4 @@
-"""The memory a reader takes for a file, in a process of its own: python -m tests.support.appetite READER PATH"""
+"""The memory a reader takes for a file, in its own process: python -m tests.support.appetite READER PATH"""
 
 from __future__ import annotations
 
