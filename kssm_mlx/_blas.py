@@ -195,7 +195,9 @@ def compile_library(code: str, library: Path, *flags: str) -> None:
     import tempfile
 
     if shutil.which("g++") is None:
-        raise RuntimeError("g++ is missing; install it (apt install g++): mx.compile needs it too")
+        raise RuntimeError(
+            "g++ is missing; install it (apt install g++): it joins OpenBLAS to MLX, and mx.compile needs it"
+        )
     with tempfile.TemporaryDirectory(dir=library.parent) as work:
         source, result = Path(work, "source.cpp"), Path(work, "library.so")
         source.write_text(code)

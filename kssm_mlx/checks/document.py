@@ -6,6 +6,7 @@ With the name of a file it writes the same table there, the checks of installed 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from kssm_mlx import files
 from kssm_mlx.checks.catalog import Entry, list_entries
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = re.compile(r"docs/background/([\w-]+)\.md#([\w-]+)")
 DETECTION = DOCS / "results" / "detection.json"
 
 INTRODUCTION = """# Checks
@@ -37,7 +39,8 @@ Cost: forward passes of at most 8 x 128 tokens before step 1, a gradient counted
 looks at data, files or rows. From 1e9 parameters a check of more than 8 passes runs on a fresh small model
 with the same options, and the verdict says so. Checks and models of your own: [checks-own.md](checks-own.md).
 
-Sources are the project's reference notes; `Cn`, `Dn` and `Gn` are their numbers.
+Sources are pages of [background/](background/README.md): what happened elsewhere that the check would have
+stopped.
 
 H and K are of the machine: `kssm doctor` asks them.
 
@@ -97,7 +100,8 @@ def list_own_entries() -> list[Entry]:
 
 
 def _row(d: Entry) -> list[str]:
-    return [d.id, d.level, d.cost, d.title, *(d.explanation.get(part, "") for part in PARTS), d.source]
+    source = PAGE.sub(r"[\1](background/\1.md#\2)", d.source)
+    return [d.id, d.level, d.cost, d.title, *(d.explanation.get(part, "") for part in PARTS), source]
 
 
 def _line(cells) -> str:

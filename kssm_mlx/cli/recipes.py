@@ -12,7 +12,7 @@ INDENT = {"initial_indent": "    ", "subsequent_indent": "    "}
 
 def recipes(
     failures: Annotated[
-        bool, typer.Option("--failures", help="The failed runs of the notes, each with what stops it.")
+        bool, typer.Option("--failures", help="Published runs that failed, each with what stops it.")
     ] = False,
 ) -> None:
     """List what can be trained right away.
@@ -45,7 +45,7 @@ def _cost(about: Any) -> str:
 
 
 def _failures() -> None:
-    """The failed runs of the notes, and the checks that stop them."""
+    """Published runs that failed, and the checks that stop them."""
     from kssm_mlx.checks.catalog import list_entries
     from kssm_mlx.cli.tables import console, show, table
     from kssm_mlx.training.recipe import list_failures, load

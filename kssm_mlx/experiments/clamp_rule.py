@@ -1,6 +1,6 @@
 """What the clamp experiment concludes from its outcomes: a rule fixed before any run, and what was claimed.
 
-Source: allostasis notes, R1, R2, X10.
+Source: docs/background/allostasis.md#results and #decision-rule.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@
 Per seed the control is trained first and gives the targets; every condition is one resolved recipe and one
 run folder, and none counts before it is shown that its mask and its clamp act. Evaluations hold the naive
 clamp per token and the other by statistics of the trained weights on training rows, so that nothing leaks.
-Training holds the other by statistics of each batch, where X5 asks for their running mean: it sees the future
+Training holds the other by statistics of each batch, not of their running mean: it sees the future
 and its neighbours there, and is evaluated under another clamp than it learned with.
 What decides was fixed beforehand, in clamp_rule.py.
 
-Source: allostasis notes, C1-C8, C12, X4, X5, X10.
+Source: docs/background/allostasis.md#clamps.
 """
 
 from __future__ import annotations

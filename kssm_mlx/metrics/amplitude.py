@@ -1,11 +1,11 @@
 """How large activations are, and how much of that is signal. Pure numpy, for the clamp experiment.
 
 Behind a layer norm A and sigma² are one number: |x|² = d (mean² + variance), so sigma² = A² / (d - 1). What
-the notes' theory is about, a mean that shifts against a spread, is measured along the direction that decides:
+the theory is about, a mean that shifts against a spread, is measured along the direction that decides:
 
     u = (W_y - W_runner-up) / |.|;  a = <x, u>;  A_sig = E[a];  sigma_sig² = Var[a];  d' = A_sig / sigma_sig
 
-Source: allostasis notes, section 4 (Q1, Q2, Q4, Q7, Q9), X6, X7.
+Source: docs/background/allostasis.md#amplitude, #signal-and-noise and #noise-levels.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def in_context(sequences: np.ndarray, vocab_size: int, scored: np.ndarray | None
     Shapes: sequences [B, L] ids; scored bool [B, L] or [L], places that count (default: all but the first).
     Raises: DataError if an id is outside the vocabulary or there is nothing to predict: no scored place, or
         a vocabulary of one token.
-    Source: allostasis notes, learnability gate G2.
+    Source: docs/background/allostasis.md#in-context-coders.
     """
     sequences = np.asarray(sequences, dtype=np.int64)
     _, L = sequences.shape

@@ -4,7 +4,7 @@ All of it is free of scale and of size: a state of 4,096 numbers and one of 16 g
 linear state that is written twice as large and read half as large gets the same. None of it is evidence of
 memory: a state that forgets everything at once moves a lot, in many directions. `retention` is what tells.
 
-Source: groundthink notes D2, D6, D9, D10, D20 and their audit.
+Source: docs/background/hybrids.md, from #state-over-time to #worldview.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def energy_entropy(states: np.ndarray) -> float:
     """Mean of -Σ p ln p / ln n with p = s² / Σ s² over the last axis: 0 where one entry holds everything, 1
     where all are equally large; Gaussian entries have 1 - 0.73 / ln n.
 
-    A softmax of the state, as in the notes, is uniform for any small state, whatever that holds.
+    A softmax of the state, as published, is uniform for any small state, whatever that holds.
     Shapes: states [..., n].
     """
     energy = np.square(np.asarray(states, np.float64))

@@ -27,7 +27,7 @@ def coherence_under_decay(
 
     Shapes: s [...] and u, which broadcasts to it -> [...].
     Truth: the published R of two runs of K-SSM v3 and of the control, within 0.02 at every step reported.
-    Source: liminal.md 1.6.
+    Source: docs/background/k-ssm.md#r-climbs-by-weight-decay.
     """
     s = np.asarray(s, np.float64)
     K = 2 / (1 + np.exp(-np.broadcast_to(u, s.shape)))[..., None]

@@ -3,7 +3,7 @@
 The precursors disagree about what R = 0.85 is called and which R is good, so a run names one profile and
 every report prints it. Nothing in the dynamics depends on these names.
 
-Source: reference notes on the precursors, tone maps A to E and the definitions of "Goldilocks".
+Source: docs/background/steering.md#tone-maps and #zones.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     phase_dynamics.png    R, U and R·U with the target of the run, and U against R with the step as colour
     tone_progression.png  what the run's tone profile calls R, over the steps
 
-Source: the plots of the precursors, of the same names; tones are words here, which every font has.
+Source: docs/background/phase-grafts.md#plots; tones are words here, which every font has.
 """
 
 from __future__ import annotations

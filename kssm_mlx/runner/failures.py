@@ -1,4 +1,4 @@
-"""What was broken in the failed runs of the notes, where no key of a recipe can break it.
+"""What was broken in the published runs that failed, where no key of a recipe can break it.
 
 `[failure] breaks = "random-logits"` in a recipe of recipes/failures/ does to the run's data and model, before
 step 1, what was done to them then. Most of those runs need nothing of this: their defect is an option.

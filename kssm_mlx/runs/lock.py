@@ -5,7 +5,7 @@ machine. A process id alone is not an identity, because ids are reused; with the
 stale lock and taking it over are two steps, so both happen under a kernel lock that vanishes with its
 process: among any number of processes that find the same stale lock, exactly one gets it.
 
-Source: liminal.md C39 (the precursors checked, then wrote, and took "permission denied" for "dead").
+Source: docs/background/k-ssm.md#the-lock.
 """
 
 from __future__ import annotations

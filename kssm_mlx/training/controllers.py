@@ -9,7 +9,7 @@ The precursors' coupling knob was put back by every update of the parameters, so
 two of the rules named actions that nothing carried out. Here a knob is part of the training state and keeps
 what it was turned to; `label_only` and `persist = false` are the old behaviours.
 
-Source: reference notes on the precursors, section 3.1 (drift) and 3.2 (the dual rule and the hook core's).
+Source: docs/background/steering.md#controllers.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@
 The training loss decides nothing alone (T1). An improvement is a fall by more than `improvement` of the best.
 All are pure functions of a curve; the loop writes what they say as events and does it.
 
-Source: reference notes on the hybrid, section 3, rules T1 to T12.
+Source: docs/background/hybrids.md#rules-for-stopping.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def overfits(curve: Curve, rise: float) -> bool:
 def list_unresolved(curve: Curve) -> bool:
     """Whether the last evaluations scatter about their line by no less than it falls per evaluation (T9).
 
-    Standard deviation against mean improvement, both in nats; the notes compared a variance.
+    Standard deviation against mean improvement, both in nats; the published rule compares a variance.
     """
     if len(curve.held_out) < WINDOW:
         return False

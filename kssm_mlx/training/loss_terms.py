@@ -12,7 +12,7 @@ The precursors added terms that were plain numbers when the gradient was taken. 
 the same value, no gradient. `form = "published"` is a term as it was written, where that was not as meant.
 K-SSM v3 printed a total of CE + reg and trained on CE + 0.5 reg; `term_bistability` is what is trained on.
 
-Source: reference notes on the precursors, section 2 (losses); on the hybrid, A12 and D15.
+Source: docs/background/steering.md#loss-terms; docs/background/hybrids.md#entropy-terms.
 """
 
 from __future__ import annotations

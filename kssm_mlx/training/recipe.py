@@ -27,7 +27,6 @@ from typing import Annotated, Any
 
 from pydantic import (
     Discriminator,
-    Field,
     Tag,
     ValidationError,
     field_validator,
@@ -49,7 +48,7 @@ from kssm_mlx.training.recipe_sections import (
     Train,
     _kind_of_model,
 )
-from kssm_mlx.training.steering_sections import Clamp, Control, Freeze, Monitor, Noise, Section
+from kssm_mlx.training.steering_sections import Clamp, Control, Freeze, Monitor, Noise, Section, setting
 
 UNSET = object()  # the value of an override that takes a key out
 
@@ -63,7 +62,9 @@ class Recipe(Section):
         Annotated[Model, Tag("(fresh)")] | Annotated[Host, Tag("(host)")], Discriminator(_kind_of_model)
     ] = Model()
     train: Train = Train()
-    loss: dict[str, dict[str, Any]] = Field({})
+    loss: dict[str, dict[str, Any]] = setting(
+        {}, "terms beside the cross-entropy, each a table with its weight"
+    )
     monitor: Monitor | None = None
     control: Control | None = None
     freeze: Freeze | None = None
@@ -71,8 +72,8 @@ class Recipe(Section):
     noise: Noise | None = None
     eval: Eval = Eval()
     save: Save = Save()
-    waive: dict[str, str] = Field({})
-    smoke: dict[str, Any] = Field({})
+    waive: dict[str, str] = setting({}, "checks that may fail, each with the reason")
+    smoke: dict[str, Any] = setting({}, "what `--smoke` changes")
     failure: Failure | None = None
 
     @model_validator(mode="after")
@@ -110,7 +111,7 @@ def list_shipped() -> dict[str, Path]:
 
 
 def list_failures() -> dict[str, Path]:
-    """The same of the failed runs of the notes, `failures/NAME`, and of the host that some of them take."""
+    """The same of the published runs that failed, `failures/NAME`, and of the host that some of them take."""
     return {f"failures/{p.stem}": p for p in _recipe_files("failures")}
 
 

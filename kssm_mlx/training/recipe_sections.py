@@ -9,14 +9,13 @@ from typing import Any, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     field_validator,
     model_validator,
 )
 
 from kssm_mlx.data.tasks import PREFIX, TASKS
 from kssm_mlx.errors import nearest
-from kssm_mlx.training.steering_sections import Group, Section
+from kssm_mlx.training.steering_sections import Group, Section, setting
 
 LARGEST_SEED = 2**63 - 1  # MLX and numpy take more, and not the same
 RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
@@ -25,27 +24,25 @@ RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
 class Expected(Section):
     """The number the recipe should reach: `kssm report` compares and says so."""
 
-    metric: str
-    value: float
-    tolerance: float = Field(ge=0)
+    metric: str = setting(..., "which number of the evaluation, such as nats_per_token or accuracy")
+    value: float = setting(..., "what it should be", unit="of the metric")
+    tolerance: float = setting(..., "how far off it may be", unit="of the metric", ge=0)
 
 
 class About(Section):
-    question: str = ""
-    hardware: str = ""
-    minutes: float | None = None
-    expected: Expected | None = None
+    """What the recipe asks, and what it should give. No key here changes a run."""
+
+    question: str = setting("", "what the run is to answer")
+    hardware: str = setting("", "on what it was measured")
+    minutes: float | None = setting(None, "how long it took there", unit="minutes")
+    expected: Expected | None = setting(None, "the number it should reach: { metric, value, tolerance }")
 
 
 class Failure(Section):
-    """A run of the notes that failed and passed for a result: kept alive to see it stopped.
+    """A published run that failed and passed for a result: kept alive to see it stopped."""
 
-    stopped_by: ids of the checks that stop it. breaks: what is broken where no key of a recipe can, a name in
-    runner/failures.py.
-    """
-
-    stopped_by: list[str] = Field(min_length=1)
-    breaks: str = ""
+    stopped_by: list[str] = setting(..., "ids of the checks that stop it", min_length=1)
+    breaks: str = setting("", "what is broken where no key of a recipe can, a name in runner/failures.py")
 
 
 def _refuse_unknown_task(name: str) -> None:
@@ -54,29 +51,35 @@ def _refuse_unknown_task(name: str) -> None:
 
 
 class Data(Section):
-    """source: `pydoc`, `themes`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `gutenberg:FOLDER`, `wikitext:PATH`,
-    `hf:DATASET`, `task:NAME`; all in `kssm_mlx.data.corpora.sources`.
+    """Where text comes from, how it becomes tokens, what is held out."""
 
-    tokenizer: `bytes`, `chars`, `chars-reserved`, `bpe:SIZE`, `hf:PATH|REPO`, `world:PATH`, `gpt2:PATH`,
-    `cl100k:PATH`, `neox:PATH`; of a task always `ids`.
-    split: "documents" holds out whole documents, "contiguous" the last `validation` share of the one stream,
-    "auto" takes the split that the corpus brings; or documents, when there are at least 20 of them or they
-    are books or articles.
-    special_tokens: whether a special token of the tokenizer that stands in a text, such as `<|endoftext|>`,
-    is that token; by default it is its characters, as all text.
-    deduplicate: leave out every paragraph that shares 64 bytes with an earlier one, in all documents: what a
-    text says twice (licences, headers) else ends up on both sides.
-    task: the options of a task, as in `kssm_mlx.data.tasks`, which has its own split.
-    """
-
-    source: str = "pydoc"
-    tokenizer: str = "bytes"
-    split: Literal["auto", "documents", "contiguous"] = "auto"
-    validation: float = Field(0.1, gt=0, lt=0.5)
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    special_tokens: bool = False
-    deduplicate: bool = False
-    task: dict[str, Any] = Field({})
+    source: str = setting(
+        "pydoc",
+        "`pydoc`, `themes`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `gutenberg:FOLDER`, "
+        "`wikitext:PATH`, `wikitext-joined:PATH`, `hf:DATASET` or `task:NAME`",
+    )
+    tokenizer: str = setting(
+        "bytes",
+        "`bytes`, `chars`, `chars-reserved`, `bpe:SIZE`, `hf:PATH`, `world:PATH`, `gpt2:PATH`, "
+        "`cl100k:PATH` or `neox:PATH`; of a task always `ids`",
+    )
+    split: Literal["auto", "documents", "contiguous"] = setting(
+        "auto",
+        "`documents` holds out whole documents, `contiguous` the end of the one stream; `auto` "
+        "takes the split that the corpus brings, or documents where there are 20 or more or they "
+        "are books or articles",
+    )
+    validation: float = setting(0.1, "how much is held out", unit="share of the text", gt=0, lt=0.5)
+    seed: int = setting(0, "which documents are held out", ge=0, le=LARGEST_SEED)
+    special_tokens: bool = setting(
+        False,
+        "whether a special token of the tokenizer that stands in a text, such as `<|endoftext|>`, is that "
+        "token; by default it is its characters, as all text",
+    )
+    deduplicate: bool = setting(
+        False, "leave out every paragraph that shares 64 bytes with an earlier one, in all documents"
+    )
+    task: dict[str, Any] = setting({}, "options of a task, which has its own split")
 
     @model_validator(mode="before")
     @classmethod
@@ -100,11 +103,13 @@ class Data(Section):
 
 
 class Model(BaseModel):
-    """family, size and any field of the family's configuration; checked by `kssm_mlx.models.configure`."""
+    """A fresh model: `family`, `size` and any field of the family's configuration; checked by
+    `kssm_mlx.models.configure`.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    family: str = "kssm"
-    size: str = "s"
+    family: str = setting("kssm", "which architecture")
+    size: str = setting("s", "which preset: `xs`, `s`, `m` or `l`")
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -117,21 +122,25 @@ class Model(BaseModel):
 
 
 class Host(Section):
-    """host: a folder, a weight file or a repository, verified beforehand; or "recipe:NAME", which is trained
-    here first.
+    """A pretrained model to train on, in place of a fresh one."""
 
-    train: "lora" trains adapters of this `rank` beside the host's wide projections, scaled by alpha / rank;
-    "full" trains every parameter; "frozen" trains none of the host's own. graft: phase cores in the host,
-    trained in any case, with the options of `kssm_mlx.models.grafts.configs`. verify = false takes a host
-    that has not passed `kssm verify-weights`; the run records it.
-    """
-
-    host: str = Field(min_length=1)
-    train: Literal["lora", "full", "frozen"] = "lora"
-    rank: int = Field(8, ge=1, le=2**14)
-    alpha: float = Field(16.0, gt=0)
-    graft: dict[str, Any] | None = None
-    verify: bool = True
+    host: str = setting(
+        ...,
+        "a folder, a weight file or a repository, verified beforehand; or `recipe:NAME`, which is "
+        "trained here first",
+        min_length=1,
+    )
+    train: Literal["lora", "full", "frozen"] = setting(
+        "lora",
+        "`lora` trains adapters beside its wide projections, `full` every parameter, `frozen` "
+        "none of its own",
+    )
+    rank: int = setting(8, "of the adapters", unit="dimensions", ge=1, le=2**14)
+    alpha: float = setting(16.0, "adapters are scaled by alpha / rank", gt=0)
+    graft: dict[str, Any] | None = setting(None, "phase cores in it, trained in any case")
+    verify: bool = setting(
+        True, "false takes a model that has not passed `kssm verify-weights`; the run records it"
+    )
 
     @field_validator("host")
     @classmethod
@@ -175,33 +184,49 @@ def _kind_of_model(value: Any) -> str:
 
 
 class Train(Section):
-    """Learning rate in units of AdamW; decay, clip and schedule as in training/optim.py and schedules.py.
+    """How long, in what batches, with which optimizer."""
 
-    decay: "matrices" spares what the model names in `no_decay`; "all" shrinks every parameter, as the
-    precursors did. groups: component tag (rwkv, mamba, fusion, ...) -> its own numbers. component_gradients:
-    log the gradient of every component, which a model with two kinds of mixer does unasked.
-    """
-
-    steps: int = Field(1000, ge=1, le=10**9)
-    batch_size: int = Field(16, ge=1, le=2**20)
-    context: int = Field(128, ge=2, le=2**24)
-    accumulation: int = Field(1, ge=1, le=2**20)
-    learning_rate: float = Field(2e-3, gt=0)
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup: int = Field(50, ge=0, le=10**9)
-    final_fraction: float = Field(0.1, ge=0, le=1)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    decay: Literal["matrices", "all"] = "matrices"
-    groups: dict[str, Group] = Field({})
-    component_gradients: bool = False
-    clip: float = Field(1.0, gt=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_blocks: bool = False
-    hand_off: bool = False
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    steps: int = setting(1000, "how long the run is", unit="updates", ge=1, le=10**9)
+    batch_size: int = setting(16, "rows of one update", unit="rows", ge=1, le=2**20)
+    context: int = setting(128, "length of a row", unit="tokens", ge=2, le=2**24)
+    accumulation: int = setting(
+        1, "pieces an update is computed in; does not change the result", unit="pieces", ge=1, le=2**20
+    )
+    learning_rate: float = setting(2e-3, "the peak, of AdamW", gt=0)
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
+        "cosine", "its course after the warm-up"
+    )
+    warmup: int = setting(50, "linear rise from 0 to the peak", unit="updates", ge=0, le=10**9)
+    final_fraction: float = setting(0.1, "the last learning rate", unit="share of the peak", ge=0, le=1)
+    beta1: float = setting(0.9, "memory of AdamW's first moment", ge=0, lt=1)
+    beta2: float = setting(0.95, "memory of its second moment", ge=0, lt=1)
+    epsilon: float = setting(1e-8, "added to the root of the second moment", gt=0)
+    weight_decay: float = setting(
+        0.1, "decoupled: a parameter shrinks by this times the learning rate in each update", ge=0
+    )
+    decay: Literal["matrices", "all"] = setting(
+        "matrices",
+        "what it shrinks: `matrices` spares what the model names in `no_decay`, `all` is every parameter",
+    )
+    groups: dict[str, Group] = setting(
+        {},
+        "component tag (rwkv, mamba, fusion, norm, embedding, head, attention, mlp, oscillator, "
+        "mixer) to its own numbers",
+    )
+    component_gradients: bool = setting(
+        False, "log the gradient of every component, which a model with two kinds of mixer does unasked"
+    )
+    clip: float = setting(1.0, "largest global norm of the gradient", gt=0)
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", "of the computation; parameters stay float32"
+    )
+    checkpoint_blocks: bool = setting(
+        False, "compute each block again in the backward pass: less memory, more time"
+    )
+    hand_off: bool = setting(
+        False, "each row reads its own stretch of the text and hands its state to the next batch"
+    )
+    seed: int = setting(0, "of the parameters, the batches and the noise", ge=0, le=LARGEST_SEED)
 
     @model_validator(mode="after")
     def _batch_divides(self):
@@ -214,13 +239,17 @@ class Train(Section):
 
 
 class Eval(Section):
-    every: int = Field(200, ge=1, le=10**9)
-    tokens: int = Field(65536, ge=256, le=2**40)
-    prompt: str = ""
-    sample_tokens: int = Field(160, ge=0, le=2**20)
-    temperature: float = Field(0.8, ge=0)
+    """How often the held-out loss is measured, and what is sampled then."""
+
+    every: int = setting(200, "between two evaluations", unit="updates", ge=1, le=10**9)
+    tokens: int = setting(65536, "held-out text that is scored", unit="tokens", ge=256, le=2**40)
+    prompt: str = setting("", "what samples continue; empty: the separator of documents")
+    sample_tokens: int = setting(160, "length of a sample; 0: none", unit="tokens", ge=0, le=2**20)
+    temperature: float = setting(0.8, "of the samples; 0: always the likeliest", ge=0)
 
 
 class Save(Section):
-    every: int = Field(200, ge=1, le=10**9)
-    keep: int = Field(3, ge=1, le=10**6)
+    """Checkpoints."""
+
+    every: int = setting(200, "between two checkpoints", unit="updates", ge=1, le=10**9)
+    keep: int = setting(3, "how many are kept, beside the best", unit="checkpoints", ge=1, le=10**6)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from kssm_mlx.errors import nearest
 from kssm_mlx.oscillators import zones
+
+
+def setting(default: Any, meaning: str, unit: str = "", **limits: Any) -> Any:
+    """A key of a recipe: its default (... where it must be given), what it means, its unit, its limits."""
+    return Field(default, description=meaning, json_schema_extra={"unit": unit} if unit else None, **limits)
 
 
 class Section(BaseModel):
@@ -32,39 +37,39 @@ Bounds = Annotated[tuple[Size, Size], Field(strict=False), AfterValidator(_risin
 
 
 class Group(Section):
-    """Of one component: learning_rate multiplies that of the run, weight_decay takes the place of it."""
+    """Numbers of one component."""
 
-    learning_rate: float = Field(1.0, ge=0)
-    weight_decay: float | None = Field(None, ge=0)
+    learning_rate: float = setting(1.0, "times the run's learning rate", unit="factor", ge=0)
+    weight_decay: float | None = setting(None, "in place of the run's", ge=0)
 
 
 class Patience(Section):
-    """When the held-out loss ends the run or lowers its learning rate: see early_stopping.py.
+    """When the held-out loss ends the run or lowers its learning rate (early_stopping.py has the rules)."""
 
-    intervals: patience in intervals between improvements, 3 to 5; cut: what the learning rate is multiplied
-    with when it is spent; cuts: how often, before the run stops. plateau: share of the run without an
-    improvement, overfit: rise above the best, that stop it. improvement: the least fall that counts.
-    """
-
-    intervals: float = Field(4.0, gt=0)
-    cut: float = Field(0.6, gt=0, lt=1)
-    cuts: int = Field(2, ge=0)
-    plateau: float = Field(0.2, gt=0, le=1)
-    overfit: float = Field(0.05, gt=0)
-    improvement: float = Field(0.005, ge=0, lt=1)
+    intervals: float = setting(4.0, "patience; 3 to 5 is usual", unit="mean gaps between improvements", gt=0)
+    cut: float = setting(
+        0.6, "what the learning rate is multiplied with when patience is spent", unit="factor", gt=0, lt=1
+    )
+    cuts: int = setting(2, "how often, before the run stops", unit="cuts", ge=0)
+    plateau: float = setting(
+        0.2, "without an improvement, after which the run stops", unit="share of the run", gt=0, le=1
+    )
+    overfit: float = setting(
+        0.05,
+        "rise of the held-out loss above its best that stops the run while the training loss falls",
+        unit="share of the best",
+        gt=0,
+    )
+    improvement: float = setting(0.005, "the least fall that counts", unit="share of the best", ge=0, lt=1)
 
 
 class Monitor(Section):
-    """profile: the tone map, and target: the range of R (and U) aimed for, of oscillators/zones.py.
+    """What R and U are called and held against; a run has one profile and one target."""
 
-    product: a range of R·U that belongs to the target too. A run has one of each. patience: rules on the
-    held-out loss that act; none by default.
-    """
-
-    profile: str = "C"
-    target: str = "v3"
-    product: Shares | None = None
-    patience: Patience | None = None
+    profile: str = setting("C", "the tone map, A to E: what ranges of R are called")
+    target: str = setting("v3", "the range of R (and U) aimed for")
+    product: Shares | None = setting(None, "a range of R·U that belongs to the target too", unit="R·U")
+    patience: Patience | None = setting(None, "rules on the held-out loss that act; none by default")
 
     @model_validator(mode="after")
     def _possible(self):
@@ -83,54 +88,59 @@ class Monitor(Section):
 
 
 class Control(Section):
-    """A rule of training/controllers.py and how hard it turns the knobs.
+    """A rule that turns the model's knobs between steps (training/controllers.py)."""
 
-    R, U: the ranges to stay in, the rule's own by default. BRAKE takes the share `brake` off the coupling and
-    sets a noise of `noise_gain` times what is too much, at most `noise_limit`; BOOST and ESCAPE add the share
-    `boost`; the coupling stays within bounds.
-    label_only: name the action, turn nothing. persist = false: begin every step from the knobs the run began
-    with, as a controller did whose knob the optimizer restored.
-    """
-
-    rule: Literal["drift", "dual", "hook"]
-    R: Shares | None = None
-    U: Shares | None = None
-    brake: float = Field(0.05, ge=0, lt=1)
-    boost: float = Field(0.1, ge=0)
-    noise_gain: float = Field(0.1, ge=0)
-    noise_limit: float = Field(0.2, ge=0)
-    bounds: Bounds = (0.1, 5.0)
-    label_only: bool = False
-    persist: bool = True
+    rule: Literal["drift", "dual", "hook"] = setting(..., "which rule")
+    R: Shares | None = setting(None, "the range of R to stay in; the rule's own by default", unit="R")
+    U: Shares | None = setting(None, "the range of U to stay in; the rule's own by default", unit="U")
+    brake: float = setting(0.05, "BRAKE takes this off the coupling", unit="share", ge=0, lt=1)
+    boost: float = setting(0.1, "BOOST and ESCAPE add this to the coupling", unit="share", ge=0)
+    noise_gain: float = setting(
+        0.1, "BRAKE sets a phase noise of this times what is too much", unit="rad per unit of R", ge=0
+    )
+    noise_limit: float = setting(0.2, "the largest phase noise", unit="rad", ge=0)
+    bounds: Bounds = setting((0.1, 5.0), "where the coupling stays")
+    label_only: bool = setting(False, "name the action, turn nothing")
+    persist: bool = setting(
+        True,
+        "false: begin every step from the knobs the run began with, as a controller did whose "
+        "knob the optimizer restored",
+    )
 
 
 class Freeze(Section):
-    """units: which of the `of` equal parts of every mixer (models/interventions/freeze_units.py) are frozen.
+    """Units of the mixers that stay as they began (models/interventions/freeze_units.py)."""
 
-    mode: "param" holds their routing and slack; "route" also lets nothing learn through their routing;
-    "ablate" also silences them; "coarse" (legacy) freezes whole mixers. shared: what no unit has for itself.
-    head: the head and the final norm are frozen too, so that they cannot undo a clamp before them.
-    """
-
-    units: list[int] = Field([1, 2, 3], min_length=1)
-    of: int = Field(4, ge=1)
-    mode: Literal["param", "route", "ablate", "coarse"] = "param"
-    shared: Literal["train", "freeze"] = "train"
-    head: bool = False
+    units: list[int] = setting(
+        [1, 2, 3], "which of the equal parts of every mixer are frozen, from 0", unit="units", min_length=1
+    )
+    of: int = setting(4, "number of equal parts", unit="units", ge=1)
+    mode: Literal["param", "route", "ablate", "coarse"] = setting(
+        "param",
+        "`param` holds their routing and slack; `route` also lets nothing learn through their "
+        "routing; `ablate` also silences them; `coarse` (legacy) freezes whole mixers",
+    )
+    shared: Literal["train", "freeze"] = setting("train", "whether what no unit has for itself is trained")
+    head: bool = setting(
+        False, "freeze the head and the final norm too, so that they cannot undo a clamp before them"
+    )
 
 
 class Clamp(Section):
-    """An amplitude clamp (models/interventions/spec.py) to `target`, a number or one per unit.
-
-    scope "frozen" belongs to weights, not to a recipe: it is for evaluations (experiments/clamps.py), and a
-    mean-preserving clamp is trained with the statistics of its batch.
+    """An amplitude clamp (models/interventions/spec.py). Scope "frozen" belongs to weights, not to a
+    recipe: it is for evaluations (experiments/clamps.py). A mean-preserving clamp is trained with the
+    statistics of its batch.
     """
 
-    site: Literal["S0", "S1", "S2", "S3"] = "S2"
-    kind: Literal["naive", "mean-preserving"] = "naive"
-    scope: Literal["token", "batch"] = "token"
-    target: float | list[float]
-    of: int = Field(1, ge=1)
+    site: Literal["S0", "S1", "S2", "S3"] = setting(
+        "S2", "S0 residual stream before the final norm, S1 after it, S2 output of the mixers, S3 their state"
+    )
+    kind: Literal["naive", "mean-preserving"] = setting(
+        "naive", "`naive` holds the norm, `mean-preserving` the spread around the mean"
+    )
+    scope: Literal["token", "batch"] = setting("token", "over what the size is taken")
+    target: float | list[float] = setting(..., "the size, one number or one per unit")
+    of: int = setting(1, "number of equal units", unit="units", ge=1)
 
     @model_validator(mode="after")
     def _possible(self):
@@ -144,15 +154,18 @@ class Clamp(Section):
 
 
 class Noise(Section):
-    """Gaussian noise of `level` times `rms`, a number or one per unit: the root mean square of what is there
-    without noise, as `models.interventions.calibration.calibrate` measures it. New in every step, the same in
-    every evaluation.
-    """
+    """Gaussian noise in every forward pass, new in every step, the same in every evaluation."""
 
-    site: Literal["S2", "S3", "S4"] = "S4"
-    level: float = Field(gt=0)
-    rms: float | list[float] = 1.0
-    of: int = Field(1, ge=1)
+    site: Literal["S2", "S3", "S4"] = setting(
+        "S4", "S2 output of the mixers, S3 their state, S4 before the head"
+    )
+    level: float = setting(..., "width of the noise", unit="times rms", gt=0)
+    rms: float | list[float] = setting(
+        1.0,
+        "root mean square of what is there without noise, one number or one per unit, as "
+        "`models.interventions.calibration.calibrate` measures it",
+    )
+    of: int = setting(1, "number of equal units", unit="units", ge=1)
 
     @model_validator(mode="after")
     def _possible(self):

@@ -117,7 +117,7 @@ def test_a_task_with_too_few_different_rows_is_refused():
 
 @pytest.mark.parametrize("length", [31, 32, 128])
 def test_interleaved_streams_repeat_with_their_periods(length):
-    """Source: allostasis U7, U10: lags 2p, shapes, split and merge, for odd and even lengths."""
+    """Lags 2p, shapes, split and merge, for odd and even lengths."""
     task = make_task("interleaved", {"length": length})
     for i in range(50):
         ids, scored = task.sample(0, "train", i)
@@ -135,7 +135,7 @@ def test_interleaved_streams_repeat_with_their_periods(length):
         assert scored[1:].all() and ids[:-1].size == ids[1:].size == length
 
 
-# L, acc* by the closed form, H* by the closed form, both by independent simulation: allostasis 1b.
+# L, acc* by the closed form, H* by the closed form, both by independent simulation.
 TABLE = [
     (16, 0.5000, 4.383, 0.4977, 4.403),
     (32, 0.7500, 2.191, 0.7499, 2.193),
@@ -166,7 +166,7 @@ def test_the_bayes_predictor_agrees_with_the_closed_form_within_five_standard_er
 
 
 def test_the_ceiling_of_every_target():
-    """Source: allostasis 1b, the table per target index: accuracy and nats in bins of two."""
+    """Source: docs/background/allostasis.md#ceilings, per target index: accuracy and nats in bins of two."""
     task = make_task("interleaved", {"length": 15})
     best, nats = np.zeros((2, 15))
     for i in range(1500):

@@ -90,7 +90,7 @@ def test_one_seed_decides_nothing_and_a_missing_condition_is_refused():
         apply_rule(outcomes((0.9, 0.6, 0.2, 0.58))[:-1])
 
 
-def test_what_the_note_claimed_is_not_what_its_source_observed():
+def test_what_was_claimed_is_not_what_its_source_observed():
     """R1: the naive clamp was not worse than the mean-preserving one, and amplitude did not rise."""
     assert STATUS == "claimed by note, not reproduced by its source"
     observed = {row.condition: row for row in CLAIMED}

@@ -1,4 +1,4 @@
-"""Sizes of activations against closed forms and against numbers of the notes."""
+"""Sizes of activations against closed forms and against docs/background/allostasis.md."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_a_bias_moves_the_margin_and_not_the_signal():
 
 @pytest.mark.parametrize("sigma, decibels", [(1.0, 0.2), (0.3, 11), (2.0, -5.8), (3.0, -9.4), (0.15, 17)])
 def test_the_signal_to_noise_ratio_is_that_of_the_clean_signal(sigma, decibels):
-    """Q9: the clean values of the notes, of a variance that leaves (S + N) / N at 1.02 dB for sigma = 2."""
+    """Signal and noise: the clean values, of a variance that leaves (S + N) / N at 1.02 dB for sigma = 2."""
     clean = rng.normal(size=100_000)
     clean *= np.sqrt(4 * (10**0.102 - 1)) / clean.std()
     assert snr_db(clean, sigma) == pytest.approx(decibels, abs=0.5)

@@ -34,7 +34,7 @@ def test_every_parameter_has_a_known_tag(family):
 
 
 def test_a_hybrid_tells_its_branches_from_norms_and_feed_forward():
-    """groundthink.md D3: by substring, RWKV's share included a feed-forward, the fusion and its norms."""
+    """By substring, RWKV's share included a feed-forward, the fusion and its norms."""
     model = build(configure("hybrid", "xs", vocab_size=16, overrides={"fusion": "hy"}))
     found = tags(model)
     assert found["blocks.0.rwkv.r_proj.weight"] == "rwkv"

@@ -192,14 +192,14 @@ COUNTS = {40: 346_976, 80: 709_056, 128: 1_168_896}
 
 @pytest.mark.parametrize("d", COUNTS)
 def test_the_model_of_the_clamp_experiment_has_its_parameters(d):
-    """allostasis.md M1 and M2: one layer, four heads, post-norm, ReLU, d_ff = d, biases, untied, 4096 ids."""
+    """One layer, four heads, post-norm, ReLU, d_ff = d, biases, untied, 4096 ids."""
     post = {"norm": "post", "activation": "relu", "tie_embeddings": False, "head_bias": True, "dropout": 0.1}
     config = TransformerConfig(4096, d_model=d, n_layers=1, n_heads=4, d_ff=d, context=128, **post)
     assert count(Transformer(config)) == COUNTS[d]
 
 
 def test_the_gpt2_of_the_hybrid_study_has_its_parameters():
-    """groundthink.md A9: 8 x 192, 4 heads, 1024 positions, tied, stated as 6.81M at a vocabulary of 16k."""
+    """8 x 192, 4 heads, 1024 positions, tied, stated as 6.81M at a vocabulary of 16k."""
     model = Transformer(TransformerConfig(16_000, d_model=192, n_layers=8, context=1024, bias=False))
     assert count(model) == 6_810_816
 

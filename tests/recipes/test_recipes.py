@@ -7,12 +7,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.models import configure
+from kssm_mlx.checks.core.model_size import count_parameters
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
+from kssm_mlx.models import build, configure
 from kssm_mlx.models.hybrids.fusions import FUSIONS
 from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage
 from kssm_mlx.training.recipe import list_shipped, load, parse_override
 from kssm_mlx.training.recipe_sections import Host
 from kssm_mlx.training.schedules import schedule
+from tests.support.pages import ROOT
 
 RECIPES = list_shipped()
 every_recipe = pytest.mark.parametrize("name", RECIPES)
@@ -26,7 +29,7 @@ def header(name: str) -> list[str]:
     return [line.removeprefix("#").strip() for line in lines[:end]]
 
 
-def test_every_system_of_the_notes_has_one():
+def test_every_published_system_has_one():
     assert RECIPES.keys() >= {
         *(
             "default",
@@ -109,6 +112,23 @@ def test_the_R_expected_of_v3_is_that_of_decay_alone(name):
     R = coherence_under_decay(shrinkage(rates, recipe.train.weight_decay), 0.1)
     assert recipe.train.decay == "all"
     assert R[-1] == pytest.approx(recipe.about.expected.value, abs=0.005)
+
+
+def test_the_sizes_of_hybrids_and_baselines_are_said():
+    page = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    said = {
+        name: int(n.replace(",", ""))
+        for name, n in re.findall(r"`((?:hybrid|baseline)-[a-z0-9-]+)` \| ([\d,]+) \|", page)
+    }
+    expected = {name for name in RECIPES if name.startswith(("hybrid-v4", "baseline"))}
+    assert said.keys() == expected
+    assert said == {name: parameters(load(name)) for name in expected}
+
+
+def parameters(recipe) -> int:
+    model = recipe.model
+    options = {"vocab_size": ByteTokenizer().vocab_size, "context": recipe.train.context}
+    return count_parameters(build(configure(model.family, model.size, overrides=model.overrides, **options)))
 
 
 @pytest.mark.parametrize("text, kappa", [("model.kappa=0", 0), ("model.kappa=0.5", 0.5)])

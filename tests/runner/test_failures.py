@@ -1,4 +1,4 @@
-"""The failed runs of the notes: each is stopped by the check that its recipe names, and told why."""
+"""The published runs that failed: each is stopped by the check that its recipe names, and told why."""
 
 import io
 import tomllib

@@ -107,7 +107,7 @@ def test_sections_that_cannot_be_meant_are_refused(table, message):
         parse(table)
 
 
-def test_the_box_of_the_notes_is_accepted_and_survives_json():
+def test_the_published_box_is_accepted_and_survives_json():
     recipe = parse(
         {"monitor": {"profile": "A", "target": "notes", "product": [0.4, 0.6]}, "control": {"rule": "dual"}}
     )

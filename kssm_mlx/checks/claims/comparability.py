@@ -14,7 +14,13 @@ from kssm_mlx.training.evaluation import window_losses
 SAME_TOKENS, SAME_SIZE, SAME_LOSS = 0.01, 0.1, 1e-3
 
 
-@check("C34", level="G", title="the numbers compare", source="liminal.md C34, groundthink.md N9")
+@check(
+    "C34",
+    level="G",
+    title="the numbers compare",
+    source="docs/background/k-ssm.md#a-loss-with-a-regulariser-in-it, "
+    "docs/background/hybrids.md#comparable-losses",
+)
 def fair_comparison(ctx: Context) -> Check:
     """Of all runs of a claim: the loss of the last evaluation as a value that knows its tokenizer and its
     text (metrics/language.py), compared with that of the first run; the same loss against the cross-entropy

@@ -17,7 +17,13 @@ from kssm_mlx.training.evaluation import window_losses
 WINDOWS, FEWEST = 64, 30
 
 
-@check("C35", level="G", title="the difference is one", source="liminal.md C35", false_alarm=stats.ALPHA)
+@check(
+    "C35",
+    level="G",
+    title="the difference is one",
+    source="docs/background/phase-grafts.md#statistics",
+    false_alarm=stats.ALPHA,
+)
 def arms_differ(ctx: Context) -> Check:
     """Each arm (runs that differ in their seed only) against the baseline, on 64 disjoint windows of the same
     held-out text, a window's loss averaged over the seeds: paired difference, 95 % interval, Cohen's d, p by

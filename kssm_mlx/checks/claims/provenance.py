@@ -13,7 +13,12 @@ from kssm_mlx.runs.layout import CHECKPOINTS, list_checkpoints
 from kssm_mlx.training.checkpoints import checkpoint, identity
 
 
-@check("C36", level="G", title="the result is of this run", source="liminal.md C36")
+@check(
+    "C36",
+    level="G",
+    title="the result is of this run",
+    source="docs/background/k-ssm.md#results-under-another-name",
+)
 def result_is_traceable(ctx: Context) -> Check:
     """Of each run, what manifest.json and the newest checkpoint say against what there is: digests of corpus,
     tokenizer and token files; vocabulary; number of parameters, all and trained; digest of the weights before

@@ -1,6 +1,6 @@
 """A check is a function that measures one property of the apparatus and returns a verdict with numbers.
 
-    @check("C2", level="P", title="no token sees its future", source="liminal.md C2")
+    @check("C2", level="P", title="no token sees its future", source="Vaswani et al. 2017, section 3.2.3")
     def future_leak(ctx: Context) -> Check:
         '''What is measured, so that a reader can recompute it.
 

@@ -46,7 +46,12 @@ class Oracle(nn.Module):
         return Output(self.sure * (following[..., None] == mx.arange(PERIOD)), [], {})
 
 
-@check("C30", level="P", title="the target is the next token", source="liminal.md C30")
+@check(
+    "C30",
+    level="P",
+    title="the target is the next token",
+    source="docs/background/phase-grafts.md#logit-modulation",
+)
 def target_alignment(ctx: Context) -> Check:
     """Four oracles read a cycle of 7 ids; oracle s is sure that what follows is s places further on, for s =
     -1, 0, 1, 2. Each is scored by the recipe's own trainer (its batches, its step, the loss it would log) and
@@ -100,7 +105,13 @@ def _evaluated_loss(oracle: Oracle, train: Train) -> float:
     return evaluate(oracle.parameters(), windows, lambda targets: 1.0)["nats_per_token"]
 
 
-@check("C31", level="P", title="padding teaches nothing", source="liminal.md C31", passes=3)
+@check(
+    "C31",
+    level="P",
+    title="padding teaches nothing",
+    source="docs/background/phase-grafts.md#padding",
+    passes=3,
+)
 def padding_teaches_nothing(ctx: Context) -> Check:
     """Share: of the targets of 8 training batches, those that are padding (-1) or lie in 16 or more equal
     tokens in a row (of a shorter row, half of it or more), which is padding that nobody marked. Mask: the

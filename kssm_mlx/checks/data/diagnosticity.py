@@ -17,7 +17,12 @@ WARN, FAIL = 0.2, 0.05
 NEVER = -1e9
 
 
-@check("G10", level="G", title="the score asks for content", source="allostasis.md G10")
+@check(
+    "G10",
+    level="G",
+    title="the score asks for content",
+    source="docs/background/allostasis.md#cheaper-strategies",
+)
 def content_is_needed(ctx: Context) -> Check:
     """acc* of the task's oracle less the accuracy of the best predictor without content, on the same scored
     targets of 150 validation rows, at up to 8 places. That predictor is a vote: each of the last 48 tokens

@@ -46,7 +46,7 @@ def rows_of(split: TokenSplit, most: int = SEQUENCES) -> Rows:
     return Rows(ids.astype(np.int64), scored.astype(bool) & (np.arange(split.row) > 0))
 
 
-@check("G1", level="P", title="the ceiling is above chance", source="allostasis.md G1")
+@check("G1", level="P", title="the ceiling is above chance", source="docs/background/allostasis.md#ceilings")
 def ceiling_above_chance(ctx: Context) -> Check:
     """acc*, the accuracy of the Bayes predictor that knows the generator and sees the past, in closed form or
     by Monte Carlo over 2,000 rows (`task.bound()`), less that of a guess among the answers.
@@ -69,7 +69,13 @@ def ceiling_above_chance(ctx: Context) -> Check:
     )
 
 
-@check("G2", level="P", title="there is a rule to learn", source="allostasis.md G2", false_alarm=1e-6)
+@check(
+    "G2",
+    level="P",
+    title="there is a rule to learn",
+    source="docs/background/allostasis.md#in-context-coders",
+    false_alarm=1e-6,
+)
 def task_has_a_rule(ctx: Context) -> Check:
     """On the scored targets of up to 300 validation rows: the gain 1 - CL / ln V of the best adaptive coder
     that counts inside one row (orders 1 to 3, strides 1 to 4); and the accuracy of the task's own oracle, run
@@ -132,7 +138,7 @@ def says(task: Task, prefix: np.ndarray) -> int:
     "G3",
     level="S",
     title="better than a guess",
-    source="allostasis.md G3",
+    source="docs/background/allostasis.md#chance",
     needs_training=True,
     false_alarm=1e-6,
 )
@@ -166,7 +172,12 @@ def evaluations(ctx: Context) -> list[dict]:
     return found
 
 
-@check("G5", level="P", title="no target is known beforehand", source="allostasis.md G5")
+@check(
+    "G5",
+    level="P",
+    title="no target is known beforehand",
+    source="docs/background/allostasis.md#targets-known-beforehand",
+)
 def target_entropy(ctx: Context) -> Check:
     """The entropy of the targets at each place of a row, over the validation rows in which it is scored;
     places with fewer than 20 such rows are not judged.

@@ -13,7 +13,12 @@ from kssm_mlx.data.tokens import TokenSplit
 AGAIN = 64  # validation rows that are made a second time
 
 
-@check("G8", level="P", title="validation rows are new and never change", source="allostasis.md G8")
+@check(
+    "G8",
+    level="P",
+    title="validation rows are new and never change",
+    source="docs/background/allostasis.md#validation-rows",
+)
 def splits_are_disjoint(ctx: Context) -> Check:
     """The blake2 hash of every row of both splits: how many validation rows are also training rows, and how
     many occur twice among themselves. And whether the first 64 validation rows, made again from the seed of

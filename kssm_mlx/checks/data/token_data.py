@@ -23,7 +23,7 @@ MOST_TRAIN, MOST_VALIDATION = 1 << 20, 1 << 17  # tokens that C29 counts: second
 SEQUENCES = 300  # windows that the in-context coders read
 
 
-@check("C13", level="P", title="one tokenizer everywhere", source="liminal.md C13")
+@check("C13", level="P", title="one tokenizer everywhere", source="docs/background/k-ssm.md#two-tokenizers")
 def tokenizer_identity(ctx: Context) -> Check:
     """The digest of the tokenizer the model is used with, of the one stored beside the token files, and the
     one the index of these files names; the vocabulary sizes of model, tokenizer and token files; the
@@ -81,7 +81,12 @@ def _round_trip(tokenizer, ids: np.ndarray) -> list[str]:
     return [f"{share:.1e} of the text is U+FFFD"] if not share < LOST else []
 
 
-@check("C14", level="P", title="token files are what was written", source="liminal.md C14")
+@check(
+    "C14",
+    level="P",
+    title="token files are what was written",
+    source="docs/background/k-ssm.md#a-header-read-as-tokens",
+)
 def token_files(ctx: Context) -> Check:
     """The folder of the token files opened again: no .npy header, dtype and length as the index says, 0 <=
     id < V over all ids, document starts in order, sha256 of every file; and the largest id against the rows
@@ -116,7 +121,8 @@ def token_files(ctx: Context) -> Check:
     "C15",
     level="P",
     title="validation is new text of the same kind",
-    source="liminal.md C15, allostasis.md G8",
+    source="docs/background/k-ssm.md#validation-text-from-elsewhere, "
+    "docs/background/allostasis.md#validation-rows",
 )
 def split_hygiene(ctx: Context) -> Check:
     """The share of 64-token passages of the validation ids (every start) that occur in the training ids;
@@ -235,7 +241,8 @@ def unigram_kl(validation: np.ndarray, train: np.ndarray, vocab_size: int) -> fl
     "C29",
     level="P",
     title="the order of the tokens can be learned",
-    source="liminal.md C29, allostasis.md G2-G5",
+    source="docs/background/phase-grafts.md#random-tensors-in-place-of-a-model, "
+    "docs/background/allostasis.md#the-broken-task",
     false_alarm=1e-6,
 )
 def order_is_learnable(ctx: Context) -> Check:

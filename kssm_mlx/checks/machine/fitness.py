@@ -48,7 +48,7 @@ def time_shortest(run: Callable[[], mx.array | list[mx.array]], repeats: int = 3
     return min(times[1:])
 
 
-@check("H1", level=DOCTOR, title="matrix product", source="mlx.md")
+@check("H1", level=DOCTOR, title="matrix product", source="docs/background/mlx.md#fast-blas")
 def products(facts: dict[str, Any]) -> Check:
     """mlx's float32 product of [65, 129] and [129, 33], which no blocking divides, against numpy's
     float64; max |Δ| relative to the largest entry.
@@ -73,7 +73,7 @@ def products(facts: dict[str, Any]) -> Check:
     return verdict("H1", grade, f"error {error:.1e}", f"<= {FLOAT32_ERROR:g}", fix)
 
 
-@check("H2", level=DOCTOR, title="fast BLAS", source="perf.md section 1")
+@check("H2", level=DOCTOR, title="fast BLAS", source="docs/background/mlx.md#fast-blas")
 def blas(facts: dict[str, Any]) -> Check:
     """the library that serves the CPU's matrix products, as found when mlx was imported.
 
@@ -86,7 +86,7 @@ def blas(facts: dict[str, Any]) -> Check:
     return _warn_unless("H2", status["fast"], got, "OpenBLAS or Accelerate", status["why"])
 
 
-@check("H3", level=DOCTOR, title="mx.compile", source="mlx.md")
+@check("H3", level=DOCTOR, title="mx.compile", source="docs/background/mlx.md#compilation")
 def compilation(facts: dict[str, Any]) -> Check:
     """a function under mx.compile, called twice, is traced once.
 
@@ -103,7 +103,7 @@ def compilation(facts: dict[str, Any]) -> Check:
     return _warn_unless("H3", facts["compiles"], got, "traced once", fix)
 
 
-@check("H4", level=DOCTOR, title="mlx backend", source="mlx.md")
+@check("H4", level=DOCTOR, title="mlx backend", source="docs/background/mlx.md#back-ends")
 def backends(facts: dict[str, Any]) -> Check:
     """the installed wheels that bring libmlx, and their versions.
 
@@ -120,7 +120,7 @@ def backends(facts: dict[str, Any]) -> Check:
     return _warn_unless("H4", ok, got, expected, "pip uninstall the others, then reinstall mlx[cpu]")
 
 
-@check("H5", level=DOCTOR, title="precision", source="mlx.md")
+@check("H5", level=DOCTOR, title="precision", source="docs/background/mlx.md#precision")
 def tensor_float(facts: dict[str, Any]) -> Check:
     """whether float32 products may be rounded to TF32: MLX_ENABLE_TF32, on a GPU.
 
@@ -133,7 +133,7 @@ def tensor_float(facts: dict[str, Any]) -> Check:
     return _warn_unless("H5", not rounds, got, "float32", "set MLX_ENABLE_TF32=0 to compare numbers")
 
 
-@check("H6", level=DOCTOR, title="open files", source="mlx.md")
+@check("H6", level=DOCTOR, title="open files", source="docs/background/mlx.md#open-files")
 def open_files(facts: dict[str, Any]) -> Check:
     """the soft limit of open files (RLIMIT_NOFILE); sharded weights and token files are all open at once.
 

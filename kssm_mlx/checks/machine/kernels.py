@@ -44,7 +44,7 @@ def examine_kernels() -> list[Check]:
     ]
 
 
-@check("K0", level=DOCTOR, title="kernels in MLX's graph", source="issue 4")
+@check("K0", level=DOCTOR, title="kernels in MLX's graph", source="docs/kernels.md")
 def bridge_builds() -> list[Check]:
     """Whether the C++ kernels can be nodes of MLX's graph: g++ and nanobind are there, and what they
     build loads. Asked on a Linux machine without a GPU, and told only where the answer is no.
@@ -113,7 +113,7 @@ def judge_kernel(v: Verdict, dialect: str, remembered: str) -> Check:
 
 
 for _op, _id in IDS.items():
-    check(_id, level=DOCTOR, title=f"{_op} kernel", source="issue 4")(judge_kernel)
+    check(_id, level=DOCTOR, title=f"{_op} kernel", source="docs/kernels.md")(judge_kernel)
 
 
 def measure_speedup(op: str) -> float:

@@ -24,7 +24,7 @@ ALIVE, LOUD = Band(low=0.01, warn_low=0.05), Band(0.01, 100.0, 0.1, 10.0)
     level="R",
     also="S",
     title="the loss teaches both mixers",
-    source="groundthink.md D3",
+    source="docs/background/hybrids.md#gradients-of-components",
     needs_training=True,
     passes=3,
 )
@@ -34,7 +34,7 @@ def gradient_ratio(ctx: Context) -> Check:
     second by the alphabet, elsewhere). A mean, so that neither the number of tensors nor of parameters
     counts.
 
-    Threshold: 0.1 to 10 (warns outside 0.3 and 3), the limits of the notes. Below 1 Mamba's gradient is the
+    Threshold: 0.1 to 10 (warns outside 0.3 and 3), the published limits. Below 1 Mamba's gradient is the
     larger one, which says nothing about which of the two the fusion listens to: see D4.
     Caught: "RWKV dominance" read off a ratio of norms over 96 and 64 tensors, the private feed-forward, the
     gains and the norms among them.
@@ -66,7 +66,11 @@ def _ratio(a: float, b: float) -> float:
 
 
 @check(
-    "D4", level="S", title="no mixer says the same always", source="groundthink.md D4", needs_training=True
+    "D4",
+    level="S",
+    title="no mixer says the same always",
+    source="docs/background/hybrids.md#activations",
+    needs_training=True,
 )
 def mixers_vary(ctx: Context) -> Check:
     """What the mixer of each block puts out on 8 rows of held-out text, y [B, T, C]. Over time: root of the

@@ -26,7 +26,13 @@ BATCHES, ROWS, BLOCKS = 5, 4, 64
 TERM = 1e-8
 
 
-@check("C7", level="P", title="the loss reaches every parameter", source="liminal.md C7", passes=15)
+@check(
+    "C7",
+    level="P",
+    title="the loss reaches every parameter",
+    source="docs/background/steering.md#terms-without-a-gradient",
+    passes=15,
+)
 def loss_reaches_parameters(ctx: Context) -> Check:
     """max |∂CE/∂w| over 5 small batches of random tokens, from cross-entropy alone, in training mode, for
     each trainable tensor and each of up to 64 consecutive blocks of its rows (first axis; of an embedding or
@@ -133,7 +139,12 @@ def _name(tensor: str, blocks: list[float]) -> str:
     return tensor if len(dead) == len(blocks) else f"{tensor} (row block {dead[0]} of {len(blocks)})"
 
 
-@check("C8", level="S", title="training moved every weight", source="liminal.md C8")
+@check(
+    "C8",
+    level="S",
+    title="training moved every weight",
+    source="docs/background/phase-grafts.md#random-tensors-in-place-of-a-model",
+)
 def weights_moved(ctx: Context) -> Check:
     """For each trainable tensor ‖w - w₀‖ / ‖w₀‖ against the parameters before step 1, over what the recipe's
     [freeze] and its groups of learning rate 0 let move, once 20 steps are done; whether what is frozen is

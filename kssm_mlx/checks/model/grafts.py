@@ -8,7 +8,13 @@ from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, 
 NATS = 0.05
 
 
-@check("C12", level="P", title="a fresh graft is neutral", source="liminal.md C12", passes=2)
+@check(
+    "C12",
+    level="P",
+    title="a fresh graft is neutral",
+    source="docs/background/phase-grafts.md#phase-block-inside-mamba",
+    passes=2,
+)
 def fresh_graft_is_neutral(ctx: Context) -> Check:
     """Mean KL(host || grafted) in nats over the tokens of 8 rows of held-out text, before the first update,
     in evaluation mode. The host is `model.host`, the model that the graft sits in.

@@ -33,7 +33,13 @@ NEEDED: dict[type[Task], Callable[[Task], range | list[int]]] = {
 }
 
 
-@check("G7", level="P", title="memory reaches what the task asks for", source="allostasis.md G7", passes=8)
+@check(
+    "G7",
+    level="P",
+    title="memory reaches what the task asks for",
+    source="docs/background/allostasis.md#memory-reach",
+    passes=8,
+)
 def memory_reach(ctx: Context) -> Check:
     """The lags between a token that decides and the place where it is asked for, from the task's options: 2p
     - 1 for interleaved streams of period p; up to 7 of them, evenly chosen. Change the token at such a lag

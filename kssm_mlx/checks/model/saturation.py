@@ -20,7 +20,7 @@ ALIVE = 1e-8
     level="R",
     also="S",
     title="clips leave something to learn",
-    source="liminal.md C24",
+    source="docs/background/k-ssm.md#u-on-its-floor",
     needs_training=True,
     passes=1,
 )
@@ -64,7 +64,14 @@ def _shares(lifted: np.ndarray) -> tuple[float, float, float]:
     return float(floor), float(ceiling), float(1 - np.mean(np.abs(sides)))
 
 
-@check("C25", level="R", also="S", title="barriers push back", source="liminal.md C25", passes=12)
+@check(
+    "C25",
+    level="R",
+    also="S",
+    title="barriers push back",
+    source="docs/background/k-ssm.md#u-on-its-floor",
+    passes=12,
+)
 def barriers_push_back(ctx: Context) -> Check:
     """For every term of the recipe's [loss] and every part that it is made of: its value, and the norm of its
     gradient over all trainable parameters, on 8 rows of held-out text. A part whose value is 0 is not active

@@ -34,7 +34,13 @@ from kssm_mlx.models.base import Clamp, Intervention, training_mode, with_parame
 NOISE_OFF = {"dropout": 0.0, "noise": "off"}  # fields of a configuration, and what they are without noise
 
 
-@check("C1", level="P", title="earlier tokens reach the prediction", source="liminal.md C1", passes=8)
+@check(
+    "C1",
+    level="P",
+    title="earlier tokens reach the prediction",
+    source="docs/background/k-ssm.md#no-path-from-token-to-token",
+    passes=8,
+)
 @perturb_zero_init
 def receptive_field(ctx: Context) -> Check:
     """Swap the token at lag k = 1, 2, 4 .. T/2 (and 8) before the last position in 8 random sequences;
@@ -73,7 +79,14 @@ def _under_equal_noise(ctx: Context, tokens: np.ndarray) -> np.ndarray:
     return logits_of(ctx.model, tokens)
 
 
-@check("C2", level="P", title="no token sees its future", source="liminal.md C2, allostasis.md G6", passes=8)
+@check(
+    "C2",
+    level="P",
+    title="no token sees its future",
+    source="docs/background/phase-grafts.md#a-mean-over-time-and-batch, "
+    "docs/background/allostasis.md#look-ahead",
+    passes=8,
+)
 @perturb_zero_init
 def future_leak(ctx: Context) -> Check:
     """Change every token after t, for t at a quarter, half and three quarters of 4 random sequences; the
@@ -106,7 +119,13 @@ def future_leak(ctx: Context) -> Check:
     )
 
 
-@check("C3", level="P", title="rows and calls are independent", source="liminal.md C3", passes=16)
+@check(
+    "C3",
+    level="P",
+    title="rows and calls are independent",
+    source="docs/background/phase-grafts.md#a-mean-over-time-and-batch",
+    passes=16,
+)
 @perturb_zero_init
 def batch_leak(ctx: Context) -> Check:
     """Batch: change all other rows of a batch of 4 and compare the logits of row 0. Order: repeat the same
@@ -144,7 +163,7 @@ def batch_leak(ctx: Context) -> Check:
     "C4",
     level="P",
     title="evaluation runs the model that was trained",
-    source="liminal.md C4",
+    source="docs/background/phase-grafts.md#the-hook-that-does-nothing-in-evaluation",
     also="S",
     passes=2,
 )
@@ -220,7 +239,13 @@ def _block_influence(ctx: Context, tokens: np.ndarray) -> dict[int, float]:
     return kl
 
 
-@check("C5", level="P", title="parallel = step by step with carried state", source="liminal.md C5", passes=70)
+@check(
+    "C5",
+    level="P",
+    title="parallel = step by step with carried state",
+    source="docs/background/phase-grafts.md#a-token-without-its-state",
+    passes=70,
+)
 @perturb_zero_init
 def step_by_step(ctx: Context) -> Check:
     """Logits of 2 random sequences of T = 64 in one call, against one token at a time through
@@ -269,7 +294,13 @@ def _through_forward(model, tokens: mx.array, cuts: tuple[int, ...]) -> mx.array
     return mx.concatenate(logits, axis=1)
 
 
-@check("C6", level="P", title="evaluation is deterministic", source="liminal.md C6", passes=2)
+@check(
+    "C6",
+    level="P",
+    title="evaluation is deterministic",
+    source="docs/background/k-ssm.md#noise-in-evaluation",
+    passes=2,
+)
 @perturb_zero_init
 def evaluation_is_deterministic(ctx: Context) -> Check:
     """max |Δ logits| of the same input of 4 random sequences given twice in evaluation mode.

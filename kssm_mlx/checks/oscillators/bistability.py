@@ -31,7 +31,13 @@ class Portrait(NamedTuple):
         return two and self.off < KICK / 2
 
 
-@check("C26", level="P", title="a bistable model has two states", source="liminal.md C26", passes=1)
+@check(
+    "C26",
+    level="P",
+    title="a bistable model has two states",
+    source="docs/background/k-ssm.md#bistable-in-name",
+    passes=1,
+)
 def has_two_states(ctx: Context) -> Check:
     """Asked of models that say so: `triadic` or variant "bistable" in the configuration. Every population of
     every block starts from 32 states spread over the disc and reads 200 tokens that say nothing. Final states

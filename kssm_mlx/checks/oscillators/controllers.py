@@ -23,7 +23,7 @@ class Driven(NamedTuple):
     kept: bool
 
 
-@check("C27", level="P", title="controllers act", source="liminal.md C27", passes=4)
+@check("C27", level="P", title="controllers act", source="docs/background/steering.md#controllers", passes=4)
 def controllers_act(ctx: Context) -> Check:
     """The recipe's [control] is told 20 times that R is 0.1 above its range, and 20 times that it is 0.1
     below, while the text stays the same 8 rows. dR: change of the mean R over the blocks between the knobs

@@ -18,7 +18,14 @@ MOVED, WARN, FAIL = 0.01, 0.2, 0.5
 PHYSICS = ("omega", "gamma", "phase", "phases", "theta", "spread", "delta", "sigma")
 
 
-@check("C9", level="S", also="P", title="R is learned, not decayed", source="liminal.md C9", passes=3)
+@check(
+    "C9",
+    level="S",
+    also="P",
+    title="R is learned, not decayed",
+    source="docs/background/k-ssm.md#r-climbs-by-weight-decay",
+    passes=3,
+)
 def decay_null(ctx: Context) -> Check:
     """The null run: the recipe's schedule from the initial parameters with every gradient zero, in which
     AdamW leaves p prod_t (1 - lr_t decay). On 4 rows of held-out text, mean R per block of the initial, the

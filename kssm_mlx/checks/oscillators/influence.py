@@ -24,7 +24,7 @@ HELD = {"R": 0.5, "psi": 1.0}  # for C21: what each site is held at; 0.1 elsewhe
     "C20",
     level="G",
     title="R reaches the prediction",
-    source="liminal.md C20",
+    source="docs/background/k-ssm.md#forcing-r",
     needs_training=True,
     false_alarm=1e-3,
 )
@@ -91,7 +91,12 @@ def _treat(ctx: Context, tokens: mx.array, free: Arm, clamp: Clamp) -> tuple[flo
     return float(missed), mean_kl(free.logits, held.logits), mean_kl(free.logits, disturbed)
 
 
-@check("C21", level="G", title="treatment and control are two arms", source="liminal.md C21")
+@check(
+    "C21",
+    level="G",
+    title="treatment and control are two arms",
+    source="docs/background/phase-grafts.md#the-hook-that-does-nothing-in-evaluation",
+)
 def same_arm(ctx: Context) -> Check:
     """For every intervention that a claim is about, or where none is given for every clamp site of the model,
     held in all blocks (R at 0.5, psi at 1, anything else at 0.1): logits with it and without, same text, same

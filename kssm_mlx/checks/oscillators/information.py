@@ -13,7 +13,13 @@ RECODED, RATIO = 0.95, 2.0
 APART, ONE, DIMENSIONS = 1e-3, 1.5, 8
 
 
-@check("C22", level="S", title="R carries information", source="liminal.md C22", needs_training=True)
+@check(
+    "C22",
+    level="S",
+    title="R carries information",
+    source="docs/background/k-ssm.md#what-r-knows",
+    needs_training=True,
+)
 def coherence_informs(ctx: Context) -> Check:
     """R at the same place of 6 texts of 2 rows, each under 2 draws of the model's noise. Ratio: the
     variance over texts under equal noise / (the variance over noise on equal text + 1e-6), least over
@@ -83,7 +89,13 @@ def _explained(R: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return 1 - within / total
 
 
-@check("C23", level="P", title="the oscillators differ", source="liminal.md C23", passes=6)
+@check(
+    "C23",
+    level="P",
+    title="the oscillators differ",
+    source="docs/background/k-ssm.md#one-shift-for-all-oscillators",
+    passes=6,
+)
 def oscillators_differ(ctx: Context) -> Check:
     """The phases of a block (theta, or psi of its populations where it has no theta) at the same place of 6
     texts of 2 rows, under equal noise. Apart: circular standard deviation over texts of theta_i - theta_1,

@@ -27,7 +27,12 @@ WRONG = {
 }
 
 
-@check("C40", level="P", title="oscillators obey their physics", source="liminal.md C40")
+@check(
+    "C40",
+    level="P",
+    title="oscillators obey their physics",
+    source="docs/background/phase-grafts.md#phases-that-are-clipped",
+)
 def oscillator_physics(ctx: Context) -> Check:
     """Five laws of a step, on 64 oscillators, 200 steps of dt 0.1, from 5 random starts (normal, 1.7
     radians wide), the worst counts. rise: omega = 0, K = 1, R at the end - R at the start; unity: equal

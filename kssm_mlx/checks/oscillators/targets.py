@@ -14,7 +14,7 @@ TOO_MUCH = "over-sync"
 ANY: Range = (0.0, 1.0)
 
 
-@check("C28", level="P", title="aims agree with each other", source="liminal.md C28")
+@check("C28", level="P", title="aims agree with each other", source="docs/background/steering.md#zones")
 def targets_agree(ctx: Context) -> Check:
     """The range of R and U that [monitor] names as the target (a run has one), against everything else in the
     recipe that pushes R or U: the range of [control]; the R that the terms tonal and coherence leave

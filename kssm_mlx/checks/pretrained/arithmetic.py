@@ -8,7 +8,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from kssm_mlx.checks.core.probes import dtype_tolerance, logit_spread, to_numpy
+from kssm_mlx.checks.core.probes import (
+    dtype_tolerance,
+    logit_spread,
+    to_numpy,
+)
 from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check, verdict
 from kssm_mlx.checks.model.sequence import step_by_step
 from kssm_mlx.checks.pretrained.subject import Host, read_english
@@ -31,7 +35,7 @@ PROMPT, POSITIONS, TOKENS = 64, 8, 16
 SAME_LOGITS = 1e-2, 5e-2  # float32 weights, weights with a matrix in half precision
 
 
-@check("W28", level="L4", title="sizes of the manifest", source="issue 3, section 2")
+@check("W28", level="L4", title="sizes of the manifest", source="docs/background/weights.md#six-layers")
 def manifest_sizes(host: Host) -> Check:
     """architecture, embedding rows, width and depth of the configuration against the manifest's.
 
@@ -94,7 +98,7 @@ def _padded(size: int) -> set[int]:
     return {-(-size // multiple) * multiple for multiple in (2**i for i in range(10))}
 
 
-@check("W20", level="L4", title="tokenizer and embedding", source="liminal.md C13")
+@check("W20", level="L4", title="tokenizer and embedding", source="docs/background/k-ssm.md#two-tokenizers")
 def vocabulary_fits(host: Host) -> Check:
     """the number of ids of the tokenizer against the rows of the embedding, and a text there and back.
 
@@ -124,7 +128,7 @@ def fingerprint_of(model) -> Fingerprint:
     return Fingerprint(vocab_size=V, logits=kept)
 
 
-@check("W21", level="L4", title="fingerprint", source="issue 3, section 2")
+@check("W21", level="L4", title="fingerprint", source="docs/background/weights.md#six-layers")
 def matches_fingerprint(host: Host) -> Check:
     """the logits of the fixed prompt against those the manifest keeps, as max |Δ| / std(kept logits).
 
@@ -152,7 +156,12 @@ def matches_fingerprint(host: Host) -> Check:
     )
 
 
-@check("W22", level="L4", title="parallel = recurrent", source="liminal.md C5")
+@check(
+    "W22",
+    level="L4",
+    title="parallel = recurrent",
+    source="docs/background/phase-grafts.md#a-token-without-its-state",
+)
 def parallel_is_recurrent(host: Host) -> Check:
     """C5 on the host: logits of one call, of one token at a time, and of pieces with the state
     handed over, as max |Δ| / std(logits).
@@ -164,7 +173,9 @@ def parallel_is_recurrent(host: Host) -> Check:
     return replace(step_by_step(host), id="W22", title=REGISTRY["W22"].title, level="L4")
 
 
-@check("W23", level="L4", title="finite in float32 and bfloat16", source="issue 3, section 2")
+@check(
+    "W23", level="L4", title="finite in float32 and bfloat16", source="docs/background/weights.md#six-layers"
+)
 def finite_logits(host: Host) -> Check:
     """64 tokens with all float weights in float32, then in bfloat16 but for those that must stay.
 

@@ -25,7 +25,12 @@ from kssm_mlx.weights.naming.name_map import configuration, map_names, skeleton
 MOVED = 0.1
 
 
-@check("C10", level="P", title="the host's weights are in the model", source="liminal.md C10")
+@check(
+    "C10",
+    level="P",
+    title="the host's weights are in the model",
+    source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
+)
 def host_tensors(ctx: Context) -> Check:
     """Every tensor of the host's files, one at a time, against the parameter of the running model that it is,
     bit for bit in the model's precision, wherever adapters and grafts have put it; once there were updates,
@@ -122,7 +127,13 @@ def _squares(stored: mx.array, fresh: mx.array) -> tuple[float, float]:
     return mx.sum(mx.square(w - w0)).item(), mx.sum(mx.square(w0)).item()
 
 
-@check("C11", level="P", title="the host can read", source="liminal.md C11", passes=8)
+@check(
+    "C11",
+    level="P",
+    title="the host can read",
+    source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
+    passes=8,
+)
 def host_quality(ctx: Context) -> Check:
     """W24 and W25 (`kssm verify --explain W24`) of the model as the run uses it, with what was put into it:
     nats/token on the first 8,192 tokens of the package's English under the run's tokenizer, at most 16

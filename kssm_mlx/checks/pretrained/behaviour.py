@@ -42,7 +42,12 @@ def count_ngrams(ids: np.ndarray, scored: int, vocab_size: int) -> dict[str, flo
     return {name: float(np.mean([r[name] for r in rungs])) for name in ("unigram", "bigram")}
 
 
-@check("W24", level="L5", title="better than counting", source="liminal.md C11")
+@check(
+    "W24",
+    level="L5",
+    title="better than counting",
+    source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
+)
 def better_than_counting(host: Host) -> Check:
     """nats/token on the first 8,192 tokens of the text, in windows of 512, against the unigram and the
     bigram of the same text under the same tokenizer (`count_ngrams`).
@@ -69,7 +74,12 @@ def better_than_counting(host: Host) -> Check:
     )
 
 
-@check("W25", level="L5", title="the figure of the manifest", source="liminal.md C11")
+@check(
+    "W25",
+    level="L5",
+    title="the figure of the manifest",
+    source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
+)
 def manifest_figure(host: Host) -> Check:
     """nats/token on the text against the manifest's figure for this text and tokenizer.
 
@@ -105,7 +115,12 @@ def manifest_figure(host: Host) -> Check:
     )
 
 
-@check("W26", level="L5", title="context lowers the loss", source="liminal.md C18")
+@check(
+    "W26",
+    level="L5",
+    title="context lowers the loss",
+    source="docs/background/k-ssm.md#no-path-from-token-to-token",
+)
 def context_is_used(host: Host) -> Check:
     """nats/token where every token is predicted from the one before it alone, less nats/token in
     context, on the same windows, 4,096 tokens.
@@ -128,7 +143,12 @@ def context_is_used(host: Host) -> Check:
     )
 
 
-@check("W27", level="L5", title="generation is not degenerate", source="liminal.md C19")
+@check(
+    "W27",
+    level="L5",
+    title="generation is not degenerate",
+    source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
+)
 def generation_speaks(host: Host) -> Check:
     """C19 with prompts from the text: repetition, loops, monotony of what the host writes.
 

@@ -13,7 +13,9 @@ from kssm_mlx.checks.core.registry import START, Check, check, verdict
 from kssm_mlx.weights.audit.findings import CHECKS, LAYERS, Finding, Rule
 from kssm_mlx.weights.audit.inspect import Inspection
 
-SOURCES = {"W7": "liminal.md C10", "W19": "liminal.md C10"}
+LAYERS_PAGE = "docs/background/weights.md#six-layers"
+NEVER_LOADED = "docs/background/phase-grafts.md#weights-that-were-never-loaded"
+SOURCES = {"W7": NEVER_LOADED, "W19": NEVER_LOADED}
 
 # Why a check had nothing to look at, where the reason is not that an earlier layer failed.
 ABSENT = {
@@ -25,7 +27,12 @@ ABSENT = {
 }
 
 
-@check("W0", level=START, title="verified base model", source="issue 3")
+@check(
+    "W0",
+    level=START,
+    title="verified base model",
+    source="docs/background/weights.md#why-weights-are-verified",
+)
 def host_verdict(digest: str, notes: dict[str, Any]) -> Check:
     """Whether the weights that a run starts from passed `kssm verify-weights`, for its checks.json.
 
@@ -49,7 +56,7 @@ def _register(id: str, rule: Rule) -> None:
         return _judge(id, rule, found)
 
     judge.__doc__ = rule.explanation
-    check(id, level=rule.layer, title=rule.title, source=SOURCES.get(id, "issue 3, section 2"))(judge)
+    check(id, level=rule.layer, title=rule.title, source=SOURCES.get(id, LAYERS_PAGE))(judge)
 
 
 for _id, _rule in CHECKS.items():

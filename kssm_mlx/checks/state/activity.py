@@ -37,7 +37,13 @@ UPDATE = Band(low=1e-4, warn_low=1e-3)
 DOUBLINGS = 3
 
 
-@check("D2", level="S", title="the state moves and lasts", source="groundthink.md D2", needs_training=True)
+@check(
+    "D2",
+    level="S",
+    title="the state moves and lasts",
+    source="docs/background/hybrids.md#state-over-time",
+    needs_training=True,
+)
 def state_moves(ctx: Context) -> Check:
     """4 rows of 32 held-out tokens, one at a time. Cosine: of every state with the one a token ago, the mean
     over tokens and rows, by memory. Half-life: the same rows with another first token; what is left of the
@@ -48,7 +54,7 @@ def state_moves(ctx: Context) -> Check:
     token in at least one memory: what forgets more than half of everything at every token looks alive and
     remembers nothing. Trained small models: cosine 0.4 to 0.996, half-lives from 1.3 tokens.
     Caught: the state of GroundThink's test, random keys and values at retention 0.25: cosine 0.58 and five
-    values with 95 %, "healthy" by every rule of the notes.
+    values with 95 %, "healthy" by every published rule.
     Sabotage: a state that is never written; one with a retention of 0.25.
     """
     base, changed = _twice(ctx)
@@ -93,7 +99,11 @@ def _half_life(base: np.ndarray, changed: np.ndarray) -> float:
 
 
 @check(
-    "D5", level="S", title="the state keeps its size", source="groundthink.md D5, D17", needs_training=True
+    "D5",
+    level="S",
+    title="the state keeps its size",
+    source="docs/background/hybrids.md#state-norm",
+    needs_training=True,
 )
 def state_keeps_its_size(ctx: Context) -> Check:
     """The root mean square of every memory (the median over 4 rows of held-out text) after one context, and
@@ -142,14 +152,20 @@ def _sizes(ctx: Context) -> dict[str, list[float]]:
     return sizes
 
 
-@check("D6", level="S", title="no entry holds the state", source="groundthink.md D6", needs_training=True)
+@check(
+    "D6",
+    level="S",
+    title="no entry holds the state",
+    source="docs/background/hybrids.md#state-entropy",
+    needs_training=True,
+)
 def energy_is_spread(ctx: Context) -> Check:
     """-Σ p ln p / ln n of p = s² / Σ s², the share of each of the n entries of a memory in its energy; the
     mean over 32 tokens of 4 rows of held-out text.
 
     Threshold: >= 0.1 (warns below 0.2 and above 0.98): at 0.1 of ln n, n^0.1 entries hold everything; above
     0.98 all are equally large and only signs are left. Gaussian entries have 0.8 to 0.9, trained small models
-    0.45 to 0.9. The softmax of the notes is uniform for every small state, and was never divided by ln n.
+    0.45 to 0.9. The published softmax is uniform for every small state, and was never divided by ln n.
     Caught: a state entropy of 6.09 logged as PASS, without the ln n it has to be held against.
     Sabotage: a state in which one entry grows.
     """
@@ -159,7 +175,13 @@ def energy_is_spread(ctx: Context) -> Check:
     )
 
 
-@check("D9", level="S", title="the state is updated", source="groundthink.md D9", needs_training=True)
+@check(
+    "D9",
+    level="S",
+    title="the state is updated",
+    source="docs/background/hybrids.md#updates",
+    needs_training=True,
+)
 def state_is_updated(ctx: Context) -> Check:
     """‖s_32 - s_8‖ / ‖s_8‖ of every memory, the mean over 4 rows of held-out text.
 
@@ -176,7 +198,13 @@ def state_is_updated(ctx: Context) -> Check:
     )
 
 
-@check("D10", level="S", title="the state uses its room", source="groundthink.md D10", needs_training=True)
+@check(
+    "D10",
+    level="S",
+    title="the state uses its room",
+    source="docs/background/hybrids.md#use-of-the-state",
+    needs_training=True,
+)
 def state_uses_its_room(ctx: Context) -> Check:
     """Of the states after each of 32 tokens of 4 rows, less their mean: effective rank exp(H(σ / Σσ)) of the
     singular values; and the share of entries whose variance is below 1e-6 of the mean square.

@@ -25,7 +25,7 @@ SHOWN = 8  # rows whose states are recorded for W
     "D11",
     level="S",
     title="what was read persists",
-    source="groundthink.md D11, N10",
+    source="docs/background/hybrids.md#passkeys",
     needs_training=True,
     false_alarm=1e-6,
 )
@@ -92,7 +92,11 @@ def _distances(ids: np.ndarray, digits: int) -> np.ndarray:
 
 
 @check(
-    "D12", level="G", title="what does not matter is let go", source="groundthink.md D12", needs_training=True
+    "D12",
+    level="G",
+    title="what does not matter is let go",
+    source="docs/background/hybrids.md#forgetting",
+    needs_training=True,
 )
 def noise_is_forgotten(ctx: Context) -> Check:
     """On up to 400 rows of the task "passkey", mean KL(as it is || changed) of the answer's logits, where the
@@ -101,7 +105,7 @@ def noise_is_forgotten(ctx: Context) -> Check:
 
     Threshold: important >= 0.01 nats, or nothing is kept and nothing chosen; η >= 0.8. Asked by influence,
     not by recall: the task never asks for the filler, so no answer of the model could show that it is kept.
-    Caught: nothing by name; the notes ask for recall(important) - recall(unimportant) and never built it.
+    Caught: nothing by name; GroundThink asks for recall(important) - recall(unimportant) and never built it.
     Sabotage: a model that forgets at every token; one whose answer hangs on the filler.
     """
     kept, noise = _influences(ctx)
@@ -149,17 +153,21 @@ def _shifted(ids: np.ndarray, start: np.ndarray, count: int, lowest: int, kinds:
 
 
 @check(
-    "D20", level="G", title="W, τ and η of the worldview", source="groundthink.md D20", needs_training=True
+    "D20",
+    level="G",
+    title="W, τ and η of the worldview",
+    source="docs/background/hybrids.md#worldview",
+    needs_training=True,
 )
 def measure_worldview(ctx: Context) -> Check:
-    """The three words of the notes as numbers, on rows of the task "passkey". W: effective rank of a memory
+    """GroundThink's three words as numbers, on rows of the task "passkey". W: effective rank of a memory
     times the share of tokens whose relative update exceeds twice the median one, the largest over memories, 8
     rows. τ: the distance at which accuracy above chance is half of what it is at the shortest distance (D11).
     η: as in D12.
 
     Threshold: τ beyond the shortest distance asked for, and η >= 0.5. W is reported and not judged: it is 0
     for healthy RWKV-4s, in which no token is written twice as much as the median one. Definitions and limits
-    are proposals: the notes never formalised them.
+    are proposals: GroundThink never defined them.
     Caught: claims of a "growing worldview" that named no number.
     Sabotage: a model that forgets at every token.
     """

@@ -27,7 +27,7 @@ ROWS = 3
     "D13",
     level="P",
     title="a reset forgets everything",
-    source="groundthink.md D13, N2",
+    source="docs/background/hybrids.md#resets",
     passes=7,
 )
 @perturb_zero_init
@@ -38,7 +38,7 @@ def exact_reset(ctx: Context) -> Check:
 
     Threshold: <= 1e-4 in float32 (2e-2 below), as C5: the scan rounds differently when it is cut differently.
     Nothing else of A may be there. A model in which A never reaches B has nothing to reset.
-    Caught: the state-jitter test of the notes, which looked for {quantum, particle, ...} in a text about
+    Caught: the state-jitter test of GroundThink, which looked for {quantum, particle, ...} in a text about
     baking and never fed the first document; resets that left zeros where a document begins with h0.
     Sabotage: a model that drops `resets`; one that resets the state and not the convolution.
     """

@@ -26,7 +26,11 @@ ALPHA = 1e-4  # of a growing drift: it is asked of every claim, and by every see
 
 
 @check(
-    "D18", level="S", title="noise in the state is survived", source="groundthink.md D18", needs_training=True
+    "D18",
+    level="S",
+    title="noise in the state is survived",
+    source="docs/background/hybrids.md#noise-and-safety",
+    needs_training=True,
 )
 def survives_noise(ctx: Context) -> Check:
     """8 rows of held-out text in two halves: the loss of the second half from the state that the first left,
@@ -36,7 +40,7 @@ def survives_noise(ctx: Context) -> Check:
 
     Threshold: <= 10 % (fails above 50 %). A state of zeros moves the prediction by 1e-3 nats, or the state is
     robust because nothing reads it, which warns.
-    Caught: nothing by name; the notes only sketch "add noise to state, compare scores".
+    Caught: nothing by name; GroundThink only sketches "add noise to state, compare scores".
     Sabotage: a readout that amplifies the state by 1e3; a model that ignores its state.
     """
     start, second = _interrupted(ctx)
@@ -67,7 +71,7 @@ def survives_noise(ctx: Context) -> Check:
     "D21",
     level="S",
     title="no small push poisons the state",
-    source="groundthink.md D21, N14",
+    source="docs/background/hybrids.md#noise-and-safety",
     needs_training=True,
 )
 def survives_poison(ctx: Context) -> Check:
@@ -77,7 +81,7 @@ def survives_poison(ctx: Context) -> Check:
 
     Threshold: <= 0.1 ln V (fails above 0.5 ln V): half of ln V takes a reader that knows much to one that
     knows little. The search is a lower bound: another may find worse.
-    Caught: nothing by name; state poisoning is a risk that the notes list and never tested.
+    Caught: nothing by name; state poisoning is a risk that GroundThink lists and never tested.
     Sabotage: a readout that amplifies the state by 1e3.
     """
     start, second = _interrupted(ctx)
@@ -157,7 +161,7 @@ def _attacked(model, cache: Cache, rows: mx.array) -> Cache:
     "N14",
     level="G",
     title="old sessions leave no bias",
-    source="groundthink.md N14",
+    source="docs/background/hybrids.md#noise-and-safety",
     needs_training=True,
     false_alarm=ALPHA,
 )
@@ -171,7 +175,7 @@ def old_sessions_leave_no_bias(ctx: Context) -> Check:
     Threshold: <= 0.1 ln V (fails above 0.25 ln V): a state that settles costs a bias and not more with every
     session; models trained for seconds on windows that began at zero have 0.01 to 0.07. A slope with
     p < 0.0001 warns, where the drift is above a twentieth of the limit. After a reset it is 0, see D13.
-    Caught: nothing by name; "bias accumulating in state" is a risk that the notes list and never tested.
+    Caught: nothing by name; "bias accumulating in state" is a risk that GroundThink lists and never tested.
     Sabotage: a state that is never forgotten and grows until it drowns the probe; one that grows slowly.
     """
     ctx.need("model", "data", "recipe")

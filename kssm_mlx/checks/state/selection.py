@@ -19,7 +19,11 @@ SMALLEST = 1e-30
 
 
 @check(
-    "D7", level="S", title="the token decides what is kept", source="groundthink.md D7", needs_training=True
+    "D7",
+    level="S",
+    title="the token decides what is kept",
+    source="docs/background/hybrids.md#selection",
+    needs_training=True,
 )
 def token_decides_decay(ctx: Context) -> Check:
     """Per channel of every block the variance over tokens of the time step ("dt" in the trace), or of the
@@ -29,7 +33,7 @@ def token_decides_decay(ctx: Context) -> Check:
     Threshold: >= 1e-6 (warns below 1e-4, and before step 500, as RWKV-7 begins without selection): a relative
     spread below 1e-3 is the same time step for all tokens, and the selective state-space model is a fixed
     filter. A decay that is a parameter selects nothing by design.
-    Caught: nothing by name; the notes ask for it as a reason to stop and never wrote a formula.
+    Caught: nothing by name; GroundThink names it a reason to stop and gives no formula.
     Sabotage: a projection of the time step that is zero.
     """
     ctx.need("model", "data")
@@ -58,15 +62,21 @@ def _relative_variance(x: np.ndarray) -> float:
     return float(np.median(channels.var(axis=0) / np.maximum(mean**2, SMALLEST)))
 
 
-@check("D8", level="R", also="S", title="decays stay between the extremes", source="groundthink.md D8")
+@check(
+    "D8",
+    level="R",
+    also="S",
+    title="decays stay between the extremes",
+    source="docs/background/hybrids.md#decay",
+)
 def decay_collapse(ctx: Context) -> Check:
     """λ, what is left of a channel of the state after a token: "decay" in the trace, exp of "lyapunov" for
     oscillators, whose populations forget by what they hold; the geometric mean over 8 rows of held-out text.
     The share of channels with λ < 0.01 or λ > 0.99999, by memory; and the deciles and quartiles of the
     half-lives ln 2 / -ln λ in tokens.
 
-    Threshold: <= 90 % (warns above 50 %), as the notes propose: below 0.01 a channel knows the last token
-    only, above 0.99999 it keeps more than half for 69,000 tokens and fills up. (The notes have 0.9999, where
+    Threshold: <= 90 % (warns above 50 %), as GroundThink proposes: below 0.01 a channel knows the last token
+    only, above 0.99999 it keeps more than half for 69,000 tokens and fills up. (There it is 0.9999, where
     their own identity initialisation begins on purpose.)
     Caught: version 3, which clamped decays to [0.01, 0.99] and then inverted them: the channel that was to
     remember best forgot fastest.

@@ -28,7 +28,13 @@ SLACK = 0.02  # nats below what a guess costs
 EVERY = 50
 
 
-@check("G4", level="G", title="shuffled targets teach nothing", source="allostasis.md G4", false_alarm=1e-6)
+@check(
+    "G4",
+    level="G",
+    title="shuffled targets teach nothing",
+    source="docs/background/allostasis.md#shuffled-targets",
+    false_alarm=1e-6,
+)
 def no_learning_on_permuted_targets(ctx: Context) -> Check:
     """A fresh model of the same configuration learns 60 steps of 16 rows whose targets were permuted across
     rows, place by place, which leaves them their frequencies and nothing else. Then it is scored on the true
@@ -73,7 +79,7 @@ def _permuted(targets: np.ndarray, seed: int) -> np.ndarray:
     return mixed
 
 
-@check("G9", level="G", title="the model can hold the task", source="allostasis.md G9")
+@check("G9", level="G", title="the model can hold the task", source="docs/background/allostasis.md#capacity")
 def model_holds_the_task(ctx: Context) -> Check:
     """A fresh model of the same configuration learns 64 training rows, at most 600 steps of 16 rows at a
     learning rate of 3e-3, until their loss is below the threshold. Works on rows without a rule as well: what

@@ -31,7 +31,14 @@ np.save(sys.argv[3], np.array(model(mx.array(np.load(sys.argv[2]))).astype(mx.fl
 """
 
 
-@check("C32", level="P", also="S", title="a checkpoint is the model", source="liminal.md C32", passes=2)
+@check(
+    "C32",
+    level="P",
+    also="S",
+    title="a checkpoint is the model",
+    source="docs/background/phase-grafts.md#checkpoints",
+    passes=2,
+)
 def checkpoint_is_the_model(ctx: Context) -> Check:
     """The newest checkpoint, or before the first one a rehearsal of it, is opened by `kssm_mlx.load` in a new
     process; max |Δ logits| on 2 rows of 16 random tokens between that process and this, in units of their

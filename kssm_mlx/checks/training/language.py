@@ -31,7 +31,13 @@ PUBLISHED = {"distinct-2": 0.5, "run": 4.0, "top share": 0.2, "line breaks": 0.3
 CAPS = {"distinct-2": 0.2, "run": 16.0, "top share": 0.5, "line breaks": 0.6}
 
 
-@check("C16", level="P", title="the fresh model knows nothing", source="liminal.md C16", passes=1)
+@check(
+    "C16",
+    level="P",
+    title="the fresh model knows nothing",
+    source="docs/background/k-ssm.md#an-embedding-that-copies",
+    passes=1,
+)
 def initial_loss(ctx: Context) -> Check:
     """Cross-entropy of the untrained model on 8 training windows (random tokens without data) against ln V.
 
@@ -62,7 +68,13 @@ def initial_loss(ctx: Context) -> Check:
     )
 
 
-@check("C17", level="S", title="better than counting", source="liminal.md C17", needs_training=True)
+@check(
+    "C17",
+    level="S",
+    title="better than counting",
+    source="docs/background/k-ssm.md#version-1-is-a-bigram-table",
+    needs_training=True,
+)
 def better_than_ngrams(ctx: Context) -> Check:
     """Validation nats/token of the model against the n-gram ladder (Witten-Bell, counted on the training
     tokens, scored on the same validation tokens): uniform, unigram, bigram, trigram; of a task's rows also
@@ -102,7 +114,13 @@ def better_than_ngrams(ctx: Context) -> Check:
     )
 
 
-@check("C18", level="S", title="context lowers the loss", source="liminal.md C18", needs_training=True)
+@check(
+    "C18",
+    level="S",
+    title="context lowers the loss",
+    source="docs/background/k-ssm.md#no-path-from-token-to-token",
+    needs_training=True,
+)
 def context_is_used(ctx: Context) -> Check:
     """Validation nats/token where every token is predicted from the one before it alone, less nats/token in
     full context, on the same windows (8,192 targets at most).
@@ -138,7 +156,13 @@ def _windows(ctx: Context, tokens: int):
     )
 
 
-@check("C19", level="S", title="generation is not degenerate", source="liminal.md C19", needs_training=True)
+@check(
+    "C19",
+    level="S",
+    title="generation is not degenerate",
+    source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
+    needs_training=True,
+)
 def degenerate_generation(ctx: Context) -> Check:
     """8 validation prompts of 32 tokens, continued by 64 tokens at temperature 0.8 and greedily. Per
     continuation: distinct-2 (different bigrams / 63), longest run of one token, share of the most frequent

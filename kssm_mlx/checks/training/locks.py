@@ -32,7 +32,7 @@ except KssmError:
 """
 
 
-@check("C39", level="P", title="one run holds a folder", source="liminal.md C39")
+@check("C39", level="P", title="one run holds a folder", source="docs/background/k-ssm.md#the-lock")
 def lock_race(ctx: Context) -> Check:
     """In a folder inside the run's, so on its file system, a process takes the lock and dies without letting
     go. Then 8 processes that have waited for one another ask for it at once; counted is how many get it.

@@ -23,7 +23,12 @@ LEARNED, GAP, SOME = 0.1, 0.5, 0.1
 MOST = 100_000_000  # parameters that are trained 300 times within minutes
 
 
-@check("N18", level="S", title="one batch is learned by heart", source="liminal.md C29, groundthink.md N18")
+@check(
+    "N18",
+    level="S",
+    title="one batch is learned by heart",
+    source="docs/background/hybrids.md#overfitting-one-batch",
+)
 def learns_one_batch(ctx: Context) -> Check:
     """From the weights before step 1, the trainer's step with the recipe's [loss], [freeze] and [clamp] on
     one batch of 4 rows of at most 32 tokens, at most 300 times at a learning rate of 3e-3, until the

@@ -31,7 +31,7 @@ LIMITS = {"loss": 1e-5, "lr": 0.0}
 STATES = ("key", "step", "cursor", "knobs", "buffers")
 
 
-@check("C33", level="S", title="a resumed run is the same run", source="liminal.md C33")
+@check("C33", level="S", title="a resumed run is the same run", source="docs/background/k-ssm.md#resuming")
 def resume_parity(ctx: Context) -> Check:
     """The recipe with 20 steps of 2 rows, its schedule shortened to them, its [freeze] and [clamp] as they
     are, once in one piece and once interrupted after 10 and resumed from the checkpoint. Compared over steps

@@ -20,7 +20,7 @@ LATEST, LEAST = 500, 0.10
     level="R",
     also="S",
     title="nobody beats the ceiling",
-    source="allostasis.md G6",
+    source="docs/background/allostasis.md#ceilings",
     needs_training=True,
     false_alarm=1e-5,
 )
@@ -78,7 +78,9 @@ def _number(value: float | None, otherwise: float) -> float:
     return value if value is not None and math.isfinite(value) else otherwise
 
 
-@check("G11", level="R", title="learning has begun", source="allostasis.md G11")
+@check(
+    "G11", level="R", title="learning has begun", source="docs/background/allostasis.md#has-learning-begun"
+)
 def learning_has_begun(ctx: Context) -> Check:
     """The skill on the tail of the streams, (accuracy - floor) / (acc* - floor) where every period has been
     seen, at the last evaluation, once 500 steps are done.

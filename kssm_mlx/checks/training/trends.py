@@ -24,7 +24,14 @@ BATCHES, ROWS, CONTEXT = 96, 2, 16
 BUFFER = 0.5
 
 
-@check("C37", level="R", also="S", title="the loss falls", source="liminal.md C37", false_alarm=1 / 500)
+@check(
+    "C37",
+    level="R",
+    also="S",
+    title="the loss falls",
+    source="docs/background/phase-grafts.md#a-trend-that-is-none",
+    false_alarm=1 / 500,
+)
 def loss_trend(ctx: Context) -> Check:
     """The logged training cross-entropy after the warm-up, averaged in up to 50 pieces of equal length; slope
     and t of the straight line through them.
@@ -63,7 +70,7 @@ def _is_over(ctx: Context) -> bool:
     "C38",
     level="S",
     title="R answers to the input",
-    source="liminal.md C38",
+    source="docs/background/phase-grafts.md#r-is-the-memory-of-a-buffer",
     needs_training=True,
     passes=BATCHES,
     false_alarm=5e-3,

@@ -1,5 +1,5 @@
-"""Short samples on sixteen themes, made from a seed: our own sentences, where the notes had a set nobody can
-make again (it was drawn before its seed was set).
+"""Short samples on sixteen themes, made from a seed: our own sentences. Phase-Mamba's set was drawn before
+its seed was set, and nobody can make it again.
 
 A sample is one to three sentences of one theme, 8 to 46 words; `themes.toml` holds the phrases. No passage of
 64 bytes is in two samples, so samples held out by any split are new text.

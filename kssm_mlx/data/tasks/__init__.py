@@ -5,7 +5,7 @@
     task.bound("scored")          accuracy 0.9375, 0.548 nats per target
     task.predict(ids[:20])        the oracle's next token
 
-Source: allostasis notes T1-T7, section 1b; groundthink notes D11, N10.
+Source: docs/background/allostasis.md#tasks and #ceilings; docs/background/hybrids.md#passkeys.
 """
 
 from __future__ import annotations

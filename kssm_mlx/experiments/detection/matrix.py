@@ -30,7 +30,7 @@ Said = list[dict[str, Any]]
 
 
 def rows() -> dict[str, Sabotage]:
-    """Every row: the failed runs of the notes, then the sabotages."""
+    """Every row: the published runs that failed, then the sabotages."""
     return {**{name: _failed_run(name) for name in failed_runs()}, **SABOTAGES}
 
 

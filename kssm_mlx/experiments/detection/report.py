@@ -12,6 +12,22 @@ RESULT, PAGE = DOCS / "results" / "detection.json", DOCS / "detection.md"
 
 Found = dict[str, Any]
 
+# Checks that no row of the matrix makes fail, and the test in which each fails.
+LEARNABLE, MEMORY = "tests/checks/data/test_task_learnability.py::", "tests/checks/state/test_memory.py::"
+OWN_TESTS = {
+    "C11": "tests/checks/pretrained/test_base_model.py::test_random_weights_are_caught",
+    "D7": "tests/checks/state/test_activity.py::test_a_time_step_that_ignores_the_token_is_caught",
+    "D11": MEMORY + "test_what_is_forgotten_or_never_chosen_is_caught",
+    "D12": MEMORY + "test_what_is_forgotten_or_never_chosen_is_caught",
+    "D20": MEMORY + "test_what_is_forgotten_or_never_chosen_is_caught",
+    "G3": LEARNABLE + "test_a_score_at_chance",
+    "G4": LEARNABLE + "test_shuffled_targets",
+    "G6": LEARNABLE + "test_a_model_above_the_ceiling_sees_its_targets",
+    "G9": LEARNABLE + "test_rows_by_heart",
+    "G10": LEARNABLE + "test_what_a_fixed_lag_gets",
+    "G11": LEARNABLE + "test_learning_that_has_not_begun",
+}
+
 
 def read() -> Found:
     return json.loads(RESULT.read_text("utf-8"))
@@ -26,35 +42,39 @@ def render_page(found: Found) -> str:
         "## Healthy controls\n\nA finished run of each family under all checks, and level P before step 1. "
         "The claim compares two learning rates of Mamba, three seeds each.\n",
         _controls(found["controls"]),
-        "## Failed runs of the notes\n\nRecipes in `recipes/failures/`; `kssm train failures/NAME` ends with "
-        "exit code 1. In bold what was expected.\n",
-        _rows({name: row for name, row in found["rows"].items() if _of_notes(name)}),
+        "## Published runs that failed\n\nRecipes in `recipes/failures/`; `kssm train failures/NAME` ends "
+        "with exit code 1. In bold what was expected.\n",
+        _rows({name: row for name, row in found["rows"].items() if _published(name)}),
         "## Sabotages\n\nOne thing broken in a healthy run. In bold what was expected.\n",
-        _rows({name: row for name, row in found["rows"].items() if not _of_notes(name)}),
+        _rows({name: row for name, row in found["rows"].items() if not _published(name)}),
         "## Matrix\n\n● fails as expected, ○ fails too, ! warns, · passes; empty: not asked, not measurable. "
-        f"Columns: the checks that fired at least once. The others ({', '.join(_quiet(found))}) are shown to "
-        "fire in their own tests.\n",
+        "Columns: the checks that fired at least once.\n",
         _matrix(found),
+        "## Checks that no row fires\n\nEach fails in a test of its own.\n",
+        _table(["check", "test"], [[id, f"`{OWN_TESTS[id]}`"] for id in sorted(_quiet(found))]),
     )
     return "\n".join(parts)
 
 
 def summary(found: Found) -> str:
-    """For the README: the failed runs of the notes with the checks that stop them, and the numbers of all."""
-    rows = {name: row for name, row in found["rows"].items() if _of_notes(name)}
+    """For the README: published runs that failed, the checks that stop them, and the numbers of all."""
+    rows = {name: row for name, row in found["rows"].items() if _published(name)}
     cells = [
         [f"`{name.removeprefix('failures/')}`", row["what"], ", ".join(row["expected"])]
         for name, row in rows.items()
     ]
-    return f"{_table(['failed run', 'its question', 'stopped by'], cells)}\n{_numbers(found)}"
+    quiet = ", ".join(sorted(_quiet(found)))
+    return (
+        f"{_table(['failed run', 'its question', 'stopped by'], cells)}\n{_numbers(found)}"
+        f"{quiet} fail in tests of their own ([which](docs/detection.md#checks-that-no-row-fires)).\n"
+    )
 
 
 def into_readme(readme: str, found: Found) -> str:
     """The README, made anew between its marks `<!-- failures -->` and `<!-- detection -->`."""
-    broken = {name: row for name, row in found["rows"].items() if not _of_notes(name)}
-    rows = _table(["what is broken", "caught by"], [[name, _caught(row)] for name, row in broken.items()])
-    folded = (
-        f"<details><summary>{len(broken)} sabotages and what caught them</summary>\n\n{rows}\n</details>\n"
+    broken = sum(not _published(name) for name in found["rows"])
+    pointer = (
+        f"The {broken} sabotages and what caught each: [docs/detection.md](docs/detection.md#sabotages).\n"
     )
     controls = _table(
         ["healthy control", "seeds", "verdicts", "failed"],
@@ -63,7 +83,7 @@ def into_readme(readme: str, found: Found) -> str:
             for name, c in found["controls"].items()
         ],
     )
-    blocks = {"failures": summary(found), "detection": f"{controls}\n{folded}"}
+    blocks = {"failures": summary(found), "detection": f"{controls}\n{pointer}"}
     for mark, text in blocks.items():
         begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
         before, rest = readme.split(begin)
@@ -71,7 +91,7 @@ def into_readme(readme: str, found: Found) -> str:
     return readme
 
 
-def _of_notes(name: str) -> bool:
+def _published(name: str) -> bool:
     return name.startswith("failures/")
 
 

@@ -21,7 +21,7 @@ Place = tuple[str, int]  # site and block; S0 and S1 are of block 0
 def calibrate(model: nn.Module, batches: Iterable[mx.array], *, of: int = 4) -> dict[Place, Statistics]:
     """Statistics of every site of `model`, the mean over batches of rows of ids, at S2 and S3 per unit.
 
-    Source: allostasis C5, X5: in evaluation mode, of whatever weights the model has now.
+    Source: docs/background/allostasis.md#clamps: in evaluation mode, of whatever weights the model has now.
     Raises: ConfigError when there is no batch.
     """
     found: dict[Place, list[Statistics]] = {}

@@ -9,7 +9,7 @@ family is a table of claims: units split `width` rows from `offset` on along `ax
 
 Mamba: x_proj's columns are what a unit contributes to Δ, B and C; B and C themselves stay common.
 
-Source: allostasis notes, table 6a, X1, M6.
+Source: docs/background/allostasis.md#freezing-units.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ families that list the site in `act_sites`. At S2 and S3 the units are equal par
 Gradients flow through. A clamp of scope "frozen" is given the statistics of what it meets (`Statistics`), so
 each token is treated by itself; "batch" (legacy) takes them from the batch, future and neighbours included.
 
-Source: allostasis notes, C6, C7, C9, C10, sections 6b X4 to X6.
+Source: docs/background/allostasis.md#clamps and #noise-levels.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 the folder, flushes the parent, and only then moves LATEST and BEST and removes what is no longer kept.
 `load_latest` takes the newest checkpoint that verifies and says which newer ones did not, and why.
 
-Source: mlx.md section 5 (Orbax and torch DCP do the same; mlx-lm's trainer has none of it).
+Source: docs/background/mlx.md#checkpoints.
 """
 
 from __future__ import annotations

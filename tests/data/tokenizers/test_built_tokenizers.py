@@ -22,7 +22,7 @@ UNICODE = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
 
 
 def test_every_control_token_is_one_id():
-    """Gate G0 of the hybrid: also inside text, and with the ids that the notes give."""
+    """Also inside text, and with the ids of docs/background/hybrids.md#control-tokens."""
     tokenizer = ControlCharTokenizer("<>abc|")
     for name, id in IDS.items():
         assert tokenizer.encode(f"<|{name}|>").tolist() == [id] and tokenizer.decode([id]) == f"<|{name}|>"
@@ -46,7 +46,7 @@ def test_reserved_characters_round_trip(documents):
         assert ids.dtype == np.int32 and tokenizer.decode(ids) == text and 1 not in ids
 
 
-def test_tinyshakespeare_has_the_97_tokens_of_the_notes(shared_text):
+def test_tinyshakespeare_has_the_published_97_tokens(shared_text):
     assert make_tokenizer("chars-reserved", [shared_text.read_text("utf-8")]).vocab_size == 97
 
 

@@ -91,7 +91,7 @@ def test_a_name_takes_a_file_with_its_number_of_tokens(tmp_path, name, size):
     ],
 )
 def test_the_file_of_another_tokenizer_is_refused_with_both_sizes(tmp_path, name, size, message):
-    """The failure of the notes: text cut with GPT-2's 50,257 tokens, read with cl100k's 100,277."""
+    """K-SSM's larger corpora: text cut with GPT-2's 50,257 tokens, read with cl100k's 100,277."""
     wordlist(tmp_path / "tokenizer.json", size)
     with pytest.raises(DataError, match=message):
         make_tokenizer(f"{name}:{tmp_path}")

@@ -53,7 +53,7 @@ def pushed(p, x, prefix=""):
 
 @both
 def test_the_phase_block(legacy):
-    """liminal 1.1: two steps, the output, and standardised channels where it was published."""
+    """The block inside Mamba: two steps, the output, and standardised channels where it was published."""
     config = PhaseBlockGraft(legacy=legacy, rank=2, steps=2, dt=0.3, k_scale=0.7)
     core = moved(PhaseBlock(config, D, mx.random.key(0)), by=0.4)
     p, x, (y, trace), _ = at_work(core, stream())
@@ -77,7 +77,7 @@ def gained(p, x, theta):
 
 
 def test_the_legacy_hook_is_pushed_by_the_mean_and_goes_on_from_the_last_call():
-    """liminal 1.2: φ' = φ + .1 p, φ = φ' + dt (ω + K/N Σ sin), the same at every token; x (1 + .1 tanh)."""
+    """In a hook: φ' = φ + .1 p, φ = φ' + dt (ω + K/N Σ sin), the same at every token; x (1 + .1 tanh)."""
     core = moved(HookCore(HookGraft(legacy=True, oscillators=N, K=1.7), D, mx.random.key(0)), by=0.4)
     p, x, *calls = at_work(core, stream())
     theta = p["phases"]

@@ -145,7 +145,7 @@ def test_the_published_branch_is_the_recurrence_on_paper():
     assert_close(state[0][0], S)
 
 
-# (size, fusion, vocabulary): all parameters of the published models, groundthink.md A9.
+# (size, fusion, vocabulary): all parameters of the published models, docs/background/hybrids.md#sizes.
 PUBLISHED = {
     ("xs", "hy", 97): 474_264,
     ("s", "hy", 97): 3_585_376,

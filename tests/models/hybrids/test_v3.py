@@ -86,7 +86,7 @@ def kept(model: HybridV3, later: int) -> float:
 
 
 def test_the_published_start_keeps_a_quarter_per_token_and_its_decay_is_inverted():
-    """groundthink.md A5: called perfect memory, 0.253; A1b: what should remember more forgets more."""
+    """Called perfect memory, 0.253; and what should remember more forgets more."""
     model = small(**PUBLISHED["v3"] | {"groups": 4})
     trace = model.forward(tokens(2)).trace
     np.testing.assert_allclose(trace["block00/decay"], 0.253, atol=5e-4)

@@ -58,8 +58,8 @@ def test_units_are_equal_and_routing_and_slack_are_both_there(family):
         assert len(role) == UNITS and len({int(size(parts)) for parts in role}) == 1 and size(role[0]) > 0
 
 
-def test_the_heads_of_a_transformer_are_the_rows_of_the_notes():
-    """Source: allostasis M6: rows [h d, (h+1) d) of W_q, W_k, W_v and their biases, columns of W_o."""
+def test_the_heads_of_a_transformer_are_rows_and_columns():
+    """Rows [h d, (h+1) d) of W_q, W_k, W_v and their biases, columns of W_o."""
     units = units_of(awake("transformer"), UNITS)
     rows = lambda parts, name: [(p.start, p.stop) for p in parts if p.path.endswith(name)]  # noqa: E731
     assert rows(units.routing[1], "qkv.weight") == rows(units.routing[1], "qkv.bias") == [(4, 8), (20, 24)]
@@ -74,7 +74,7 @@ def test_groups_of_b_and_c_belong_to_the_heads_that_read_them():
 
 @every_family
 def test_frozen_slices_are_bit_equal_after_fifty_steps_with_decay_and_the_others_have_moved(family):
-    """Source: allostasis U6."""
+    """Source: docs/background/allostasis.md#unit-tests, U6."""
     layers = "n_layers" if family in ("transformer", "kssm") else "num_hidden_layers"
     model, frozen = awake(family, **{layers: 1}), (1, 2, 3)
     held = freeze_masks(model, frozen, count=UNITS)

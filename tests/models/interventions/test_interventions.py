@@ -1,6 +1,6 @@
 """Clamps of size, noise, silence and detachment: what they promise, in every family.
 
-Source of the names U1 to U11: allostasis notes, section 6d.
+Source of the names U1 to U11: docs/background/allostasis.md#unit-tests.
 """
 
 import mlx.core as mx
