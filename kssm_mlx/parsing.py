@@ -16,8 +16,8 @@ from typing import Any
 DEEPEST = 200  # levels of nesting; our own files have fewer than ten
 LONGEST_INTEGER = 400  # digits that are read exactly; more are read as a float
 # What an item takes in memory, times these, is less than four files of that many items and 200 MB.
-MOST_CONTAINERS = 1_000_000  # lists and objects of a JSON text; the largest vocabularies have 600,000
-MOST_ITEMS = 4_000_000  # items in them
+MOST_CONTAINERS = 640_000  # lists and objects of a JSON text; the largest vocabularies have 530,000
+MOST_ITEMS = 3_000_000  # items in them
 LONGEST_KEY = 64  # parts of a dotted TOML key, which cost quadratic time
 _STRING, _BRACKET = re.compile('"[^"]*"?'), re.compile(r"[][{}]")
 

@@ -9,6 +9,7 @@ import typer
 
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.runs.layout import METRICS
+from kssm_mlx.terminal import printable
 
 
 def train(
@@ -116,11 +117,6 @@ def _show(console, folder: Path, written: list[Path], verbose: bool) -> None:
             show_suite(console, checks, f"checks, {stage}")
     for label, text in sample_texts(run):
         console.print(f"\nsample, {label}\n", style="bold")
-        console.print(_printable(text), markup=False, soft_wrap=True)
+        console.print(printable(text), markup=False, soft_wrap=True)
     show(console, table(("result", ""), result_rows(run), str(folder)))
     console.print("written: " + "  ".join(str(path) for path in written), soft_wrap=True, markup=False)
-
-
-def _printable(text: str) -> str:
-    """A young model's bytes without what a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -187,7 +187,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
-        raise ConfigError(f"--set takes section.key=value such as model.kappa=0, got {text!r}")
+        raise ConfigError(f"--set takes section.key=value such as model.kappa=0, got {text[:200]!r}")
     if not value.strip():
         return key.strip(), UNSET
     try:

@@ -63,7 +63,7 @@ class ConfigKeys:
             if key in self.only:
                 _require_supported(where, key, value, self.only[key])
             elif key not in self.used and key not in self.ignored:
-                raise ConfigError(_unknown(where, key, value, (*self.used, *self.only)))
+                raise ConfigError(_explain_unknown(where, key, value, (*self.used, *self.only)))
         return {key: value for key, value in values.items() if key in self.used}
 
 
@@ -93,14 +93,15 @@ def _require_supported(where: str, key: str, value: Any, supported: tuple[Any, .
         )
 
 
-def _unknown(where: str, key: str, value: Any, known: tuple[str, ...]) -> str:
+def _explain_unknown(where: str, key: str, value: Any, known: tuple[str, ...]) -> str:
     if key in CODE:
         return (
             f"{where} has {key} = {_short(value)}, which names code of the model's own; no such code is "
             "run here, use a model whose architecture is in the package"
         )
+    shown = key if key.isidentifier() else _short(key)
     return (
-        f"{where} has {key} = {_short(value)}, which is not understood, and might change what the model "
+        f"{where} has {shown} = {_short(value)}, which is not understood, and might change what the model "
         f"computes{nearest(key, known)}; if it has no effect on the model, remove it from the file"
     )
 
