@@ -8,22 +8,30 @@ through here.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from typing import Any
 
 DEEPEST = 200  # levels of nesting; our own files have fewer than ten
 LONGEST_INTEGER = 400  # digits that are read exactly; more are read as a float
+# What an item takes in memory, times these, is less than four files of that many items and 200 MB.
+MOST_CONTAINERS = 1_000_000  # lists and objects of a JSON text; the largest vocabularies have 600,000
+MOST_ITEMS = 4_000_000  # items in them
 LONGEST_KEY = 64  # parts of a dotted TOML key, which cost quadratic time
+_STRING, _BRACKET = re.compile('"[^"]*"?'), re.compile(r"[][{}]")
 
 
 def parse_json(text: str | bytes, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """The value of a JSON text. pairs: what becomes of an object, as `object_pairs_hook` of `json.loads`.
 
-    Raises: ValueError with the reason for anything that is no JSON, or is nested deeper than `DEEPEST`.
+    Raises: ValueError with the reason for anything that is no JSON, is nested deeper than `DEEPEST`, or has
+        more than `MOST_CONTAINERS` lists and objects or `MOST_ITEMS` items.
     """
     if isinstance(text, bytes):
         text = _decode(text)
+    if text.count("[") + text.count("{") > MOST_CONTAINERS or text.count(",") > MOST_ITEMS:
+        raise ValueError(f"more than {MOST_CONTAINERS:,} lists and objects, or {MOST_ITEMS:,} items")
     if _nesting(text, "[{", "]}") > DEEPEST:
         raise ValueError(f"nested more than {DEEPEST} levels deep")
     return json.loads(text, parse_int=_integer, object_pairs_hook=pairs)
@@ -64,21 +72,10 @@ def _nesting(text: str, opening: str, closing: str) -> int:
     """The deepest nesting of brackets outside of quoted strings, an upper bound where quotes do not close."""
     if sum(map(text.count, opening)) <= DEEPEST:
         return 0
+    # Strings away: first what is escaped in them, then from quote to quote.
+    plain = _STRING.sub("", text.replace("\\\\", "").replace('\\"', ""))
     depth = deepest = 0
-    quoted = escaped = False
-    for character in text:
-        if quoted:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                quoted = False
-        elif character == '"':
-            quoted = True
-        elif character in opening:
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in closing:
-            depth -= 1
+    for bracket in _BRACKET.findall(plain):
+        depth += 1 if bracket in opening else -1
+        deepest = max(deepest, depth)
     return deepest

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "metrics": {"oscillators"},
     "data": set(),
     "weights": {"models"},
-    "generation": {"models", "data"},
+    "generation": {"models", "data", "weights"},
     "training": {"metrics", "data", "models", "ops", "oscillators"},
     "checks": {"models", "ops", "weights", "data", "metrics", "training", "generation", "oscillators"},
 }

@@ -15,7 +15,7 @@ from kssm_mlx import environment, files
 from kssm_mlx.bench import report
 from kssm_mlx.bench.measure import Case, Timing, compare
 from kssm_mlx.bench.targets import outcomes
-from kssm_mlx.checks.machine.fitness import measure as machine_rates
+from kssm_mlx.checks.machine.fitness import measure_rates as machine_rates
 from kssm_mlx.errors import ConfigError
 
 Show = Callable[[dict[str, Any]], None]

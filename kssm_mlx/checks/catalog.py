@@ -23,10 +23,10 @@ class Entry(NamedTuple):
     package: str = "kssm_mlx"
 
 
-def definitions() -> dict[str, Entry]:
+def list_entries() -> dict[str, Entry]:
     """Every check, plug-ins too, by their letters, each in the order of the numbers."""
     plugins.load()
-    entries = map(_registered, REGISTRY.values())
+    entries = map(_make_entry, REGISTRY.values())
     return {e.id: e for e in sorted(entries, key=lambda e: _ordinal(e.id))}
 
 
@@ -35,14 +35,14 @@ def _ordinal(id: str) -> tuple[str, int]:
     return letters, int(id.removeprefix(letters))
 
 
-def _registered(d: Definition) -> Entry:
+def _make_entry(d: Definition) -> Entry:
     cost = f"{d.passes} forward pass{'es' * (d.passes > 1)}" if d.passes else ""
     return Entry(d.id, ", ".join(d.levels), d.title, d.source, d.explanation, cost, d.package)
 
 
-def definition(id: str) -> Entry:
+def find_entry(id: str) -> Entry:
     """The check of an id, in capitals or not. Raises: ConfigError with the nearest one."""
-    known, id = definitions(), id.strip().upper()
+    known, id = list_entries(), id.strip().upper()
     if id not in known:
         raise ConfigError(f"no check {id!r}{nearest(id, known)}; docs/checks.md has all of them")
     return known[id]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kssm_mlx import files
-from kssm_mlx.checks.catalog import Entry, definitions
+from kssm_mlx.checks.catalog import Entry, list_entries
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = re.compile(r"docs/background/([\w-]+)\.md#([\w-]+)")
@@ -69,7 +69,7 @@ COLUMNS = (
 )
 
 
-def render(entries: Iterable[Entry]) -> str:
+def render_table(entries: Iterable[Entry]) -> str:
     """The Markdown of docs/checks.md, a row per entry; false alarms are a column where they were counted."""
     rows, columns, alarms = [_row(e) for e in entries], list(COLUMNS), false_alarms()
     if alarms:
@@ -94,9 +94,9 @@ def false_alarms() -> dict[str, tuple[int, int]]:
     }
 
 
-def ours() -> list[Entry]:
+def list_own_entries() -> list[Entry]:
     """Every check of this package, in the order of the numbers."""
-    return [entry for entry in definitions().values() if entry.package == "kssm_mlx"]
+    return [entry for entry in list_entries().values() if entry.package == "kssm_mlx"]
 
 
 def _row(d: Entry) -> list[str]:
@@ -110,9 +110,9 @@ def _line(cells) -> str:
 
 def main() -> None:
     if sys.argv[1:]:
-        files.replace(Path(sys.argv[1]), render(definitions().values()))
+        files.replace(Path(sys.argv[1]), render_table(list_entries().values()))
     else:
-        files.replace(DOCS / "checks.md", render(ours()))
+        files.replace(DOCS / "checks.md", render_table(list_own_entries()))
 
 
 if __name__ == "__main__":

@@ -43,12 +43,12 @@ def gutenberg(
     """
     from kssm_mlx.cli.meter import Bytes
     from kssm_mlx.cli.tables import console, show, table
-    from kssm_mlx.data.corpora.gutenberg import book_files, shelf
+    from kssm_mlx.data.corpora.gutenberg import book_files, open_shelf
     from kssm_mlx.data.corpora.jsonl import write_records
 
     with Bytes() as meter:
         meter.start(sum(path.stat().st_size for path in book_files(folder)))
-        found = shelf(folder, meter.advance)
+        found = open_shelf(folder, meter.advance)
     write_records(out, [{"text": b.text, "title": b.title, "id": b.id, "file": b.file} for b in found.books])
     if found.left_out:
         show(console(), table(("left out", "because"), found.left_out.items(), str(folder)))
@@ -70,11 +70,11 @@ def wikitext(
     """
     from kssm_mlx.cli.meter import Bytes
     from kssm_mlx.data.corpora.jsonl import write_records
-    from kssm_mlx.data.corpora.wikitext import articles
+    from kssm_mlx.data.corpora.wikitext import read_articles
 
     with Bytes() as meter:
         meter.start(file.stat().st_size if file.is_file() else 0)
-        found = articles(file, join_markers, meter.advance)
+        found = read_articles(file, join_markers, meter.advance)
     write_records(out, [{"text": article.text, "title": article.title} for article in found])
     typer.echo(f"written: {out}, {len(found)} articles")
 
@@ -110,7 +110,7 @@ def describe(
     """Count documents, bytes, tokens, what is there twice and what was decoded wrongly."""
     from kssm_mlx.cli.meter import Bytes
     from kssm_mlx.cli.tables import console, show, table
-    from kssm_mlx.data.corpora.description import describe as run
+    from kssm_mlx.data.corpora.description import describe_corpus as run
     from kssm_mlx.data.corpora.sources import open_corpus
     from kssm_mlx.data.tokenizers.factory import make_tokenizer
 

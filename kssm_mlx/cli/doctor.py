@@ -17,8 +17,8 @@ def doctor(
     from kssm_mlx import environment
     from kssm_mlx.checks.machine import fitness, kernels
 
-    facts, speed = environment.facts(), fitness.measure()
-    checks = [*fitness.examine(facts), *kernels.examine()]
+    facts, speed = environment.facts(), fitness.measure_rates()
+    checks = [*fitness.examine_machine(facts), *kernels.examine_kernels()]
     if as_json:
         import json
 

@@ -36,7 +36,7 @@ def evaluate(
     if as_json:
         import json
 
-        from kssm_mlx.training.json_lines import plain
+        from kssm_mlx.training.json_lines import to_plain
 
-        return typer.echo(json.dumps({name: plain(value) for name, value in numbers.items()}, indent=2))
+        return typer.echo(json.dumps({name: to_plain(value) for name, value in numbers.items()}, indent=2))
     show(console(), table(("measure", "value"), evaluation_rows(numbers), numbers["data"]))

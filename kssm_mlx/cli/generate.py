@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.errors import ConfigError, DataError
 
 
 def temperature_of(text: str) -> float | str:
@@ -22,7 +22,8 @@ def temperature_of(text: str) -> float | str:
 def generate(
     model: Annotated[str, typer.Argument(help="A run folder or a model.")],
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="One text or several, as one batch.  [default: a new document]")
+        list[str] | None,
+        typer.Argument(help="Texts, as one batch; - reads standard input.  [default: a new document]"),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.")] = 256,
     temperature: Annotated[
@@ -42,8 +43,11 @@ def generate(
     repetition_window: Annotated[int, typer.Option(help="How many tokens count as recent.")] = 64,
     seed: Annotated[list[int], typer.Option(help="One, or one per prompt.")] = (0,),
     past_separator: Annotated[
-        bool, typer.Option("--past-separator", help="Go on into the next document.")
+        bool, typer.Option("--past-separator", help="Go on behind the end of a text.")
     ] = False,
+    stop: Annotated[
+        list[str], typer.Option(help="End a text before this string; more than one may be given.")
+    ] = (),
     stream: Annotated[bool, typer.Option(help="Show one text as it comes.")] = True,
     state_out: Annotated[Path | None, typer.Option(help="Save where the texts stand to this file.")] = None,
     state_in: Annotated[Path | None, typer.Option(help="Go on from this file.")] = None,
@@ -67,7 +71,7 @@ def generate(
     if trained.tokenizer is None:
         raise ConfigError(f"{model}: {trained.notes['hint']}")
     state = load_state(state_in, trained.digest) if state_in else None
-    prompts = prompts or [""] * (len(state) if state else 1)
+    prompts = _read_input(prompts) if prompts else [""] * (len(state) if state else 1)
     live = stream and len(prompts) == 1 and not as_json
     pieces = run(
         trained.model,
@@ -77,6 +81,7 @@ def generate(
         seeds=seed * len(prompts) if len(seed) == 1 else seed,
         state=state,
         stop_at_separator=not past_separator,
+        stop=tuple(stop),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -96,6 +101,22 @@ def generate(
         typer.echo()
     else:
         _print_texts(completions)
+
+
+def _read_input(prompts: list[str]) -> list[str]:
+    """The prompts, with standard input in place of "-", less the line break that ends it.
+
+    Raises: ConfigError for two of them; DataError for bytes that are not UTF-8.
+    """
+    if prompts.count("-") > 1:
+        raise ConfigError("standard input can be one prompt, and - is given twice; give the texts themselves")
+    if "-" not in prompts:
+        return prompts
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as e:
+        raise DataError(f"standard input is not UTF-8: {e.reason} at byte {e.start}; convert it") from None
+    return [text.removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
 
 
 class _Live:

@@ -46,11 +46,11 @@ def _cost(about: Any) -> str:
 
 def _failures() -> None:
     """Published runs that failed, and the checks that stop them."""
-    from kssm_mlx.checks.catalog import definitions
+    from kssm_mlx.checks.catalog import list_entries
     from kssm_mlx.cli.tables import console, show, table
     from kssm_mlx.training.recipe import list_failures, load
 
-    known, rows = definitions(), []
+    known, rows = list_entries(), []
     for name in list_failures():
         recipe = load(name)
         if recipe.failure:

@@ -105,7 +105,7 @@ def parse_waivers(texts: list[str]) -> dict[str, str]:
 def _show(console, folder: Path, written: list[Path], verbose: bool) -> None:
     """The result of the run, read back from its folder."""
     from kssm_mlx.cli.tables import checks_table, show, show_suite, table
-    from kssm_mlx.reports.card import results, samples
+    from kssm_mlx.reports.card import result_rows, sample_texts
     from kssm_mlx.reports.run import open_run
 
     run = open_run(folder)
@@ -114,10 +114,10 @@ def _show(console, folder: Path, written: list[Path], verbose: bool) -> None:
             show(console, checks_table(checks, f"checks, {stage}"))
         else:
             show_suite(console, checks, f"checks, {stage}")
-    for label, text in samples(run):
+    for label, text in sample_texts(run):
         console.print(f"\nsample, {label}\n", style="bold")
         console.print(_printable(text), markup=False, soft_wrap=True)
-    show(console, table(("result", ""), results(run), str(folder)))
+    show(console, table(("result", ""), result_rows(run), str(folder)))
     console.print("written: " + "  ".join(str(path) for path in written), soft_wrap=True, markup=False)
 
 

@@ -75,9 +75,9 @@ def _show(checks: list[dict], target: str, as_json: bool) -> None:
 
 
 def _explain(check: str) -> None:
-    from kssm_mlx.checks.catalog import definition
+    from kssm_mlx.checks.catalog import find_entry
 
-    entry = definition(check)
+    entry = find_entry(check)
     typer.echo(f"{entry.id} {entry.title} (level {entry.level}; {entry.source})")
     for part, text in entry.explanation.items():
         typer.echo(f"{part}: {text}")

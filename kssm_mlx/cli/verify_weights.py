@@ -41,7 +41,7 @@ def verify_weights(
             source, quick=quick, manifest=manifest, text=judged_on, meter=meter
         )
     if write_manifest:
-        verify_weights.record(done, write_manifest, text=judged_on)
+        verify_weights.record_manifest(done, write_manifest, text=judged_on)
     shown = _chosen([c.to_json() for c in done.checks], only)
     _show(shown, source, done, as_json)
     if write_manifest and not as_json:

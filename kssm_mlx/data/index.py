@@ -72,6 +72,7 @@ class _Index(_Section):
     tokenizer: _Tokenizer
     split: _Split
     splits: _Sides
+    special_tokens: bool = False
     task: _Task | None = None
     files: dict[str, _File]
 

@@ -15,7 +15,7 @@ from kssm_mlx.errors import ConfigError, DataError
 MANY = 20  # documents from which "auto" holds out whole ones
 
 
-def resolve(method: str, documents: int, whole: bool = False) -> str:
+def resolve_method(method: str, documents: int, whole: bool = False) -> str:
     """What "auto" means for this many documents, never cut if `whole`; other methods are themselves."""
     if method != "auto":
         return method
@@ -31,7 +31,7 @@ def split_corpus(
         would be empty.
     """
     if not corpus.validation:
-        method = resolve(method, len(corpus.documents), corpus.whole)
+        method = resolve_method(method, len(corpus.documents), corpus.whole)
         return split_documents(corpus.documents, method, share, seed), method, share
     if method != "auto":
         raise ConfigError(
@@ -51,9 +51,9 @@ def split_documents(
     Raises: DataError if one side would be empty.
     """
     if method == "documents":
-        train, validation = by_document(documents, share, seed)
+        train, validation = split_by_document(documents, share, seed)
     else:
-        train, validation = contiguous(documents, share)
+        train, validation = split_contiguous(documents, share)
     if not train or not validation:
         raise DataError(
             f"{len(documents)} document(s) with {sum(map(len, documents))} characters leave one side of the "
@@ -63,7 +63,7 @@ def split_documents(
     return train, validation
 
 
-def by_document(documents: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+def split_by_document(documents: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """Hold out documents in a seeded order, as many as fit into `share` of the characters, at least one.
 
     Equal documents go to the same side.
@@ -81,7 +81,7 @@ def by_document(documents: Sequence[str], share: float, seed: int) -> tuple[list
     return [d for d in documents if d not in held], [d for d in documents if d in held]
 
 
-def contiguous(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+def split_contiguous(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     """Hold out the last `share` of the characters; the document at the cut gives its head and its tail."""
     left = int((1 - share) * sum(map(len, documents)))
     train, validation = [], []

@@ -43,7 +43,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 
 
 class DataRecipe(Protocol):
-    """The fields of a recipe's [data] section."""
+    """The fields of a recipe's [data] section; those that came later may be missing."""
 
     source: str
     tokenizer: str
@@ -169,12 +169,12 @@ def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     """
     folder = Path(folder)
     source = _of_task(recipe) if recipe.source.startswith(PREFIX) else _of_text(recipe)
-    if _holds(folder, source.origin):
+    if _is_prepared(folder, source.origin):
         return TokenData.open(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
-        _write(folder, source)
+        _write_sides(folder, source)
     except OSError as e:
         raise DataError(f"cannot write token files in {folder}: {(e.strerror or str(e)).lower()}") from None
     return TokenData.open(folder)
@@ -200,10 +200,16 @@ def _text_bytes(tokenizer: Tokenizer, ids: np.ndarray) -> int:
     return sum(len(tokenizer.decode(word.tolist()).encode()) for word in words if word.size)
 
 
-def encode_documents(name: str, documents: Sequence[str], tokenizer: Tokenizer) -> TokenSplit:
-    """Documents as one side of data, in memory: each is its separator, if there is one, and its text."""
+def encode_documents(
+    name: str, documents: Sequence[str], tokenizer: Tokenizer, *, special_tokens: bool = False
+) -> TokenSplit:
+    """Documents as one side of data, in memory: each is its separator, if there is one, and its text.
+
+    special_tokens: whether a special token that stands in a text is that token, or its characters.
+    """
+    encode = tokenizer.encode_special if special_tokens else tokenizer.encode
     opening = [] if tokenizer.separator_id is None else [tokenizer.separator_id]
-    rows = [np.concatenate([opening, tokenizer.encode(text)]).astype(np.int64) for text in documents]
+    rows = [np.concatenate([opening, encode(text)]).astype(np.int64) for text in documents]
     rows = [row for row in rows if row.size]
     ids = np.concatenate(rows) if rows else np.empty(0, np.int64)
     return TokenSplit(name, ids, np.cumsum([0, *(row.size for row in rows[:-1])]))
@@ -215,6 +221,7 @@ def _of_text(recipe: DataRecipe) -> _Source:
         corpus = _deduplicate(corpus)
     both, method, share = split_corpus(corpus, recipe.split, recipe.validation, recipe.seed)
     everything = [*corpus.documents, *corpus.validation]
+    special = bool(getattr(recipe, "special_tokens", False))
     tokenizer = make_tokenizer(recipe.tokenizer, everything, both[0])
     origin = {
         "corpus": {
@@ -226,10 +233,11 @@ def _of_text(recipe: DataRecipe) -> _Source:
         },
         "tokenizer": _describe_tokenizer(tokenizer),
         "split": {"method": method, "validation": share, "seed": recipe.seed},
+        "special_tokens": special,
     }
 
     def sides() -> list[_Side]:
-        return [_text_side(name, texts, tokenizer) for name, texts in zip(SPLITS, both, strict=True)]
+        return [_text_side(name, texts, tokenizer, special) for name, texts in zip(SPLITS, both, strict=True)]
 
     return _Source(origin, tokenizer, sides)
 
@@ -243,8 +251,8 @@ def _deduplicate(corpus: Corpus) -> Corpus:
     return replace(corpus, documents=kept, validation=tuple(held_out), digest=digest)
 
 
-def _text_side(name: str, texts: Sequence[str], tokenizer: Tokenizer) -> _Side:
-    split = encode_documents(name, texts, tokenizer)
+def _text_side(name: str, texts: Sequence[str], tokenizer: Tokenizer, special_tokens: bool) -> _Side:
+    split = encode_documents(name, texts, tokenizer, special_tokens=special_tokens)
 
     def lost() -> float:
         opening = tokenizer.separator_id is not None
@@ -289,7 +297,7 @@ def _describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _holds(folder: Path, origin: dict[str, Any]) -> bool:
+def _is_prepared(folder: Path, origin: dict[str, Any]) -> bool:
     """Whether `folder` has usable token files of this origin."""
     try:
         return TokenData.open(folder).index.items() >= origin.items()
@@ -297,7 +305,7 @@ def _holds(folder: Path, origin: dict[str, Any]) -> bool:
         return False
 
 
-def _write(folder: Path, source: _Source) -> None:
+def _write_sides(folder: Path, source: _Source) -> None:
     """Make and write everything, the index last."""
     tokenizer = source.tokenizer
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
@@ -334,15 +342,15 @@ def _write_side(folder: Path, side: _Side, tokenizer: Tokenizer, dtype: np.dtype
 
 def _map_split(folder: Path, name: str, index: dict[str, Any]) -> TokenSplit:
     side, task = index["splits"][name], index["task"]
-    ids = _map(folder / f"{name}.bin", _DTYPES[index["dtype"]], side["tokens"])
-    starts = _map(folder / f"{name}.docs.bin", _STARTS, side["documents"])
+    ids = _map_array(folder / f"{name}.bin", _DTYPES[index["dtype"]], side["tokens"])
+    starts = _map_array(folder / f"{name}.docs.bin", _STARTS, side["documents"])
     if task is None:
         return TokenSplit(name, ids, starts)
-    scored = _map(folder / f"{name}.scored.bin", _SCORED, side["tokens"])
+    scored = _map_array(folder / f"{name}.scored.bin", _SCORED, side["tokens"])
     return TokenSplit(name, ids, starts, scored, task["row"])
 
 
-def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+def _map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     """Map `length` numbers of `dtype`, which must be exactly what the file holds."""
     try:
         with open(path, "rb") as f:

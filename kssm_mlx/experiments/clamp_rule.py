@@ -66,7 +66,7 @@ class Decision(NamedTuple):
     share: float
 
 
-def decide(outcomes: Sequence[Outcome], rule: Rule = Rule()) -> Decision:
+def apply_rule(outcomes: Sequence[Outcome], rule: Rule = Rule()) -> Decision:
     """The verdict over seeds, paired. Raises: ConfigError for a condition without a partner."""
     by = {c: {o.seed: o for o in outcomes if o.condition == c} for c in CONDITIONS}
     seeds = sorted(by["control"])

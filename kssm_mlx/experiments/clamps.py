@@ -34,7 +34,7 @@ from kssm_mlx.data.tokens import TokenData, TokenSplit
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.experiments.clamp_rule import CONDITIONS, Outcome
 from kssm_mlx.metrics.amplitude import amplitude, signal
-from kssm_mlx.models.base import Intervention, mode
+from kssm_mlx.models.base import Intervention, training_mode
 from kssm_mlx.models.interventions.calibration import Place, calibrate
 from kssm_mlx.models.interventions.freeze_units import free_routing
 from kssm_mlx.models.interventions.spec import Amplitude, Observe, Statistics
@@ -165,7 +165,7 @@ def require_acting(model: nn.Module, initial: nn.Module, held: Constraints, rows
         raise CheckFailed("no parameter moved at all: the run did not train")
     if held.intervention is not None:
         inputs, _ = split_rows(rows)
-        with mode(model, training=False):
+        with training_mode(model, training=False):
             plain = model.forward(inputs).logits
             change = mx.abs(model.forward(inputs, None, held.intervention).logits - plain).max().item()
         if not change > 1e-4 * mx.std(plain).item():
@@ -199,7 +199,7 @@ def _activations(model, batches, intervention) -> tuple[np.ndarray, np.ndarray, 
     found = []
     for rows in batches:
         inputs, targets = split_rows(rows)
-        with mode(model, training=False):
+        with training_mode(model, training=False):
             trace = model.forward(inputs, None, Intervention(acts=acts)).trace
         scored = np.array(targets) >= 0
         found.append([np.array(x)[scored] for x in (trace["S0"], trace["S1"], targets)])

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.generation.sampling import NOTHING, Sampling, sample
 from kssm_mlx.generation.state import GenerationState
-from kssm_mlx.models.base import Cache, LanguageModel, Output, mode
+from kssm_mlx.models.base import Cache, LanguageModel, Output, training_mode
 
 CHUNK = 512  # tokens per prefill call: enough to be efficient, few enough to bound the graph
 
@@ -26,7 +26,7 @@ class Step(NamedTuple):
     """One token per row, and where each row stands after it.
 
     Shapes: token [B] int32; logprob [B] fp32, nats, before any filter; active [B] bool, False in a row that
-    has met the stop token and whose state no longer moves.
+    has met a stop token and whose state no longer moves.
     """
 
     token: mx.array
@@ -80,11 +80,11 @@ def decode(
     sampling: Sampling,
     *,
     vocab_size: int,
-    stop_token: int | None,
+    stop_tokens: Sequence[int],
     max_tokens: int,
 ) -> Iterator[Step]:
-    """Steps until every row has met `stop_token`, `max_tokens` at most."""
-    step = _Stepper(model, sampling, vocab_size, stop_token)
+    """Steps until every row has met one of `stop_tokens`, `max_tokens` at most."""
+    step = _Stepper(model, sampling, vocab_size, stop_tokens)
     following = step(state, mx.ones(len(state), dtype=mx.bool_))
     for i in range(max_tokens):
         current = following
@@ -102,8 +102,8 @@ class _Stepper:
     compiling those would trace anew at every token and keep every trace.
     """
 
-    def __init__(self, model: LanguageModel, sampling: Sampling, vocab_size: int, stop_token: int | None):
-        self._eager = _step_function(model, sampling, vocab_size, stop_token)
+    def __init__(self, model: LanguageModel, sampling: Sampling, vocab_size: int, stop_tokens: Sequence[int]):
+        self._eager = _step_function(model, sampling, vocab_size, stop_tokens)
         self._compiled = mx.compile(self._eager)
         self._steady = False
 
@@ -119,12 +119,14 @@ class _Stepper:
 
 
 def _step_function(
-    model: LanguageModel, sampling: Sampling, vocab_size: int, stop_token: int | None
+    model: LanguageModel, sampling: Sampling, vocab_size: int, stop_tokens: Sequence[int]
 ) -> Callable[..., tuple]:
     """The arithmetic of one token on plain arrays, which is what can be compiled.
 
     `vocab_size` is the tokenizer's: an embedding padded for speed has columns that stand for no token.
     """
+
+    stops = mx.array(list(stop_tokens), dtype=mx.int32)[None]
 
     def step(cache, pending, keys, history, active):
         lengths = active.astype(mx.int32) if pending.shape[0] > 1 else None
@@ -137,7 +139,7 @@ def _step_function(
         token = mx.where(active, token, pending)
         keys = mx.where(active[:, None], new_keys, keys)
         history = mx.where(active[:, None], new_history, history)
-        still = active if stop_token is None else active & (token != stop_token)
+        still = active & mx.all(token[:, None] != stops, axis=-1) if stops.size else active
         return token, logprob, still, output.cache, keys, history
 
     return step
@@ -145,7 +147,7 @@ def _step_function(
 
 def _forward(model: LanguageModel, tokens: mx.array, cache: Cache, lengths: mx.array | None) -> Output:
     """In evaluation mode: what a model draws in training is no part of its text."""
-    with mode(model, False):
+    with training_mode(model, False):
         return model.forward(tokens, cache, lengths=lengths)
 
 

@@ -73,7 +73,8 @@ def repetition_penalty(logits: mx.array, history: mx.array, penalty: float) -> m
     Source: Keskar et al. 2019, CTRL, section 4.1; the form for negative logits as in Hugging Face.
     """
     B, V = logits.shape
-    slots = mx.where(history == NOTHING, V, history)  # unused slots land in a column that is cut off
+    # Unused slots land in a column that is cut off; MLX does not check where it writes.
+    slots = mx.where((history >= 0) & (history < V), history, V)
     seen = mx.put_along_axis(mx.zeros((B, V + 1), dtype=mx.bool_), slots, mx.array(True), axis=-1)[:, :V]
     return mx.where(seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
 

@@ -6,19 +6,28 @@ after a prompt as in the middle of an answer, and going on from a file is the sa
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from kssm_mlx import files
-from kssm_mlx.errors import CheckpointError, WeightMismatch
-from kssm_mlx.models.base import Cache
+from kssm_mlx.data.tokenizers.streaming import Tail
+from kssm_mlx.digest import root_digest, tensor_digest
+from kssm_mlx.errors import CheckpointError
+from kssm_mlx.generation.sampling import NOTHING
+from kssm_mlx.models.base import Cache, LanguageModel, training_mode
+from kssm_mlx.parsing import parse_json
+from kssm_mlx.weights.io.safetensors_header import read_safetensors
 
-FORMAT = "kssm-state-1"
+FORMAT = "kssm-state-2"
+_OWN = {"pending": ("int32", 1), "keys": ("uint32", 2), "history": ("int32", 2)}  # dtype, dimensions
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class GenerationState:
 
     Shapes: cache, one entry per block with arrays [B, ...]; pending [B] int32, the token read next; keys
     [B, 2] uint32 of the random numbers; history [B, W] int32, the latest tokens, for the repetition penalty.
+    tails: per conversation what the decoder of its text needs to go on; () where no text was decoded yet.
     """
 
     cache: Cache
@@ -34,6 +44,7 @@ class GenerationState:
     keys: mx.array
     history: mx.array
     tokenizer_digest: str
+    tails: tuple[Tail, ...] = ()
 
     def __len__(self) -> int:
         return self.pending.shape[0]
@@ -42,7 +53,7 @@ class GenerationState:
         """Conversation i alone, as a state with B = 1."""
         cache = tree_map(lambda a: a[i : i + 1], self.cache)
         arrays = (a[i : i + 1] for a in (self.pending, self.keys, self.history))
-        return GenerationState(cache, *arrays, self.tokenizer_digest)
+        return GenerationState(cache, *arrays, self.tokenizer_digest, self.tails[i : i + 1])
 
 
 def stack(states: list[GenerationState]) -> GenerationState:
@@ -54,17 +65,24 @@ def stack(states: list[GenerationState]) -> GenerationState:
 
     cache = tree_map(join, first.cache, *(s.cache for s in rest))
     arrays = (join(*(getattr(s, name) for s in states)) for name in ("pending", "keys", "history"))
-    return GenerationState(cache, *arrays, first.tokenizer_digest)
+    tails = tuple(tail for s in states for tail in s.tails or (Tail(),) * len(s))
+    return GenerationState(cache, *arrays, first.tokenizer_digest, tails)
 
 
 def save_state(path: str | Path, state: GenerationState, weights_digest: str) -> None:
-    """Write the state as safetensors, marked with the weights and the tokenizer it belongs to.
+    """Write the state as safetensors, marked with the weights and the tokenizer it belongs to, and a digest.
 
     Raises: CheckpointError if the file cannot be written; what was there before is then untouched.
     """
     tensors = {f"cache.{name}": array for name, array in tree_flatten(state.cache)}
     tensors |= {"pending": state.pending, "keys": state.keys, "history": state.history}
-    metadata = {"format": FORMAT, "weights": weights_digest, "tokenizer": state.tokenizer_digest}
+    metadata = {
+        "format": FORMAT,
+        "weights": weights_digest,
+        "tokenizer": state.tokenizer_digest,
+        "tails": json.dumps(state.tails),
+    }
+    metadata["digest"] = _digest(tensors, metadata)
     buffer = io.BytesIO()
     mx.save_safetensors(buffer, tensors, metadata)
     try:
@@ -83,33 +101,123 @@ def refuse_other_file(path: str | Path) -> None:
 
 
 def load_state(path: str | Path, weights_digest: str) -> GenerationState:
-    """Read a state that was made with exactly these weights.
+    """Read a state that was made with exactly these weights, as it was written.
 
-    Raises: CheckpointError if there is no such file or it is not a state; WeightMismatch for other weights.
+    Raises: CheckpointError if there is no such file, or it is not a state, was changed, or is of
+    other weights. `require_fit` compares a state with a model.
     """
-    tensors, metadata = _read(path)
+    tensors, metadata = _read(Path(path))
     if metadata["weights"] != weights_digest:
-        raise WeightMismatch(
+        raise CheckpointError(
             f"{path} is a state of weights {metadata['weights'][:12]}, this model has {weights_digest[:12]}; "
             "continue it with the checkpoint that wrote it, or start a new one without --state-in"
         )
-    cache = {name.removeprefix("cache."): a for name, a in tensors.items() if name.startswith("cache.")}
-    arrays = (tensors[name] for name in ("pending", "keys", "history"))
-    return GenerationState(tree_unflatten(cache), *arrays, metadata["tokenizer"])
+    try:
+        names = {name.removeprefix("cache."): a for name, a in tensors.items() if name.startswith("cache.")}
+        cache = tree_unflatten(names) if names else []
+        tails = tuple(Tail(tuple(ids), shown) for ids, shown in parse_json(metadata["tails"]))
+        arrays = (tensors[name] for name in _OWN)
+        state = GenerationState(cache, *arrays, metadata["tokenizer"], tails)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
+        raise _foreign(path, f"it is incomplete ({e})") from None
+    if wrong := _inconsistent(state, set(tensors)):
+        raise _foreign(path, wrong)
+    return state
 
 
-def _read(path: str | Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+def require_fit(state: GenerationState, model: LanguageModel, vocab_size: int) -> None:
+    """Compare a state with the model that is to go on from it: MLX checks no bounds when it reads and writes.
+
+    vocab_size: of the tokenizer.
+    Raises: CheckpointError for another structure, other shapes or dtypes than the model's own cache has, and
+    for ids that are none.
+    """
+    if wrong := _wrong_ids(state, min(vocab_size, model.args.vocab_size)) or _wrong_cache(state, model):
+        raise CheckpointError(f"the state does not fit this model: {wrong}; start without it")
+
+
+def _wrong_ids(state: GenerationState, vocab_size: int) -> str:
+    for name, least in (("pending", 0), ("history", NOTHING)):
+        ids = np.array(getattr(state, name))
+        if ids.size and not (ids.min() >= least and ids.max() < vocab_size):
+            bad = ids[(ids < least) | (ids >= vocab_size)].ravel()[0]
+            return f"{name} has id {bad}, the vocabulary ends at {vocab_size - 1}"
+    for ids, shown in state.tails:
+        if any(type(id) is not int or not 0 <= id < vocab_size for id in ids) or not isinstance(shown, int):
+            return "its text has ids beyond the vocabulary"
+    return ""
+
+
+def _wrong_cache(state: GenerationState, model: LanguageModel) -> str:
+    """Against the caches after one and two tokens: an axis on which they differ grows with the text."""
+    one, two = (_after(model, len(state), T) for T in (1, 2))
+    got = dict(tree_flatten(state.cache))
+    if got.keys() != one.keys():
+        other = sorted(got.keys() ^ one.keys())
+        return f"its cache has other parts ({', '.join(other[:3])})"
+    for name, array in got.items():
+        shapes = (getattr(a, "shape", None) for a in (array, one[name], two[name]))
+        shape, first, second = shapes
+        free = first is not None and second is not None and len(first) == len(second)
+        if not free or shape is None or len(shape) != len(first) or array.dtype != one[name].dtype:
+            return f"{name} of its cache is of another kind"
+        if any(n != a and a == b for n, a, b in zip(shape, first, second, strict=True)):
+            return f"{name} of its cache has shape {list(shape)}, not like {list(first)}"
+    return ""
+
+
+def _after(model: LanguageModel, B: int, T: int) -> dict[str, Any]:
+    with training_mode(model, False):
+        cache = model.forward(mx.zeros((B, T), mx.int32), model.make_cache()).cache
+    return dict(tree_flatten(cache))
+
+
+def _inconsistent(state: GenerationState, names: set[str]) -> str:
+    """Why the tensors of a file are no state of any model."""
+    rows = {array.shape[:1] for name, array in tree_flatten(state.cache)}
+    for name, (dtype, dimensions) in _OWN.items():
+        array = getattr(state, name)
+        rows.add(array.shape[:1])
+        if str(array.dtype) != f"mlx.core.{dtype}" or array.ndim != dimensions:
+            return f"{name} is {array.dtype} with {array.ndim} dimensions"
+    if other := sorted(n for n in names if n not in _OWN and not n.startswith("cache.")):
+        return f"it has {other[0]!a}"
+    if len(rows) != 1 or state.keys.shape[1] != 2 or len(state.tails) not in (0, len(state)):
+        return "its parts are of different numbers of conversations"
+    return ""
+
+
+def _digest(tensors: dict[str, mx.array], metadata: dict[str, str]) -> str:
+    """Of everything in the file, so that one flipped bit is noticed."""
+    said = json.dumps({k: v for k, v in metadata.items() if k != "digest"}, sort_keys=True)
+    digests = {name: tensor_digest(array) for name, array in tensors.items()}
+    return root_digest({**digests, "metadata": hashlib.sha256(said.encode()).hexdigest()})
+
+
+def _foreign(path: str | Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not a readable state file: {why}; it was not written by --state-out")
+
+
+def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """All tensors, evaluated (mx.load is lazy and reads the file again later), and the metadata."""
-    if not Path(path).is_file():
+    if not path.is_file():
         raise CheckpointError(f"no state file {path}; --state-out writes one")
     try:
+        _, findings = read_safetensors(path)
+        if findings:
+            raise _foreign(path, findings[0].got)
         tensors, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
         mx.eval(tensors)
-    except (RuntimeError, ValueError) as e:
-        raise CheckpointError(f"{path} is not a readable state file: {str(e).splitlines()[0]}") from None
+    except (RuntimeError, ValueError, OSError, TypeError) as e:
+        raise _foreign(path, (str(e).splitlines() or [type(e).__name__])[0]) from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {json.dumps(metadata.get('format'))}, expected {FORMAT!r}; "
-            "it was not written by kssm generate --state-out"
+            "it was not written by kssm generate --state-out of this version"
+        )
+    absent = [key for key in ("weights", "tokenizer", "tails", "digest") if key not in metadata]
+    if absent or metadata["digest"] != _digest(tensors, metadata):
+        raise CheckpointError(
+            f"{path} was changed after it was written, or is damaged; restore it, or start without --state-in"
         )
     return tensors, metadata

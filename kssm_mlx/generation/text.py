@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
-from kssm_mlx.data.tokenizers.streaming import StreamDecoder
-from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
+from kssm_mlx.data.tokenizers.streaming import StreamDecoder, Tail
+from kssm_mlx.errors import CheckpointError, ConfigError, DataError
 from kssm_mlx.generation.decode import Step, decode, resume, start
 from kssm_mlx.generation.sampling import Sampling
-from kssm_mlx.generation.state import GenerationState
+from kssm_mlx.generation.state import GenerationState, require_fit
 from kssm_mlx.models.base import LanguageModel, Trained
 
 
@@ -29,15 +29,17 @@ class Piece:
 class Completion:
     """What one row said.
 
-    ids and logprobs (nats, under the model before any filter) are of the drawn tokens, without the separator
-    that ended the row; state is where this row stands, ready to go on or to be saved.
+    ids and logprobs (nats, under the model before any filter) are of the drawn tokens, without the stop token
+    that ended the row ("separator"); state is where this row stands, ready to go on or be saved. A row that
+    ended at a stop string ("stop") has the ids that made it, and a text that ends before it. A character
+    that was cut at `max_tokens` is not in the text but in the state, and comes first when the row goes on.
     """
 
     prompt: str
     text: str
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finished: Literal["length", "separator"]
+    finished: Literal["length", "separator", "stop"]
     state: GenerationState
 
 
@@ -81,6 +83,7 @@ def stream(
     seeds: Sequence[int] | None = None,
     state: GenerationState | None = None,
     stop_at_separator: bool = True,
+    stop: Sequence[str] = (),
     **sampling: float | str,
 ) -> Generator[Piece, None, list[Completion]]:
     """Continue one or several prompts as one batch; yields text as it comes, returns the completions.
@@ -89,64 +92,112 @@ def stream(
     place in the batch. So equal prompts give equal rows under one `seed`; `seeds`, one per prompt, makes them
     differ. With `state`, each prompt is added to its row of the state (an empty one just goes on), and the
     random numbers go on too: `seed` and `seeds` are then not read. `sampling` takes the fields of `Sampling`.
+    A row ends at the tokenizer's `stop_ids` (unless not `stop_at_separator`) and at the strings of `stop`.
+    A new prompt gets what the tokenizer itself puts around one, such as `<s>`; one that goes on does not.
 
     Raises: ConfigError for options out of range, counts that do not match, or an empty prompt where there is
-    no separator to start from; WeightMismatch for a state of another tokenizer; DataError for text outside
+    no separator to start from; CheckpointError for a state of another tokenizer; DataError for text outside
     the model's vocabulary.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     settings = Sampling(**sampling)
     seeds = [seed] * len(prompts) if seeds is None else seeds
-    _refuse(tokenizer, prompts, max_tokens, seeds, state)
+    _refuse(tokenizer, prompts, max_tokens, seeds, state, stop)
+    if state is not None:
+        require_fit(state, model, tokenizer.vocab_size)
     steps = decode(
         model,
         _begin(model, tokenizer, prompts, seeds, state, settings.repetition_window),
         settings,
         vocab_size=tokenizer.vocab_size,
-        stop_token=tokenizer.separator_id if stop_at_separator else None,
+        stop_tokens=tokenizer.stop_ids if stop_at_separator else (),
         max_tokens=max_tokens,
     )
-    writers = [_Writer(i, prompt, tokenizer) for i, prompt in enumerate(prompts)]
+    tails = state.tails if state is not None and state.tails else [Tail()] * len(prompts)
+    writers = [_Writer(i, text, tokenizer, tails[i], stop) for i, text in enumerate(prompts)]
     for step in steps:
         yield from _advance(writers, step)
-    yield from (piece for writer in writers if (piece := writer.close()))
-    return [writer.completion(step.state) for writer in writers]
+        if all(writer.finished for writer in writers):
+            break
+    yield from (piece for writer in writers if (piece := writer.close(step.state)))
+    return [writer.completion() for writer in writers]
 
 
 class _Writer:
-    """One row's tokens so far and the decoder that turns them into whole characters."""
+    """One row's tokens so far and the decoder that turns them into whole characters.
 
-    def __init__(self, row: int, prompt: str, tokenizer: Tokenizer):
-        self.row, self.prompt, self.decoder = row, prompt, StreamDecoder(tokenizer)
-        self.text, self.ids, self.logprobs, self.stopped = "", [], [], False
+    What may be the beginning of a stop string is kept back until it is one or not.
+    """
 
-    def add(self, token: int, logprob: float) -> Piece | None:
+    def __init__(self, row: int, prompt: str, tokenizer: Tokenizer, tail: Tail, stop: Sequence[str]):
+        self.row, self.prompt, self.decoder = row, prompt, _decoder(tokenizer, prompt, tail)
+        self.stop, self.kept = stop, ""
+        self.text, self.ids, self.logprobs = "", [], []
+        self.finished: Literal["length", "separator", "stop"] | None = None
+        self.state: GenerationState | None = None
+
+    def add(self, token: int, logprob: float, state: GenerationState) -> Piece | None:
         self.ids.append(token)
         self.logprobs.append(logprob)
-        return self._emit(self.decoder.push(token))
+        self.kept += self.decoder.push(token)
+        at = _first(self.kept, self.stop)
+        if at is not None:
+            self.kept = self.kept[:at]
+            self.end("stop", state)
+        return self._emit(len(self.kept) if self.finished else _settled(self.kept, self.stop))
 
-    def close(self) -> Piece | None:
-        return self._emit(self.decoder.finish())
+    def end(self, why: Literal["length", "separator", "stop"], state: GenerationState) -> None:
+        self.finished = why
+        self.state = replace(state.row(self.row), tails=(self.decoder.tail,))
 
-    def completion(self, state: GenerationState) -> Completion:
-        finished = "separator" if self.stopped else "length"
+    def close(self, state: GenerationState) -> Piece | None:
+        """The rest of the text of a row that ended; a character that was cut waits in the state."""
+        if self.finished is None:
+            self.end("length", state)
+        if self.finished == "separator":
+            self.kept += self.decoder.finish()
+        return self._emit(len(self.kept))
+
+    def completion(self) -> Completion:
         ids, logprobs = tuple(self.ids), tuple(self.logprobs)
-        return Completion(self.prompt, self.text, ids, logprobs, finished, state.row(self.row))
+        return Completion(self.prompt, self.text, ids, logprobs, self.finished, self.state)
 
-    def _emit(self, text: str) -> Piece | None:
-        self.text += text
-        return Piece(self.row, text) if text else None
+    def _emit(self, characters: int) -> Piece | None:
+        new, self.kept = self.kept[:characters], self.kept[characters:]
+        self.text += new
+        return Piece(self.row, new) if new else None
+
+
+def _decoder(tokenizer: Tokenizer, prompt: str, tail: Tail) -> StreamDecoder:
+    """Behind the prompt: the first token may begin with a space that is dropped at the start of a text."""
+    if not prompt:
+        return StreamDecoder(tokenizer, tail)
+    return StreamDecoder.after(tokenizer, [*tail.ids, *tokenizer.encode_special(prompt)])
+
+
+def _first(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first stop string begins; None where there is none."""
+    return min((at for word in stop if (at := text.find(word)) >= 0), default=None)
+
+
+def _settled(text: str, stop: Sequence[str]) -> int:
+    """How many characters of a text cannot belong to a stop string any more."""
+    longest = max(
+        (n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])),
+        default=0,
+    )
+    return len(text) - longest
 
 
 def _advance(writers: list[_Writer], step: Step) -> Generator[Piece, None, None]:
-    """Hand each row that was still going its token; the separator ends a row and is not part of its text."""
+    """Hand each row that was still going its token; a stop token ends a row and is not part of its text."""
     values = zip(writers, step.token.tolist(), step.logprob.tolist(), step.active.tolist())
     for writer, token, logprob, active in values:
-        if writer.stopped:
+        if writer.finished:
             continue
         if not active:
-            writer.stopped = True
-        elif piece := writer.add(token, logprob):
+            writer.end("separator", step.state)
+        elif piece := writer.add(token, logprob, step.state):
             yield piece
 
 
@@ -159,7 +210,8 @@ def _begin(
     window: int,
 ) -> GenerationState:
     """The state after reading the prompts, from the given state or from a blank one."""
-    rows = [_encode(tokenizer, text, model.args.vocab_size) for text in prompts]
+    encode = tokenizer.encode_prompt if state is None else tokenizer.encode_special
+    rows = [_checked(tokenizer, encode(text), model.args.vocab_size) for text in prompts]
     if state is not None:
         return resume(model, state, rows, window)
     rows = [row if len(row) else _blank(tokenizer) for row in rows]
@@ -172,7 +224,10 @@ def _refuse(
     max_tokens: int,
     seeds: Sequence[int],
     state: GenerationState | None,
+    stop: Sequence[str],
 ) -> None:
+    if isinstance(stop, str) or not all(stop):
+        raise ConfigError("stop is a list of strings of at least one character")
     if tokenizer is None:
         raise ConfigError("this model came without a tokenizer, so it cannot read a prompt")
     if not prompts:
@@ -186,15 +241,15 @@ def _refuse(
     if state is not None and len(state) != len(prompts):
         raise ConfigError(f"{len(prompts)} prompts for a state of {len(state)} conversations; give one each")
     if state is not None and state.tokenizer_digest != tokenizer.digest:
-        raise WeightMismatch(
+        raise CheckpointError(
             f"the state was written with tokenizer {state.tokenizer_digest[:12]}, this model uses "
             f"{tokenizer.digest[:12]}; their token ids mean different text"
         )
 
 
-def _encode(tokenizer: Tokenizer, text: str, vocab_size: int) -> np.ndarray:
+def _checked(tokenizer: Tokenizer, ids: np.ndarray, vocab_size: int) -> np.ndarray:
     """Token ids, all of which the model has an embedding for: MLX does not check bounds when it gathers."""
-    ids = np.asarray(tokenizer.encode(text), dtype=np.int32)
+    ids = np.asarray(ids, dtype=np.int32)
     if len(ids) and ids.max() >= vocab_size:
         raise DataError(
             f"the prompt has token {ids.max()}, the model's vocabulary ends at {vocab_size - 1}; "

@@ -81,14 +81,14 @@ def code_lengths(sequences: np.ndarray, vocab_size: int, order: int, stride: int
         return nats
     context = np.broadcast_to(np.arange(B)[:, None], (B, L - reach))
     for lag in range(stride, reach + 1, stride):
-        context = _joined(context, sequences[:, reach - lag : L - lag], vocab_size)
+        context = _join_codes(context, sequences[:, reach - lag : L - lag], vocab_size)
     n_c = _seen_before(context)
-    n_cx = _seen_before(_joined(context, sequences[:, reach:], vocab_size))
+    n_cx = _seen_before(_join_codes(context, sequences[:, reach:], vocab_size))
     nats[:, reach:] = -np.log((n_cx + ALPHA / vocab_size) / (n_c + ALPHA))
     return nats
 
 
-def _joined(context: np.ndarray, tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+def _join_codes(context: np.ndarray, tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     """One small number for (context, token), renumbered so that long contexts cannot overflow."""
     codes = context * vocab_size + tokens
     return np.unique(codes, return_inverse=True)[1].reshape(codes.shape)

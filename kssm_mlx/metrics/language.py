@@ -109,7 +109,7 @@ class Evaluation:
         return self.perplexity * self.loss_se
 
 
-def evaluation(window_losses: np.ndarray, per: Literal["token", "char"] = "token") -> Evaluation:
+def summarize_losses(window_losses: np.ndarray, per: Literal["token", "char"] = "token") -> Evaluation:
     """Summary of the mean losses of windows of equal length; with one window the standard error is NaN.
 
     Tokens in one window depend on each other, so the window is the independent unit.

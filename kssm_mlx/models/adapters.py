@@ -45,7 +45,7 @@ class LoRALinear(nn.Module):
         return fused
 
 
-def attach(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> list[str]:
+def attach_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> list[str]:
     """Freeze `model` and put an adapter beside each wide projection of its blocks; returns their names.
 
     Wide is what `quant_predicate` lets be quantised: the projections that set the dynamics stay untouched.
@@ -73,7 +73,7 @@ def attach(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> list[str
     return names
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse_lora(model: nn.Module) -> nn.Module:
     """`model` with every adapter added into its projection, in place; one without any is left as it is."""
     fused = [(name, m.fused()) for name, m in model.named_modules() if isinstance(m, LoRALinear)]
     if fused:

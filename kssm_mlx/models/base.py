@@ -235,7 +235,7 @@ def with_parameters(model: nn.Module, parameters: Mapping, call):
 
 
 @contextmanager
-def mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
+def training_mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
     """The model in training or evaluation mode, put back as it was."""
     before = model.training
     model.train(training)

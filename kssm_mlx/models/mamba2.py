@@ -71,8 +71,7 @@ class Mamba2Config:
     def from_huggingface(cls, values: dict[str, Any]) -> Mamba2Config:
         """From a Hugging Face `config.json`. Raises: ConfigError for missing keys and unsupported values."""
         refuse_unless(values, "hidden_act", "silu", "swish")
-        low, high = values.get("time_step_limit", (0.0, float("inf")))
-        return cls(
+        found = cls(
             vocab_size=require_field(values, "vocab_size"),
             hidden_size=require_field(values, "hidden_size"),
             num_hidden_layers=require_field(values, "num_hidden_layers"),
@@ -80,13 +79,19 @@ class Mamba2Config:
             head_dim=values.get("head_dim", 64),
             n_groups=values.get("n_groups", 8),
             state_size=values.get("state_size", 128),
-            time_step_limit=(float(low), float(high)),
+            time_step_limit=limits(values.get("time_step_limit")),
             tie_word_embeddings=values.get("tie_word_embeddings", False),
             **pick_given(
                 values, "conv_kernel", "use_bias", "use_conv_bias", "layer_norm_epsilon", "residual_in_fp32"
             ),
             **pick_given(values, "norm_before_gate"),
         )
+        if "expand" in values and values["expand"] * found.hidden_size != found.channels:
+            raise ConfigError(
+                f"config.json has expand {values['expand']} times hidden_size {found.hidden_size}, which is "
+                f"not num_heads {found.num_heads} times head_dim {found.head_dim}; one of them is wrong"
+            )
+        return found
 
     @classmethod
     def from_state_spaces(cls, values: dict[str, Any]) -> Mamba2Config:
@@ -108,9 +113,16 @@ class Mamba2Config:
             use_bias=ssm.get("bias", False),
             use_conv_bias=ssm.get("conv_bias", True),
             norm_before_gate=ssm.get("norm_before_gate", False),
+            time_step_limit=limits(ssm.get("dt_limit")),
             residual_in_fp32=values.get("residual_in_fp32", True),
             tie_word_embeddings=values.get("tie_embeddings", True),
         )
+
+
+def limits(pair: Any) -> tuple[float, float]:
+    """The least and the largest step; without any, no step is cut. Raises: ValueError for no pair."""
+    low, high = (0.0, float("inf")) if pair is None else map(float, pair)
+    return low, high
 
 
 SIZES = {

@@ -47,7 +47,9 @@ from kssm_mlx.ops.wkv7 import wkv7
 
 @dataclass(frozen=True)
 class RWKV7Config:
-    """*_low_rank_dim: inner widths of the low-rank maps behind decay w, rate a, value mix v and gate g."""
+    """*_low_rank_dim: inner widths of the low-rank maps behind decay w, rate a, value mix v and gate g.
+    head_norm_eps: of the norm over each head; head_dim times norm_eps when None, as in `fla`.
+    """
 
     vocab_size: int
     hidden_size: int = 128
@@ -59,6 +61,7 @@ class RWKV7Config:
     v_low_rank_dim: int = 32
     gate_low_rank_dim: int = 64
     norm_eps: float = 1e-5
+    head_norm_eps: float | None = None
     tie_word_embeddings: bool = False
     model_type: Literal["rwkv7"] = "rwkv7"
 
@@ -75,6 +78,10 @@ class RWKV7Config:
     def wide(self) -> int:
         return self.intermediate_size or 4 * self.hidden_size
 
+    @property
+    def heads_eps(self) -> float:
+        return self.norm_eps * self.head_dim if self.head_norm_eps is None else self.head_norm_eps
+
     @classmethod
     def from_huggingface(cls, values: dict[str, Any]) -> RWKV7Config:
         """From fla's `config.json`. Raises: ConfigError for missing keys and unsupported values."""
@@ -83,15 +90,31 @@ class RWKV7Config:
         refuse_unless(values, "norm_bias", True)
         refuse_unless(values, "attn", None)
         hidden = require_field(values, "hidden_size")
+        head_dim = values.get("head_dim") or hidden // require_field(values, "num_heads")
+        _refuse_other_widths(values, hidden, head_dim)
         ratio = values.get("hidden_ratio") or 4
         return cls(
             vocab_size=require_field(values, "vocab_size"),
             hidden_size=hidden,
             num_hidden_layers=require_field(values, "num_hidden_layers"),
-            head_dim=values.get("head_dim") or hidden // require_field(values, "num_heads"),
+            head_dim=head_dim,
             intermediate_size=values.get("intermediate_size") or 32 * math.ceil(hidden * ratio / 32),
             **{name: values.get(name) or low_rank(hidden, factor) for name, factor in LOW_RANKS.items()},
-            **pick_given(values, "norm_eps", "tie_word_embeddings"),
+            **pick_given(values, "norm_eps", "head_norm_eps", "tie_word_embeddings"),
+        )
+
+
+def _refuse_other_widths(values: dict[str, Any], hidden: int, head_dim: int) -> None:
+    """Raises: ConfigError for values of another width than keys, and heads that do not fill the width."""
+    widths = values.get("value_dim")
+    if widths is not None and any(w != hidden for w in (widths if isinstance(widths, list) else [widths])):
+        raise ConfigError(
+            f"config.json has value_dim = {widths!r}; only hidden_size, {hidden}, is implemented"
+        )
+    heads = values.get("num_heads")
+    if heads is not None and heads * head_dim != hidden:
+        raise ConfigError(
+            f"config.json has {heads} heads of {head_dim}, which do not fill hidden_size {hidden}"
         )
 
 
@@ -188,7 +211,7 @@ class TimeMixing(nn.Module):
         self.k_proj = linear(keys[5], D, D, std=0.1 * (12 * D) ** -0.5)
         self.v_proj = linear(keys[6], D, D, std=(12 * D) ** -0.5)
         self.o_proj = linear(keys[6], D, D, std=0.0)
-        self.g_norm = HeadNorm(H, K, config.norm_eps * K, ((layer + 1) / L) ** 0.7)
+        self.g_norm = HeadNorm(H, K, config.heads_eps, ((layer + 1) / L) ** 0.7)
 
     def __call__(self, x, shift, state, v_first, resets, lengths, tap=None, inside=None):
         mu = mx.concatenate([self[f"x_{name}"].reshape(1, -1) for name in "rwkvag"])

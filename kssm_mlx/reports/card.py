@@ -34,13 +34,13 @@ def write_card(run: Run, pictures: Sequence[Path] = ()) -> Path:
     return path
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table; pipes and line breaks inside cells are made harmless."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
 
 
-def measure(value: float | None, error: float | None = None, digits: int = 4) -> str:
+def format_measure(value: float | None, error: float | None = None, digits: int = 4) -> str:
     """1.5402 ± 0.0120, or a word where nothing was measured."""
     if value is None:
         return "not measured"
@@ -74,17 +74,20 @@ def _reached(run: Run, name: str) -> float | None:
     return (run.best or {}).get(name, steps[-1] if steps.size else run.measured(name))
 
 
-def results(run: Run) -> list[tuple[str, str]]:
+def result_rows(run: Run) -> list[tuple[str, str]]:
     """What came out, with units and one standard error, and the ladder of counting on the same text."""
     best = run.best
     if best is None:
         return [("validation", "no evaluation yet")]
     nats, bits, se = best["nats_per_token"], best.get("bits_per_byte"), best.get("se")
     return [
-        ("validation loss, nats/token", measure(nats, se)),
-        ("validation bits/byte", measure(bits, se * bits / nats if se and bits else None)),
-        ("perplexity", measure(best.get("perplexity"), best.get("perplexity_se"), 3)),
-        ("context gain, nats", measure(run.measured("context_gain"), run.measured("context_gain_se"), 3)),
+        ("validation loss, nats/token", format_measure(nats, se)),
+        ("validation bits/byte", format_measure(bits, se * bits / nats if se and bits else None)),
+        ("perplexity", format_measure(best.get("perplexity"), best.get("perplexity_se"), 3)),
+        (
+            "context gain, nats",
+            format_measure(run.measured("context_gain"), run.measured("context_gain_se"), 3),
+        ),
         *of_task(best),
         *((f"{rung} of the same text, nats/token", f"{value:.4f}") for rung, value in run.ladder.items()),
     ]
@@ -101,7 +104,7 @@ def of_task(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(words, f"{numbers[name]:.4f}") for name, words in names.items()] if "skill" in numbers else []
 
 
-def samples(run: Run) -> list[tuple[str, str]]:
+def sample_texts(run: Run) -> list[tuple[str, str]]:
     """How each sample of the last evaluation was drawn, and its prompt and continuation."""
     last = run.samples[-1]["step"] if run.samples else None
     shown = [s for s in run.samples if s["step"] == last][:SAMPLES_SHOWN]
@@ -109,7 +112,7 @@ def samples(run: Run) -> list[tuple[str, str]]:
 
 
 def _result(run: Run) -> str:
-    said = [_sentence(against_expected(run)), table(("", ""), results(run))]
+    said = [_sentence(against_expected(run)), markdown_table(("", ""), result_rows(run))]
     if run.best:
         at = f"at step {run.best['step']} of {run.steps}"
         said.append(f"Best of {len(run.of('eval'))} evaluations, {at}; ± is one standard error.")
@@ -122,7 +125,7 @@ def _setting(run: Run) -> str:
     for section in ("data", "model", "configuration", "train"):
         values = run.recipe.get(section, {})
         rows.append((section, ", ".join(f"{k} {v}" for k, v in values.items() if not isinstance(v, dict))))
-    return table(("", ""), rows)
+    return markdown_table(("", ""), rows)
 
 
 def _checks(run: Run) -> str:
@@ -131,7 +134,7 @@ def _checks(run: Run) -> str:
         for stage, checks in run.checks.items()
         for c in checks
     ]
-    return table(("stage", "check", "verdict", "got", "expected"), rows) if rows else ""
+    return markdown_table(("stage", "check", "verdict", "got", "expected"), rows) if rows else ""
 
 
 def _verdict(check: dict[str, Any]) -> str:
@@ -140,7 +143,7 @@ def _verdict(check: dict[str, Any]) -> str:
 
 
 def _samples(run: Run) -> str:
-    return "\n\n".join(f"{label}:\n\n{_block(text)}" for label, text in samples(run))
+    return "\n\n".join(f"{label}:\n\n{_block(text)}" for label, text in sample_texts(run))
 
 
 def _drawn(sample: dict[str, Any]) -> str:
@@ -157,7 +160,7 @@ def _environment(run: Run) -> str:
     for group in ("device", "packages", "switches"):
         if facts.get(group):
             rows.append((group, ", ".join(f"{k} {v}" for k, v in facts[group].items())))
-    return table(("", ""), rows) if rows else ""
+    return markdown_table(("", ""), rows) if rows else ""
 
 
 def _commands(run: Run) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from kssm_mlx import files
 from kssm_mlx.errors import CheckpointError, ConfigError
-from kssm_mlx.reports.card import measure, table
+from kssm_mlx.reports.card import format_measure, markdown_table
 from kssm_mlx.reports.claims import state_claims
 from kssm_mlx.reports.run import Run
 from kssm_mlx.reports.style import MARKERS, MUTED, PALETTE, picture
@@ -111,7 +111,7 @@ def summary(runs: list[Run]) -> str:
     settings = [_settings(run.recipe) for run in runs]
     varied = sorted({key for s in settings for key in s if len({repr(t.get(key)) for t in settings}) > 1})
     nats = _same_tokens(runs)
-    return table(HEADER, (_row(run, s, varied, nats) for run, s in zip(runs, settings)))
+    return markdown_table(HEADER, (_row(run, s, varied, nats) for run, s in zip(runs, settings)))
 
 
 def _same_tokens(runs: list[Run]) -> bool:
@@ -126,9 +126,9 @@ def _row(run: Run, settings: dict[str, Any], varied: list[str], nats: bool) -> t
         ", ".join(f"{key} {settings[key]}" for key in varied if key in settings),
         f"{parameters:,}" if parameters else "not recorded",
         str(run.steps),
-        measure(best.get("nats_per_token"), best.get("se")) if nats else "other tokens",
-        measure(best.get("bits_per_byte")),
-        measure(run.measured("context_gain"), run.measured("context_gain_se"), 3),
+        format_measure(best.get("nats_per_token"), best.get("se")) if nats else "other tokens",
+        format_measure(best.get("bits_per_byte")),
+        format_measure(run.measured("context_gain"), run.measured("context_gain_se"), 3),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from kssm_mlx.oscillators.zones import PROFILES, TARGETS, Target
 from kssm_mlx.reports.run import Run
-from kssm_mlx.reports.style import MUTED, PALETTE, heading, picture, trend
+from kssm_mlx.reports.style import MUTED, PALETTE, draw_heading, draw_trend, picture
 
 ZONE = {"color": PALETTE[2], "alpha": 0.14, "linewidth": 0}
 
@@ -40,19 +40,19 @@ def plot_losses(run: Run, path: Path) -> Path:
         (total, terms), (perplexity, actions) = figure.subplots(2, 2)
         steps, loss = run.series("train", "loss")
         added = {name: run.series("train", name) for name in _terms(run)}
-        trend(total, steps, _objective(run), PALETTE[0])
+        draw_trend(total, steps, _objective(run), PALETTE[0])
         total.set(title="what is trained on: cross-entropy and terms", xlabel="step")
         for (name, series), colour in zip(added.items(), PALETTE[1:]):
-            trend(terms, *series, colour, label=name.removeprefix("term_"))
-        trend(terms, steps, loss, PALETTE[0], label="cross-entropy, nats/token")
+            draw_trend(terms, *series, colour, label=name.removeprefix("term_"))
+        draw_trend(terms, steps, loss, PALETTE[0], label="cross-entropy, nats/token")
         terms.set(title="each by itself, as weighted", xlabel="step")
         terms.legend(fontsize=8.5)
-        trend(perplexity, steps, np.exp(loss), PALETTE[3])
+        draw_trend(perplexity, steps, np.exp(loss), PALETTE[3])
         perplexity.set(title="perplexity of the training batches", xlabel="step", yscale="log")
         perplexity.yaxis.set_major_formatter("{x:g}")
         perplexity.yaxis.set_minor_formatter("{x:g}")
         _bars(actions, Counter(row["action"] for row in run.of("train") if "action" in row))
-        heading(figure, f"{run.name}: losses and actions")
+        draw_heading(figure, f"{run.name}: losses and actions")
     return path
 
 
@@ -64,13 +64,13 @@ def plot_zone(run: Run, path: Path) -> Path:
         ranges = {"R": aim.R, "U": aim.U, "RU": product}
         titles = {"R": "order parameter R", "U": "uncertainty U, of ln V", "RU": "R · U"}
         for ax, (column, among), colour in zip(axes, ranges.items(), PALETTE):
-            trend(ax, *run.series("train", column), colour)
+            draw_trend(ax, *run.series("train", column), colour)
             if among:
                 ax.axhspan(*among, **ZONE, label=f"target {among[0]:g} to {among[1]:g}")
                 ax.legend(fontsize=8.5)
             ax.set(title=titles[column], xlabel="step", ylim=(-0.02, 1.02))
         _portrait(figure, axes[3], run, aim)
-        heading(figure, f"{run.name}: target {run.recipe['monitor']['target']!r} ({aim.used_by})")
+        draw_heading(figure, f"{run.name}: target {run.recipe['monitor']['target']!r} ({aim.used_by})")
     return path
 
 

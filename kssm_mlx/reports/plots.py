@@ -10,7 +10,7 @@ import numpy as np
 
 from kssm_mlx.reports.phases import plot_phases
 from kssm_mlx.reports.run import Run
-from kssm_mlx.reports.style import INK, MUTED, PALETTE, heading, picture, shades, trend
+from kssm_mlx.reports.style import INK, MUTED, PALETTE, draw_heading, draw_trend, picture, shades
 
 DYNAMICS = {
     "R": "order parameter R (0 incoherent, 1 in phase)",
@@ -39,7 +39,7 @@ def plot_loss(run: Run, path: Path) -> Path:
     """Training loss raw and smoothed, validation with its standard error, and the ladder of counting."""
     with picture(path, (9, 5.2)) as figure:
         ax = figure.add_subplot()
-        trend(ax, *run.series("train", "loss"), PALETTE[0], label="training, raw and smoothed")
+        draw_trend(ax, *run.series("train", "loss"), PALETTE[0], label="training, raw and smoothed")
         _validation(ax, run)
         _ladder(ax, run)
         ax.set(xlabel="step", ylabel="nats per token", title=f"{run.name}: loss")
@@ -58,7 +58,7 @@ def plot_dynamics(run: Run, path: Path) -> Path:
         for ax in axes[len(shown) :]:
             ax.remove()
         figure.supxlabel("step", fontsize=10)
-        heading(figure, f"{run.name}: oscillators, mean over batch, time and groups")
+        draw_heading(figure, f"{run.name}: oscillators, mean over batch, time and groups")
         handles, labels = axes[0].get_legend_handles_labels()
         if len(labels) <= 12:
             figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
@@ -74,7 +74,7 @@ def plot_optimisation(run: Run, path: Path) -> Path:
             for event in run.of("event"):
                 ax.axvline(event["step"], color=MUTED, linewidth=0.8, linestyle=":")
         ax.set_xlabel("step")
-        heading(figure, f"{run.name}: optimisation")
+        draw_heading(figure, f"{run.name}: optimisation")
     return path
 
 
@@ -114,7 +114,7 @@ def _blocks(ax: Any, run: Run, quantity: str) -> None:
             ax.plot(steps, values, ".", markersize=2, color=colour)
             ax.set_ylim(-np.pi, np.pi)
         else:
-            trend(ax, steps, values, colour, label=f"block {number}")
+            draw_trend(ax, steps, values, colour, label=f"block {number}")
     if quantity == "lyapunov":
         ax.axhline(0, color=INK, linewidth=0.8)
     ax.set_title(DYNAMICS[quantity], weight="normal")
@@ -127,7 +127,7 @@ def _curve(ax: Any, steps: np.ndarray, values: np.ndarray, column: str) -> None:
     if column == "lr":
         ax.plot(steps, values, color=PALETTE[0], linewidth=1.6)
     else:
-        trend(ax, steps, values, PALETTE[0])
+        draw_trend(ax, steps, values, PALETTE[0])
     if column == "grad_norm":
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

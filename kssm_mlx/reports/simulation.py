@@ -9,7 +9,7 @@ import numpy as np
 
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.reports.style import INK, MUTED, PALETTE, heading, picture, shades
+from kssm_mlx.reports.style import INK, MUTED, PALETTE, draw_heading, picture, shades
 
 POINTS = 1500  # oscillators drawn; more only hide each other
 STARTS = {"random": "random start", "aligned": "aligned start", "unstable": "unstable"}
@@ -46,7 +46,7 @@ def describe(setup: Any) -> str:
 
 def _draw_run(simulation: Any, path: Path) -> None:
     with picture(path, (13, 4.2)) as figure:
-        heading(figure, f"{describe(simulation.setup)}, K = {simulation.setup.K[0]:g}")
+        draw_heading(figure, f"{describe(simulation.setup)}, K = {simulation.setup.K[0]:g}")
         time, where, locked = figure.subplots(1, 3, width_ratios=(1.5, 1, 1.2))
         _order_in_time(time, simulation)
         if simulation.phases.ndim == 3:
@@ -131,7 +131,7 @@ def _sphere(disc: Any, ax: Any, x: np.ndarray) -> None:
 
 def _draw_sweep(simulation: Any, path: Path) -> None:
     with picture(path, (11.5, 4.4)) as figure:
-        heading(figure, describe(simulation.setup))
+        draw_heading(figure, describe(simulation.setup))
         transition, time = figure.subplots(1, 2, width_ratios=(1.25, 1))
         _transition(transition, simulation)
         _runs_in_time(time, simulation)

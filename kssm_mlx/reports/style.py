@@ -63,19 +63,19 @@ def shades(n: int) -> list[Any]:
     return list(matplotlib.colormaps["viridis"](np.linspace(0.05, 0.8, n)))
 
 
-def smooth(values: np.ndarray, width: int) -> np.ndarray:
+def moving_average(values: np.ndarray, width: int) -> np.ndarray:
     """Moving average over the values at most width/2 away; at the ends over those that exist."""
     sums, at, n = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values)), len(values)
     first, last = np.maximum(at - width // 2, 0), np.minimum(at + width // 2 + 1, n)
     return (sums[last] - sums[first]) / (last - first)
 
 
-def trend(ax: Any, steps: np.ndarray, values: np.ndarray, colour: Any, label: str | None = None) -> None:
+def draw_trend(ax: Any, steps: np.ndarray, values: np.ndarray, colour: Any, label: str | None = None) -> None:
     """The values as they are, pale, and their moving average over a fortieth of the run on top."""
     ax.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
-    ax.plot(steps, smooth(values, len(values) // 40), color=colour, linewidth=1.6, label=label)
+    ax.plot(steps, moving_average(values, len(values) // 40), color=colour, linewidth=1.6, label=label)
 
 
-def heading(figure: Any, text: str) -> None:
+def draw_heading(figure: Any, text: str) -> None:
     """The title of a picture with several panels."""
     figure.suptitle(text, x=0.01, ha="left", fontsize=12, weight="bold")

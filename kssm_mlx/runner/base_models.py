@@ -50,8 +50,8 @@ def _train_and_export(name: str, home: Path, train: Callable[..., Any]) -> None:
     export(
         trained.model,
         home / "model",
-        tokenizer_files=tokenizer_files(trained.tokenizer),
-        end_of_text=trained.tokenizer.separator_id,
+        side_files=tokenizer_files(trained.tokenizer),
+        token_ids={"eos_token_id": list(trained.tokenizer.stop_ids)},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.nn as nn
 from mlx.utils import tree_flatten
@@ -12,11 +12,13 @@ from mlx.utils import tree_flatten
 from kssm_mlx.checks.core.registry import NotMeasurable
 from kssm_mlx.checks.pretrained.subject import Host
 from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
+from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.adapters import fuse
+from kssm_mlx.models.adapters import fuse_lora
 from kssm_mlx.models.base import Trained
 from kssm_mlx.runner.load import load
 from kssm_mlx.weights import export as folders
+from kssm_mlx.weights import side_files
 from kssm_mlx.weights.quantize import quantize
 
 
@@ -50,8 +52,8 @@ def export(
     Raises: ConfigError, DataError for what the format or its tokenizer files cannot hold; WeightMismatch,
         CheckpointError for weights that are not good.
     """
-    trained = _open(source, verify, on_open)
-    fuse(trained.model)
+    trained = _open_for_export(source, verify, on_open)
+    fuse_lora(trained.model)
     return _write(trained, folder, format, tokenizer)
 
 
@@ -74,16 +76,16 @@ def convert(
     Raises: as `export`; ConfigError for settings that do not exist.
     """
     folders.refuse_used(folder)
-    trained = _open(source, verify, on_open)
-    model = fuse(trained.model)
-    bytes_before, loss_before = _bytes(model), _loss(trained, text)
+    trained = _open_for_export(source, verify, on_open)
+    model = fuse_lora(trained.model)
+    bytes_before, loss_before = _count_bytes(model), _score(trained, text)
     modules = quantize(model, bits, mode, group_size)
-    loss_after = _loss(trained, text)
+    loss_after = _score(trained, text)
     _write(trained, folder, "mlx-lm", tokenizer)
-    return Conversion(modules, (bytes_before, _bytes(model)), (loss_before, loss_after))
+    return Conversion(modules, (bytes_before, _count_bytes(model)), (loss_before, loss_after))
 
 
-def _open(source: str | Path, verify: bool, on_open: Callable[[Trained], None] | None) -> Trained:
+def _open_for_export(source: str | Path, verify: bool, on_open: Callable[[Trained], None] | None) -> Trained:
     trained = load(source, verify=verify)
     if hasattr(trained.model, "graft"):
         raise ConfigError(
@@ -96,16 +98,28 @@ def _open(source: str | Path, verify: bool, on_open: Callable[[Trained], None] |
 
 def _write(trained: Trained, folder: str | Path, format: str, tokenizer: bool) -> Path:
     written = trained.tokenizer if tokenizer else None
+    source = trained.notes.get("path")  # of a model that others wrote: its side files are carried unchanged
+    own = source is not None and bool(written) and side_files.has_huggingface_tokenizer(Path(source))
+    made = tokenizer_files(written) if written and not own else {}
+    beside = side_files.carried(Path(source), tokenizer=own) if source else {}
+    named = side_files.token_ids(Path(source)) if source else {}
     return folders.export(
         trained.model,
         folder,
         format=format,
-        tokenizer_files=tokenizer_files(written) if written else {},
-        end_of_text=written.separator_id if written else None,
+        side_files={**made, **beside},
+        token_ids=_with_end(named, written),
     )
 
 
-def _loss(trained: Trained, text: str | None) -> Loss:
+def _with_end(named: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What config.json says of special tokens; where the source names no end, where our generation stops."""
+    if "eos_token_id" in named or tokenizer is None or not tokenizer.stop_ids:
+        return named
+    return {**named, "eos_token_id": list(tokenizer.stop_ids)}
+
+
+def _score(trained: Trained, text: str | None) -> Loss:
     """A fresh Host each time: it remembers what it has measured."""
     try:
         return Loss(Host(trained.model, tokenizer=trained.tokenizer, text=text).evaluation["nats_per_token"])
@@ -113,5 +127,5 @@ def _loss(trained: Trained, text: str | None) -> Loss:
         return Loss(None, str(e))
 
 
-def _bytes(model: nn.Module) -> int:
+def _count_bytes(model: nn.Module) -> int:
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()))

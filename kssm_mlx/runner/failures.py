@@ -43,7 +43,7 @@ def break_context(context: Context) -> Context:
     return FAILURES[name](context) if name else context
 
 
-def recast(model: Any, *defects: type) -> Any:
+def recast_model(model: Any, *defects: type) -> Any:
     """The same object and parameters, with the methods of `defects` before those of its class."""
     model.__class__ = type(defects[0].__name__, (*defects, type(model)), {})
     return model
@@ -60,7 +60,7 @@ def weights_never_loaded(context: Context) -> Context:
 @register_failure("random-logits")
 def random_logits(context: Context) -> Context:
     """The hidden states are drawn, and so are the logits; the parameters have no part in them."""
-    recast(context.model, RandomLogits)
+    recast_model(context.model, RandomLogits)
     return context
 
 

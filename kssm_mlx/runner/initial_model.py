@@ -102,7 +102,7 @@ def _build_on_base(
     _refuse_other_tokens(host, data)
     model = host.model
     if section.train == "lora":
-        adapters.attach(model, section.rank, section.alpha, seed)
+        adapters.attach_lora(model, section.rank, section.alpha, seed)
     if section.train == "frozen":
         model.freeze()
     if section.graft:

@@ -20,6 +20,7 @@ from kssm_mlx.weights.audit.shipped_manifests import shipped_manifests
 from kssm_mlx.weights.hub.resolve import Resolved, resolve
 from kssm_mlx.weights.io.container import Container
 from kssm_mlx.weights.loader import load_weights
+from kssm_mlx.weights.side_files import ends_of_text
 
 
 def open_model(
@@ -35,21 +36,23 @@ def open_model(
         resolved.path,
         verify=verify,
         dtype=dtype,
-        expected=known(resolved).digests,
+        expected=find_manifest(resolved).digests,
         promised=resolved.sha256,
         meter=meter,
     )
-    notes = {**loaded.notes, "revision": resolved.revision, "path": str(resolved.path)}
+    notes = {**loaded.notes, "revision": resolved.revision, "path": str(loaded.inspection.container.folder)}
     rows = loaded.config.vocab_size
-    tokenizer = tokenizer_of(loaded.inspection.container, rows, known(resolved))
+    tokenizer = tokenizer_of(loaded.inspection.container, rows, find_manifest(resolved))
     if tokenizer is None:
         notes["hint"] = f"no tokenizer for {rows:,} embedding rows: put its tokenizer.json beside the weights"
     elif verify:
         _refuse_other_tokenizer(tokenizer, rows, source)
+    if tokenizer and (ends := ends_of_text(loaded.inspection.container.folder, tokenizer.id_of)):
+        tokenizer.stop_ids = ends
     return Trained(loaded.model, tokenizer, str(source), loaded.digest, notes)
 
 
-def known(resolved: Resolved) -> Manifest:
+def find_manifest(resolved: Resolved) -> Manifest:
     """What the package knows of a repository; nothing of a path."""
     return shipped_manifests().get(resolved.repo or "") or Manifest()
 

@@ -29,7 +29,7 @@ def open_targets(targets: Sequence[str | Path], model: str | None = None) -> Con
     """
     if not targets and not model:
         raise ConfigError("kssm verify needs a recipe, a run folder, weights or --model module:callable")
-    contexts = [_context(target) for target in targets]
+    contexts = [_open_target(target) for target in targets]
     if len(contexts) > 1:
         return _compare_runs(targets, contexts, model)
     return _with_model(contexts[0] if contexts else Context(), model) if model else contexts[0]
@@ -37,10 +37,10 @@ def open_targets(targets: Sequence[str | Path], model: str | None = None) -> Con
 
 def recipes_among(targets: Sequence[str | Path]) -> list[Recipe]:
     """The recipes among the targets. Raises: ConfigError for one that does not exist."""
-    return [recipes.load(target) for target in targets if _kind(target) == "recipe"]
+    return [recipes.load(target) for target in targets if _kind_of_target(target) == "recipe"]
 
 
-def _kind(target: str | Path) -> Literal["run", "recipe", "weights"]:
+def _kind_of_target(target: str | Path) -> Literal["run", "recipe", "weights"]:
     path = Path(target).expanduser()
     if is_run(path):
         return "run"
@@ -48,9 +48,9 @@ def _kind(target: str | Path) -> Literal["run", "recipe", "weights"]:
     return "weights" if not named and (path.exists() or "/" in str(target)) else "recipe"
 
 
-def _context(target: str | Path) -> Context:
+def _open_target(target: str | Path) -> Context:
     """Raises: ConfigError for what is nothing of the kind, with the nearest recipe."""
-    kind = _kind(target)
+    kind = _kind_of_target(target)
     if kind == "run":
         return open_run_context(Path(target).expanduser())
     return _open_weights(target) if kind == "weights" else prepare_recipe_context(target)

@@ -9,10 +9,10 @@ from typing import Any
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Check
 from kssm_mlx.checks.pretrained.arithmetic import fingerprint_of
-from kssm_mlx.checks.pretrained.behaviour import measure
+from kssm_mlx.checks.pretrained.behaviour import measure_behaviour
 from kssm_mlx.checks.pretrained.subject import Host
 from kssm_mlx.errors import CheckFailed
-from kssm_mlx.runner.pretrained import known as known_of
+from kssm_mlx.runner.pretrained import find_manifest as known_of
 from kssm_mlx.runner.pretrained import tokenizer_of
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.audit.inspect import Inspection, Meter, inspect
@@ -65,7 +65,7 @@ def verify_weights(
     checks = [check for level in ("L0", "L1", "L2", "L3") for check in suite.run_level(level, found)]
     if found.ok and not quick:
         fill(found, arrays)
-        subject = host(found, known, text)
+        subject = make_subject(found, known, text)
         checks += [*suite.run_level("L4", subject), *suite.run_level("L5", subject)]
     done = Verification(checks, found, resolved)
     if done.ok:
@@ -74,7 +74,7 @@ def verify_weights(
     return done
 
 
-def host(found: Inspection, known: Manifest, text: str | None = None) -> Host:
+def make_subject(found: Inspection, known: Manifest, text: str | None = None) -> Host:
     """What L4 and L5 look at: the model of an inspection, its tokenizer, what its manifest says of it."""
     return Host(
         model=found.model,
@@ -89,7 +89,7 @@ def host(found: Inspection, known: Manifest, text: str | None = None) -> Host:
     )
 
 
-def record(verification: Verification, path: str | Path, *, text: str | None = None) -> Manifest:
+def record_manifest(verification: Verification, path: str | Path, *, text: str | None = None) -> Manifest:
     """Write the manifest of weights that passed: digests, and where L4 and L5 ran what they measured.
 
     Raises: CheckFailed if a check failed; ConfigError if the file cannot be written.
@@ -104,7 +104,7 @@ def record(verification: Verification, path: str | Path, *, text: str | None = N
     if any(c.level == "L4" for c in verification.checks):
         values["fingerprint"] = fingerprint_of(found.model)
         if verification.speaks:
-            values["behaviour"] = measure(host(found, known, text))
+            values["behaviour"] = measure_behaviour(make_subject(found, known, text))
     made = found.manifest().model_copy(update=values)
     write_manifest(path, made)
     return made

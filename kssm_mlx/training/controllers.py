@@ -50,18 +50,20 @@ RULES = {
 }
 
 
-def control(section: Control, observed: Mapping[str, float | None], knobs: Mapping[str, float]) -> Decision:
+def apply_control(
+    section: Control, observed: Mapping[str, float | None], knobs: Mapping[str, float]
+) -> Decision:
     """What a controller does after a step.
 
     observed: R and U of the step; a rule does nothing about what was not measured. knobs: their values then.
     """
-    action, reason, excess = judge(section, observed)
+    action, reason, excess = judge_ranges(section, observed)
     if section.label_only:
         return Decision(dict(knobs), action, reason)
     return Decision(turn_knobs(section, action, excess, knobs), action, reason)
 
 
-def judge(section: Control, observed: Mapping[str, float | None]) -> tuple[str, str, float]:
+def judge_ranges(section: Control, observed: Mapping[str, float | None]) -> tuple[str, str, float]:
     """(action, reason, by how much R is too high or U too low). R is asked before U."""
     rule = RULES[section.rule]
     ranges = {"R": section.R or rule.R, "U": section.U or rule.U}

@@ -68,12 +68,12 @@ def advise(curve: Curve, cuts: tuple[int, ...], options: Patience) -> Advice:
     idle, interval = now - max([improved, *since]), improvement_interval(curve, options.improvement)
     if interval is not None and idle >= options.intervals * interval:
         return _impatient(idle, interval, len(since), options)
-    if envelope(curve.held_out, options.improvement) == "flat" and list_unresolved(curve):
+    if lower_envelope(curve.held_out, options.improvement) == "flat" and list_unresolved(curve):
         return Advice("WAIT", "T9", f"the last {WINDOW} evaluations scatter by no less than they improve")
     return Advice("CONTINUE", "", "improving, or within patience")
 
 
-def improvements(held_out: tuple[float, ...], share: float) -> list[int]:
+def list_improvements(held_out: tuple[float, ...], share: float) -> list[int]:
     """Indices at which the loss fell by more than `share` of the best before it; the first counts."""
     found, best = [], np.inf
     for i, loss in enumerate(held_out):
@@ -85,18 +85,18 @@ def improvements(held_out: tuple[float, ...], share: float) -> list[int]:
 
 def last_improvement(curve: Curve, share: float) -> int:
     """The step of the latest improvement."""
-    return curve.steps[improvements(curve.held_out, share)[-1]]
+    return curve.steps[list_improvements(curve.held_out, share)[-1]]
 
 
 def improvement_interval(curve: Curve, share: float) -> float | None:
     """Mean steps between the improvements of the early part (T2); None before there were two."""
-    steps = [curve.steps[i] for i in improvements(curve.held_out, share)]
+    steps = [curve.steps[i] for i in list_improvements(curve.held_out, share)]
     early = [s for s in steps if s <= EARLY * curve.planned]
     used = early if len(early) > 1 else steps[:2]
     return float(np.mean(np.diff(used))) if len(used) > 1 else None
 
 
-def envelope(held_out: tuple[float, ...], share: float) -> str:
+def lower_envelope(held_out: tuple[float, ...], share: float) -> str:
     """Whether the minima of the last evaluations lie below ("falling"), about at ("flat") or above
     ("rising") those of as many before them (T3).
     """

@@ -14,8 +14,8 @@ import numpy as np
 
 from kssm_mlx.data.tasks import Task
 from kssm_mlx.errors import ConfigError, DataError
-from kssm_mlx.metrics.language import evaluation
-from kssm_mlx.models.base import Intervention, mode, with_parameters
+from kssm_mlx.metrics.language import summarize_losses
+from kssm_mlx.models.base import Intervention, training_mode, with_parameters
 from kssm_mlx.training.losses import chunk_for, chunked_token_scores, split_rows, token_scores
 
 PerTarget = Callable[[int], float]
@@ -90,10 +90,10 @@ def context_gain(model: nn.Module, windows: Iterable, *, compile: bool = True) -
         full.append(score(params, tokens, resets))
         alone.append(score(params, _pairs(tokens), None).nats.reshape(full[-1].nats.shape))
     full, alone = _join_scores(full), np.concatenate(alone)
-    gain = evaluation(_per_window(alone - full.nats, full.scored))
+    gain = summarize_losses(_per_window(alone - full.nats, full.scored))
     return {
-        "nats_per_token": evaluation(_per_window(full.nats, full.scored)).loss.value,
-        "nats_one_token": evaluation(_per_window(alone, full.scored)).loss.value,
+        "nats_per_token": summarize_losses(_per_window(full.nats, full.scored)).loss.value,
+        "nats_one_token": summarize_losses(_per_window(alone, full.scored)).loss.value,
         "context_gain": gain.loss.value,
         "context_gain_se": gain.loss_se,
     }
@@ -111,7 +111,7 @@ def window_losses(model: nn.Module, windows: Iterable, *, compile: bool = True) 
 
 def language_metrics(scores: Scores, bytes_per_target: PerTarget) -> dict[str, float]:
     """The numbers of an evaluation from the scores of every target; standard errors are over windows."""
-    result, tokens = evaluation(_per_window(scores.nats, scores.scored)), int(scores.scored.sum())
+    result, tokens = summarize_losses(_per_window(scores.nats, scores.scored)), int(scores.scored.sum())
     return {
         "nats_per_token": result.loss.value,
         "se": result.loss_se,
@@ -145,7 +145,7 @@ def _make_score(model: nn.Module, compile: bool, intervention: Intervention | No
     """`score(params, tokens, resets) -> Scores`."""
 
     def score(params, tokens, resets):
-        with mode(model, training=False):
+        with training_mode(model, training=False):
             return with_parameters(model, params, lambda: _token_scores(model, tokens, resets, intervention))
 
     scored = mx.compile(score) if compile else score

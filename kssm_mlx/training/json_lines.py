@@ -40,7 +40,7 @@ class Rows:
                 f"{self.path} was deleted while the run was writing to it; the run has stopped. What is left "
                 f"in {self.path.parent} cannot be continued: train again into another folder"
             )
-        line = json.dumps({name: plain(value) for name, value in row.items()}, allow_nan=False)
+        line = json.dumps({name: to_plain(value) for name, value in row.items()}, allow_nan=False)
         with writing(self.path.name, self.path.parent):
             self._file.write(line + "\n")
             self._file.flush()
@@ -54,7 +54,7 @@ class Rows:
         self._file.close()
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value as JSON has it: arrays [] become numbers, numbers that are not finite become None."""
     number = value.item() if isinstance(value, mx.array) else value
     return None if isinstance(number, float) and not math.isfinite(number) else number

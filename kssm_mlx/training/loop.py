@@ -29,7 +29,7 @@ from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.early_stopping import Advice
 from kssm_mlx.training.evaluation import make_evaluator
-from kssm_mlx.training.json_lines import Rows, plain
+from kssm_mlx.training.json_lines import Rows, to_plain
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.monitoring import EarlyStopping, Monitoring
 from kssm_mlx.training.progress import Progress
@@ -137,7 +137,7 @@ class _Run:
         self.hooks, self.progress, self.clock = hooks, progress, clock
         self.checkpoints = folder / layout.CHECKPOINTS
         self.identity = identity.describe_identity(model, recipe, data)
-        self.environment = identity.environment()
+        self.environment = identity.describe_environment()
         self.state = initial_state(model, recipe.train)
         self.watch, self.course = (
             Monitoring(recipe, model.model_type, self.state.knobs),
@@ -176,7 +176,7 @@ class _Run:
         trained = saved.tensors.get(self.recipe.model.trained_file, {})
         restored = from_arrays(trained, saved.tensors["optimizer"])
         identity.require_same_parameters(restored, fresh)
-        keeps_carry = identity.fits(restored.carry, self.recipe)
+        keeps_carry = identity.carry_fits(restored.carry, self.recipe)
         carry = restored.carry if keeps_carry else None
         knobs, buffers = {**fresh.knobs, **restored.knobs}, {**fresh.buffers, **restored.buffers}
         self.state = restored._replace(carry=carry, knobs=knobs, buffers=buffers)
@@ -260,7 +260,11 @@ class _Run:
         self.state, metrics = self.take_step(self.state, tokens, resets)
         mx.eval(self.state, metrics)
         self.step += 1
-        row = {"kind": "train", "step": self.step, **{name: plain(value) for name, value in metrics.items()}}
+        row = {
+            "kind": "train",
+            "step": self.step,
+            **{name: to_plain(value) for name, value in metrics.items()},
+        }
         row["tokens_per_second"] = row["tokens"] / max(self.clock() - began, 1e-9)
         self.tokens += row["tokens"]
         row, knobs = self.watch.step(row, self.state.knobs)
@@ -295,7 +299,7 @@ class _Run:
             self.data.validation, self.recipe.eval.tokens, train.context, train.batch_size
         )
         numbers = self.score(self._parameters(), windows, self.data.bytes_per_target)
-        numbers = {name: plain(value) for name, value in numbers.items()}
+        numbers = {name: to_plain(value) for name, value in numbers.items()}
         self.evaluation = {"kind": "eval", "step": self.step, **numbers, **self.watch.residence()}
         improved = _better(self.evaluation, self.best)
         self.best = self.evaluation if improved else self.best

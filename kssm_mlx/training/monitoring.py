@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.oscillators import zones
-from kssm_mlx.training.controllers import control, refuse_without_knobs
+from kssm_mlx.training.controllers import apply_control, refuse_without_knobs
 from kssm_mlx.training.early_stopping import Advice, Curve, advise
 from kssm_mlx.training.recipe import Recipe
 
@@ -67,7 +67,7 @@ class Monitoring:
             )
         ran_with = {f"knob_{name}": array.item() for name, array in knobs.items()}
         before = knobs if self.control.persist else self.at_rest
-        decided = control(self.control, row, {name: array.item() for name, array in before.items()})
+        decided = apply_control(self.control, row, {name: array.item() for name, array in before.items()})
         row = row | {"action": decided.action, "reason": decided.reason} | ran_with
         return row, {name: mx.array(value, mx.float32) for name, value in decided.knobs.items()}
 

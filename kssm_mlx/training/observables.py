@@ -41,7 +41,7 @@ def average_observables(trace: dict) -> dict[str, mx.array]:
     return found
 
 
-def summary(averages: dict[str, mx.array]) -> dict[str, mx.array]:
+def summarize_trace(averages: dict[str, mx.array]) -> dict[str, mx.array]:
     """The columns of a metrics row: plain means as they are, angles in radians in (-π, π]."""
     columns = {}
     for name, value in averages.items():

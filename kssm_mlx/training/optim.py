@@ -65,7 +65,7 @@ def adamw(model: nn.Module, train: Train) -> AdamW:
     return AdamW(train.beta1, train.beta2, train.epsilon, tree_map_with_path(decay, mask), rates)
 
 
-def initial(params: Tree) -> Tree:
+def initial_moments(params: Tree) -> Tree:
     """Moments of zero; count, updates made; skips, updates refused in a row up to now."""
     return {
         "count": mx.array(0, mx.int32),
@@ -104,7 +104,7 @@ def component_rms(model: nn.Module, grads: Tree, always: bool) -> dict[str, mx.a
     }
 
 
-def clip(grads: Tree, limit: float) -> tuple[Tree, mx.array]:
+def clip_gradient(grads: Tree, limit: float) -> tuple[Tree, mx.array]:
     """(gradients scaled down to a global norm of at most `limit`, their norm before)."""
     norm = global_norm(grads)
     scale = mx.minimum(1.0, limit / mx.maximum(norm, 1e-12))

@@ -53,9 +53,9 @@ class Progress:
         step = row["step"]
         if self._start is None:  # time counts from the end of the first step, which compiles
             self._start, self._began = step, self._clock()
-        self._bar.update(self._task, completed=step, numbers=numbers(row))
+        self._bar.update(self._task, completed=step, numbers=format_numbers(row))
         if not self.console.is_terminal and (step % max(1, self.steps // LINES) == 0 or step == self.steps):
-            self.say(f"step {step}/{self.steps}  {numbers(row)}  ETA {self._remaining(step)}")
+            self.say(f"step {step}/{self.steps}  {format_numbers(row)}  ETA {self._remaining(step)}")
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Show the numbers of one evaluation."""
@@ -78,7 +78,7 @@ class Progress:
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def numbers(row: dict[str, Any]) -> str:
+def format_numbers(row: dict[str, Any]) -> str:
     """Loss in nats per token, the order parameter averaged over blocks, tokens per second."""
     coherence = [value for name, value in row.items() if name.startswith("R_") and value is not None]
     parts = [

@@ -107,15 +107,15 @@ class Recipe(Section):
 
 def list_shipped() -> dict[str, Path]:
     """Name -> file of the recipes that come with the package (in a clone: the top-level folder)."""
-    return {p.stem: p for p in _files("")}
+    return {p.stem: p for p in _recipe_files("")}
 
 
 def list_failures() -> dict[str, Path]:
     """The same of the published runs that failed, `failures/NAME`, and of the host that some of them take."""
-    return {f"failures/{p.stem}": p for p in _files("failures")}
+    return {f"failures/{p.stem}": p for p in _recipe_files("failures")}
 
 
-def _files(folder: str) -> list[Path]:
+def _recipe_files(folder: str) -> list[Path]:
     package = Path(__file__).resolve().parents[1]
     for home in (package / "recipes", package.parent / "recipes"):
         if home.is_dir():
@@ -147,7 +147,7 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
     if smoke:
         _make_smoke(table, changes, str(name_or_path))
     for key, value in (overrides or {}).items():
-        _set(table, key, value)
+        _set_key(table, key, value)
     return parse(table, where=str(name_or_path))
 
 
@@ -157,7 +157,7 @@ def override(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
         return recipe
     table = recipe.model_dump()
     for key, value in overrides.items():
-        _set(table, key, value)
+        _set_key(table, key, value)
     return parse(table)
 
 
@@ -178,7 +178,7 @@ def parse(table: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(table)
     except ValidationError as e:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(err) for err in e.errors())) from None
+        raise ConfigError(f"{where}: " + "; ".join(_explain_error(err) for err in e.errors())) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -204,10 +204,10 @@ def _set_all(table: dict[str, Any], changes: dict[str, Any], section: str = "") 
         if isinstance(value, dict):
             _set_all(table, value, f"{section}{key}.")
         else:
-            _set(table, section + key, value)
+            _set_key(table, section + key, value)
 
 
-def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
+def _set_key(table: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
     if len(sections) >= LONGEST_KEY:
         raise ConfigError(f"--set {dotted[:40]}...: a key of more than {LONGEST_KEY} parts")
@@ -221,7 +221,7 @@ def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
         table[key] = value
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain_error(error: dict[str, Any]) -> str:
     """One pydantic error as words for a stranger."""
     loc = [str(part) for part in error["loc"]]
     name = ".".join(part for part in loc if part not in MODEL_KINDS)

@@ -71,6 +71,11 @@ class Data(Section):
     )
     validation: float = setting(0.1, "how much is held out", unit="share of the text", gt=0, lt=0.5)
     seed: int = setting(0, "which documents are held out", ge=0, le=LARGEST_SEED)
+    special_tokens: bool = setting(
+        False,
+        "a special token of the tokenizer that stands in a text, such as `<|endoftext|>`, is that "
+        "token, and not its characters",
+    )
     deduplicate: bool = setting(
         False, "leave out every paragraph that shares 64 bytes with an earlier one, in all documents"
     )

@@ -57,7 +57,7 @@ def initial_state(model: nn.Module, train: Train) -> TrainState:
     )
     state = TrainState(
         params=params,
-        opt=optim.initial(params),
+        opt=optim.initial_moments(params),
         key=mx.random.key(train.seed),
         step=mx.array(0, mx.int32),
         cursor=mx.array(0, mx.int32),

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.models.base import Cache, Intervention, head_of, mode, with_parameters
+from kssm_mlx.models.base import Cache, Intervention, head_of, training_mode, with_parameters
 from kssm_mlx.training import loss_terms, observables, optim
 from kssm_mlx.training.loss_terms import Term, isolate_node
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
@@ -132,7 +132,7 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
         def run():
             return *method(inputs, carry, intervention, **options), buffers_of(model)
 
-        with mode(model, training=True):
+        with training_mode(model, training=True):
             return with_parameters(model, params, run)
 
     def score(params, inputs, targets, carry, resets, key):
@@ -190,7 +190,7 @@ def make_update(
         count = mx.maximum(totals.tokens, 1)
         grads = hold(tree_map(lambda g: g / count, totals.grads), None)
         rms = optim.component_rms(model, grads, train.component_gradients)
-        grads, norm = optim.clip(grads, train.clip)
+        grads, norm = optim.clip_gradient(grads, train.clip)
         lr, finite = learning_rate(state.step) * state.rate, mx.isfinite(norm)
         params, opt = optim.update_if(finite, adam, state.params, grads, state.opt, lr)
         left = {
@@ -205,7 +205,7 @@ def make_update(
             "tokens": totals.tokens,
             "skipped": 1 - finite.astype(mx.int32),
             "skips": opt["skips"],
-            **observables.summary(totals.observed),
+            **observables.summarize_trace(totals.observed),
             **(observables.average_over_blocks(totals.observed, state.params) if monitor else {}),
         }
         return state._replace(

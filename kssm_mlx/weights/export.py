@@ -22,11 +22,10 @@ from mlx.utils import tree_flatten
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import FAMILIES
-from kssm_mlx.weights.naming.configs import to_file
+from kssm_mlx.weights.naming.configs import SHIM_NAME, to_file
 from kssm_mlx.weights.quantize import quantization_of
 
 FORMATS = ("mlx-lm", "hf")
-SHIM_NAME = "kssm_model.py"
 SHIM = '''"""The model of this folder, for mlx-lm with --trust-remote-code; needs the package kssm-mlx."""
 
 from kssm_mlx.integrations.mlx_lm import Model, ModelArgs
@@ -41,12 +40,13 @@ def export(
     folder: str | Path,
     *,
     format: str = "mlx-lm",
-    tokenizer_files: Mapping[str, str] | None = None,
-    end_of_text: int | None = None,
+    side_files: Mapping[str, str | bytes] | None = None,
+    token_ids: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `model` as the new folder `folder`.
 
-    tokenizer_files: name -> content. end_of_text: the token that ends a generation.
+    side_files: name -> content, such as the tokenizer's. token_ids: what config.json says of special tokens,
+    such as {"eos_token_id": [0]}; also generation_config.json, unless that is a side file.
     Raises: ConfigError for a format that does not exist or cannot hold this model, and a folder in use.
     """
     folder = Path(folder)
@@ -54,11 +54,11 @@ def export(
         raise ConfigError(f"no export format {format!r}; formats are {', '.join(FORMATS)}")
     refuse_used(folder)
     config, weights = _mlx_lm(model) if format == "mlx-lm" else _transformers(model)
-    ends = {} if end_of_text is None else {"eos_token_id": [end_of_text]}
+    ids = dict(token_ids or {})
     texts = {
-        **(tokenizer_files or {}),
-        "config.json": _json({**config, **ends}),
-        "generation_config.json": _json(ends),
+        "generation_config.json": _json(ids),
+        **(side_files or {}),
+        "config.json": _json({**config, **ids}),
         **({SHIM_NAME: SHIM} if format == "mlx-lm" else {}),
     }
     _write(folder, texts, weights, {"format": "mlx" if format == "mlx-lm" else "pt"})
@@ -121,7 +121,9 @@ def _weights(model: nn.Module) -> Weights:
     return dict(tree_flatten(model.parameters()))
 
 
-def _write(folder: Path, texts: Mapping[str, str], weights: Weights, metadata: dict[str, str]) -> None:
+def _write(
+    folder: Path, texts: Mapping[str, str | bytes], weights: Weights, metadata: dict[str, str]
+) -> None:
     """Everything into a folder beside the final one, which then takes its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
@@ -129,7 +131,8 @@ def _write(folder: Path, texts: Mapping[str, str], weights: Weights, metadata: d
     temporary.mkdir()
     try:
         for name, text in texts.items():
-            files.write_synced(temporary / name, lambda f, t=text: f.write(t.encode()))
+            raw = text.encode() if isinstance(text, str) else text
+            files.write_synced(temporary / name, lambda f, raw=raw: f.write(raw))
         files.write_synced(
             temporary / "model.safetensors", lambda f: mx.save_safetensors(f, weights, metadata)
         )

@@ -8,7 +8,7 @@ import pytest
 
 import kssm_mlx
 from kssm_mlx.checks import document
-from kssm_mlx.checks.catalog import definition, definitions
+from kssm_mlx.checks.catalog import find_entry, list_entries
 from kssm_mlx.checks.core.registry import REGISTRY, Context
 from kssm_mlx.checks.machine import kernels
 from kssm_mlx.checks.suite import run_suite
@@ -30,12 +30,12 @@ def in_the_code() -> set[str]:
 def test_every_id_that_can_be_printed_has_a_definition():
     printed = {*REGISTRY, *findings.CHECKS, *kernels.IDS.values()}
     assert len(in_the_code()) > 50
-    assert printed | in_the_code() == definitions().keys()
+    assert printed | in_the_code() == list_entries().keys()
 
 
 def test_every_definition_is_explained_on_the_screen(capsys):
     """In its four parts, under the id in capitals or not."""
-    for id, entry in definitions().items():
+    for id, entry in list_entries().items():
         verify(explain=id.lower())
         heading, *parts = capsys.readouterr().out.splitlines()
         assert heading == f"{id} {entry.title} (level {entry.level}; {entry.source})"
@@ -48,7 +48,7 @@ def test_every_definition_is_explained_on_the_screen(capsys):
 def test_ids_may_be_in_small_letters_and_after_spaces(only):
     model = TinyRecurrent()
     assert [c.id for c in run_suite(Context(model, model.args), only)] == ["C1", "C7"]
-    assert definition(" c20 ").id == "C20"
+    assert find_entry(" c20 ").id == "C20"
 
 
 def test_false_alarms_are_counted_over_the_controls(monkeypatch, tmp_path):
@@ -60,7 +60,7 @@ def test_false_alarms_are_counted_over_the_controls(monkeypatch, tmp_path):
     (tmp_path / "detection.json").write_text(json.dumps({"controls": controls}))
     monkeypatch.setattr(document, "DETECTION", tmp_path / "detection.json")
     assert document.false_alarms() == {"C1": (1, 4), "C2": (1, 4)}
-    page = document.render([definition(id) for id in ("C1", "C9", "H1")])
+    page = document.render_table([find_entry(id) for id in ("C1", "C9", "H1")])
     assert "; 2 of 8 in all." in " ".join(page.split()) and "| source | false alarms |" in page
     assert [line.split(" | ")[-1] for line in page.splitlines()[-3:]] == ["1 of 4 |", " |", " |"]
 
@@ -68,4 +68,4 @@ def test_false_alarms_are_counted_over_the_controls(monkeypatch, tmp_path):
 def test_nothing_is_said_of_alarms_that_nobody_counted(monkeypatch, tmp_path):
     monkeypatch.setattr(document, "DETECTION", tmp_path / "detection.json")
     assert document.false_alarms() == {}
-    assert "false alarms" not in document.render([definition("C1")]).lower()
+    assert "false alarms" not in document.render_table([find_entry("C1")]).lower()

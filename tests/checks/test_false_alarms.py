@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from kssm_mlx.checks.catalog import definition
+from kssm_mlx.checks.catalog import find_entry
 from kssm_mlx.checks.claims import difference
-from kssm_mlx.checks.core.registry import REGISTRY, Context, chance
+from kssm_mlx.checks.core.registry import REGISTRY, Context, describe_chance
 from kssm_mlx.checks.state.robustness import growth
 from kssm_mlx.metrics.stats import autocorrelation
 from tests.checks.data.test_task_learnability import STREAMS, context, log
@@ -53,8 +53,8 @@ def test_every_drawn_verdict_says_how_often_it_is_wrong():
 
 
 def test_readers_are_told():
-    assert definition("N14").explanation["chance"] == chance(1e-4)
-    assert chance(1e-4) == "by the luck of the draw alone it is wrong at most once in 10,000"
+    assert find_entry("N14").explanation["chance"] == describe_chance(1e-4)
+    assert describe_chance(1e-4) == "by the luck of the draw alone it is wrong at most once in 10,000"
 
 
 # --- the statistics, on draws of their own: fast ----------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kssm_mlx.checks import document, suite
-from kssm_mlx.checks.catalog import definition, definitions
+from kssm_mlx.checks.catalog import find_entry, list_entries
 from kssm_mlx.checks.core.registry import (
     DOCTOR,
     LEVELS,
@@ -128,13 +128,15 @@ def test_the_docstring_is_the_documentation():
 
 def test_the_table_in_docs_is_up_to_date():
     written = Path(__file__).parents[2] / "docs" / "checks.md"
-    assert written.read_text() == document.render(document.ours()), "run python -m kssm_mlx.checks.document"
+    assert written.read_text() == document.render_table(document.list_own_entries()), (
+        "run python -m kssm_mlx.checks.document"
+    )
     rows = re.findall(r"^\| ([A-Z]+\d+) \|", written.read_text(), re.MULTILINE)
-    assert rows == [entry.id for entry in document.ours()] and set(rows) >= REGISTRY.keys()
+    assert rows == [entry.id for entry in document.list_own_entries()] and set(rows) >= REGISTRY.keys()
 
 
 def test_every_check_of_weights_is_explained():
-    entries = [e for e in definitions().values() if e.id.startswith("W")]
+    entries = [e for e in list_entries().values() if e.id.startswith("W")]
     assert [e.id for e in entries] == [f"W{n}" for n in range(29)]
     for entry in entries:
         assert set(entry.explanation) == {"definition", "threshold", "caught", "sabotage"}, entry.id
@@ -144,7 +146,7 @@ def test_every_check_of_weights_is_explained():
 
 def test_an_unknown_check_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="no check 'W77'; did you mean"):
-        definition("W77")
+        find_entry("W77")
 
 
 def test_a_check_of_weights_or_of_the_machine_is_not_asked_of_a_run():

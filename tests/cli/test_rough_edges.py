@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from kssm_mlx.cli import run_choice
+from kssm_mlx.cli import app, run_choice
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.runs.layout import MANIFEST, RECIPE
 from kssm_mlx.training.recipe import load
@@ -146,3 +147,21 @@ def test_recipes_fit_80_columns():
     lines = kssm("recipes").stdout.splitlines()
     questions = [line for line in lines if line.startswith("    ")]
     assert len(questions) > 20 and max(map(len, questions)) <= 80
+
+
+@pytest.mark.parametrize("given", ["the ", "the \n"])
+def test_a_prompt_can_come_from_standard_input(given):
+    typed, piped = (
+        CliRunner().invoke(app, ["generate", str(OLD), prompt, "--max-tokens", "5"], input=given)
+        for prompt in ("the ", "-")
+    )
+    assert piped.exit_code == 0 and piped.output == typed.output
+
+
+@pytest.mark.parametrize(
+    "prompts, given, says",
+    [(["-", "-"], b"the ", "- is given twice"), (["-"], b"\xff", "standard input is not UTF-8")],
+)
+def test_standard_input_that_is_no_prompt_is_refused(prompts, given, says):
+    done = CliRunner().invoke(app, ["generate", str(OLD), *prompts], input=given)
+    assert done.exit_code == 2 and says in done.output

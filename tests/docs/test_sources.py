@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from kssm_mlx.checks.document import ours
+from kssm_mlx.checks.document import list_own_entries
 from tests.support.pages import CITED, LINK, PAGES, ROOT, anchor, fault
 
 PRIVATE = re.compile(
@@ -24,7 +24,7 @@ def texts(*places):
     return {n: (ROOT / n).read_text("utf-8") for n in names if not n.endswith("test_sources.py")}
 
 
-@pytest.mark.parametrize("entry", ours(), ids=lambda entry: entry.id)
+@pytest.mark.parametrize("entry", list_own_entries(), ids=lambda entry: entry.id)
 def test_the_source_of_a_check_is_a_heading_of_a_page(entry):
     cited = CITED.findall(entry.source)
     assert cited and not [found for found in map(fault, cited) if found]

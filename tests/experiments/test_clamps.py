@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kssm_mlx import models
 from kssm_mlx.errors import CheckFailed, ConfigError
-from kssm_mlx.experiments.clamp_rule import CLAIMED, CONDITIONS, STATUS, Outcome, decide
+from kssm_mlx.experiments.clamp_rule import CLAIMED, CONDITIONS, STATUS, Outcome, apply_rule
 from kssm_mlx.experiments.clamps import (
     Design,
     at_rest,
@@ -68,7 +68,7 @@ def outcomes(skills, amplitudes=(1.0, 2.0, 1.0, 2.0), seeds=5, spread=0.01):
     ],
 )
 def test_every_outcome_is_reached_by_what_defines_it(skills, amplitudes, expected):
-    found = decide(outcomes(skills, amplitudes))
+    found = apply_rule(outcomes(skills, amplitudes))
     assert found.outcome == expected
     assert found.stress == pytest.approx(skills[0] - skills[1], abs=0.02)
     assert found.low <= found.gap <= found.high and found.gap == pytest.approx(
@@ -79,15 +79,15 @@ def test_every_outcome_is_reached_by_what_defines_it(skills, amplitudes, expecte
 def test_a_gap_that_seeds_do_not_agree_on_is_no_dissociation():
     rows = outcomes((0.9, 0.6, 0.0, 0.58), spread=0.0)
     torn = [o._replace(skill=0.9 * (o.seed % 2)) if o.condition == "naive" else o for o in rows]
-    found = decide(torn)
+    found = apply_rule(torn)
     assert found.gap > 0.1 and found.share > 0.9 and found.low < 0 < found.high
-    assert found.outcome == "clamp absorbed" and decide(rows).outcome == "confirmed"
+    assert found.outcome == "clamp absorbed" and apply_rule(rows).outcome == "confirmed"
 
 
 def test_one_seed_decides_nothing_and_a_missing_condition_is_refused():
-    assert decide(outcomes((0.9, 0.6, 0.2, 0.58), seeds=1)).outcome == "undetermined"
+    assert apply_rule(outcomes((0.9, 0.6, 0.2, 0.58), seeds=1)).outcome == "undetermined"
     with pytest.raises(ConfigError, match="every seed needs all four conditions"):
-        decide(outcomes((0.9, 0.6, 0.2, 0.58))[:-1])
+        apply_rule(outcomes((0.9, 0.6, 0.2, 0.58))[:-1])
 
 
 def test_what_was_claimed_is_not_what_its_source_observed():
@@ -98,7 +98,7 @@ def test_what_was_claimed_is_not_what_its_source_observed():
     assert observed["constraint"].observed_A < observed["control"].observed_A
     seen = [observed[c].observed_accuracy / 100 for c in CONDITIONS]
     sizes = [observed[c].observed_A for c in CONDITIONS]
-    assert decide(outcomes(seen, sizes)).outcome == "geometry wins"
+    assert apply_rule(outcomes(seen, sizes)).outcome == "geometry wins"
 
 
 @pytest.fixture
@@ -165,4 +165,4 @@ def test_a_tiny_experiment_from_end_to_end(tmp_path, uncompiled):
     assert json.loads((tmp_path / "outcomes.json").read_text()) == [o._asdict() for o in found]
     saved = json.loads((tmp_path / "seed42" / "naive" / "recipe.json").read_text())
     assert saved["clamp"]["kind"] == "naive" and saved["freeze"]["units"] == [1, 2, 3]
-    assert decide(found).outcome == "undetermined"
+    assert apply_rule(found).outcome == "undetermined"

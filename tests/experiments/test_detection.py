@@ -53,7 +53,7 @@ def test_a_row_expects_what_the_code_says_now(name):
 
 
 def test_the_pages_are_made_of_the_result():
-    assert report.PAGE.read_text("utf-8") == report.page(FOUND)
+    assert report.PAGE.read_text("utf-8") == report.render_page(FOUND)
     readme = report.README.read_text("utf-8")
     assert readme == report.into_readme(readme, FOUND)
     assert all(f"`{name.removeprefix('failures/')}`" in readme for name in matrix.failed_runs())
@@ -86,7 +86,7 @@ def test_a_slip_is_named():
 
 def test_no_folder_of_a_machine_is_written_down():
     said = "/home/me/runs/a/train.bin is short; 3 nats/token, train/eval; ids of file:/home/me/b.txt"
-    assert matrix.placeless(said) == "train.bin is short; 3 nats/token, train/eval; ids of file:b.txt"
+    assert matrix.without_places(said) == "train.bin is short; 3 nats/token, train/eval; ids of file:b.txt"
     assert not re.search(r"(?<!\S)/(home|tmp|Users|work)/", report.RESULT.read_text("utf-8"))
 
 

@@ -333,7 +333,8 @@ CONFIGURATION: dict[str, tuple[Callable[[Path, str], None], str]] = {
     "a billion blocks": (lambda d, f: config(d, **{DEPTH.get(f, "num_hidden_layers"): 10**9}), "W6"),
     "one block more": (lambda d, f: config(d, **{DEPTH.get(f, "num_hidden_layers"): 4}), "W7"),
     "one block less": (lambda d, f: config(d, **{DEPTH.get(f, "num_hidden_layers"): 2}), "W7"),
-    "another width": (lambda d, f: config(d, **{WIDTH.get(f, "hidden_size"): 24}), "W8"),
+    # Mamba-2 says its width twice, and the two then differ.
+    "another width": (lambda d, f: config(d, **{WIDTH.get(f, "hidden_size"): 24}), "W[68]"),
     "another vocabulary": (lambda d, f: config(d, vocab_size=41), "W8"),
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
-from kssm_mlx.errors import ConfigError, DataError, WeightMismatch
+from kssm_mlx.errors import CheckpointError, ConfigError, DataError
 from kssm_mlx.generation import follow, generate, stream
 from kssm_mlx.generation.decode import prefill
 from tests.support.generation_fakes import Counting, Growing, endless
@@ -107,7 +107,9 @@ def test_pieces_are_whole_characters_and_join_to_the_text(model):
     shown = []
     rows = follow(pieces, shown.append)
     texts = ["".join(piece.text for piece in shown if piece.row == i) for i in range(3)]
-    assert texts == [row.text for row in rows] == [ByteTokenizer().decode(row.ids) for row in rows]
+    assert texts == [row.text for row in rows]
+    for row in rows:  # a character that was cut at the last token waits in the state
+        assert ByteTokenizer().decode(row.ids) in (row.text, f"{row.text}\ufffd")
 
 
 def test_an_empty_prompt_starts_from_the_separator_or_asks_for_one(model):
@@ -135,7 +137,7 @@ def test_bad_requests_are_refused_in_words(model):
 
 def test_a_state_of_another_tokenizer_or_another_count_is_refused(model):
     (done,) = generate(model, ByteTokenizer(), "x", max_tokens=3)
-    with pytest.raises(WeightMismatch, match="token ids mean different text"):
+    with pytest.raises(CheckpointError, match="token ids mean different text"):
         generate(model, CharTokenizer("abc"), "", state=done.state)
     with pytest.raises(ConfigError, match="2 prompts for a state of 1 conversations"):
         generate(model, ByteTokenizer(), ["", ""], state=done.state)

@@ -62,7 +62,9 @@ def test_prompts_of_unequal_length_in_one_batch(hosted, family):
     model, theirs, tokenizer = hosted(family)
     batch = batch_generate(theirs, tokenizer, [tokenizer.encode(p) for p in PROMPTS], max_tokens=MAX)
     alone = generate(model, TOKENIZER, PROMPTS, max_tokens=MAX)
-    assert batch.texts == [row.text for row in alone]
+    # A character that is cut at the last token is U+FFFD to mlx-lm; ours keeps it in the state.
+    cut = [theirs.removeprefix(ours.text) for theirs, ours in zip(batch.texts, alone, strict=True)]
+    assert set(cut) <= {"", "\ufffd"}
 
 
 @pytest.mark.parametrize("family", SMALL)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.metrics.language import BitsPerByte, Nats, evaluation
+from kssm_mlx.metrics.language import BitsPerByte, Nats, summarize_losses
 
 
 def test_one_bit_per_byte_is_ln_2_nats_per_byte():
@@ -54,12 +54,14 @@ def test_perplexity_is_always_a_finite_number():
 def test_the_standard_error_covers_the_truth_as_often_as_it_should():
     rng = np.random.default_rng(0)
     samples = rng.normal(2.0, 0.3, (2000, 50))
-    inside = [abs(e.perplexity - math.exp(2.0)) < 1.96 * e.perplexity_se for e in map(evaluation, samples)]
+    inside = [
+        abs(e.perplexity - math.exp(2.0)) < 1.96 * e.perplexity_se for e in map(summarize_losses, samples)
+    ]
     assert 0.92 < np.mean(inside) < 0.97
-    assert evaluation(samples[0]).windows == 50
+    assert summarize_losses(samples[0]).windows == 50
 
 
 def test_one_window_has_no_standard_error_and_none_is_refused():
-    assert math.isnan(evaluation(np.array([2.0])).loss_se)
+    assert math.isnan(summarize_losses(np.array([2.0])).loss_se)
     with pytest.raises(ConfigError, match="no window to evaluate"):
-        evaluation(np.array([]))
+        summarize_losses(np.array([]))

@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.adapters import attach, fuse
+from kssm_mlx.models.adapters import attach_lora, fuse_lora
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
@@ -38,7 +38,7 @@ def trained(model, steps: int = 3, **options):
 @pytest.mark.parametrize("family", SMALL)
 def test_an_adapter_adds_nothing_at_the_start(family):
     model, plain = tiny(family), tiny(family)
-    names = attach(model, rank=4, alpha=8)
+    names = attach_lora(model, rank=4, alpha=8)
     assert names
     assert mx.array_equal(model(TOKENS), plain(TOKENS))
 
@@ -46,7 +46,7 @@ def test_an_adapter_adds_nothing_at_the_start(family):
 @pytest.mark.parametrize("family", SMALL)
 def test_only_adapters_train_and_fusing_them_changes_no_logits(family):
     model, plain = tiny(family), tiny(family)
-    names = attach(model, rank=4, alpha=8)
+    names = attach_lora(model, rank=4, alpha=8)
     losses = trained(model)
     assert losses[-1] < losses[0]
     trainable = dict(tree_flatten(model.trainable_parameters()))
@@ -57,7 +57,7 @@ def test_only_adapters_train_and_fusing_them_changes_no_logits(family):
     assert all(mx.array_equal(base[n], before[n]) for n in before)
     adapted = model(TOKENS)
     assert mx.abs(adapted - plain(TOKENS)).max() > 1e-2
-    fused = fuse(model)
+    fused = fuse_lora(model)
     assert flat(fused).keys() == before.keys()
     assert mx.abs(fused(TOKENS) - adapted).max() < 1e-4 * mx.abs(adapted).max()
 
@@ -66,17 +66,17 @@ def test_adapters_of_a_half_precision_host_are_fp32():
     model = tiny("mamba")
     allows = model.cast_predicate
     model.load_weights([(n, a.astype(mx.bfloat16) if allows(n) else a) for n, a in flat(model).items()])
-    attach(model, rank=4, alpha=8)
+    attach_lora(model, rank=4, alpha=8)
     trained(model, steps=1)
     assert {a.dtype for _, a in tree_flatten(model.trainable_parameters())} == {mx.float32}
-    fuse(model)
+    fuse_lora(model)
     assert model.layers[0].mixer.in_proj.weight.dtype == mx.bfloat16
 
 
 def test_the_same_seed_gives_the_same_adapter():
     one, same, other = tiny("mamba"), tiny("mamba"), tiny("mamba")
     for model, seed in ((one, 0), (same, 0), (other, 1)):
-        attach(model, rank=4, alpha=8, seed=seed)
+        attach_lora(model, rank=4, alpha=8, seed=seed)
     name = "backbone.layers.0.mixer.in_proj.lora_a"
     assert mx.array_equal(flat(one)[name], flat(same)[name])
     assert not mx.array_equal(flat(one)[name], flat(other)[name])
@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_adapter():
 
 @pytest.mark.parametrize("family", SMALL)
 def test_projections_that_set_the_dynamics_have_no_adapter(family):
-    names = attach(tiny(family), rank=2, alpha=2)
+    names = attach_lora(tiny(family), rank=2, alpha=2)
     small = ("x_proj", "dt_proj", "field", "time_step", "readout", "lora.0", "lora.2", "head", "embeddings")
     assert not any(name.endswith(small) for name in names)
 
@@ -94,7 +94,7 @@ def test_mlx_lm_loads_the_adapter(tmp_path):
 
     model = tiny("mamba")
     folder = exported(model, tmp_path / "host")
-    names = attach(model, rank=4, alpha=8)
+    names = attach_lora(model, rank=4, alpha=8)
     trained(model)
     mx.save_safetensors(
         str(tmp_path / "adapters.safetensors"), dict(tree_flatten(model.trainable_parameters()))
@@ -109,11 +109,11 @@ def test_mlx_lm_loads_the_adapter(tmp_path):
 
 def test_a_rank_above_the_projections_is_refused():
     with pytest.raises(ConfigError, match="rank 33 is above 32"):
-        attach(tiny("mamba"), rank=33, alpha=1)
+        attach_lora(tiny("mamba"), rank=33, alpha=1)
 
 
 def test_a_quantised_host_is_refused():
     model = tiny("mamba")
     quantize(model, 8, group_size=32)
     with pytest.raises(ConfigError, match="give the unquantised model"):
-        attach(model, rank=2, alpha=2)
+        attach_lora(model, rank=2, alpha=2)

@@ -7,7 +7,7 @@ import pytest
 from kssm_mlx.errors import CheckpointError
 from kssm_mlx.models import build, configure
 from kssm_mlx.runner.initial_model import load_trained_parameters
-from kssm_mlx.training.controllers import control
+from kssm_mlx.training.controllers import apply_control
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state, to_arrays, with_knobs
 from kssm_mlx.training.steering_sections import Control
@@ -58,7 +58,7 @@ def test_twenty_actions_of_a_controller_move_R_and_the_knobs_keep_it():
     def R_after(observed: float, state) -> float:
         knobs = {name: array.item() for name, array in state.knobs.items()}
         for _ in range(20):
-            knobs = control(rule, {"R": observed}, knobs).knobs
+            knobs = apply_control(rule, {"R": observed}, knobs).knobs
         state = state._replace(knobs={name: mx.array(value) for name, value in knobs.items()})
         return step(state, TOKENS)[1]["R"].item(), with_knobs(state.params, state.knobs)
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from kssm_mlx.checks.catalog import definitions
+from kssm_mlx.checks.catalog import list_entries
 from kssm_mlx.experiments.detection import report
 from kssm_mlx.training.recipe import list_shipped
 from tests.provenance.document import (
@@ -76,7 +76,7 @@ def test_a_test_that_does_not_exist_is_noticed(node):
 
 def test_every_check_is_registered_and_fails_somewhere():
     fails = {*sabotages(), *report.OWN_TESTS, *OUTSIDE}
-    assert named("check") <= definitions().keys() & fails
+    assert named("check") <= list_entries().keys() & fails
 
 
 def test_the_tests_of_quiet_checks_name_them():

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.checks.core.model_size import size
+from kssm_mlx.checks.core.model_size import count_parameters
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.models import build, configure
 from kssm_mlx.models.hybrids.fusions import FUSIONS
@@ -128,7 +128,7 @@ def test_the_sizes_of_hybrids_and_baselines_are_said():
 def parameters(recipe) -> int:
     model = recipe.model
     options = {"vocab_size": ByteTokenizer().vocab_size, "context": recipe.train.context}
-    return size(build(configure(model.family, model.size, overrides=model.overrides, **options)))
+    return count_parameters(build(configure(model.family, model.size, overrides=model.overrides, **options)))
 
 
 @pytest.mark.parametrize("text, kappa", [("model.kappa=0", 0), ("model.kappa=0.5", 0.5)])

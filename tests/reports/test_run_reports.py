@@ -9,10 +9,10 @@ from matplotlib.image import imread
 
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.reports import compare, report
-from kssm_mlx.reports.card import against_expected, of_task, results
+from kssm_mlx.reports.card import against_expected, of_task, result_rows
 from kssm_mlx.reports.plots import plot_loss
 from kssm_mlx.reports.run import open_run
-from kssm_mlx.reports.style import smooth
+from kssm_mlx.reports.style import moving_average
 from tests.support.report_fakes import LADDER, validation, write_run
 
 
@@ -83,7 +83,7 @@ def test_a_model_without_oscillators_has_no_dynamics(tmp_path):
 
 
 def test_results_carry_units_and_standard_errors(tmp_path):
-    rows = dict(results(open_run(write_run(tmp_path / "run"))))
+    rows = dict(result_rows(open_run(write_run(tmp_path / "run"))))
     nats = validation(60)
     assert rows["validation loss, nats/token"] == f"{nats:.4f} ± 0.0100"
     assert rows["validation bits/byte"] == f"{nats / math.log(2):.4f} ± {0.01 / math.log(2):.4f}"
@@ -137,10 +137,10 @@ def test_a_picture_is_whole_or_absent(tmp_path, monkeypatch):
 
 
 def test_smoothing_keeps_a_line_level_and_averages_noise():
-    np.testing.assert_allclose(smooth(np.full(50, 3.0), 10), 3.0)
+    np.testing.assert_allclose(moving_average(np.full(50, 3.0), 10), 3.0)
     noise = np.random.default_rng(0).normal(size=2000)
-    assert smooth(noise, 100).std() < 0.2 < noise.std()
-    assert smooth(np.array([]), 0).size == 0
+    assert moving_average(noise, 100).std() < 0.2 < noise.std()
+    assert moving_average(np.array([]), 0).size == 0
 
 
 def test_an_evaluation_on_a_task_shows_what_anybody_can_reach():

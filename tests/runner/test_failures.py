@@ -9,7 +9,7 @@ from rich.console import Console
 
 import kssm_mlx
 from kssm_mlx.checks import suite
-from kssm_mlx.checks.catalog import definitions
+from kssm_mlx.checks.catalog import list_entries
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.runner.failures import FAILURES, break_context
@@ -57,7 +57,7 @@ def its_own(monkeypatch, quick):
     """Only the checks that a recipe names are asked, each at its level."""
 
     def ask(name: str):
-        ids, known = load(f"failures/{name}").failure.stopped_by, definitions()
+        ids, known = load(f"failures/{name}").failure.stopped_by, list_entries()
         monkeypatch.setattr(
             suite, "list_suite", lambda level: tuple(id for id in ids if level in known[id].level)
         )
@@ -75,7 +75,7 @@ def test_the_named_check_stops_it(name, its_own, tmp_path, host):
     id, said = SAID[name]
     message = stopped(name, tmp_path / "run", host)
     assert id in load(f"failures/{name}").failure.stopped_by
-    assert f"{id} {definitions()[id].title}: got " in message and said in message
+    assert f"{id} {list_entries()[id].title}: got " in message and said in message
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -110,7 +110,7 @@ def test_the_command_ends_with_1_and_one_line(its_own, tmp_path):
 def test_the_command_is_stopped_with_all_checks_asked(name, tmp_path, uncompiled):
     result = kssm("train", f"failures/{name}", "--out", tmp_path / "run")
     id, said = SAID[name]
-    assert result.exit_code == 1 and f"{id} {definitions()[id].title}" in result.stderr
+    assert result.exit_code == 1 and f"{id} {list_entries()[id].title}" in result.stderr
     assert said in result.stderr
 
 

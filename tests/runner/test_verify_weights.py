@@ -65,7 +65,7 @@ def test_random_weights_do_not_speak(bytes_folder):
 def test_a_manifest_holds_what_was_measured_and_refuses_other_weights(folder, tmp_path):
     done = verify_weights.verify_weights(folder)
     file = tmp_path / "m.toml"
-    made = verify_weights.record(done, file)
+    made = verify_weights.record_manifest(done, file)
     assert read_manifest(file) == made and made.fingerprint and made.root == done.inspection.root
     again = {c.id: c.verdict for c in verify_weights.verify_weights(folder, manifest=file).checks}
     assert again["W11"] == again["W21"] == "pass"
@@ -80,7 +80,7 @@ def test_a_manifest_holds_what_was_measured_and_refuses_other_weights(folder, tm
 def test_no_manifest_of_weights_that_failed(folder, tmp_path):
     done = verify_weights.verify_weights(damaged(folder), quick=True)
     with pytest.raises(CheckFailed, match="failed W13"):
-        verify_weights.record(done, tmp_path / "m.toml")
+        verify_weights.record_manifest(done, tmp_path / "m.toml")
     assert not (tmp_path / "m.toml").exists()
 
 

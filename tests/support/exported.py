@@ -38,4 +38,6 @@ def tiny(family: str, **overrides):
 
 def exported(model, folder: Path, format: str = "mlx-lm") -> Path:
     files = tokenizer_files(TOKENIZER)
-    return export(model, folder, format=format, tokenizer_files=files, end_of_text=TOKENIZER.separator_id)
+    return export(
+        model, folder, format=format, side_files=files, token_ids={"eos_token_id": [TOKENIZER.separator_id]}
+    )

@@ -53,6 +53,4 @@ def measure() -> dict[str, object]:
 
 if __name__ == "__main__":
     for what, number in measure().items():
-        print(
-            f"{what:32} {number:.1%}" if isinstance(number, float) and number < 1 else f"{what:32} {number}"
-        )
+        print(f"{what:32} {number:.1%}" if isinstance(number, float) else f"{what:32} {number}")

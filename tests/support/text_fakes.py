@@ -10,3 +10,4 @@ class DataSection:
     split: str = "auto"
     validation: float = 0.2
     seed: int = 0
+    special_tokens: bool = False

@@ -3,7 +3,7 @@
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.training.controllers import RULES, control, refuse_without_knobs
+from kssm_mlx.training.controllers import RULES, apply_control, refuse_without_knobs
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.steering_sections import Control
 
@@ -11,7 +11,7 @@ KNOBS = {"core.K": 2.0, "core.sigma": 0.01, "core.other": 7.0}
 
 
 def decide(rule: str, R, U=None, knobs=KNOBS, **options):
-    return control(Control(rule=rule, **options), {"R": R, "U": U}, knobs)
+    return apply_control(Control(rule=rule, **options), {"R": R, "U": U}, knobs)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_the_rules_are_the_published_ones(rule, R, U, action, reason):
 
 
 def test_ranges_can_be_the_recipes_own():
-    assert control(Control(rule="drift", R=(0.5, 0.7)), {"R": 0.6}, KNOBS).action == "NONE"
-    assert control(Control(rule="dual", U=(0.3, 0.7)), {"R": 0.9, "U": 0.25}, KNOBS).reason == "U_low"
+    assert apply_control(Control(rule="drift", R=(0.5, 0.7)), {"R": 0.6}, KNOBS).action == "NONE"
+    assert apply_control(Control(rule="dual", U=(0.3, 0.7)), {"R": 0.9, "U": 0.25}, KNOBS).reason == "U_low"
 
 
 def test_braking_weakens_the_coupling_for_good_and_shakes_while_it_lasts():

@@ -7,10 +7,10 @@ from kssm_mlx.training.early_stopping import (
     Advice,
     Curve,
     advise,
-    envelope,
     improvement_interval,
-    improvements,
+    list_improvements,
     list_unresolved,
+    lower_envelope,
     overfits,
 )
 from kssm_mlx.training.steering_sections import Patience
@@ -39,7 +39,7 @@ def test_a_falling_curve_goes_on_at_every_point():
 
 
 def test_improvements_are_counted_from_the_best_and_their_interval_in_the_first_fifth():
-    assert improvements((5, 4.99, 4, 4.5, 3.9), 0.005) == [0, 2, 4]
+    assert list_improvements((5, 4.99, 4, 4.5, 3.9), 0.005) == [0, 2, 4]
     c = curve([5, 5, 4, 4, 3, *[3] * 15, 2.5, 2.4], planned=2_000)  # at 100, 300 and, late, 500, 2100, 2200
     assert improvement_interval(c, 0.005) == 200
     assert improvement_interval(curve([5.0]), 0.005) is None
@@ -76,8 +76,8 @@ def test_a_rise_while_training_falls_is_overfitting_and_a_rise_of_both_is_not():
     [([3.9, 3.5, 4.2, 3.4, 4.1], "falling"), ([4.2, 3.97, 4.3, 3.98, 4.1], "flat"), ([4.4] * 5, "rising")],
 )
 def test_a_sawtooth_is_judged_by_its_lower_envelope(late, expected):
-    assert envelope((4.6, 4.0, 4.5, 4.02, 4.4, *late), 0.01) == expected
-    assert envelope((4.6, 4.0), 0.01) == "falling"  # nothing to compare with
+    assert lower_envelope((4.6, 4.0, 4.5, 4.02, 4.4, *late), 0.01) == expected
+    assert lower_envelope((4.6, 4.0), 0.01) == "falling"  # nothing to compare with
 
 
 def test_scatter_above_the_improvement_is_told_apart_from_a_steady_fall():

@@ -21,7 +21,7 @@ from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.json_lines import Rows
 from kssm_mlx.training.loop import SKIPS_ALLOWED, Callbacks
-from kssm_mlx.training.progress import numbers
+from kssm_mlx.training.progress import format_numbers
 from kssm_mlx.training.state import flatten
 from tests.support.fakes import TinyRecurrent
 from tests.support.tiny_run import STEPS, command, in_process, rows, saved, tiny_model, tiny_recipe, tiny_run
@@ -534,8 +534,8 @@ def test_the_numbers_of_a_line():
         "R_block01": 0.75,
         "R_block02": None,
     }
-    assert numbers(row) == "loss 1.2346  R 0.500  12,346 tokens/s"
-    assert numbers({"loss": None, "tokens_per_second": 1.0}) == "loss not finite  1 tokens/s"
+    assert format_numbers(row) == "loss 1.2346  R 0.500  12,346 tokens/s"
+    assert format_numbers({"loss": None, "tokens_per_second": 1.0}) == "loss not finite  1 tokens/s"
 
 
 def test_the_data_of_a_run_is_read_not_written(whole):

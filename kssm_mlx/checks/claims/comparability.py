@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kssm_mlx.checks.core.model_size import size
+from kssm_mlx.checks.core.model_size import count_parameters
 from kssm_mlx.checks.core.probes import as_run
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.batches import evaluation_windows
@@ -39,7 +39,7 @@ def fair_comparison(ctx: Context) -> Check:
         raise NotMeasurable("one run compares with nothing")
     unit, problems = _unit(runs)
     problems += _impure(runs)
-    sizes, tokens = [size(run.model) for run in runs], [_tokens(run) for run in runs]
+    sizes, tokens = [count_parameters(run.model) for run in runs], [_tokens(run) for run in runs]
     unequal = [f"{min(sizes):,} to {max(sizes):,} parameters"] if not _alike(sizes, SAME_SIZE) else []
     unequal += [f"{min(tokens):,} to {max(tokens):,} tokens"] if not _alike(tokens, SAME_TOKENS) else []
     return verdict(

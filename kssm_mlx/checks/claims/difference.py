@@ -24,7 +24,7 @@ WINDOWS, FEWEST = 64, 30
     source="docs/background/phase-grafts.md#statistics",
     false_alarm=stats.ALPHA,
 )
-def statistics(ctx: Context) -> Check:
+def arms_differ(ctx: Context) -> Check:
     """Each arm (runs that differ in their seed only) against the baseline, on 64 disjoint windows of the same
     held-out text, a window's loss averaged over the seeds: paired difference, 95 % interval, Cohen's d, p by
     Student's t and Holm over the arms, and the smallest difference that would have been found in 4 of 5 such

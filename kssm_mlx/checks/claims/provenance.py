@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kssm_mlx.checks.core.model_size import size
+from kssm_mlx.checks.core.model_size import count_parameters
 from kssm_mlx.checks.core.registry import Check, Context, check, verdict
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError
@@ -19,7 +19,7 @@ from kssm_mlx.training.checkpoints import checkpoint, identity
     title="the result is of this run",
     source="docs/background/k-ssm.md#results-under-another-name",
 )
-def provenance(ctx: Context) -> Check:
+def result_is_traceable(ctx: Context) -> Check:
     """Of each run, what manifest.json and the newest checkpoint say against what there is: digests of corpus,
     tokenizer and token files; vocabulary; number of parameters, all and trained; digest of the weights before
     step 1, built anew from configuration and seed; recipe and configuration by hash; the host's digest; the
@@ -74,7 +74,7 @@ def _now(run: Context) -> dict[str, Any]:
     own = identity.describe_identity(run.model, run.recipe, run.data)
     return {
         **_of_data(run.data.index),
-        "parameters": size(run.model),
+        "parameters": count_parameters(run.model),
         "trained parameters": sum(array.size for array in run.initial.values()),
         "weights before step 1": root_digest({n: tensor_digest(a) for n, a in run.initial.items()}),
         "host": run.host,

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.core.probes import mode, probe_length, random_tokens, short_context, to_numpy
+from kssm_mlx.checks.core.probes import probe_length, random_tokens, short_context, to_numpy
 from kssm_mlx.checks.core.registry import Context, NotMeasurable
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.models.base import Intervention
+from kssm_mlx.models.base import Intervention, training_mode
 from kssm_mlx.training.losses import split_rows
 
 MOST = 64  # tokens of a row: enough for a state to settle, few enough for seconds on a large model
@@ -28,7 +28,7 @@ class Arm(NamedTuple):
     trace: dict[str, np.ndarray]
 
 
-def passage(ctx: Context, rows: int = 8, stream: int = 0) -> mx.array:
+def read_passage(ctx: Context, rows: int = 8, stream: int = 0) -> mx.array:
     """Rows of held-out text, of 64 tokens or as long as a task's; random ids where there is no data.
 
     Raises: NotMeasurable where what was learned is asked for, which random ids do not tell.
@@ -61,7 +61,7 @@ def hidden_of(
 
 def _forward(model: Any, tokens: mx.array, seed: int, treatment: Intervention | None, method: str):
     mx.random.seed(seed)
-    with mode(model, False):
+    with training_mode(model, False):
         return getattr(model, method)(tokens, None, treatment, **noise(model, seed))
 
 

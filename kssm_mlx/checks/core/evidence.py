@@ -16,10 +16,10 @@ def describe_evidence(ctx: Context) -> str:
     """The evidence in words: "untrained", "1 run" or, of the arm that has the fewest, "3 seeds"; and the
     check's caveats. "" where there is no model.
     """
-    return ", ".join(dict.fromkeys([_of(ctx), *ctx.caveats]))
+    return ", ".join(dict.fromkeys([_describe_runs(ctx), *ctx.caveats]))
 
 
-def _of(ctx: Context) -> str:
+def _describe_runs(ctx: Context) -> str:
     if ctx.runs:
         compared = group_contexts([*ctx.runs, *(ctx.baseline or ())]).values()
         seeds = min(len({run.recipe.train.seed for run in arm}) for arm in compared)

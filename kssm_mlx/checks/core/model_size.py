@@ -23,7 +23,12 @@ PASSES = 8
 
 def fit_context(definition: Definition, ctx: Context) -> tuple[Context, str]:
     """The context a check runs in, and what the verdict says about it: "" for a model of ordinary size."""
-    if definition.level != "P" or not definition.passes or ctx.model is None or size(ctx.model) < LARGE:
+    if (
+        definition.level != "P"
+        or not definition.passes
+        or ctx.model is None
+        or count_parameters(ctx.model) < LARGE
+    ):
         return ctx, ""
     own = f"its own weights, at most {definition.passes} forward passes"
     if definition.passes <= PASSES:
@@ -32,7 +37,7 @@ def fit_context(definition: Definition, ctx: Context) -> tuple[Context, str]:
     if small is None:
         return ctx, f"{own}: there is no small model like it"
     model = _built(small, ctx.seed)
-    note = f"a fresh model of {size(model):,} parameters with the same options"
+    note = f"a fresh model of {count_parameters(model):,} parameters with the same options"
     fresh = dict.fromkeys(("host", "initial", "history", "run_folder", "manifest"))
     return replace(ctx, model=model, config=small, **fresh), note
 
@@ -56,7 +61,7 @@ def reduce_model(config: Any) -> Any | None:
         return None
 
 
-def size(model: Any) -> int:
+def count_parameters(model: Any) -> int:
     """The number of parameters."""
     return sum(array.size for array in flatten(model.parameters()).values())
 

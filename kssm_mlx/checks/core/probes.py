@@ -13,12 +13,12 @@ import mlx.nn as nn
 import numpy as np
 
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable
-from kssm_mlx.models.base import mode
+from kssm_mlx.models.base import training_mode
 from kssm_mlx.models.interventions.calibration import ModelWithIntervention
 from kssm_mlx.training import losses
 
 
-def vocabulary(model: Any) -> int:
+def vocabulary_size(model: Any) -> int:
     """The number of ids a model can read. Raises: NotMeasurable for a model that does not say."""
     size = getattr(getattr(model, "args", None), "vocab_size", None)
     if size is None:
@@ -40,7 +40,7 @@ def short_context(recipe: Any, most: int) -> int:
 def random_tokens(ctx: Context, rows: int, length: int, stream: int = 0) -> np.ndarray:
     """Uniform ids [rows, length], the same for the same (ctx.seed, stream)."""
     rng = np.random.default_rng((ctx.seed, stream))
-    return rng.integers(0, vocabulary(ctx.model), (rows, length), dtype=np.int32)
+    return rng.integers(0, vocabulary_size(ctx.model), (rows, length), dtype=np.int32)
 
 
 def as_run(ctx: Context) -> nn.Module:
@@ -48,7 +48,7 @@ def as_run(ctx: Context) -> nn.Module:
     return ModelWithIntervention(ctx.model, ctx.intervention) if ctx.intervention else ctx.model
 
 
-def swap(tokens: np.ndarray, vocab_size: int, stream: int = 0) -> np.ndarray:
+def swap_token(tokens: np.ndarray, vocab_size: int, stream: int = 0) -> np.ndarray:
     """Other ids everywhere: each entry moved by a seeded non-zero amount, modulo the vocabulary."""
     rng = np.random.default_rng((stream, tokens.size))
     return (tokens + rng.integers(1, max(2, vocab_size), tokens.shape, dtype=np.int32)) % vocab_size
@@ -56,7 +56,7 @@ def swap(tokens: np.ndarray, vocab_size: int, stream: int = 0) -> np.ndarray:
 
 def logits_of(model: nn.Module, tokens: np.ndarray, training: bool = False, seed: int = 0) -> np.ndarray:
     """float32 logits [B, T, V] of a call without a cache; dropout, if there is any, repeats with `seed`."""
-    with mode(model, training):
+    with training_mode(model, training):
         if training:
             mx.random.seed(seed)
         return to_numpy(model(mx.array(tokens)))
@@ -102,7 +102,7 @@ def to_numpy(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32))
 
 
-def spread(logits: np.ndarray) -> float:
+def logit_spread(logits: np.ndarray) -> float:
     """Standard deviation of the logits. Raises: NotMeasurable where all are equal (a head of zeros)."""
     std = float(np.std(logits))
     if std == 0:
@@ -110,12 +110,12 @@ def spread(logits: np.ndarray) -> float:
     return std
 
 
-def deviation(a: np.ndarray, b: np.ndarray, scale: float) -> float:
+def logit_deviation(a: np.ndarray, b: np.ndarray, scale: float) -> float:
     """max |a - b| in units of `scale`; NaN where either holds one, and NaN passes no threshold."""
     return float(np.max(np.abs(a - b))) / scale
 
 
-def tolerance(model: nn.Module, float32: float, half: float = 2e-2) -> float:
+def dtype_tolerance(model: nn.Module, float32: float, half: float = 2e-2) -> float:
     """The rounding allowed at the model's precision: `half` as soon as one matrix is not float32."""
     matrices = [p for _, p in nn.utils.tree_flatten(model.parameters()) if p.ndim >= 2]
     return float32 if all(p.dtype == mx.float32 for p in matrices) else half

@@ -150,7 +150,7 @@ class Context:
         return self.step > 0 or self.host is not None
 
 
-def explain(text: str) -> dict[str, str]:
+def parse_explanation(text: str) -> dict[str, str]:
     """The parts of a check's docstring: "definition", "threshold", "caught", "sabotage", each on one line."""
     first, *rest = re.split(r"\b(Threshold|Caught|Sabotage): ", " ".join(text.split()))
     parts = dict(zip(map(str.lower, rest[::2]), map(str.strip, rest[1::2]), strict=True))
@@ -190,12 +190,12 @@ class Definition:
 
     @property
     def explanation(self) -> dict[str, str]:
-        """The docstring's parts, see `explain`, and "chance" where the verdict is drawn."""
-        parts = explain(self.run.__doc__ or "")
-        return {**parts, "chance": chance(self.false_alarm)} if self.false_alarm else parts
+        """The docstring's parts, see `parse_explanation`, and "chance" where the verdict is drawn."""
+        parts = parse_explanation(self.run.__doc__ or "")
+        return {**parts, "chance": describe_chance(self.false_alarm)} if self.false_alarm else parts
 
 
-def chance(rate: float) -> str:
+def describe_chance(rate: float) -> str:
     """How often a drawn verdict is wrong, in words."""
     return f"by the luck of the draw alone it is wrong at most once in {1 / rate:,.0f}"
 

@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.core.probes import mode, to_numpy
+from kssm_mlx.checks.core.probes import to_numpy
 from kssm_mlx.checks.core.registry import NotMeasurable
-from kssm_mlx.models.base import Cache
+from kssm_mlx.models.base import Cache, training_mode
 from kssm_mlx.models.recurrent import RecurrentModel
 
 MEMORIES = ("state", "mamba", "rwkv", "arbiter")  # slots of a cache entry
@@ -22,17 +22,17 @@ MEMORIES = ("state", "mamba", "rwkv", "arbiter")  # slots of a cache entry
 Views = dict[str, mx.array]
 
 
-def record(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
+def record_states(model: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Every memory after every token, in evaluation mode. Shapes: tokens [B, T] -> [B, T, n] each.
 
     Raises: NotMeasurable for a model without a state.
     """
     refuse_stateless(model)
     cache, steps = model.make_cache(), []
-    with mode(model, False):
+    with training_mode(model, False):
         for token in np.split(tokens, tokens.shape[1], axis=1):
             cache = model.forward(mx.array(token), cache).cache
-            steps.append({name: to_numpy(view) for name, view in views(model, cache).items()})
+            steps.append({name: to_numpy(view) for name, view in view_states(model, cache).items()})
     return {name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]}
 
 
@@ -44,7 +44,7 @@ def refuse_stateless(model: Any) -> None:
         raise NotMeasurable("the model carries no state from token to token, see C1")
 
 
-def views(model: Any, cache: Cache) -> Views:
+def view_states(model: Any, cache: Cache) -> Views:
     """The memories in a cache, of a graft those of its host. Shapes: [B, n] each.
 
     Raises: NotMeasurable where there is none.

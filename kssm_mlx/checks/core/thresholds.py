@@ -4,7 +4,7 @@
     banded("D6", {"block 0": 0.2}, ENTROPY, "...")
 
 A threshold must not grow with the model, so what is compared is normalised first: an entropy by ln n, a norm
-to a root mean square (`rms`), a deviation by the spread of the logits (`probes.deviation`).
+to a `root_mean_square`, a deviation by the spread of the logits (`probes.logit_deviation`).
 """
 
 from __future__ import annotations
@@ -79,6 +79,6 @@ def judge_by_band(id: str, measured: Mapping[str, float], band: Band, fix: str, 
     return verdict(id, band.judge(measured[name]), got, str(band), fix, measured=dict(measured), **numbers)
 
 
-def rms(array: Any) -> float:
+def root_mean_square(array: Any) -> float:
     """Root mean square in float64: a norm that does not grow with the number of elements."""
     return float(np.sqrt(np.mean(np.square(np.asarray(array, np.float64)))))

@@ -9,11 +9,17 @@ import mlx.nn as nn
 import numpy as np
 
 from kssm_mlx.checks.core.conditions import log_softmax
-from kssm_mlx.checks.core.probes import logits_of, mode, probe_length, random_tokens, swap, vocabulary
+from kssm_mlx.checks.core.probes import (
+    logits_of,
+    probe_length,
+    random_tokens,
+    swap_token,
+    vocabulary_size,
+)
 from kssm_mlx.checks.core.registry import Check, Context, check, verdict
 from kssm_mlx.data.batches import Batch, evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenSplit
-from kssm_mlx.models.base import Output
+from kssm_mlx.models.base import Output, training_mode
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.losses import cross_entropy, split_rows
 from kssm_mlx.training.recipe_sections import Train
@@ -106,7 +112,7 @@ def _evaluated_loss(oracle: Oracle, train: Train) -> float:
     source="docs/background/phase-grafts.md#padding",
     passes=3,
 )
-def padding(ctx: Context) -> Check:
+def padding_teaches_nothing(ctx: Context) -> Check:
     """Share: of the targets of 8 training batches, those that are padding (-1) or lie in 16 or more equal
     tokens in a row (of a shorter row, half of it or more), which is padding that nobody marked. Mask: the
     model's mean loss over 4 rows of random tokens, three of them cut short by padding, once -1 and once ids
@@ -163,7 +169,7 @@ def _mask_change(ctx: Context) -> float:
     tokens, lengths = random_tokens(ctx, 4, T + 1, stream=31), np.array([T + 1, T // 2, T // 3, 3])
     padded = np.arange(T + 1) >= lengths[:, None]
     expected = _by_hand(logits_of(ctx.model, tokens[:, :-1]), tokens[:, 1:], ~padded[:, 1:])
-    fillings = np.full_like(tokens, -1), -2 - swap(tokens, vocabulary(ctx.model), stream=31)
+    fillings = np.full_like(tokens, -1), -2 - swap_token(tokens, vocabulary_size(ctx.model), stream=31)
     got = [_by_the_trainer(ctx, np.where(padded, filling, tokens)) for filling in fillings]
     return float(np.max(np.abs(np.array(got) - expected)) / expected)
 
@@ -171,7 +177,7 @@ def _mask_change(ctx: Context) -> float:
 def _by_the_trainer(ctx: Context, rows: np.ndarray) -> float:
     """Mean nats of the targets as the trainer scores and counts them."""
     inputs, targets = split_rows(mx.array(rows))
-    with mode(ctx.model, False):
+    with training_mode(ctx.model, False):
         nats, count = cross_entropy(ctx.model.forward(inputs).logits, targets)
     return nats.item() / count.item()
 

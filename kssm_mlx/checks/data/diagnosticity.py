@@ -23,7 +23,7 @@ NEVER = -1e9
     title="the score asks for content",
     source="docs/background/allostasis.md#cheaper-strategies",
 )
-def diagnosticity(ctx: Context) -> Check:
+def content_is_needed(ctx: Context) -> Check:
     """acc* of the task's oracle less the accuracy of the best predictor without content, on the same scored
     targets of 150 validation rows, at up to 8 places. That predictor is a vote: each of the last 48 tokens
     gives its token a weight > 0 that depends on the lag alone, fitted by cross-entropy on 1,600 training

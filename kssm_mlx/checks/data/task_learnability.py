@@ -76,7 +76,7 @@ def ceiling_above_chance(ctx: Context) -> Check:
     source="docs/background/allostasis.md#in-context-coders",
     false_alarm=1e-6,
 )
-def rule(ctx: Context) -> Check:
+def task_has_a_rule(ctx: Context) -> Check:
     """On the scored targets of up to 300 validation rows: the gain 1 - CL / ln V of the best adaptive coder
     that counts inside one row (orders 1 to 3, strides 1 to 4); and the accuracy of the task's own oracle, run
     on 48 of the rows, against the declared ceiling acc*.

@@ -19,7 +19,7 @@ AGAIN = 64  # validation rows that are made a second time
     title="validation rows are new and never change",
     source="docs/background/allostasis.md#validation-rows",
 )
-def disjoint(ctx: Context) -> Check:
+def splits_are_disjoint(ctx: Context) -> Check:
     """The blake2 hash of every row of both splits: how many validation rows are also training rows, and how
     many occur twice among themselves. And whether the first 64 validation rows, made again from the seed of
     the recipe's data (those of training left out), are the rows in the files.

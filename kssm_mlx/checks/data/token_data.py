@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.checks.core.probes import probe_length, vocabulary
+from kssm_mlx.checks.core.probes import probe_length, vocabulary_size
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.tokens import TokenData
@@ -45,7 +45,7 @@ def tokenizer_identity(ctx: Context) -> Check:
     problems = []
     if len(set(digests)) > 1:
         problems.append(f"digests of tokenizer, data and index {', '.join(d[:8] for d in digests)}")
-    rows = vocabulary(ctx.model) if ctx.model is not None else V
+    rows = vocabulary_size(ctx.model) if ctx.model is not None else V
     if used.vocab_size != V or not 0 <= rows - V < max(1, 0.01 * V):
         problems.append(f"vocabulary of model {rows}, tokenizer {used.vocab_size}, data {V}")
     if not problems:  # the text of foreign ids means nothing
@@ -99,7 +99,7 @@ def token_files(ctx: Context) -> Check:
     file.
     """
     ctx.need("data")
-    rows = vocabulary(ctx.model) if ctx.model is not None else ctx.data.vocab_size
+    rows = vocabulary_size(ctx.model) if ctx.model is not None else ctx.data.vocab_size
     try:
         counts = TokenData.open(ctx.data.folder).verify()
         largest = max(counts["train_max_id"], counts["validation_max_id"])
@@ -245,7 +245,7 @@ def unigram_kl(validation: np.ndarray, train: np.ndarray, vocab_size: int) -> fl
     "docs/background/allostasis.md#the-broken-task",
     false_alarm=1e-6,
 )
-def learnability(ctx: Context) -> Check:
+def order_is_learnable(ctx: Context) -> Check:
     """By counting: gain = 1 - (least nats/token of any predictor) / ln V, over the unigram, bigram and
     trigram of the training tokens scored on validation, and the adaptive in-context coders (orders 1-3,
     strides 1-4) on up to 300 validation windows. The control is the same after the tokens of each split are

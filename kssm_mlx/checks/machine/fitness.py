@@ -22,23 +22,23 @@ ENOUGH_FILES = 1024
 BACKENDS = ("mlx-cpu", "mlx-metal", "mlx-cuda-12", "mlx-cuda-13")
 
 
-def examine(facts: dict[str, Any]) -> list[Check]:
+def examine_machine(facts: dict[str, Any]) -> list[Check]:
     """H1 to H6 on this machine, given `environment.facts()`."""
     return [run(facts) for run in (products, blas, compilation, backends, tensor_float, open_files)]
 
 
-def measure() -> dict[str, float]:
+def measure_rates() -> dict[str, float]:
     """Quick rates of the default device: float32 products in GFLOP/s, copies in GB/s read plus written."""
     n, size = 1024, 1 << 24
     a = mx.random.normal((n, n), key=mx.random.key(0))
     x = mx.zeros(size)
     return {
-        "gemm_gflops": 2 * n**3 / seconds(lambda: a @ a) / 1e9,
-        "copy_gbytes_per_second": 2 * 4 * size / seconds(lambda: x + 1) / 1e9,
+        "gemm_gflops": 2 * n**3 / time_shortest(lambda: a @ a) / 1e9,
+        "copy_gbytes_per_second": 2 * 4 * size / time_shortest(lambda: x + 1) / 1e9,
     }
 
 
-def seconds(run: Callable[[], mx.array | list[mx.array]], repeats: int = 3) -> float:
+def time_shortest(run: Callable[[], mx.array | list[mx.array]], repeats: int = 3) -> float:
     """The shortest of a few runs, after one to warm up."""
     times = []
     for _ in range(repeats + 1):

@@ -15,7 +15,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from kssm_mlx.checks.core.registry import DOCTOR, Check, check, verdict
-from kssm_mlx.checks.machine.fitness import seconds
+from kssm_mlx.checks.machine.fitness import time_shortest
 from kssm_mlx.ops import dispatch, gpu, native, proof, verdicts
 from kssm_mlx.ops.proof import Verdict
 
@@ -36,14 +36,16 @@ IDS = {
 }
 
 
-def examine() -> list[Check]:
+def examine_kernels() -> list[Check]:
     """K1, K2, ...: one verdict for every op in every dialect; those of the device's own are remembered."""
     own = gpu.dialect()
-    return bridge() + [check for dialect in dialects() for check in _examine(dialect, dialect == own)]
+    return bridge_builds() + [
+        check for dialect in list_dialects() for check in _examine(dialect, dialect == own)
+    ]
 
 
 @check("K0", level=DOCTOR, title="kernels in MLX's graph", source="docs/kernels.md")
-def bridge() -> list[Check]:
+def bridge_builds() -> list[Check]:
     """Whether the C++ kernels can be nodes of MLX's graph: g++ and nanobind are there, and what they
     build loads. Asked on a Linux machine without a GPU, and told only where the answer is no.
 
@@ -57,7 +59,7 @@ def bridge() -> list[Check]:
     return [verdict("K0", "warn", "no", "yes", fix)]
 
 
-def dialects() -> list[str]:
+def list_dialects() -> list[str]:
     """What this machine can run: the dialect of its default device first."""
     cpp = "cpp" if sys.platform == "linux" and shutil.which("g++") else None
     return [*dict.fromkeys(d for d in (gpu.dialect(), cpp) if d)]
@@ -65,13 +67,13 @@ def dialects() -> list[str]:
 
 def _examine(dialect: str, own: bool) -> list[Check]:
     with gpu.speaking(dialect):
-        proofs = [prove(op) for op in dispatch.OPS if dispatch.runs(op)]
+        proofs = [prove_op(op) for op in dispatch.OPS if dispatch.runs(op)]
         remembered = _remember({name: v for found in proofs for name, v in found.items()}) if own else ""
         worst = [max(found.values(), key=lambda v: (not v.ok, v.error)) for found in proofs]
-        return [judge(v, dialect, remembered) for v in worst]
+        return [judge_kernel(v, dialect, remembered) for v in worst]
 
 
-def prove(op: str) -> dict[str, Verdict]:
+def prove_op(op: str) -> dict[str, Verdict]:
     """The verdicts on all that the shipped models use of a kernel, by what each holds for."""
     return {verdicts.identity(op, **v): dispatch.judge(op, **v) for v in dispatch.case(op).variants}
 
@@ -84,7 +86,7 @@ def _remember(found: dict[str, Verdict]) -> str:
         return f"not remembered: {error}"
 
 
-def judge(v: Verdict, dialect: str, remembered: str) -> Check:
+def judge_kernel(v: Verdict, dialect: str, remembered: str) -> Check:
     """A kernel against the compiled form of its op, in every dialect that runs here: outputs and all
     gradients on 12 rows of 37 tokens, 6 and 32 wide, and on 3 lanes of 600 tokens where a GPU cuts time into
     parts, for every head size and number of taps, mixes or steps that the shipped models use, with documents
@@ -101,7 +103,7 @@ def judge(v: Verdict, dialect: str, remembered: str) -> Check:
     title, id = f"{v.op} kernel, {dialect}", IDS[v.op]
     expected = f"<= {proof.TOLERANCE:g}"
     if v.ok:
-        ratio = speed(v.op)
+        ratio = measure_speedup(v.op)
         way = "".join(f", {name} {value}" for name, value in v.way.items())
         got = f"error {v.error:.1e}, {ratio:.1f}x as fast as compiled{way}"
         return replace(verdict(id, "pass", got, expected, ratio=ratio), title=title)
@@ -111,14 +113,15 @@ def judge(v: Verdict, dialect: str, remembered: str) -> Check:
 
 
 for _op, _id in IDS.items():
-    check(_id, level=DOCTOR, title=f"{_op} kernel", source="docs/kernels.md")(judge)
+    check(_id, level=DOCTOR, title=f"{_op} kernel", source="docs/kernels.md")(judge_kernel)
 
 
-def speed(op: str) -> float:
+def measure_speedup(op: str) -> float:
     """How many times faster than the compiled form the kernel is, forward and backward, called eagerly."""
     case = dispatch.case(op)
     arrays = case.arguments(*TIMED)
     compiled, kernel = (
-        seconds(lambda form=form: proof.outcome(case, form, arrays, {})) for form in ("compiled", "kernel")
+        time_shortest(lambda form=form: proof.outcome(case, form, arrays, {}))
+        for form in ("compiled", "kernel")
     )
     return compiled / kernel

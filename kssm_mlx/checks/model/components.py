@@ -5,12 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.core.conditions import passage, run_arm
-from kssm_mlx.checks.core.probes import cross_entropy, mode, short_context, to_numpy
+from kssm_mlx.checks.core.conditions import read_passage, run_arm
+from kssm_mlx.checks.core.probes import cross_entropy, short_context, to_numpy
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.core.thresholds import RANK, Band, judge_by_band, rms
+from kssm_mlx.checks.core.thresholds import RANK, Band, judge_by_band, root_mean_square
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.models.base import Intervention, component_of, with_parameters
+from kssm_mlx.models.base import Intervention, component_of, training_mode, with_parameters
 from kssm_mlx.models.interventions.spec import Observe
 from kssm_mlx.training.optim import BRANCHES, component_rms
 from kssm_mlx.training.state import flatten
@@ -55,7 +55,7 @@ def gradient_ratio(ctx: Context) -> Check:
 
 def _gradient(ctx: Context) -> dict:
     rows = random_batch(ctx.data.train, ctx.seed, 0, 8, short_context(ctx.recipe, 64)).tokens
-    with mode(ctx.model, False):
+    with training_mode(ctx.model, False):
         return mx.grad(
             lambda p: with_parameters(ctx.model, p, lambda: cross_entropy(ctx.model, mx.array(rows)))
         )(ctx.model.trainable_parameters())
@@ -72,7 +72,7 @@ def _ratio(a: float, b: float) -> float:
     source="docs/background/hybrids.md#activations",
     needs_training=True,
 )
-def collapse(ctx: Context) -> Check:
+def mixers_vary(ctx: Context) -> Check:
     """What the mixer of each block puts out on 8 rows of held-out text, y [B, T, C]. Over time: root of the
     variance over the tokens of a row, averaged over rows and channels, over the RMS of y. Over the batch: the
     same over the rows at one place. Where RWKV and Mamba meet in a block, the ratio of their RMS.
@@ -89,7 +89,7 @@ def collapse(ctx: Context) -> Check:
         f"{name} over {axis}": _variation(y, i) for name, y in spoken.items() for i, axis in enumerate(AXES)
     }
     heard = {
-        name.removesuffix(" rwkv"): _ratio(rms(y), rms(spoken[other]))
+        name.removesuffix(" rwkv"): _ratio(root_mean_square(y), root_mean_square(spoken[other]))
         for name, y in spoken.items()
         if name.endswith(" rwkv") and (other := name.replace(" rwkv", " mamba")) in spoken
     }
@@ -112,12 +112,12 @@ AXES = ("the batch", "time")
 
 def _variation(y: np.ndarray, axis: int) -> float:
     spread = float(np.sqrt(y.astype(np.float64).var(axis=axis).mean()))
-    return spread / rms(y) if rms(y) else 0.0
+    return spread / root_mean_square(y) if root_mean_square(y) else 0.0
 
 
 def _outputs(ctx: Context) -> dict[str, np.ndarray]:
     """What each mixer puts out, [B, T, C]. Raises: NotMeasurable for a model that does not show it."""
-    tokens = passage(ctx)
+    tokens = read_passage(ctx)
     trace = run_arm(ctx.model, tokens, ctx.seed).trace
     if not any(name.endswith(("/rwkv", "/mamba")) for name in trace):
         trace = _observed(ctx, tokens)
@@ -134,6 +134,6 @@ def _outputs(ctx: Context) -> dict[str, np.ndarray]:
 def _observed(ctx: Context, tokens: mx.array) -> dict[str, np.ndarray]:
     if "S2" not in getattr(ctx.model, "act_sites", ()):
         return {}
-    with mode(ctx.model, False):
+    with training_mode(ctx.model, False):
         trace = ctx.model.forward(tokens, None, Intervention(acts=(Observe(),))).trace
     return {name: to_numpy(y) for name, y in trace.items() if name.endswith("/units")}

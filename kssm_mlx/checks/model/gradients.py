@@ -9,9 +9,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from kssm_mlx.checks.core.probes import cross_entropy, mode, probe_length, random_tokens, to_numpy, vocabulary
+from kssm_mlx.checks.core.probes import (
+    cross_entropy,
+    probe_length,
+    random_tokens,
+    to_numpy,
+    vocabulary_size,
+)
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import component_of, with_parameters
+from kssm_mlx.models.base import component_of, training_mode, with_parameters
 from kssm_mlx.runs.layout import CHECKPOINTS
 from kssm_mlx.training.loss_terms import Term, parse_terms
 from kssm_mlx.training.optim import global_norm
@@ -27,7 +33,7 @@ TERM = 1e-8
     source="docs/background/steering.md#terms-without-a-gradient",
     passes=15,
 )
-def reachability(ctx: Context) -> Check:
+def loss_reaches_parameters(ctx: Context) -> Check:
     """max |∂CE/∂w| over 5 small batches of random tokens, from cross-entropy alone, in training mode, for
     each trainable tensor and each of up to 64 consecutive blocks of its rows (first axis; of an embedding or
     a head, the rows of the ids that occurred; of a table by position, the rows of the 61 tokens). Between the
@@ -68,7 +74,7 @@ def reachability(ctx: Context) -> Check:
 def _gradients_by_block(ctx: Context) -> dict[str, list[float]]:
     """Tensor -> max |gradient| of each block of the rows that were asked for."""
     largest, seen = _largest_gradients(ctx)
-    V = vocabulary(ctx.model)
+    V = vocabulary_size(ctx.model)
     read = {name: g[seen] if g.shape[:1] == (V,) else _read(g, _length(ctx)) for name, g in largest.items()}
     return {name: _row_blocks(g) for name, g in read.items()}
 
@@ -98,7 +104,7 @@ def _term_gradient(model: nn.Module, term: Term, tokens: mx.array) -> tuple[floa
         out = with_parameters(model, parameters, lambda: model.forward(tokens[:, :-1]))
         return term.weight * term.function(out.logits, tokens[:, 1:], out.trace)[0]
 
-    with mode(model, True):
+    with training_mode(model, True):
         value, gradient = mx.value_and_grad(weighted)(model.trainable_parameters())
     return value.item(), global_norm(gradient).item()
 
@@ -108,7 +114,7 @@ def _largest_gradients(ctx: Context) -> tuple[dict[str, np.ndarray], np.ndarray]
     model, length = ctx.model, _length(ctx)
     gradient = mx.grad(lambda p, batch: with_parameters(model, p, lambda: cross_entropy(model, batch)))
     parameters, largest, ids = model.trainable_parameters(), {}, []
-    with mode(model, True):
+    with training_mode(model, True):
         for i in range(BATCHES):
             tokens = random_tokens(ctx, ROWS, length + 1, stream=70 + i)
             flat = nn.utils.tree_flatten(gradient(parameters, mx.array(tokens)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kssm_mlx.checks.core.conditions import mean_kl, passage, run_arm
+from kssm_mlx.checks.core.conditions import mean_kl, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 
 NATS = 0.05
@@ -15,7 +15,7 @@ NATS = 0.05
     source="docs/background/phase-grafts.md#phase-block-inside-mamba",
     passes=2,
 )
-def neutrality(ctx: Context) -> Check:
+def fresh_graft_is_neutral(ctx: Context) -> Check:
     """Mean KL(host || grafted) in nats over the tokens of 8 rows of held-out text, before the first update,
     in evaluation mode. The host is `model.host`, the model that the graft sits in.
 
@@ -31,7 +31,7 @@ def neutrality(ctx: Context) -> Check:
         raise NotMeasurable("the model is no graft: it has no host")
     if ctx.step:
         raise NotMeasurable(f"the graft has had {ctx.step} updates")
-    tokens = passage(ctx)
+    tokens = read_passage(ctx)
     nats = mean_kl(*(run_arm(model, tokens, ctx.seed).logits for model in (host, ctx.model)))
     return verdict(
         "C12",

@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kssm_mlx.checks.core.probes import deviation, logits_of, random_tokens, spread, swap, vocabulary
+from kssm_mlx.checks.core.probes import (
+    logit_deviation,
+    logit_spread,
+    logits_of,
+    random_tokens,
+    swap_token,
+    vocabulary_size,
+)
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.data.task_learnability import task_of
 from kssm_mlx.data.tasks import Copy, Counting, Induction, Modular, Passkey, SelectiveCopy, Task
@@ -44,14 +51,14 @@ def memory_reach(ctx: Context) -> Check:
     """
     task = task_of(ctx)
     ctx.need("model")
-    lags = needed(task)
+    lags = needed_lags(task)
     base = random_tokens(ctx, ROWS, task.length, stream=7)
     reference = logits_of(ctx.model, base)[:, -1]
-    scale, e = spread(reference), {}
+    scale, e = logit_spread(reference), {}
     for lag in lags:
         tokens = base.copy()
-        tokens[:, -1 - lag] = swap(base[:, -1 - lag], vocabulary(ctx.model), stream=lag)
-        e[lag] = deviation(logits_of(ctx.model, tokens)[:, -1], reference, scale)
+        tokens[:, -1 - lag] = swap_token(base[:, -1 - lag], vocabulary_size(ctx.model), stream=lag)
+        e[lag] = logit_deviation(logits_of(ctx.model, tokens)[:, -1], reference, scale)
     missing = [lag for lag in lags if not e[lag] > FELT]
     weakest = min(e, key=e.get)
     return verdict(
@@ -67,7 +74,7 @@ def memory_reach(ctx: Context) -> Check:
     )
 
 
-def needed(task: Task) -> list[int]:
+def needed_lags(task: Task) -> list[int]:
     """Lags in tokens, at most 7 of them. Raises: NotMeasurable for a task that does not say."""
     for kind, lags in NEEDED.items():
         if isinstance(task, kind):

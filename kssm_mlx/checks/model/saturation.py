@@ -5,10 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.core.conditions import noise, passage, run_arm
-from kssm_mlx.checks.core.probes import mode
+from kssm_mlx.checks.core.conditions import noise, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import training_mode, with_parameters
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.optim import global_norm
 
@@ -36,7 +35,7 @@ def hit_rate(ctx: Context) -> Check:
     ceiling; a value of NaN.
     """
     ctx.need("model")
-    rates = hits(run_arm(ctx.model, passage(ctx), ctx.seed).trace)
+    rates = clip_shares(run_arm(ctx.model, read_passage(ctx), ctx.seed).trace)
     if not rates:
         raise NotMeasurable('nothing is clipped: no "block00/u_raw" beside a "block00/u" in the trace')
     name, (floor, ceiling, trained) = min(rates.items(), key=lambda item: np.nan_to_num(item[1][2]))
@@ -50,7 +49,7 @@ def hit_rate(ctx: Context) -> Check:
     )
 
 
-def hits(trace: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
+def clip_shares(trace: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
     """Name -> shares of the values on the floor, on the ceiling and on neither of everything that the trace
     has raw and clipped; NaN where one of them is.
     """
@@ -73,7 +72,7 @@ def _shares(lifted: np.ndarray) -> tuple[float, float, float]:
     source="docs/background/k-ssm.md#u-on-its-floor",
     passes=12,
 )
-def barriers(ctx: Context) -> Check:
+def barriers_push_back(ctx: Context) -> Check:
     """For every term of the recipe's [loss] and every part that it is made of: its value, and the norm of its
     gradient over all trainable parameters, on 8 rows of held-out text. A part whose value is 0 is not active
     and not judged.
@@ -107,10 +106,10 @@ def _felt(ctx: Context, name: str) -> tuple[float, float]:
 
 def _parts(ctx: Context, parameters: dict) -> dict[str, mx.array]:
     """The value of each term and of each of its parts, as functions of the parameters."""
-    tokens = passage(ctx)
+    tokens = read_passage(ctx)
     inputs, targets, found = tokens[:, :-1], tokens[:, 1:], {}
     drawn = noise(ctx.model, ctx.seed)
-    with mode(ctx.model, False):
+    with training_mode(ctx.model, False):
         out = with_parameters(ctx.model, parameters, lambda: ctx.model.forward(inputs, **drawn))
     for term in parse_terms(ctx.recipe.loss):
         value, parts = term.function(out.logits, targets, out.trace)

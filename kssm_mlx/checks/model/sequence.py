@@ -16,21 +16,20 @@ import numpy as np
 from kssm_mlx import models
 from kssm_mlx.checks.core.conditions import mean_kl
 from kssm_mlx.checks.core.probes import (
-    deviation,
+    dtype_tolerance,
+    logit_deviation,
+    logit_spread,
     logits_of,
-    mode,
     perturb_zero_init,
     probe_length,
     random_tokens,
-    spread,
-    swap,
+    swap_token,
     to_numpy,
-    tolerance,
-    vocabulary,
+    vocabulary_size,
 )
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.core.thresholds import Band, judge_by_band
-from kssm_mlx.models.base import Clamp, Intervention, with_parameters
+from kssm_mlx.models.base import Clamp, Intervention, training_mode, with_parameters
 
 NOISE_OFF = {"dropout": 0.0, "noise": "off"}  # fields of a configuration, and what they are without noise
 
@@ -59,10 +58,10 @@ def receptive_field(ctx: Context) -> Check:
     base = random_tokens(ctx, 8, T)
     rows = np.tile(base, (len(lags), 1, 1))
     for row, k in zip(rows, lags):
-        row[:, -1 - k] = swap(row[:, -1 - k], vocabulary(ctx.model), stream=k)
+        row[:, -1 - k] = swap_token(row[:, -1 - k], vocabulary_size(ctx.model), stream=k)
     reference, *changed = (_under_equal_noise(ctx, row)[:, -1] for row in (base, *rows))
-    scale = spread(reference)
-    e = {k: deviation(c, reference, scale) for k, c in zip(lags, changed)}
+    scale = logit_spread(reference)
+    e = {k: logit_deviation(c, reference, scale) for k, c in zip(lags, changed)}
     reach = max((k for k in lags if e[k] > 1e-4), default=0)
     return verdict(
         "C1",
@@ -104,16 +103,18 @@ def future_leak(ctx: Context) -> Check:
     leaks = {}
     for training in (True, False):
         reference = logits_of(ctx.model, base, training, ctx.seed)
-        scale = spread(reference)
+        scale = logit_spread(reference)
         for t in (T // 4, T // 2, 3 * T // 4):
             tokens = base.copy()
-            tokens[:, t:] = swap(base[:, t:], vocabulary(ctx.model), stream=t)
+            tokens[:, t:] = swap_token(base[:, t:], vocabulary_size(ctx.model), stream=t)
             past = logits_of(ctx.model, tokens, training, ctx.seed)[:, :t]
-            leaks[f"{'train' if training else 'eval'}, t={t}"] = deviation(past, reference[:, :t], scale)
+            leaks[f"{'train' if training else 'eval'}, t={t}"] = logit_deviation(
+                past, reference[:, :t], scale
+            )
     return judge_by_band(
         "C2",
         leaks,
-        Band(high=tolerance(ctx.model, 1e-5)),
+        Band(high=dtype_tolerance(ctx.model, 1e-5)),
         "future tokens change earlier logits: look for a mean, norm or attention over time without a mask",
     )
 
@@ -138,22 +139,22 @@ def batch_leak(ctx: Context) -> Check:
     ctx.need("model")
     base = random_tokens(ctx, 4, min(probe_length(ctx), 64), stream=3)
     others = base.copy()
-    others[1:] = swap(base[1:], vocabulary(ctx.model))
+    others[1:] = swap_token(base[1:], vocabulary_size(ctx.model))
     leaks = {}
     for training in (True, False):
         word = "train" if training else "eval"
         reference = logits_of(ctx.model, base, training, ctx.seed)
-        scale = spread(reference)
+        scale = logit_spread(reference)
         row = logits_of(ctx.model, others, training, ctx.seed)[0]
-        leaks[f"other rows, {word}"] = deviation(row, reference[0], scale)
+        leaks[f"other rows, {word}"] = logit_deviation(row, reference[0], scale)
         for i in range(5):
             logits_of(ctx.model, random_tokens(ctx, 2, 9, stream=10 + i), training, ctx.seed + i)
         again = logits_of(ctx.model, base, training, ctx.seed)
-        leaks[f"after 5 calls, {word}"] = deviation(again, reference, scale)
+        leaks[f"after 5 calls, {word}"] = logit_deviation(again, reference, scale)
     return judge_by_band(
         "C3",
         leaks,
-        Band(high=tolerance(ctx.model, 1e-5)),
+        Band(high=dtype_tolerance(ctx.model, 1e-5)),
         "an answer depends on other rows or earlier calls: look for a mean over axis 0 or a stored buffer",
     )
 
@@ -186,7 +187,10 @@ def train_eval_parity(ctx: Context) -> Check:
     tokens = random_tokens(ctx, 4, min(probe_length(ctx), 64), stream=4)
     trained_view = _trained_without_noise(ctx, tokens)
     evaluated = logits_of(ctx.model, tokens)
-    gap, limit = deviation(trained_view, evaluated, spread(trained_view)), tolerance(ctx.model, 1e-5)
+    gap, limit = (
+        logit_deviation(trained_view, evaluated, logit_spread(trained_view)),
+        dtype_tolerance(ctx.model, 1e-5),
+    )
     kl = _block_influence(ctx, tokens) if ctx.step >= 20 and _clamps_output(ctx.model) else {}
     idle = [block for block, nats in kl.items() if not nats >= 1e-4]
     weakest = f"; weakest block changes the prediction by {min(kl.values()):.1e} nats" if kl else ""
@@ -229,7 +233,7 @@ def _block_influence(ctx: Context, tokens: np.ndarray) -> dict[int, float]:
     full, kl = logits_of(ctx.model, tokens), {}
     for block in range(len(ctx.model.layers)):
         held = Intervention((Clamp("output", 0.0, block=block),))
-        with mode(ctx.model, False):
+        with training_mode(ctx.model, False):
             ablated = to_numpy(ctx.model.forward(mx.array(tokens), intervention=held).logits)
         kl[block] = mean_kl(full, ablated)
     return kl
@@ -257,16 +261,16 @@ def step_by_step(ctx: Context) -> Check:
     if not hasattr(model, "make_cache"):
         raise NotMeasurable("the model has no make_cache()")
     tokens = mx.array(random_tokens(ctx, 2, 64, stream=5))
-    with mode(model, False):
+    with training_mode(model, False):
         whole = to_numpy(model(tokens))
         pieces = {"token by token": _in_place(model, tokens)}
         if hasattr(model, "forward"):
             pieces["pieces of 1, 7, 24, 32"] = _through_forward(model, tokens, (1, 8, 32))
-    scale = spread(whole)
+    scale = logit_spread(whole)
     return judge_by_band(
         "C5",
-        {name: deviation(to_numpy(piece), whole, scale) for name, piece in pieces.items()},
-        Band(high=tolerance(model, 1e-4)),
+        {name: logit_deviation(to_numpy(piece), whole, scale) for name, piece in pieces.items()},
+        Band(high=dtype_tolerance(model, 1e-4)),
         "the carried state is not the state of the parallel form: put every recurrent quantity in the cache",
     )
 
@@ -298,7 +302,7 @@ def _through_forward(model, tokens: mx.array, cuts: tuple[int, ...]) -> mx.array
     passes=2,
 )
 @perturb_zero_init
-def determinism(ctx: Context) -> Check:
+def evaluation_is_deterministic(ctx: Context) -> Check:
     """max |Δ logits| of the same input of 4 random sequences given twice in evaluation mode.
 
     Threshold: exactly 0: the same arithmetic on the same numbers on the same machine.
@@ -307,7 +311,7 @@ def determinism(ctx: Context) -> Check:
     """
     ctx.need("model")
     tokens = random_tokens(ctx, 4, min(probe_length(ctx), 64), stream=6)
-    difference = deviation(logits_of(ctx.model, tokens), logits_of(ctx.model, tokens), 1.0)
+    difference = logit_deviation(logits_of(ctx.model, tokens), logits_of(ctx.model, tokens), 1.0)
     return verdict(
         "C6",
         difference == 0,

@@ -38,7 +38,7 @@ class Portrait(NamedTuple):
     source="docs/background/k-ssm.md#bistable-in-name",
     passes=1,
 )
-def bistability(ctx: Context) -> Check:
+def has_two_states(ctx: Context) -> Check:
     """Asked of models that say so: `triadic` or variant "bistable" in the configuration. Every population of
     every block starts from 32 states spread over the disc and reads 200 tokens that say nothing. Final states
     linked by distances <= 0.05 are one cluster; a population that still turns is judged by R. Then each final
@@ -94,7 +94,7 @@ def _portraits(model: Any, block: int, groups: int, seed: int) -> list[Portrait]
     later, again = np.split(_quiet(model, block, np.concatenate([rest, kicked])), 2)
     turning = np.max(np.abs(later - rest), axis=0) > STILL
     seen = [np.where(turning, np.abs(z), z) for z in (later, again)]
-    return [portrait(*(z[:, g] for z in seen)) for g in range(groups)]
+    return [draw_portrait(*(z[:, g] for z in seen)) for g in range(groups)]
 
 
 def _quiet(model: Any, block: int, z: np.ndarray) -> np.ndarray:
@@ -103,7 +103,7 @@ def _quiet(model: Any, block: int, z: np.ndarray) -> np.ndarray:
     return out[:, 0].astype(np.float64) + 1j * out[:, 1]
 
 
-def portrait(later: np.ndarray, kicked: np.ndarray) -> Portrait:
+def draw_portrait(later: np.ndarray, kicked: np.ndarray) -> Portrait:
     """Of final states, and of the same after a kick and as long again. Shapes: [S], [S]."""
     from scipy.cluster.hierarchy import fcluster, linkage
 

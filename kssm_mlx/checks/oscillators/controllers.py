@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kssm_mlx.checks.core.conditions import mean_R, noise, passage
+from kssm_mlx.checks.core.conditions import mean_R, noise, read_passage
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import mode, with_parameters
+from kssm_mlx.models.base import training_mode, with_parameters
 from kssm_mlx.training.controllers import COUPLINGS, RULES
 from kssm_mlx.training.monitoring import Knobs, Monitoring
 from kssm_mlx.training.state import flatten, with_knobs
@@ -24,7 +24,7 @@ class Driven(NamedTuple):
 
 
 @check("C27", level="P", title="controllers act", source="docs/background/steering.md#controllers", passes=4)
-def actuators(ctx: Context) -> Check:
+def controllers_act(ctx: Context) -> Check:
     """The recipe's [control] is told 20 times that R is 0.1 above its range, and 20 times that it is 0.1
     below, while the text stays the same 8 rows. dR: change of the mean R over the blocks between the knobs
     at the start and the knobs after the 20 actions, in training mode under equal noise. Kept: the coupling
@@ -82,8 +82,8 @@ def _middle(section) -> float:
 
 def _coherence(ctx: Context, knobs: Knobs) -> float:
     """Mean R with the knobs at these values. Raises: NotMeasurable where the trace has none."""
-    tokens, model = passage(ctx), ctx.model
+    tokens, model = read_passage(ctx), ctx.model
     parameters = with_knobs(model.trainable_parameters(), knobs)
-    with mode(model, True):
+    with training_mode(model, True):
         out = with_parameters(model, parameters, lambda: model.forward(tokens, **noise(model, ctx.seed)))
     return float(np.mean(list(mean_R(out.trace).values())))

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from kssm_mlx.checks.core.conditions import mean_R, passage, run_arm
+from kssm_mlx.checks.core.conditions import mean_R, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.training.optim import adamw
@@ -42,7 +42,7 @@ def decay_null(ctx: Context) -> Check:
     """
     ctx.need("model", "recipe")
     decays = decay_of(ctx.model, ctx.recipe.train)
-    texts = passage(ctx, rows=4)
+    texts = read_passage(ctx, rows=4)
     now = _coherence(ctx, texts)
     if ctx.initial is None or not ctx.step:
         return _of_the_recipe(_shrinking(ctx.model, decays))

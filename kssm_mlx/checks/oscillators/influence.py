@@ -9,10 +9,10 @@ from itertools import product
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.core.conditions import Arm, blocks_with, hidden_of, mean_kl, passage, run_arm
+from kssm_mlx.checks.core.conditions import Arm, blocks_with, hidden_of, mean_kl, read_passage, run_arm
 from kssm_mlx.checks.core.probes import to_numpy
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.oscillators.noise_floor import noise_floor, placebo
+from kssm_mlx.checks.oscillators.noise_floor import measure_placebo, noise_floor
 from kssm_mlx.models.base import Clamp, Intervention
 
 LEVELS = (0.2, 0.5, 0.8)
@@ -28,7 +28,7 @@ HELD = {"R": 0.5, "psi": 1.0}  # for C21: what each site is held at; 0.1 elsewhe
     needs_training=True,
     false_alarm=1e-3,
 )
-def influence(ctx: Context) -> Check:
+def coherence_matters(ctx: Context) -> Check:
     """Hold R of one block at 0.2, 0.5, 0.8 through the model's clamp on "R" ("forced_R" where that is all
     it has), on 8 rows of held-out text. Achieved: max |R in the trace - R*|. Treatment: mean KL(free ||
     held) of the logits, those after the final norm, over tokens, blocks and levels. Floor: KL between free
@@ -48,7 +48,7 @@ def influence(ctx: Context) -> Check:
     site = next((s for s in ("R", "forced_R") if s in getattr(ctx.model, "clamp_sites", ())), None)
     if site is None:
         raise NotMeasurable('the model has no clamp site "R"')
-    tokens = passage(ctx)
+    tokens = read_passage(ctx)
     free = run_arm(ctx.model, tokens, ctx.seed)
     blocks = blocks_with(free.trace, "R")
     if not blocks:
@@ -86,7 +86,7 @@ def _treat(ctx: Context, tokens: mx.array, free: Arm, clamp: Clamp) -> tuple[flo
     missed = np.max(np.abs(blocks_with(held.trace, "R")[clamp.block] - clamp.value))
     before = hidden_of(ctx.model, tokens, ctx.seed)
     moved = hidden_of(ctx.model, tokens, ctx.seed, Intervention((clamp,))) - before
-    pushed = (before + placebo(moved, ctx.seed)).astype(np.float32)
+    pushed = (before + measure_placebo(moved, ctx.seed)).astype(np.float32)
     disturbed = to_numpy(ctx.model.project(mx.array(pushed)))
     return float(missed), mean_kl(free.logits, held.logits), mean_kl(free.logits, disturbed)
 
@@ -113,7 +113,7 @@ def same_arm(ctx: Context) -> Check:
     treatments = ctx.interventions or held
     if not treatments:
         raise NotMeasurable("the model has no clamp sites, so no treatment can be given")
-    tokens = passage(ctx, rows=4)
+    tokens = read_passage(ctx, rows=4)
     control = run_arm(ctx.model, tokens, ctx.seed).logits
     change = {
         name: float(np.max(np.abs(run_arm(ctx.model, tokens, ctx.seed, treatment).logits - control)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kssm_mlx.checks.core.conditions import blocks_with, passage, run_arm
+from kssm_mlx.checks.core.conditions import blocks_with, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 
 TEXTS, NOISES = 6, 2
@@ -20,7 +20,7 @@ APART, ONE, DIMENSIONS = 1e-3, 1.5, 8
     source="docs/background/k-ssm.md#what-r-knows",
     needs_training=True,
 )
-def information(ctx: Context) -> Check:
+def coherence_informs(ctx: Context) -> Check:
     """R at the same place of 6 texts of 2 rows, each under 2 draws of the model's noise. Ratio: the
     variance over texts under equal noise / (the variance over noise on equal text + 1e-6), least over
     blocks, the mean over groups and places each. eta^2: the share of R's variance that the current token
@@ -35,7 +35,7 @@ def information(ctx: Context) -> Check:
     Sabotage: a constant R; R of noise; R as a table of the current token.
     """
     ctx.need("model")
-    texts = [passage(ctx, rows=2, stream=i) for i in range(TEXTS)]
+    texts = [read_passage(ctx, rows=2, stream=i) for i in range(TEXTS)]
     R = _draws(ctx, texts, ("R",), NOISES)
     tokens = np.stack([np.array(t) for t in texts])
     ratio = {b: float(_ratio(r)) for b, r in R.items()}
@@ -96,7 +96,7 @@ def _explained(R: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     source="docs/background/k-ssm.md#one-shift-for-all-oscillators",
     passes=6,
 )
-def diversity(ctx: Context) -> Check:
+def oscillators_differ(ctx: Context) -> Check:
     """The phases of a block (theta, or psi of its populations where it has no theta) at the same place of 6
     texts of 2 rows, under equal noise. Apart: circular standard deviation over texts of theta_i - theta_1,
     mean over places and i, in radians. Dimensions: participation ratio (sum of eigenvalues)^2 / sum of
@@ -110,7 +110,7 @@ def diversity(ctx: Context) -> Check:
     Sabotage: phases that share one shift.
     """
     ctx.need("model")
-    texts = [passage(ctx, rows=2, stream=i) for i in range(TEXTS)]
+    texts = [read_passage(ctx, rows=2, stream=i) for i in range(TEXTS)]
     theta = {b: drawn[:, 0] for b, drawn in _draws(ctx, texts, ("theta", "psi"), 1).items()}
     if all(t.shape[-1] < 2 for t in theta.values()):
         raise NotMeasurable("the blocks have one oscillator each")

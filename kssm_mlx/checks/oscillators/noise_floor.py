@@ -33,7 +33,7 @@ def noise_floor(measure: Callable[[int], float], seeds: Iterable[int]) -> Floor:
     return Floor(float(measured.mean()), float(measured.std(ddof=1)))
 
 
-def placebo(change: np.ndarray, seed: int, keep: np.ndarray | None = None) -> np.ndarray:
+def measure_placebo(change: np.ndarray, seed: int, keep: np.ndarray | None = None) -> np.ndarray:
     """A random change whose vectors along the last axis are as long as those of `change`.
 
     keep: directions, shaped like `change`, that the placebo must not move along, such as the gradient of R.

@@ -53,7 +53,7 @@ def oscillator_physics(ctx: Context) -> Check:
     ctx.need("model")
     if not hasattr(ctx.model, "oscillator_step"):
         raise NotMeasurable("the model has no oscillator_step(theta, omega, K, dt)")
-    measured = laws(ctx.model.oscillator_step, ctx.seed)
+    measured = kuramoto_laws(ctx.model.oscillator_step, ctx.seed)
     broken = _broken(measured)
     return verdict(
         "C40",
@@ -73,7 +73,7 @@ def package_step(method: str, theta: mx.array, omega: mx.array, K: mx.array, dt:
     return METHODS[method](Phases(mean_field), theta, dt, omega, K)
 
 
-def laws(step: Step, seed: int = 0) -> dict[str, float]:
+def kuramoto_laws(step: Step, seed: int = 0) -> dict[str, float]:
     """The five numbers of C40, each the worst of 5 random starts."""
     theta = wrapped(mx.array(np.random.default_rng((seed, 40)).normal(0, WIDTH, (ROWS, N)), mx.float32))
     together, still = mx.broadcast_to(theta[:, :1], theta.shape), mx.zeros((ROWS, N))

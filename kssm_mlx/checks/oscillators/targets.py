@@ -29,7 +29,7 @@ def targets_agree(ctx: Context) -> Check:
     ctx.need("recipe")
     if not (ctx.recipe.monitor or ctx.recipe.control):
         raise NotMeasurable("the recipe has neither [monitor] nor [control]")
-    found = contradictions(ctx.recipe)
+    found = list_contradictions(ctx.recipe)
     aim = (ctx.recipe.monitor or Monitor()).target
     return verdict(
         "C28",
@@ -41,7 +41,7 @@ def targets_agree(ctx: Context) -> Check:
     )
 
 
-def contradictions(recipe: Recipe) -> list[str]:
+def list_contradictions(recipe: Recipe) -> list[str]:
     """One phrase for every two aims that cannot both be reached."""
     monitor = recipe.monitor or Monitor()
     R, U, _ = zones.TARGETS[monitor.target]

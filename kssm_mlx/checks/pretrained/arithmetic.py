@@ -8,12 +8,12 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from kssm_mlx.checks.core.probes import mode, spread, to_numpy, tolerance
+from kssm_mlx.checks.core.probes import dtype_tolerance, logit_spread, to_numpy
 from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check, verdict
 from kssm_mlx.checks.model.sequence import step_by_step
-from kssm_mlx.checks.pretrained.subject import Host, english
+from kssm_mlx.checks.pretrained.subject import Host, read_english
 from kssm_mlx.errors import DataError
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import training_mode, with_parameters
 from kssm_mlx.weights.audit.manifest_tables import Fingerprint
 
 # How many ids the tokenizers people use give; embeddings have that many rows or a few more, see `_padded`.
@@ -32,7 +32,7 @@ SAME_LOGITS = 1e-2, 5e-2  # float32 weights, weights with a matrix in half preci
 
 
 @check("W28", level="L4", title="sizes of the manifest", source="docs/background/weights.md#six-layers")
-def sizes(host: Host) -> Check:
+def manifest_sizes(host: Host) -> Check:
     """architecture, embedding rows, width and depth of the configuration against the manifest's.
 
     Threshold: equal.
@@ -58,7 +58,7 @@ def judge_vocabulary(tokenizer, embedding_rows: int) -> Check:
     """W20 of a tokenizer and an embedding, see `vocabulary_fits`."""
     ids = tokenizer.vocab_size
     fits = [name for size, name in KNOWN.items() if embedding_rows in _padded(size) and size != ids]
-    text = english()[:2000]
+    text = read_english()[:2000]
     numbers = {"ids": ids, "rows": embedding_rows}
     if ids <= embedding_rows and embedding_rows in _padded(ids):
         survives = _survives(tokenizer, text)
@@ -125,7 +125,7 @@ def fingerprint_of(model) -> Fingerprint:
 
 
 @check("W21", level="L4", title="fingerprint", source="docs/background/weights.md#six-layers")
-def fingerprint(host: Host) -> Check:
+def matches_fingerprint(host: Host) -> Check:
     """the logits of the fixed prompt against those the manifest keeps, as max |Δ| / std(kept logits).
 
     Threshold: <= 1e-2: TF32 products round by 1e-3, and other weights move logits by their own size. 5e-2
@@ -140,8 +140,8 @@ def fingerprint(host: Host) -> Check:
     if kept.shape != got.shape or host.fingerprint.vocab_size != host.model.args.vocab_size:
         gap = float("inf")
     else:
-        gap = float(np.abs(got - kept).max()) / spread(kept)
-    limit = tolerance(host.model, *SAME_LOGITS)
+        gap = float(np.abs(got - kept).max()) / logit_spread(kept)
+    limit = dtype_tolerance(host.model, *SAME_LOGITS)
     return verdict(
         "W21",
         gap <= limit,
@@ -172,7 +172,7 @@ def parallel_is_recurrent(host: Host) -> Check:
 @check(
     "W23", level="L4", title="finite in float32 and bfloat16", source="docs/background/weights.md#six-layers"
 )
-def finite(host: Host) -> Check:
+def finite_logits(host: Host) -> Check:
     """64 tokens with all float weights in float32, then in bfloat16 but for those that must stay.
 
     Threshold: every logit finite in both. How far they differ, in units of their spread, is reported.
@@ -190,7 +190,7 @@ def finite(host: Host) -> Check:
         not bad,
         f"not finite in {' and '.join(bad)}"
         if bad
-        else f"finite, {gap / spread(logits[mx.float32]):.1e} apart",
+        else f"finite, {gap / logit_spread(logits[mx.float32]):.1e} apart",
         "finite logits in float32 and bfloat16",
         "a weight is damaged (see W13, W16)" if "float32" in bad else "run it in float32",
     )
@@ -208,5 +208,5 @@ def _logits(model, tokens: np.ndarray, dtype: mx.Dtype) -> np.ndarray:
         )
 
     weights = tree_unflatten([(n, cast(n, a)) for n, a in tree_flatten(model.parameters())])
-    with mode(model, False):
+    with training_mode(model, False):
         return with_parameters(model, weights, lambda: to_numpy(model(mx.array(tokens, mx.int32))))

@@ -164,5 +164,5 @@ def host_quality(ctx: Context) -> Check:
 def _figure(host: Host) -> list[Check]:
     """W25, where the manifest has a figure for this text."""
     with suppress(NotMeasurable):
-        return [behaviour.figure(host)]
+        return [behaviour.manifest_figure(host)]
     return []

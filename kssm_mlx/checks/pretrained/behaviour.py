@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from kssm_mlx.checks.core.probes import mode
 from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check, verdict
 from kssm_mlx.checks.pretrained.subject import ENGLISH, Host
 from kssm_mlx.checks.training.language import degenerate_generation
 from kssm_mlx.metrics.ngrams import ngram_ladder
+from kssm_mlx.models.base import training_mode
 from kssm_mlx.training.evaluation import context_gain
 from kssm_mlx.weights.audit.manifest_tables import Behaviour
 
@@ -20,7 +20,7 @@ FIGURE = 0.05
 GAIN, GAIN_TOKENS = 0.1, 4096  # each token costs a forward pass of its own
 
 
-def measure(host: Host) -> Behaviour:
+def measure_behaviour(host: Host) -> Behaviour:
     """Nats/token of the host on its text, for its manifest. Raises: NotMeasurable without a tokenizer."""
     return Behaviour(
         text_sha256=host.reading.sha256,
@@ -80,7 +80,7 @@ def better_than_counting(host: Host) -> Check:
     title="the figure of the manifest",
     source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
 )
-def figure(host: Host) -> Check:
+def manifest_figure(host: Host) -> Check:
     """nats/token on the text against the manifest's figure for this text and tokenizer.
 
     Threshold: within 5 %: the same weights give the same number to some 1e-3, in bfloat16 to 1e-2; a lost
@@ -131,7 +131,7 @@ def context_is_used(host: Host) -> Check:
     """
     _refuse_other_domain(host)
     windows = host.windows(GAIN_TOKENS)
-    with mode(host.model, False):
+    with training_mode(host.model, False):
         got = context_gain(host.model, windows)
     return verdict(
         "W26",
@@ -149,7 +149,7 @@ def context_is_used(host: Host) -> Check:
     title="generation is not degenerate",
     source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
 )
-def speaks(host: Host) -> Check:
+def generation_speaks(host: Host) -> Check:
     """C19 with prompts from the text: repetition, loops, monotony of what the host writes.
 
     Threshold: that of C19: distinct-2, longest run, top share and line breaks, loosened to what the text has.

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.checks.core.probes import mode
 from kssm_mlx.checks.core.registry import Context, NotMeasurable
 from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.tokens import TokenSplit, bytes_per_target
 from kssm_mlx.errors import DataError
+from kssm_mlx.models.base import training_mode
 from kssm_mlx.training.evaluation import evaluate
 from kssm_mlx.weights.audit.manifest_tables import Behaviour, Fingerprint, ModelFacts, Published
 
@@ -28,7 +28,7 @@ TOKENS = 8192  # scored at most; the English text has 5,452 under the World toke
 ROWS, LOGITS_AT_ONCE = 4, 2**27  # windows in a batch, and their logits: half a gigabyte in float32
 
 
-def english() -> str:
+def read_english() -> str:
     """24 KB of plain English prose written for this package: what no model was trained on."""
     return (files("kssm_mlx.data") / "english.txt").read_text("utf-8")
 
@@ -78,7 +78,7 @@ class Host(Context):
         Raises: NotMeasurable without a tokenizer that can write the text and fits the embedding.
         """
         self.need("model", "tokenizer")
-        text = english() if self.text is None else self.text
+        text = read_english() if self.text is None else self.text
         try:
             ids = np.asarray(self.tokenizer.encode(text), np.int64)
         except DataError as e:
@@ -98,5 +98,5 @@ class Host(Context):
     def evaluation(self) -> dict[str, float]:
         """The loss on the text, as `training.evaluation.evaluate` gives it."""
         windows = self.windows()
-        with mode(self.model, False):
+        with training_mode(self.model, False):
             return evaluate(self.model, windows, self.reading.bytes_per_target)

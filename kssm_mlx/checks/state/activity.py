@@ -11,14 +11,21 @@ import math
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.core.conditions import passage
-from kssm_mlx.checks.core.probes import mode, probe_length, short_context, swap, to_numpy, vocabulary
+from kssm_mlx.checks.core.conditions import read_passage
+from kssm_mlx.checks.core.probes import (
+    probe_length,
+    short_context,
+    swap_token,
+    to_numpy,
+    vocabulary_size,
+)
 from kssm_mlx.checks.core.registry import Check, Context, check, verdict
-from kssm_mlx.checks.core.state_recording import record, refuse_stateless, views
+from kssm_mlx.checks.core.state_recording import record_states, refuse_stateless, view_states
 from kssm_mlx.checks.core.thresholds import RANK as VERDICTS
-from kssm_mlx.checks.core.thresholds import Band, judge_by_band, rms
+from kssm_mlx.checks.core.thresholds import Band, judge_by_band, root_mean_square
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.metrics import state
+from kssm_mlx.models.base import training_mode
 from kssm_mlx.training.losses import split_rows
 
 ROWS, TOKENS, LASTS = 4, 32, 8
@@ -37,7 +44,7 @@ DOUBLINGS = 3
     source="docs/background/hybrids.md#state-over-time",
     needs_training=True,
 )
-def evolution(ctx: Context) -> Check:
+def state_moves(ctx: Context) -> Check:
     """4 rows of 32 held-out tokens, one at a time. Cosine: of every state with the one a token ago, the mean
     over tokens and rows, by memory. Half-life: the same rows with another first token; what is left of the
     difference per token is (|d_9| / |d_1|)^(1/8), and the half-life is ln 2 / -ln of that. The five largest
@@ -73,16 +80,16 @@ def evolution(ctx: Context) -> Check:
 def _recorded(ctx: Context) -> dict[str, np.ndarray]:
     """Every memory on held-out text. Raises: NotMeasurable without data: random tokens say nothing."""
     ctx.need("model", "data")
-    return record(ctx.model, np.array(passage(ctx, ROWS))[:, :TOKENS])
+    return record_states(ctx.model, np.array(read_passage(ctx, ROWS))[:, :TOKENS])
 
 
 def _twice(ctx: Context) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The memories on held-out text, and on the same text with another first token."""
     ctx.need("model", "data")
-    base = np.array(passage(ctx, ROWS))[:, :TOKENS]
+    base = np.array(read_passage(ctx, ROWS))[:, :TOKENS]
     other = base.copy()
-    other[:, 0] = swap(base[:, 0], vocabulary(ctx.model))
-    both = record(ctx.model, np.concatenate([base, other]))
+    other[:, 0] = swap_token(base[:, 0], vocabulary_size(ctx.model))
+    both = record_states(ctx.model, np.concatenate([base, other]))
     return {n: s[:ROWS] for n, s in both.items()}, {n: s[ROWS:] for n, s in both.items()}
 
 
@@ -98,7 +105,7 @@ def _half_life(base: np.ndarray, changed: np.ndarray) -> float:
     source="docs/background/hybrids.md#state-norm",
     needs_training=True,
 )
-def size(ctx: Context) -> Check:
+def state_keeps_its_size(ctx: Context) -> Check:
     """The root mean square of every memory (the median over 4 rows of held-out text) after one context, and
     after 2, 4 and 8 of them, the state handed on without a reset; growth is the largest over the first.
 
@@ -134,13 +141,13 @@ def _sizes(ctx: Context) -> dict[str, list[float]]:
     """The RMS of every memory after 1, 2, 4, 8 contexts."""
     refuse_stateless(ctx.model)
     length, cache, sizes = short_context(ctx.recipe, probe_length(ctx)), None, {}
-    with mode(ctx.model, False):
+    with training_mode(ctx.model, False):
         for i in range(2**DOUBLINGS):
             rows = random_batch(ctx.data.validation, ctx.seed, i, ROWS, length).tokens
             cache = ctx.model.forward(split_rows(mx.array(rows))[0], cache).cache
             if (i + 1) & i == 0:  # a power of two
-                for name, view in views(ctx.model, cache).items():
-                    found = [rms(row) for row in to_numpy(view)]
+                for name, view in view_states(ctx.model, cache).items():
+                    found = [root_mean_square(row) for row in to_numpy(view)]
                     sizes.setdefault(name, []).append(float(np.median(found)))
     return sizes
 
@@ -152,7 +159,7 @@ def _sizes(ctx: Context) -> dict[str, list[float]]:
     source="docs/background/hybrids.md#state-entropy",
     needs_training=True,
 )
-def entropy(ctx: Context) -> Check:
+def energy_is_spread(ctx: Context) -> Check:
     """-Σ p ln p / ln n of p = s² / Σ s², the share of each of the n entries of a memory in its energy; the
     mean over 32 tokens of 4 rows of held-out text.
 
@@ -175,7 +182,7 @@ def entropy(ctx: Context) -> Check:
     source="docs/background/hybrids.md#updates",
     needs_training=True,
 )
-def update(ctx: Context) -> Check:
+def state_is_updated(ctx: Context) -> Check:
     """‖s_32 - s_8‖ / ‖s_8‖ of every memory, the mean over 4 rows of held-out text.
 
     Threshold: >= 1e-4 (warns below 1e-3): a state that stands still over 24 tokens holds nothing of them.
@@ -198,7 +205,7 @@ def update(ctx: Context) -> Check:
     source="docs/background/hybrids.md#use-of-the-state",
     needs_training=True,
 )
-def utilisation(ctx: Context) -> Check:
+def state_uses_its_room(ctx: Context) -> Check:
     """Of the states after each of 32 tokens of 4 rows, less their mean: effective rank exp(H(σ / Σσ)) of the
     singular values; and the share of entries whose variance is below 1e-6 of the mean square.
 

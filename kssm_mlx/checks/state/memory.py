@@ -10,7 +10,7 @@ import numpy as np
 from kssm_mlx.checks.core.conditions import log_softmax
 from kssm_mlx.checks.core.probes import logits_of
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.core.state_recording import record
+from kssm_mlx.checks.core.state_recording import record_states
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.data.tasks import Passkey
 from kssm_mlx.metrics import state
@@ -29,7 +29,7 @@ SHOWN = 8  # rows whose states are recorded for W
     needs_training=True,
     false_alarm=1e-6,
 )
-def persistence(ctx: Context) -> Check:
+def reading_persists(ctx: Context) -> Check:
     """On rows of the task "passkey", up to 400 of validation: the share of the key's digits that come first
     in the answer, by the distance between key and question; τ is the distance at which accuracy above chance
     is half of that at the shortest one. What text is worth further back is asked by C18.
@@ -98,7 +98,7 @@ def _distances(ids: np.ndarray, digits: int) -> np.ndarray:
     source="docs/background/hybrids.md#forgetting",
     needs_training=True,
 )
-def forgetting(ctx: Context) -> Check:
+def noise_is_forgotten(ctx: Context) -> Check:
     """On up to 400 rows of the task "passkey", mean KL(as it is || changed) of the answer's logits, where the
     change is of every digit of the key (important), or of as many tokens of filler behind it or, where there
     are not, in front of it (unimportant). η = (important - unimportant) / important.
@@ -159,7 +159,7 @@ def _shifted(ids: np.ndarray, start: np.ndarray, count: int, lowest: int, kinds:
     source="docs/background/hybrids.md#worldview",
     needs_training=True,
 )
-def worldview(ctx: Context) -> Check:
+def measure_worldview(ctx: Context) -> Check:
     """GroundThink's three words as numbers, on rows of the task "passkey". W: effective rank of a memory
     times the share of tokens whose relative update exceeds twice the median one, the largest over memories, 8
     rows. τ: the distance at which accuracy above chance is half of what it is at the shortest distance (D11).
@@ -175,7 +175,7 @@ def worldview(ctx: Context) -> Check:
     accuracy = _by_distance(*_answers(ctx))
     tau, eta = state.reach(accuracy, ctx.data.task.chance), state.selectivity(kept, noise)
     rows = mx.array(random_batch(ctx.data.validation, ctx.seed, 0, SHOWN, ctx.data.task.length).tokens)
-    W = max(map(state.worldview, record(ctx.model, np.array(split_rows(rows)[0])).values()))
+    W = max(map(state.worldview, record_states(ctx.model, np.array(split_rows(rows)[0])).values()))
     return verdict(
         "D20",
         tau > min(accuracy) and eta >= ENOUGH,

@@ -8,17 +8,17 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.core.probes import (
-    deviation,
-    mode,
+    dtype_tolerance,
+    logit_deviation,
+    logit_spread,
     perturb_zero_init,
     probe_length,
     random_tokens,
-    spread,
     to_numpy,
-    tolerance,
 )
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check
 from kssm_mlx.checks.core.thresholds import Band, judge_by_band
+from kssm_mlx.models.base import training_mode
 
 ROWS = 3
 
@@ -48,21 +48,21 @@ def exact_reset(ctx: Context) -> Check:
     T = max(16, min(probe_length(ctx), 48))
     tokens = random_tokens(ctx, ROWS, T, stream=130)
     starts = [T // 3 + 2 * row for row in range(ROWS)]
-    with mode(ctx.model, False):
+    with training_mode(ctx.model, False):
         joined = _logits(ctx, tokens, resets=np.arange(T)[None] == np.array(starts)[:, None])
         leaked = _logits(ctx, tokens)
         alone = [_logits(ctx, tokens[i : i + 1, start:])[0] for i, start in enumerate(starts)]
         carried = _through_cache(ctx, tokens[:1], starts[0]) if hasattr(ctx.model, "make_cache") else None
-    scale = spread(joined)
-    if not any(deviation(leaked[i, starts[i] :], alone[i], scale) > 1e-4 for i in range(ROWS)):
+    scale = logit_spread(joined)
+    if not any(logit_deviation(leaked[i, starts[i] :], alone[i], scale) > 1e-4 for i in range(ROWS)):
         raise NotMeasurable("nothing of the first document reaches the second one anyway, see C1")
-    found = {f"row {i}": deviation(joined[i, starts[i] :], alone[i], scale) for i in range(ROWS)}
+    found = {f"row {i}": logit_deviation(joined[i, starts[i] :], alone[i], scale) for i in range(ROWS)}
     if carried is not None:
-        found["from a cache"] = deviation(carried, alone[0], scale)
+        found["from a cache"] = logit_deviation(carried, alone[0], scale)
     return judge_by_band(
         "D13",
         found,
-        Band(high=tolerance(ctx.model, 1e-4)),
+        Band(high=dtype_tolerance(ctx.model, 1e-4)),
         "a reset must reach every array of the cache, convolutions and token shifts too, and put back h0",
     )
 

@@ -9,15 +9,16 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.core.conditions import mean_kl
-from kssm_mlx.checks.core.probes import mode, short_context, to_numpy, vocabulary
+from kssm_mlx.checks.core.probes import short_context, to_numpy, vocabulary_size
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.core.state_recording import Views, refuse_stateless, views, with_views
+from kssm_mlx.checks.core.state_recording import Views, refuse_stateless, view_states, with_views
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.models.base import Cache
+from kssm_mlx.models.base import Cache, training_mode
 from kssm_mlx.training.losses import cross_entropy, split_rows, token_nats
 
 ROWS, HALF = 8, 32
 LEVEL = 0.1  # of the RMS of a memory, row by row
+SOLVED = 0.01  # of ln V: a smaller loss is a task that is solved, and its ratios say nothing
 READ = 1e-3  # nats by which a state of zeros must move the prediction
 NOISE, ATTACK, DRIFT = (0.1, 0.5), (0.1, 0.5), (0.1, 0.25)  # warn, fail
 STEPS, SESSIONS, READERS = 4, 8, 32
@@ -31,10 +32,11 @@ ALPHA = 1e-4  # of a growing drift: it is asked of every claim, and by every see
     source="docs/background/hybrids.md#noise-and-safety",
     needs_training=True,
 )
-def noise(ctx: Context) -> Check:
+def survives_noise(ctx: Context) -> Check:
     """8 rows of held-out text in two halves: the loss of the second half from the state that the first left,
-    and from the same with Gaussian noise of a tenth of its RMS in every memory; (noisy - clean) / clean. And
-    the KL of the prediction when the memories are zero.
+    and from the same with Gaussian noise of a tenth of its RMS in every memory; (noisy - clean) / clean, with
+    clean at least a hundredth of ln V, as a solved task has a loss of 0. And the KL of the prediction
+    when the memories are zero.
 
     Threshold: <= 10 % (fails above 50 %). A state of zeros moves the prediction by 1e-3 nats, or the state is
     robust because nothing reads it, which warns.
@@ -44,10 +46,12 @@ def noise(ctx: Context) -> Check:
     start, second = _interrupted(ctx)
     random = np.random.default_rng(ctx.seed)
     noisy = _moved(ctx.model, start, lambda view: mx.array(random.standard_normal(view.shape), mx.float32))
-    empty = with_views(ctx.model, start, {n: mx.zeros_like(v) for n, v in views(ctx.model, start).items()})
+    empty = with_views(
+        ctx.model, start, {n: mx.zeros_like(v) for n, v in view_states(ctx.model, start).items()}
+    )
     clean, disturbed = (_loss(ctx.model, cache, second).item() for cache in (start, noisy))
     read = mean_kl(*(_logits(ctx.model, cache, second) for cache in (start, empty)))
-    rise = disturbed / clean - 1
+    rise = (disturbed - clean) / max(clean, SOLVED * math.log(vocabulary_size(ctx.model)))
     return verdict(
         "D18",
         _word(rise, NOISE) if read >= READ or not rise <= NOISE[0] else "warn",
@@ -70,7 +74,7 @@ def noise(ctx: Context) -> Check:
     source="docs/background/hybrids.md#noise-and-safety",
     needs_training=True,
 )
-def poison(ctx: Context) -> Check:
+def survives_poison(ctx: Context) -> Check:
     """As D18, with the worst direction in place of noise: 4 steps along the gradient of the loss of the
     second half with respect to the state, every memory of every row kept within a tenth of its RMS. The rise
     of the loss in units of ln V, beside that of noise of the same size.
@@ -85,7 +89,7 @@ def poison(ctx: Context) -> Check:
     random = np.random.default_rng(ctx.seed)
     noisy = _moved(ctx.model, start, lambda view: mx.array(random.standard_normal(view.shape), mx.float32))
     attacked, disturbed = (_loss(ctx.model, cache, second).item() for cache in (worst, noisy))
-    scale = math.log(vocabulary(ctx.model))
+    scale = math.log(vocabulary_size(ctx.model))
     rise = (attacked - clean) / scale
     return verdict(
         "D21",
@@ -106,28 +110,28 @@ def _interrupted(ctx: Context) -> tuple[Cache, mx.array]:
     refuse_stateless(ctx.model)
     length = short_context(ctx.recipe, 2 * HALF)
     rows = mx.array(random_batch(ctx.data.validation, ctx.seed, 0, ROWS, length).tokens)
-    with mode(ctx.model, False):
+    with training_mode(ctx.model, False):
         cache = ctx.model.forward(split_rows(rows)[0][:, : length // 2], None).cache
-    views(ctx.model, cache)  # says at once where there is none
+    view_states(ctx.model, cache)  # says at once where there is none
     return cache, rows[:, length // 2 :]
 
 
 def _logits(model, cache: Cache, rows: mx.array) -> np.ndarray:
-    with mode(model, False):
+    with training_mode(model, False):
         return to_numpy(model.forward(split_rows(rows)[0], cache).logits)
 
 
 def _loss(model, cache: Cache, rows: mx.array) -> mx.array:
     """Mean nats of the scored targets of `rows`, read from a cache."""
     inputs, targets = split_rows(rows)
-    with mode(model, False):
+    with training_mode(model, False):
         nats, count = cross_entropy(model.forward(inputs, cache).logits, targets)
     return nats / mx.maximum(count, 1)
 
 
 def _moved(model, cache: Cache, direction: Callable[[mx.array], mx.array]) -> Cache:
     """The cache with every memory moved by LEVEL of its RMS along a direction, row by row."""
-    before = views(model, cache)
+    before = view_states(model, cache)
     return with_views(model, cache, {n: v + _within(direction(v), v) for n, v in before.items()})
 
 
@@ -140,7 +144,7 @@ def _within(change: mx.array, view: mx.array) -> mx.array:
 
 def _attacked(model, cache: Cache, rows: mx.array) -> Cache:
     """The cache at the end of the search."""
-    before = {name: mx.stop_gradient(view) for name, view in views(model, cache).items()}
+    before = {name: mx.stop_gradient(view) for name, view in view_states(model, cache).items()}
 
     def loss(change: Views) -> mx.array:
         return _loss(model, with_views(model, cache, {n: before[n] + c for n, c in change.items()}), rows)
@@ -161,7 +165,7 @@ def _attacked(model, cache: Cache, rows: mx.array) -> Cache:
     needs_training=True,
     false_alarm=ALPHA,
 )
-def drift(ctx: Context) -> Check:
+def old_sessions_leave_no_bias(ctx: Context) -> Check:
     """8 sessions, each one context of unrelated held-out text in 32 rows, the state handed on without a
     reset; after each the same probe of 32 tokens is read from it, and from a fresh state. Drift: the loss of
     the probe less that from a fresh state, the mean of the last four sessions, in units of ln V. And whether
@@ -179,7 +183,7 @@ def drift(ctx: Context) -> Check:
     if ctx.data.task is not None:
         raise NotMeasurable("the rows of a task do not go on into each other")
     fresh, after = _sessions(ctx)
-    costs = (after - fresh) / math.log(vocabulary(ctx.model))
+    costs = (after - fresh) / math.log(vocabulary_size(ctx.model))
     late, (slope, p) = float(costs[-SESSIONS // 2 :].mean()), growth(costs)
     word = _word(late, DRIFT)
     return verdict(
@@ -217,9 +221,9 @@ def _sessions(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
     probe = probe[:, : HALF + 1]
     fresh, cache, after = _row_losses(model, None, probe), None, []
     for rows in sessions:
-        with mode(model, False):
+        with training_mode(model, False):
             cache = model.forward(split_rows(rows)[0], cache).cache
-        views(model, cache)
+        view_states(model, cache)
         after.append(_row_losses(model, cache, probe))
     return fresh, np.stack(after)
 
@@ -227,7 +231,7 @@ def _sessions(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
 def _row_losses(model, cache: Cache | None, rows: mx.array) -> np.ndarray:
     """Mean nats of the scored targets of each row, read from a cache. Shapes: [rows]."""
     inputs, targets = split_rows(rows)
-    with mode(model, False):
+    with training_mode(model, False):
         nats = token_nats(model.forward(inputs, cache).logits, targets).sum(axis=1)
     return to_numpy(nats / mx.maximum((targets >= 0).sum(axis=1), 1))
 

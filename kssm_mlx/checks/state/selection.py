@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kssm_mlx.checks.core.conditions import passage, run_arm
+from kssm_mlx.checks.core.conditions import read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check
 from kssm_mlx.checks.core.thresholds import Band, judge_by_band
 from kssm_mlx.metrics.state import half_life
@@ -25,7 +25,7 @@ SMALLEST = 1e-30
     source="docs/background/hybrids.md#selection",
     needs_training=True,
 )
-def selection(ctx: Context) -> Check:
+def token_decides_decay(ctx: Context) -> Check:
     """Per channel of every block the variance over tokens of the time step ("dt" in the trace), or of the
     rate -ln decay where there is none, over its squared mean; the median over channels, on 8 rows of held-out
     text.
@@ -37,7 +37,7 @@ def selection(ctx: Context) -> Check:
     Sabotage: a projection of the time step that is zero.
     """
     ctx.need("model", "data")
-    signals = _signals(run_arm(ctx.model, passage(ctx), ctx.seed).trace)
+    signals = _signals(run_arm(ctx.model, read_passage(ctx), ctx.seed).trace)
     if not signals:
         raise NotMeasurable("no time step and no decay in the trace depend on the token")
     spread = {name: _relative_variance(x) for name, x in signals.items()}
@@ -83,7 +83,7 @@ def decay_collapse(ctx: Context) -> Check:
     Sabotage: decays of 1e-4 everywhere; of 1 everywhere.
     """
     ctx.need("model", "data")
-    decays = retentions(run_arm(ctx.model, passage(ctx), ctx.seed).trace)
+    decays = retentions(run_arm(ctx.model, read_passage(ctx), ctx.seed).trace)
     if not decays:
         raise NotMeasurable('the trace has no "block00/decay" and no "block00/lyapunov"')
     low, high = EXTREME

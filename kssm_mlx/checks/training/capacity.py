@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from kssm_mlx.checks.core.model_size import size
+from kssm_mlx.checks.core.model_size import count_parameters
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.data.task_learnability import SIGMA, rows_of, task_of
 from kssm_mlx.checks.training.overfit import MOST
@@ -35,7 +35,7 @@ EVERY = 50
     source="docs/background/allostasis.md#shuffled-targets",
     false_alarm=1e-6,
 )
-def shuffled(ctx: Context) -> Check:
+def no_learning_on_permuted_targets(ctx: Context) -> Check:
     """A fresh model of the same configuration learns 60 steps of 16 rows whose targets were permuted across
     rows, place by place, which leaves them their frequencies and nothing else. Then it is scored on the true
     validation rows. (Within a row a constant guess would keep what it knows.)
@@ -80,7 +80,7 @@ def _permuted(targets: np.ndarray, seed: int) -> np.ndarray:
 
 
 @check("G9", level="G", title="the model can hold the task", source="docs/background/allostasis.md#capacity")
-def capacity(ctx: Context) -> Check:
+def model_holds_the_task(ctx: Context) -> Check:
     """A fresh model of the same configuration learns 64 training rows, at most 600 steps of 16 rows at a
     learning rate of 3e-3, until their loss is below the threshold. Works on rows without a rule as well: what
     fits by heart and gains nothing on validation is memorisation.
@@ -141,8 +141,10 @@ def _fresh(ctx: Context) -> nn.Module:
         model = build(ctx.config, ctx.seed)
     else:
         raise NotMeasurable("no fresh model can be made: neither a builder nor a configuration of ours")
-    if size(model) > MOST:
-        raise NotMeasurable(f"hundreds of steps of {size(model):,} parameters; check a smaller size of it")
+    if count_parameters(model) > MOST:
+        raise NotMeasurable(
+            f"hundreds of steps of {count_parameters(model):,} parameters; check a smaller size of it"
+        )
     return model
 
 

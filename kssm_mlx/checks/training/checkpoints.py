@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx import models
-from kssm_mlx.checks.core.probes import as_run, deviation, logits_of, random_tokens, spread
+from kssm_mlx.checks.core.probes import as_run, logit_deviation, logit_spread, logits_of, random_tokens
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.runs.layout import CHECKPOINTS, RECIPE, list_checkpoints
 from kssm_mlx.training.checkpoints import checkpoint
@@ -39,7 +39,7 @@ np.save(sys.argv[3], np.array(model(mx.array(np.load(sys.argv[2]))).astype(mx.fl
     source="docs/background/phase-grafts.md#checkpoints",
     passes=2,
 )
-def reloads(ctx: Context) -> Check:
+def checkpoint_is_the_model(ctx: Context) -> Check:
     """The newest checkpoint, or before the first one a rehearsal of it, is opened by `kssm_mlx.load` in a new
     process; max |Δ logits| on 2 rows of 16 random tokens between that process and this, in units of their
     spread. Beside it six checkpoints of one number are saved with keep = 1; the best, the one of a signal and
@@ -60,7 +60,7 @@ def reloads(ctx: Context) -> Check:
     with tempfile.TemporaryDirectory(prefix="kssm-checkpoint-") as folder:
         lost = _lost(Path(folder) / "retention")
         there, error = _elsewhere(_newest(ctx) or _rehearsal(ctx, Path(folder)), tokens, Path(folder))
-    gap = math.inf if there is None else deviation(there, here, spread(here))
+    gap = math.inf if there is None else logit_deviation(there, here, logit_spread(here))
     problems = [error or f"logits differ by {gap:.1e}"] if not gap <= 1e-6 else []
     problems += [f"pruned: {', '.join(lost)}"] if lost else []
     return verdict(

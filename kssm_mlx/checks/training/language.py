@@ -10,11 +10,18 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 
-from kssm_mlx.checks.core.probes import as_run, cross_entropy, mode, probe_length, random_tokens, vocabulary
+from kssm_mlx.checks.core.probes import (
+    as_run,
+    cross_entropy,
+    probe_length,
+    random_tokens,
+    vocabulary_size,
+)
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.batches import evaluation_windows, random_batch
 from kssm_mlx.generation import generate
 from kssm_mlx.metrics.ngrams import ngram_ladder
+from kssm_mlx.models.base import training_mode
 from kssm_mlx.training.evaluation import GAIN_TOKENS, context_gain, evaluate
 
 PROMPTS, PROMPT_TOKENS, TOKENS, PERIOD = 8, 32, 64, 8
@@ -44,12 +51,12 @@ def initial_loss(ctx: Context) -> Check:
         raise NotMeasurable(f"the model has had {ctx.step} updates")
     if ctx.host:
         raise NotMeasurable("the model was trained before: it is a host")
-    T, V = probe_length(ctx), vocabulary(ctx.model)
+    T, V = probe_length(ctx), vocabulary_size(ctx.model)
     if ctx.data is None:
         tokens = random_tokens(ctx, 8, T + 1)
     else:
         tokens = random_batch(ctx.data.train, ctx.seed, 0, 8, T).tokens
-    with mode(ctx.model, False):
+    with training_mode(ctx.model, False):
         loss = float(cross_entropy(ctx.model, mx.array(tokens)))
     return verdict(
         "C16",
@@ -68,7 +75,7 @@ def initial_loss(ctx: Context) -> Check:
     source="docs/background/k-ssm.md#version-1-is-a-bigram-table",
     needs_training=True,
 )
-def ladder(ctx: Context) -> Check:
+def better_than_ngrams(ctx: Context) -> Check:
     """Validation nats/token of the model against the n-gram ladder (Witten-Bell, counted on the training
     tokens, scored on the same validation tokens): uniform, unigram, bigram, trigram; of a task's rows also
     the bigram of each place. (Windows of text begin anywhere, so there a place says nothing.)
@@ -81,7 +88,7 @@ def ladder(ctx: Context) -> Check:
     Sabotage: an untrained model; a model trained without memory.
     """
     ctx.need("model", "data", "recipe")
-    context, V = ctx.recipe.train.context, vocabulary(ctx.model)
+    context, V = ctx.recipe.train.context, vocabulary_size(ctx.model)
     got = evaluate(as_run(ctx), _windows(ctx, ctx.recipe.eval.tokens), ctx.data.bytes_per_target)
     loss, scored = got["nats_per_token"], got["tokens"]
     ids, targets = ctx.data.validation.first(scored)
@@ -204,7 +211,7 @@ def _continuations(ctx: Context, temperature: float) -> np.ndarray:
     ids = ctx.data.validation.ids
     starts = np.linspace(0, ids.size - PROMPT_TOKENS, PROMPTS).astype(np.int64)
     prompts = [ctx.tokenizer.decode(np.asarray(ids[i : i + PROMPT_TOKENS])) for i in starts]
-    with mode(as_run(ctx), False) as model:
+    with training_mode(as_run(ctx), False) as model:
         completions = generate(
             model,
             ctx.tokenizer,
@@ -245,10 +252,10 @@ def _measure(rows: np.ndarray, breaks: np.ndarray) -> dict[str, float]:
     """The medians over the rows, and how many rows end in a loop."""
     each = [_statistics(row, breaks) for row in rows]
     medians = {name: float(np.median([s[name] for s in each])) for name in each[0]}
-    return {**medians, "loops": float(sum(map(loops, rows)))}
+    return {**medians, "loops": float(sum(map(ends_in_a_loop, rows)))}
 
 
-def loops(row: np.ndarray) -> bool:
+def ends_in_a_loop(row: np.ndarray) -> bool:
     """Whether the last 32 tokens repeat with a period of at most 8."""
     tail = row[-TOKENS // 2 :]
     return any(np.array_equal(tail[p:], tail[:-p]) for p in range(1, PERIOD + 1))

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from kssm_mlx.checks.core.conditions import log_softmax
-from kssm_mlx.checks.core.model_size import size
+from kssm_mlx.checks.core.model_size import count_parameters
 from kssm_mlx.checks.core.probes import as_run, logits_of, short_context
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.batches import random_batch
@@ -29,7 +29,7 @@ MOST = 100_000_000  # parameters that are trained 300 times within minutes
     title="one batch is learned by heart",
     source="docs/background/hybrids.md#overfitting-one-batch",
 )
-def overfits(ctx: Context) -> Check:
+def learns_one_batch(ctx: Context) -> Check:
     """From the weights before step 1, the trainer's step with the recipe's [loss], [freeze] and [clamp] on
     one batch of 4 rows of at most 32 tokens, at most 300 times at a learning rate of 3e-3, until the
     cross-entropy is a tenth of what it was. Gap: the loss of the model that has learned the batch, on its
@@ -43,8 +43,10 @@ def overfits(ctx: Context) -> Check:
     Sabotage: logits that are drawn; a learning rate of zero; a trainer that permutes the targets.
     """
     ctx.need("model", "data", "recipe")
-    if size(ctx.model) > MOST:
-        raise NotMeasurable(f"300 steps of {size(ctx.model):,} parameters; check a smaller size of it")
+    if count_parameters(ctx.model) > MOST:
+        raise NotMeasurable(
+            f"300 steps of {count_parameters(ctx.model):,} parameters; check a smaller size of it"
+        )
     rows = random_batch(ctx.data.train, ctx.seed, 0, ROWS, short_context(ctx.recipe, 32)).tokens
     before = nn.utils.tree_unflatten(list((ctx.initial or {}).items()))
     got = with_parameters(ctx.model, before, lambda: _learn(ctx, rows))

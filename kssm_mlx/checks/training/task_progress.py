@@ -81,7 +81,7 @@ def _number(value: float | None, otherwise: float) -> float:
 @check(
     "G11", level="R", title="learning has begun", source="docs/background/allostasis.md#has-learning-begun"
 )
-def abort(ctx: Context) -> Check:
+def learning_has_begun(ctx: Context) -> Check:
     """The skill on the tail of the streams, (accuracy - floor) / (acc* - floor) where every period has been
     seen, at the last evaluation, once 500 steps are done.
 

@@ -10,10 +10,11 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.core.conditions import mean_R, noise
-from kssm_mlx.checks.core.probes import mode, short_context
+from kssm_mlx.checks.core.probes import short_context
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.metrics.stats import autocorrelation, fit_trend
+from kssm_mlx.models.base import training_mode
 from kssm_mlx.runs.layout import CHECKPOINTS, list_checkpoints
 from kssm_mlx.training.losses import cross_entropy, split_rows
 
@@ -120,7 +121,7 @@ def _passes(ctx: Context) -> Iterable[tuple[dict, float]]:
     for i in range(BATCHES):
         rows = random_batch(ctx.data.train, ctx.seed, i, ROWS, short_context(ctx.recipe, CONTEXT)).tokens
         inputs, targets = split_rows(mx.array(rows))
-        with mode(ctx.model, True):
+        with training_mode(ctx.model, True):
             out = ctx.model.forward(inputs, **noise(ctx.model, i))
         nats, count = cross_entropy(out.logits, targets)
         yield out.trace, nats.item() / max(1, count.item())

@@ -73,11 +73,11 @@ def _there_already(
 
 def key(paragraph: str) -> str | None:
     """The same for two printings of a long paragraph; None for a short one."""
-    letters = "".join(words(paragraph))
+    letters = "".join(split_words(paragraph))
     return hashlib.sha256(letters.encode()).hexdigest() if len(letters) >= LONG else None
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Words without case, accents and punctuation."""
     plain = text.casefold()
     if not plain.isascii():

@@ -26,7 +26,7 @@ class Description:
     replaced: float
 
 
-def describe(documents: Iterable[str], tokenizer: Tokenizer) -> Description:
+def describe_corpus(documents: Iterable[str], tokenizer: Tokenizer) -> Description:
     """The numbers of at least one document, each read once."""
     read, tokens, paragraphs = [], [], _Paragraphs()
     for text in documents:

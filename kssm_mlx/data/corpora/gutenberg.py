@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from kssm_mlx.data.corpora.books import Book, Shelf, each_once, words
+from kssm_mlx.data.corpora.books import Book, Shelf, each_once, split_words
 from kssm_mlx.data.corpora.text_files import read_text, refuse_replaced, text_files
 from kssm_mlx.errors import DataError
 
@@ -35,7 +35,7 @@ _NUMBER_LINE = re.compile(rf"(?:(?i:chapter|book|part|canto|section) +)?(?:\d+|{
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
-def shelf(folder: Path, advance: Callable[[int], None] | None = None) -> Shelf:
+def open_shelf(folder: Path, advance: Callable[[int], None] | None = None) -> Shelf:
     """Every book of `folder`, once. `advance` hears the bytes of each file that was read.
 
     Raises: DataError, which names the file, for one that is not UTF-8, without markers or title, of another
@@ -61,7 +61,7 @@ def book_files(folder: Path) -> list[Path]:
 
 
 def open_book(path: Path, catalogue: Mapping[int, str]) -> Book:
-    """The book in one file, cleaned, its title and number checked. Raises: as `shelf`."""
+    """The book in one file, cleaned, its title and number checked. Raises: as `open_shelf`."""
     raw = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     refuse_replaced(raw, path)
     start, end = _START.search(raw), _END.search(raw)
@@ -78,7 +78,7 @@ def open_book(path: Path, catalogue: Mapping[int, str]) -> Book:
             f"character {second.start()}); cut it into one file per book"
         )
     id, title = _identity(path, raw[: start.start()], catalogue)
-    return Book(str(path), id, title, clean(raw[start.end() : end.start()]))
+    return Book(str(path), id, title, clean_book(raw[start.end() : end.start()]))
 
 
 def read_catalogue(path: Path) -> dict[int, str]:
@@ -105,7 +105,7 @@ def same_title(one: str, other: str) -> bool:
     return bool(short) and long[: len(short)] == short
 
 
-def clean(text: str) -> str:
+def clean_book(text: str) -> str:
     """The body of a book: paragraphs of stripped lines with one blank line between them.
 
     Without lines that are a page number in brackets, paragraphs that are nothing but a number (arabic or
@@ -139,5 +139,5 @@ def _identity(path: Path, header: str, catalogue: Mapping[int, str]) -> tuple[in
 
 
 def _title_words(title: str) -> list[str]:
-    found = words(title)
+    found = split_words(title)
     return found[1:] if found[:1] and found[0] in _ARTICLES else found

@@ -83,16 +83,16 @@ def _themes(target: str) -> Texts:
 
 
 def _gutenberg(target: str) -> Texts:
-    from kssm_mlx.data.corpora.gutenberg import LICENCE, shelf
+    from kssm_mlx.data.corpora.gutenberg import LICENCE, open_shelf
 
-    books = shelf(Path(target).expanduser()).books
+    books = open_shelf(Path(target).expanduser()).books
     return Texts([book.text for book in books], LICENCE, whole=True)
 
 
 def _wikitext(target: str, joined: bool = False) -> Texts:
-    from kssm_mlx.data.corpora.wikitext import LICENCE, splits
+    from kssm_mlx.data.corpora.wikitext import LICENCE, read_splits
 
-    train, validation = splits(Path(target).expanduser(), joined)
+    train, validation = read_splits(Path(target).expanduser(), joined)
     texts, held_out = ([article.text for article in side] for side in (train, validation))
     return Texts(texts, LICENCE, tuple(held_out), whole=True)
 

@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 
 @cache
-def phrases() -> Phrases:
+def load_phrases() -> Phrases:
     """Theme -> slot -> the phrases that fit it."""
     table = tomllib.loads((files("kssm_mlx.data") / "themes.toml").read_text("utf-8"))
     return {theme: {slot: tuple(values) for slot, values in slots.items()} for theme, slots in table.items()}
@@ -54,7 +54,7 @@ def themed_samples(seed: int = 0, samples: int = SAMPLES) -> list[Sample]:
     if samples < 1 or seed < 0:
         raise ConfigError(f"samples is {samples} and seed {seed}; expected at least 1 and at least 0")
     random = np.random.Generator(np.random.PCG64(seed))
-    themes, seen, made = phrases(), set(), []
+    themes, seen, made = load_phrases(), set(), []
     while len(made) < samples:
         for theme in random.permutation(sorted(themes))[: samples - len(made)]:
             text = _new(random, themes[theme], seen)

@@ -29,25 +29,27 @@ class Article(NamedTuple):
     text: str
 
 
-def splits(path: Path, joined: bool = False) -> tuple[list[Article], list[Article]]:
+def read_splits(path: Path, joined: bool = False) -> tuple[list[Article], list[Article]]:
     """(training, official validation) articles of a folder; of a file (its articles, none).
 
-    Raises: as `articles`, and DataError for a folder without one of the two files.
+    Raises: as `read_articles`, and DataError for a folder without one of the two files.
     """
     if not path.is_dir():
-        return articles(path, joined), []
+        return read_articles(path, joined), []
     absent = [name for name in FILES if not (path / name).is_file()]
     if absent:
         raise DataError(
             f"{path} has no {' and no '.join(absent)}; a folder gives the official split, so it needs "
             f"{' and '.join(FILES)}; name a file to split it by articles"
         )
-    train, validation = (articles(path / name, joined) for name in FILES)
+    train, validation = (read_articles(path / name, joined) for name in FILES)
     held_out = {article.text for article in validation}
     return [article for article in train if article.text not in held_out], validation
 
 
-def articles(path: Path, joined: bool = False, advance: Callable[[int], None] | None = None) -> list[Article]:
+def read_articles(
+    path: Path, joined: bool = False, advance: Callable[[int], None] | None = None
+) -> list[Article]:
     """The articles of a raw file in order, each once. `advance` hears how many lines were read.
 
     joined: write `@-@`, `@,@` and `@.@` as the signs they stand for.

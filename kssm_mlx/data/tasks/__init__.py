@@ -14,14 +14,14 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from kssm_mlx.data.tasks.base import Row, Task, generator
+from kssm_mlx.data.tasks.base import Row, Task, make_generator
 from kssm_mlx.data.tasks.files import PREFIX
 from kssm_mlx.data.tasks.recall import Copy, Induction, Passkey, SelectiveCopy
 from kssm_mlx.data.tasks.rules import Counting, Modular
 from kssm_mlx.data.tasks.streams import Interleaved, Toy
 from kssm_mlx.errors import ConfigError, nearest
 
-__all__ = ["PREFIX", "TASKS", "Row", "Task", "generator", "make_task"]
+__all__ = ["PREFIX", "TASKS", "Row", "Task", "make_generator", "make_task"]
 
 TASKS: dict[str, type[Task]] = {
     "toy": Toy,

@@ -99,6 +99,6 @@ class Task(ABC):
         return self.train_rows if split == "train" else self.validation_rows
 
 
-def generator(seed: int, split: str, index: int = 0) -> np.random.Generator:
+def make_generator(seed: int, split: str, index: int = 0) -> np.random.Generator:
     """The random numbers of one row."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), index])))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kssm_mlx.data.tasks.base import Row, Task, generator
+from kssm_mlx.data.tasks.base import Row, Task, make_generator
 from kssm_mlx.errors import ConfigError
 
 
@@ -42,7 +42,7 @@ class Copy(Task):
         return 1 / self.vocab
 
     def sample(self, seed: int, split: str, index: int) -> Row:
-        random = generator(seed, split, index)
+        random = make_generator(seed, split, index)
         symbols = random.integers(0, self.vocab, self.symbols)
         given = np.full(self._span, self.vocab + 1)
         given[np.sort(random.permutation(self._span)[: self.symbols])] = symbols
@@ -94,7 +94,7 @@ class Induction(Task):
         return 1 / self.vocab
 
     def sample(self, seed: int, split: str, index: int) -> Row:
-        random = generator(seed, split, index)
+        random = make_generator(seed, split, index)
         ids = random.integers(0, self.vocab, self.length + 1)
         first = random.integers(0, self.length - 2)
         ids[[first, -2]], ids[-1] = self.vocab, ids[first + 1]
@@ -138,7 +138,7 @@ class Passkey(Task):
         return 0.1
 
     def sample(self, seed: int, split: str, index: int) -> Row:
-        random = generator(seed, split, index)
+        random = make_generator(seed, split, index)
         digits = random.integers(0, 10, self.digits)
         distance = random.choice(self.distances)
         filler = random.integers(12, self.vocab_size, max(self.distances))

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from kssm_mlx.data.tasks.base import Row, Task, generator
+from kssm_mlx.data.tasks.base import Row, Task, make_generator
 from kssm_mlx.data.tasks.ceilings import Bound
 from kssm_mlx.errors import ConfigError
 
@@ -82,7 +82,7 @@ class Modular(Task):
 @lru_cache(maxsize=4)
 def _pairs(seed: int, p: int) -> np.ndarray:
     """All pairs x p + y in a seeded order, of which the first are for training."""
-    return generator(seed, "train").permutation(p * p)
+    return make_generator(seed, "train").permutation(p * p)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Counting(Task):
         return 1 / self.n
 
     def sample(self, seed: int, split: str, index: int) -> Row:
-        random = generator(seed, split, index)
+        random = make_generator(seed, split, index)
         blank, tick, equals = range(self.n, self.n + 3)
         answer, most = random.integers(self.n), self.length - 1
         count = answer + self.n * random.integers((most - answer) // self.n + 1)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from kssm_mlx.data.tasks import ceilings
-from kssm_mlx.data.tasks.base import Row, Task, generator
+from kssm_mlx.data.tasks.base import Row, Task, make_generator
 from kssm_mlx.data.tasks.ceilings import Bound
 from kssm_mlx.errors import ConfigError
 
@@ -48,7 +48,7 @@ class Toy(Task):
         return 1 / self.vocab
 
     def sample(self, seed: int, split: str, index: int) -> Row:
-        random = generator(seed, split, index)
+        random = make_generator(seed, split, index)
         noise = random.random(self.length + 1) < self.jitter
         ids = np.full(self.length + 1, self.vocab)
         content = np.empty(int(np.sum(~noise)), int)

@@ -88,7 +88,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 def _from_description(described: dict[str, Any], name: str) -> Tokenizer:
     if described["kind"] == "hf":
-        return HFTokenizer(json.dumps(described["content"]), name)
+        return HFTokenizer(json.dumps(described["content"]), name, template=False)
     if described["kind"] == "rwkv-world":
         return WorldTokenizer.from_description(described, name)
     if described["kind"] == "ids":

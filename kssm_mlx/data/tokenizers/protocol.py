@@ -22,15 +22,27 @@ class Tokenizer(Protocol):
     """What the rest of the package knows about a tokenizer.
 
     `separator_id` is the token that opens every document (None: there is none); `digest` is the sha256 of
-    the canonical description, equal exactly when two tokenizers give the same ids.
+    the canonical description, equal exactly when two tokenizers give the same ids. `stop_ids` end a
+    generation: the separator, or what the files of a model name.
     """
 
     name: str
     vocab_size: int
     separator_id: int | None
+    stop_ids: tuple[int, ...]
     digest: str
 
-    def encode(self, text: str) -> np.ndarray: ...
+    def encode(self, text: str) -> np.ndarray:
+        """A document's text, in which a special token is its characters."""
+        ...
+
+    def encode_special(self, text: str) -> np.ndarray:
+        """A text in which a special token, such as `<|endoftext|>`, stands for itself."""
+        ...
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """A prompt: `encode_special`, with the tokens that the tokenizer itself puts around a text."""
+        ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -44,6 +56,34 @@ class DescribedTokenizer(ABC):
 
     name: str
     vocab_size: int
+    separator_id: int | None
+    byte_ids: frozenset[int] = frozenset()  # tokens of one byte, of which only a whole run is decoded
+    _stop_ids: tuple[int, ...] | None = None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        own = () if self.separator_id is None else (self.separator_id,)
+        return own if self._stop_ids is None else self._stop_ids
+
+    @stop_ids.setter
+    def stop_ids(self, ids: tuple[int, ...]) -> None:
+        self._stop_ids = ids
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a special token by its text; None where there is none."""
+        return None
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """See `Tokenizer`."""
+
+    def encode_special(self, text: str) -> np.ndarray:
+        """See `Tokenizer`; the same as `encode` where there are no special tokens."""
+        return self.encode(text)
+
+    def encode_prompt(self, text: str) -> np.ndarray:
+        """See `Tokenizer`; the same as `encode_special` where nothing is put around a text."""
+        return self.encode_special(text)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

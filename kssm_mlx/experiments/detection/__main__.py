@@ -17,7 +17,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kssm-detect-") as home:
         found = detect(Path(home), say=lambda line: print(line, flush=True))
     files.replace(report.RESULT, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    files.replace(report.PAGE, report.page(found))
+    files.replace(report.PAGE, report.render_page(found))
     files.replace(report.README, report.into_readme(report.README.read_text("utf-8"), found))
     document.main()  # whose table counts the controls
     if wrong := report.slips(found):

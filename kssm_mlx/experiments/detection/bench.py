@@ -38,7 +38,7 @@ VERBS = ("sees", "hears", "visits", "follows", "invites", "remembers", "answers"
 PLACES = ("at home", "in the garden", "near the station", "under the bridge", "by the river")
 
 
-def sentences(count: int, seed: int = 0) -> str:
+def make_sentences(count: int, seed: int = 0) -> str:
     """Lines such as "nora remembers carl by the river.": more in them than pairs, and learned in seconds."""
     random = np.random.default_rng(seed)
     return "".join(
@@ -52,7 +52,7 @@ class Bench:
 
     def __init__(self, home: Path):
         self.home, self._patches = home, ExitStack()
-        self.text("plain", sentences(4000))
+        self.text("plain", make_sentences(4000))
 
     def text(self, name: str, text: str) -> str:
         """The source of a text that is written into the bench's folder."""

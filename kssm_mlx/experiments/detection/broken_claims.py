@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.experiments.detection.bench import Bench, sentences
+from kssm_mlx.experiments.detection.bench import Bench, make_sentences
 from kssm_mlx.experiments.detection.sabotage import sabotage
 from kssm_mlx.models.base import Clamp, Intervention
 
@@ -39,7 +39,7 @@ def seeds_taken_for_arms(bench: Bench) -> Context:
 @sabotage("C34", level="G")
 def two_texts_compared(bench: Bench) -> Context:
     """Each run is evaluated on its own text."""
-    source = bench.text("other", sentences(4000, 1))
+    source = bench.text("other", make_sentences(4000, 1))
     return claim([bench.trained("mamba")], [bench.trained("mamba", name="other", data={"source": source})])
 
 

@@ -15,7 +15,7 @@ from kssm_mlx.checks.training import locks
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.data.tokens import TokenData
-from kssm_mlx.experiments.detection.bench import Bench, sentences, with_ids
+from kssm_mlx.experiments.detection.bench import Bench, make_sentences, with_ids
 from kssm_mlx.experiments.detection.sabotage import sabotage
 from kssm_mlx.training import loop, losses, optim, step
 from kssm_mlx.training.state import from_arrays
@@ -45,7 +45,7 @@ def validation_is_training(bench: Bench) -> Context:
 @sabotage("C15")
 def duplicated_shards(bench: Bench) -> Context:
     """The corpus was downloaded twice, and both copies are in the file."""
-    source = bench.text("twice", 2 * sentences(2000))
+    source = bench.text("twice", 2 * make_sentences(2000))
     return bench.fresh("mamba", data={"source": source, "split": "contiguous"})
 
 
@@ -102,7 +102,7 @@ def one_row_too_many(bench: Bench) -> Context:
 @sabotage("C31")
 def padding_nobody_marked(bench: Bench) -> Context:
     """Lines filled up to 120 characters, and the filling is a target like any other."""
-    lines = [line.ljust(120, "_") for line in sentences(800).splitlines()]
+    lines = [line.ljust(120, "_") for line in make_sentences(800).splitlines()]
     return bench.fresh("mamba", data={"source": bench.text("padded", "\n".join(lines))})
 
 

@@ -16,12 +16,12 @@ from kssm_mlx.experiments.detection.sabotage import sabotage
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
-from kssm_mlx.runner.failures import recast
+from kssm_mlx.runner.failures import recast_model
 from kssm_mlx.training.state import flatten
 
 
 def as_kind(context: Context, *defects: type) -> Context:
-    recast(context.model, *defects)
+    recast_model(context.model, *defects)
     return context
 
 

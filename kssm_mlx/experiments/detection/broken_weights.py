@@ -12,7 +12,7 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.broken_models import Memoryless, as_kind
 from kssm_mlx.experiments.detection.sabotage import sabotage
-from kssm_mlx.runner.failures import recast
+from kssm_mlx.runner.failures import recast_model
 from kssm_mlx.training.checkpoints import checkpoint
 
 
@@ -91,7 +91,7 @@ def one_mixer_at_a_thousandth(bench: Bench) -> Context:
     """The RWKV branch is there, and too quiet to be heard or taught."""
     context = bench.trained("hybrid")
     for block in context.model.layers:
-        recast(block.rwkv, Whispering)
+        recast_model(block.rwkv, Whispering)
     return context
 
 

@@ -59,7 +59,7 @@ def measure(row: Sabotage, bench: Bench, ids: Iterable[str] | None = None) -> di
     return {
         "what": row.what,
         "expected": list(row.expected),
-        "caught": {c.id: placeless(c.got) for c in found if c.verdict == "fail"},
+        "caught": {c.id: without_places(c.got) for c in found if c.verdict == "fail"},
         "warned": [c.id for c in found if c.verdict == "warn"],
         "silent": [c.id for c in found if c.verdict == "pass"],
         "crashed": [c.id for c in found if "traceback" in c.numbers],
@@ -87,10 +87,10 @@ def sound_claim(bench: Bench) -> Said:
 
 def _said(checks: Iterable[Check]) -> Said:
     measured = (c for c in checks if c.verdict != "not measurable")
-    return [{"id": c.id, "verdict": c.verdict, "got": placeless(c.got)} for c in measured]
+    return [{"id": c.id, "verdict": c.verdict, "got": without_places(c.got)} for c in measured]
 
 
-def placeless(said: str) -> str:
+def without_places(said: str) -> str:
     """Without the folders of this machine: files by their names."""
     return re.sub(r"(?:(?<=file:)|(?<!\S))/\S*/", "", said)
 

@@ -33,7 +33,7 @@ def read() -> Found:
     return json.loads(RESULT.read_text("utf-8"))
 
 
-def page(found: Found) -> str:
+def render_page(found: Found) -> str:
     """The whole of docs/detection.md."""
     parts = (
         "# Detection\n",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
+from kssm_mlx.models.families.config_keys import ConfigKeys
+
 KeyMap = Mapping[str, tuple[str, str]]  # name in a file -> (name in our model, name of a transform)
 
 
@@ -38,6 +40,7 @@ class Family:
     key_maps: layout of a file -> table of names, total on both sides; a family without any has files in its
     own names only. `{N}` stands for the number of a block.
     unread: layout -> tensors that a source stores and its own code never reads.
+    config_keys: layout -> what the keys of a foreign configuration are; without any, only our own are read.
     derived: configuration -> keys of config.json that transformers asks for and we derive.
     units: (configuration, number of units) -> which slices of the mixer belong to a freeze unit.
     graft_width: configuration -> width of the stream inside the mixer, where a graft may sit; None for a
@@ -51,6 +54,7 @@ class Family:
     architecture: str | None = None
     key_maps: Mapping[str, KeyMap] = field(default_factory=dict)
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    config_keys: Mapping[str, ConfigKeys] = field(default_factory=dict)
     derived: Callable[[Any], dict[str, Any]] | None = None
     units: Callable[[Any, int], UnitTable] | None = None
     graft_width: Callable[[Any], int] | None = None

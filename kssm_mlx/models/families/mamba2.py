@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from kssm_mlx.models.families.config_keys import (
+    ConfigKeys,
+    fresh_weights,
+    run_time,
+    transformers_keys,
+)
 from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, claims, ratio, same
-from kssm_mlx.models.families.mamba import BLOCK, HEAD, OLD_EMBEDDING
+from kssm_mlx.models.families.mamba import (
+    BLOCK,
+    HEAD,
+    LEFT_OVER,
+    OLD_EMBEDDING,
+    ORIGINAL,
+    SILU,
+    SIZES_OF_TRANSFORMERS,
+    SWITCHES,
+    TIME_STEPS,
+)
 
 KEYS: KeyMap = {
     **HEAD,
@@ -13,6 +29,37 @@ KEYS: KeyMap = {
     **BLOCK,
     **same("backbone.layers.{N}.mixer.dt_bias", "backbone.layers.{N}.mixer.norm.weight"),
 }
+
+CONFIG_KEYS = transformers_keys(
+    used=(*SIZES_OF_TRANSFORMERS, *SWITCHES, "num_heads", "head_dim", "n_groups", "time_step_limit"),
+    only={"hidden_act": SILU, "rms_norm": (True,)},
+    ignored={
+        **TIME_STEPS,
+        **LEFT_OVER,
+        **run_time("chunk_size", "layer_types", "use_mem_eff_path"),
+        "intermediate_size": "expand times hidden_size in transformers, whatever it says",
+        "time_step_rank": "transformers' Mamba-2 has no low-rank step",
+        "norm_before_gate": "transformers gates before the norm, whatever it says",
+    },
+)
+ORIGINAL_SSM = ConfigKeys(
+    used=(
+        *("d_state", "d_conv", "expand", "headdim", "ngroups", "bias", "conv_bias", "norm_before_gate"),
+        "dt_limit",
+    ),
+    only={
+        "layer": ("Mamba2",),
+        "d_ssm": (None,),
+        "D_has_hdim": (False,),
+        "rmsnorm": (True,),
+        "activation": SILU,
+        "process_group": (None,),
+    },
+    ignored={
+        **fresh_weights("dt_min", "dt_max", "dt_init_floor", "conv_init", "A_init_range"),
+        **run_time("chunk_size", "use_mem_eff_path", "sequence_parallel", "layer_idx", "device", "dtype"),
+    },
+)
 
 
 def derived(config: Any) -> dict[str, Any]:
@@ -58,6 +105,7 @@ FAMILY = Family(
     "Mamba2",
     architecture="Mamba2ForCausalLM",
     key_maps={"hf": KEYS, "state-spaces": KEYS},
+    config_keys={"hf": CONFIG_KEYS, "state-spaces": ORIGINAL, "ssm_cfg": ORIGINAL_SSM},
     derived=derived,
     units=units,
     graft_width=lambda config: config.channels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kssm_mlx.models.families.config_keys import run_time, transformers_keys
 from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, claims, same
 
 KEYS: KeyMap = same(
@@ -59,6 +60,15 @@ BLINKDL: KeyMap = {
     "head.weight": ("head.weight", "same"),
 }
 
+CONFIG_KEYS = transformers_keys(
+    used=(
+        *("vocab_size", "hidden_size", "num_hidden_layers", "attention_hidden_size", "intermediate_size"),
+        *("layer_norm_epsilon", "rescale_every", "weights_rescaled", "tie_word_embeddings"),
+    ),
+    only={},
+    ignored=run_time("context_length", "max_position_embeddings"),
+)
+
 
 def derived(config: Any) -> dict[str, Any]:
     return {"attention_hidden_size": config.channels, "intermediate_size": config.wide}
@@ -85,6 +95,7 @@ FAMILY = Family(
     "RWKV4",
     architecture="RwkvForCausalLM",
     key_maps={"hf": KEYS, "blinkdl": BLINKDL},
+    config_keys={"hf": CONFIG_KEYS},
     derived=derived,
     units=units,
     graft_width=lambda config: config.channels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kssm_mlx.models.families.config_keys import run_time, transformers_keys
 from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, claims, same
 
 AROUND = same(
@@ -81,6 +82,24 @@ BLINKDL: KeyMap = {
     "head.weight": ("lm_head.weight", "same"),
 }
 
+CONFIG_KEYS = transformers_keys(
+    used=(
+        *("vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "num_heads", "hidden_ratio"),
+        *("intermediate_size", "norm_eps", "tie_word_embeddings", "value_dim"),
+        *(f"{part}_low_rank_dim" for part in ("decay", "a", "v", "gate")),
+    ),
+    only={
+        "hidden_act": ("sqrelu", "relu2"),
+        "norm_first": (True,),
+        "norm_bias": (True,),
+        "attn": (None,),
+    },
+    ignored=run_time(
+        *("attn_mode", "max_position_embeddings", "fuse_norm", "fuse_cross_entropy", "use_l2warp"),
+        "fuse_linear_cross_entropy",
+    ),
+)
+
 
 def derived(config: Any) -> dict[str, Any]:
     return {"intermediate_size": config.wide, "hidden_act": "sqrelu", "norm_first": True, "norm_bias": True}
@@ -109,6 +128,7 @@ FAMILY = Family(
     "RWKV7Config",
     "RWKV7",
     key_maps={"hf": KEYS, "blinkdl": BLINKDL},
+    config_keys={"hf": CONFIG_KEYS},
     unread={"blinkdl": ("blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2")},
     derived=derived,
     units=units,

@@ -65,7 +65,7 @@ class _Placed:
         return chosen
 
     def make(self, host: RecurrentModel, key: mx.array) -> PhaseCore:
-        return self.module(self, channels(host, self.site), key)
+        return self.module(self, graft_channels(host, self.site), key)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class HookGraft(_Placed):
     def make(self, host: RecurrentModel, key: mx.array) -> PhaseCore:
         """`hook` works in training only, `coupled` and `simplified` never: so they were published."""
         acts = "always" if not self.legacy else "in training" if self.core == "hook" else "never"
-        return HookCore(self, channels(host, self.site), key, acts)
+        return HookCore(self, graft_channels(host, self.site), key, acts)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ GRAFTS: dict[str, type[Graft]] = {
 }
 
 
-def channels(host: RecurrentModel, site: str) -> int:
+def graft_channels(host: RecurrentModel, site: str) -> int:
     """The width of the host's stream at a site."""
     inside = FAMILIES[host.model_type].graft_width if site == "mixer" else None
     return inside(host.args) if inside else host.args.hidden_size

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Intervention, continue_in_place, mode
+from kssm_mlx.models.base import Intervention, continue_in_place, training_mode
 from kssm_mlx.models.interventions.spec import Amplitude, Observe, Statistics
 
 Place = tuple[str, int]  # site and block; S0 and S1 are of block 0
@@ -42,7 +42,7 @@ def calibrate(model: nn.Module, batches: Iterable[mx.array], *, of: int = 4) -> 
 
 def _vectors(model: nn.Module, tokens: mx.array) -> dict[Place, mx.array]:
     """What stands at every site. Shapes: tokens [B, T] -> [B, T, C] each."""
-    with mode(model, training=False):
+    with training_mode(model, training=False):
         trace = model.hidden(tokens, None, Intervention(acts=(Observe(),)))[2]
         vectors = {(site, 0): trace[site] for site in ("S0", "S1")}
         if "S2" in model.act_sites:

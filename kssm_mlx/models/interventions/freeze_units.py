@@ -127,10 +127,10 @@ def freeze_masks(
     parts = [part for unit in chosen for part in (*units.routing[unit], *units.slack[unit])]
     if mode == "coarse" or shared == "freeze":
         parts += units.shared
-    return masks(model, parts)
+    return make_masks(model, parts)
 
 
-def masks(model: nn.Module, parts: Iterable[Part]) -> dict[str, mx.array]:
+def make_masks(model: nn.Module, parts: Iterable[Part]) -> dict[str, mx.array]:
     """Masks that hold these parts."""
     shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
     moves: dict[str, np.ndarray] = {}

@@ -88,7 +88,7 @@ def load(path: str | Path, stems: Iterable[str] | None = None) -> Snapshot:
     """
     path = Path(path)
     try:
-        described = manifest.read(path)
+        described = manifest.read_manifest(path)
         manifest.verify_file(path, "state.json", described)
         state = parse_json((path / "state.json").read_bytes())
         tensors = {
@@ -163,7 +163,7 @@ def _write_all(temporary: Path, snapshot: Snapshot) -> None:
     for stem, tensors in snapshot.tensors.items():
         files.write_synced(temporary / f"{stem}.safetensors", lambda f, t=tensors: mx.save_safetensors(f, t))
     _write_json(temporary / "state.json", snapshot.state)
-    described = manifest.describe(temporary, snapshot.step, snapshot.pinned, snapshot.tensors)
+    described = manifest.describe_checkpoint(temporary, snapshot.step, snapshot.pinned, snapshot.tensors)
     _write_json(temporary / manifest.NAME, described)
     files.sync_folder(temporary)
 
@@ -189,7 +189,7 @@ def _prune(folder: Path, keep: int) -> None:
 
 def _is_pinned(path: Path) -> bool:
     try:
-        return bool(manifest.read(path)["pinned"])
+        return bool(manifest.read_manifest(path)["pinned"])
     except (OSError, ValueError, KeyError):
         return False
 

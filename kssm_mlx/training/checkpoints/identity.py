@@ -63,7 +63,7 @@ def require_unchanged(then: dict[str, Any], now: dict[str, Any], *, allow: bool)
     return found
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """What bitwise equality depends on besides the recipe."""
     return {
         "kssm_mlx": __version__,
@@ -100,7 +100,7 @@ def require_same_parameters(restored: TrainState, fresh: TrainState) -> None:
         )
 
 
-def fits(carry: list | None, recipe: Recipe) -> bool:
+def carry_fits(carry: list | None, recipe: Recipe) -> bool:
     """Whether a handed-off state belongs to the tracks this recipe reads."""
     rows = {array.shape[0] for array in flatten(carry).values() if isinstance(array, mx.array)}
     return recipe.train.hand_off and rows == {recipe.train.batch_size}

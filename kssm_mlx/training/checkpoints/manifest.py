@@ -24,7 +24,7 @@ NAME = "manifest.json"
 Tensors = dict[str, mx.array]
 
 
-def describe(folder: Path, step: int, pinned: str, tensors: dict[str, Tensors]) -> dict[str, Any]:
+def describe_checkpoint(folder: Path, step: int, pinned: str, tensors: dict[str, Tensors]) -> dict[str, Any]:
     """The manifest of the files now in `folder`, which hold `tensors`."""
     digests = {
         stem: {name: tensor_digest(array) for name, array in sorted(arrays.items())}
@@ -41,7 +41,7 @@ def describe(folder: Path, step: int, pinned: str, tensors: dict[str, Tensors]) 
     return {**manifest, "self": _self_digest(manifest)}
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint. Raises: OSError, ValueError unless it is intact and of this step."""
     manifest = parse_json((folder / NAME).read_bytes())
     own = manifest.pop("self", None) if isinstance(manifest, dict) else None

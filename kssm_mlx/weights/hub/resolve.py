@@ -15,13 +15,13 @@ from pathlib import Path
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.parsing import parse_json
+from kssm_mlx.weights import side_files
 from kssm_mlx.weights.hub.download import Promise, fetch
 
 _REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _WEIGHTS = (".safetensors", ".pth", ".bin", ".pt")
-_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def choose(names: Iterable[str], file: str | None = None) -> list[str]:
     Raises: ConfigError if there are no weights, or several without one that goes by the usual name.
     """
     names = set(names)
-    beside = [n for n in _BESIDE if n in names]
+    beside = [n for n in side_files.NAMES if n in names]
     if file is not None:
         if file not in names:
             raise ConfigError(f"the repository has no file {file!r}{nearest(file, names)}")
@@ -142,8 +142,7 @@ def _remember(asked: _Asked, commit: str) -> None:
 
 def _cached_commit(asked: _Asked, reason: str) -> str:
     """The commit that the cache has for what was asked. Raises: ConfigError that names what is missing."""
-    ref = _storage(asked.repo) / "refs" / asked.revision
-    commit = asked.revision if _COMMIT.fullmatch(asked.revision) else ref.read_text() if ref.is_file() else ""
+    commit = asked.revision if _COMMIT.fullmatch(asked.revision) else _remembered(asked)
     if not commit or not _snapshot(asked.repo, commit).is_dir():
         raise ConfigError(
             f"{asked.repo} at {asked.revision} is not in the cache, and {reason}; connect and run again, or "
@@ -155,6 +154,16 @@ def _cached_commit(asked: _Asked, reason: str) -> str:
             f"{reason}; connect and run again, the download goes on where it stopped"
         )
     return commit
+
+
+def _remembered(asked: _Asked) -> str:
+    """The commit that a branch or tag was; "" where the cache does not say, or says no commit."""
+    ref = _storage(asked.repo) / "refs" / asked.revision
+    try:
+        commit = ref.read_bytes()[:100].decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    return commit if _COMMIT.fullmatch(commit) else ""
 
 
 def _missing(folder: Path, asked: _Asked) -> list[str]:

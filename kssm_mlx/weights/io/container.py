@@ -8,8 +8,9 @@ run           a run folder or one checkpoint of ours
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,16 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.runs.layout import find_run, pick_checkpoint
 from kssm_mlx.runs.records import read_manifest, read_recipe
-from kssm_mlx.weights.audit.findings import Finding, some
+from kssm_mlx.weights.audit.findings import Finding, failures, some
 from kssm_mlx.weights.io.safetensors_header import read_safetensors
 from kssm_mlx.weights.io.tensors import TensorInfo
 from kssm_mlx.weights.io.torch_archive import check_archive, read_torch
 
 Layout = Literal["hf", "state-spaces", "blinkdl", "run"]
 TORCH = (".pth", ".pt", ".bin")
+BESIDE = (".json", ".jinja", ".txt", ".model")
+WRAPPERS = ("module.", "_forward_module.", "_orig_mod.", "model.")
+_BLINKDL = re.compile(r"blocks\.\d+\.att\.")
 STEMS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 
@@ -71,8 +75,9 @@ def open_container(path: str | Path) -> Container:
     Raises: ConfigError for a path that is not there or that has no weights to look at.
     """
     path = Path(path).expanduser()
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise ConfigError(f"no file or folder {path}")
+    refuse_broken_links(path if path.is_dir() else path.parent, [path.name])
     if path.is_file():
         if path.suffix not in (*TORCH, ".safetensors"):
             raise ConfigError(f"{path} is no weight file; {', '.join((*TORCH, '.safetensors'))} are read")
@@ -83,12 +88,39 @@ def open_container(path: str | Path) -> Container:
     return _assemble(path, path, files, findings)
 
 
+def refuse_broken_links(folder: Path, more: Iterable[str] = ()) -> None:
+    """Raises: ConfigError for a file of a model that is a link to nothing, as in a cache that was cleaned."""
+    names = {*more, *(p.name for p in folder.iterdir() if p.suffix in (*TORCH, ".safetensors", *BESIDE))}
+    for link in sorted(folder / name for name in names):
+        if link.is_symlink() and not link.exists():
+            raise ConfigError(
+                f"{link} is a link to {os.readlink(link)}, which is not there; restore it, or get the model "
+                "again"
+            )
+
+
+def _unwrap(tensors: dict[str, TensorInfo]) -> tuple[dict[str, TensorInfo], list[Finding]]:
+    """The names without what a wrapper of the training put before every one of them, and a word about it.
+
+    "model." is part of the names in some layouts, and taken off before BlinkDL's only.
+    """
+    taken = ""
+    while prefix := next((p for p in WRAPPERS if tensors and all(n.startswith(p) for n in tensors)), None):
+        inner = {name.removeprefix(prefix): info for name, info in tensors.items()}
+        if prefix == "model." and not any(_BLINKDL.search(name) for name in inner):
+            break
+        tensors, taken = inner, taken + prefix
+    said = f"every name began with {taken!r}, the mark of a wrapper, which was taken off"
+    return tensors, [Finding("W7", said, "none is needed", warning=True)] if taken else []
+
+
 def _assemble(path: Path, folder: Path, files: list[Path], findings: list[Finding]) -> Container:
     tensors, wrong = read_files(files)
-    findings = findings + wrong
-    if any(re.match(r"blocks\.\d+\.att\.", name) for name in tensors):
+    tensors, said = _unwrap(tensors)
+    findings = findings + wrong + said
+    if any(_BLINKDL.match(name) for name in tensors):
         return Container(path, folder, "blinkdl", tuple(files), tensors, None, tuple(findings))
-    config, wrong = _config(folder, needed=not findings)
+    config, wrong = _config(folder, needed=not failures(findings))
     layout = "hf" if config is None or "model_type" in config or "d_model" not in config else "state-spaces"
     return Container(path, folder, layout, tuple(files), tensors, config, (*findings, *wrong))
 
@@ -98,7 +130,12 @@ def read_files(files: list[Path]) -> tuple[dict[str, TensorInfo], list[Finding]]
     tensors: dict[str, TensorInfo] = {}
     findings: list[Finding] = []
     for file in files:
-        found, wrong = read_torch(file) if file.suffix in TORCH else read_safetensors(file)
+        if not file.is_file():  # a pipe would be waited for, for ever
+            raise ConfigError(f"{file} is not a file; weights are read from files")
+        try:
+            found, wrong = read_torch(file) if file.suffix in TORCH else read_safetensors(file)
+        except OSError as e:
+            raise ConfigError(f"cannot read {file}: {(e.strerror or str(e)).lower()}") from None
         twice = sorted(found.keys() & tensors.keys())
         findings += wrong
         if twice:
@@ -184,10 +221,3 @@ def _run(folder: Path) -> Container | None:
     config = read_recipe(run).get("configuration")
     digests = read_manifest(checkpoint).get("tensors", {}).get("model", {})
     return Container(folder, run, "run", (weights,), tensors, config, tuple(findings), digests)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return parse_json(path.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"cannot read {path}: {e}") from None

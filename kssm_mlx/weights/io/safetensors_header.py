@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.weights.audit.findings import Finding, some
+from kssm_mlx.weights.io.pointers import not_weights
 from kssm_mlx.weights.io.tensors import MOST_DIMENSIONS, TensorInfo, itemsize
 
 DTYPES = {
@@ -24,12 +26,15 @@ DTYPES = {
         for bits in (8, 16, 32, 64)
     },
 }
-LIMIT = 100_000_000  # bytes of header, the limit of the format's own library
+LIMIT = 25_000_000  # bytes of header, a quarter of what the format allows: 200,000 tensors have less
+LONGEST_NAME = 1000  # characters
 Read = tuple[dict[str, TensorInfo], list[Finding]]
 
 
 def read_safetensors(path: Path) -> Read:
     """The tensors of one file, and what is wrong with its header (W1) and their extents (W2)."""
+    if wrong := not_weights(path):
+        return {}, [wrong]
     size = path.stat().st_size
     with open(path, "rb") as f:
         prefix = f.read(8)
@@ -43,17 +48,17 @@ def read_safetensors(path: Path) -> Read:
         raw = f.read(length)
     repeated: list[str] = []
     try:
-        header = parse_json(raw.decode("utf-8"), pairs=lambda pairs: _once(pairs, repeated))
-    except (ValueError, RecursionError) as e:
+        header = parse_json(raw, pairs=lambda pairs: _once(pairs, repeated))
+    except ValueError as e:
         return {}, [Finding("W1", f"the header of {path.name} is not JSON: {e}")]
     if not isinstance(header, dict):
         return {}, [Finding("W1", f"the header of {path.name} is not a table of tensors")]
     header.pop("__metadata__", None)
-    findings = [Finding("W1", f"{path.name} has {name} twice") for name in repeated]
+    findings = [Finding("W1", f"{path.name} has {some(map(_short, repeated))} twice")] if repeated else []
     tensors = {}
     for name, entry in header.items():
-        if wrong := _wrong(entry):
-            findings.append(Finding("W1", f"{name} in {path.name}: {wrong}"))
+        if wrong := f"a name of {len(name):,} characters" if len(name) > LONGEST_NAME else _wrong(entry):
+            findings.append(Finding("W1", f"{_short(name)} in {path.name}: {wrong}"))
             continue
         begin, end = entry["data_offsets"]
         shape = tuple(entry["shape"])
@@ -65,8 +70,8 @@ def _once(pairs: list[tuple[str, Any]], repeated: list[str]) -> dict[str, Any]:
     """A JSON object; keys that come twice, of which JSON parsers silently keep the last, are noted."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated += sorted({key for key in keys if keys.count(key) > 1})
+        counts = Counter(key for key, _ in pairs)
+        repeated += sorted(key for key, count in counts.items() if count > 1)
     return found
 
 
@@ -75,8 +80,8 @@ def _wrong(entry: Any) -> str:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         return "its entry is not dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
-        return f"dtype {dtype!r} is unknown; known: {', '.join(DTYPES)}"
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return f"dtype {_short(repr(dtype))} is unknown; known: {', '.join(DTYPES)}"
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         return "shape or data_offsets are not natural numbers"
     if len(shape) > MOST_DIMENSIONS:
@@ -88,7 +93,11 @@ def _wrong(entry: Any) -> str:
 
 
 def _naturals(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def _extents(tensors: dict[str, TensorInfo], path: Path, start: int, size: int) -> list[Finding]:

@@ -16,34 +16,45 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx.weights.audit.findings import Finding
+from kssm_mlx.weights.io.pointers import not_weights
 from kssm_mlx.weights.io.safetensors_header import Read
 from kssm_mlx.weights.io.tensors import MOST_DIMENSIONS, TensorInfo, itemsize, row_strides
-from kssm_mlx.weights.io.torch_pickle import Damaged, Refused, Tensor, run
+from kssm_mlx.weights.io.torch_pickle import STORAGES, Damaged, Refused, Tensor, Unreadable, run
 
-LARGEST = 256_000_000  # bytes of data.pkl; a state dict of a hundred thousand tensors has less than 30 MB
+LARGEST = 32_000_000  # bytes of data.pkl; a state dict of a hundred thousand tensors has less
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 RESAVE = "torch >= 1.6 writes one that is read: torch.save(torch.load(FILE, weights_only=True), NEW)"
+AS_FLOATS = "convert the weights to float32, float16 or bfloat16 with the tool that wrote them"
 NOT_TORCH_LOAD = "do not open this file with torch.load; get the model as safetensors from its authors"
+
+
+READ = sorted(set(STORAGES.values()))
+# zipfile's ways to say that a file is no archive: names that are no UTF-8, offsets beyond 2^63, no end.
+NOT_WHOLE = (zipfile.BadZipFile, EOFError, struct.error, ValueError, OverflowError, LookupError, OSError)
 
 
 def read_torch(path: Path) -> Read:
     """The tensors of one torch file, and what is wrong with it: container (W1, W2) or pickle (W4)."""
+    if wrong := not_weights(path):
+        return {}, [wrong]
     with open(path, "rb") as f:
         if f.read(len(LEGACY)) == LEGACY:
             return {}, [Finding("W1", f"{path.name} is in the format of torch before 1.6, not a zip", RESAVE)]
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(path, archive)
-    except (zipfile.BadZipFile, EOFError, struct.error) as e:
+    except Refused as e:
+        return {}, [Finding("W4", f"the pickle in {path.name} {e}", NOT_TORCH_LOAD)]
+    except Unreadable as e:
+        return {}, [Finding("W1", f"{path.name} holds {e}; {', '.join(READ)} are read", AS_FLOATS)]
+    except Damaged as e:
+        return {}, [Finding("W1", f"{path.name}: {e}")]
+    except NOT_WHOLE as e:
         return {}, [Finding("W2", f"{path.name} is not a whole zip archive: {e}")]
     # What zipfile raises for a whole archive that it cannot read: RuntimeError for an encrypted entry, its
     # subclass NotImplementedError for a compression that it does not know.
     except RuntimeError as e:
         return {}, [Finding("W2", f"{path.name} has an entry that cannot be read: {e}", NOT_TORCH_LOAD)]
-    except Refused as e:
-        return {}, [Finding("W4", f"the pickle in {path.name} {e}", NOT_TORCH_LOAD)]
-    except Damaged as e:
-        return {}, [Finding("W1", f"{path.name}: {e}")]
 
 
 def check_archive(path: Path, progress: Callable[[int], None]) -> list[Finding]:
@@ -101,10 +112,10 @@ def _state_dict(state: Any) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise Damaged(
-                f"{name!r} in it is a {kind}, not a tensor: a training checkpoint? save its weights alone"
+                f"{name!a} in it is a {kind}, not a tensor: a training checkpoint? save its weights alone"
             )
         if not isinstance(name, str):
-            raise Damaged(f"a tensor in it is called {name!r}, which is not a string")
+            raise Damaged(f"a tensor in it is called {name!a}, which is not a string")
     return state
 
 

@@ -9,6 +9,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.rwkv4 import RWKV4Config
 from kssm_mlx.models.rwkv7 import RWKV7Config
 
+HEAD_NORM_EPS = 64e-5  # BlinkDL's code has this number, whatever the size of a head
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -58,6 +59,7 @@ def _rwkv7(shapes: Shapes) -> RWKV7Config:
         a_low_rank_dim=shapes["blocks.0.att.a1"][1],
         gate_low_rank_dim=shapes["blocks.0.att.g1"][1],
         v_low_rank_dim=value_mix[1],
+        head_norm_eps=HEAD_NORM_EPS,
         tie_word_embeddings="head.weight" not in shapes,
     )
 

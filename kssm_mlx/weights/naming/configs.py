@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from kssm_mlx import models
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.families.config_keys import EVERYWHERE, UNUSED, ConfigKeys
 
-# What stands in a config.json beside the architecture: how the file is stored and run, not what it computes.
-BESIDE = (
-    *("model_file", "architectures", "quantization", "quantization_config", "quantize_activations"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version"),
-)
+SHIM_NAME = "kssm_model.py"  # the "model_file" of our own exports, by which they are told from others' files
 
 
 def to_file(config) -> dict[str, Any]:
@@ -29,13 +26,37 @@ def from_file(values: dict[str, Any]):
     Raises: ConfigError for an architecture that is not known, and for keys it does not understand.
     """
     name = values.get("model_type")
-    if name not in models.FAMILIES:
+    if not isinstance(name, str) or name not in models.FAMILIES:
         raise ConfigError(f"config.json has model_type {name!r}; known: {', '.join(models.FAMILIES)}")
-    _, config_class, _ = models.FAMILIES[name].load()
-    values = _untagged(values)
+    family, values = models.FAMILIES[name], _untagged(values)
+    config_class = family.load()[1]
+    keys = family.config_keys.get("hf")
+    if values.get("model_file") == SHIM_NAME or keys is None:
+        keys = _own_keys(config_class, family)
+    values = keys.read(values)
     if hasattr(config_class, "from_huggingface"):
         return config_class.from_huggingface(values)
-    return models.config_from_dict({key: value for key, value in values.items() if key not in BESIDE})
+    return models.config_from_dict(values)
+
+
+def from_state_spaces(values: dict[str, Any]):
+    """The configuration of a config.json of state-spaces' own files.
+
+    Raises: ConfigError for keys, also of its `ssm_cfg`, that are not understood.
+    """
+    ssm = values.get("ssm_cfg") or {}
+    family = models.FAMILIES["mamba2" if ssm.get("layer", "Mamba1") == "Mamba2" else "mamba"]
+    values = family.config_keys["state-spaces"].read(values)
+    ssm = family.config_keys["ssm_cfg"].read(ssm, "ssm_cfg in config.json")
+    return family.load()[1].from_state_spaces({**values, "ssm_cfg": ssm})
+
+
+def _own_keys(config_class: type, family: models.Family) -> ConfigKeys:
+    """Of a file that we wrote: our fields, of which none is ignored, and what transformers asks for."""
+    own = {f.name for f in fields(config_class)}
+    derived = {"expand", "hidden_act", "norm_first", "norm_bias"} if family.derived else set()
+    beside = {key: why for key, why in EVERYWHERE.items() if key not in own}
+    return ConfigKeys((*sorted(own | derived),), UNUSED | {"model_file": (SHIM_NAME,)}, beside)
 
 
 def _tagged(value: Any) -> Any:

@@ -18,7 +18,7 @@ from kssm_mlx.weights.audit.findings import Finding, some
 from kssm_mlx.weights.io.container import Container
 from kssm_mlx.weights.io.tensors import FLOATS
 from kssm_mlx.weights.naming import blinkdl, keymaps
-from kssm_mlx.weights.naming.configs import from_file
+from kssm_mlx.weights.naming.configs import from_file, from_state_spaces
 from kssm_mlx.weights.naming.keymaps import TRANSFORMS
 from kssm_mlx.weights.quantize import apply_quantization
 
@@ -46,19 +46,13 @@ def configuration(container: Container) -> Any:
         elif container.layout == "run":
             found = models.config_from_dict(values)
         elif container.layout == "state-spaces":
-            found = _state_spaces(values)
+            found = from_state_spaces(values)
         else:
             found = from_file(values)
         found = models.config_from_dict(models.config_to_dict(found))  # the types of every field
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as e:
         raise ConfigError(f"config.json has a value of a wrong kind: {e}") from None
     return found
-
-
-def _state_spaces(values: dict[str, Any]) -> Any:
-    layer = (values.get("ssm_cfg") or {}).get("layer", "Mamba1")
-    _, config_class, _ = models.FAMILIES["mamba2" if layer == "Mamba2" else "mamba"].load()
-    return config_class.from_state_spaces(values)
 
 
 def skeleton(config: Any, container: Container) -> nn.Module:

@@ -20,7 +20,7 @@ def test_the_small_model_keeps_every_option_but_the_size(family):
     large = models.configure(family, "l", vocab_size=48)
     small = model_size.reduce_model(large)
     assert small == models.configure(family, "xs", vocab_size=48)
-    assert model_size.size(models.build(small)) < 1_000_000
+    assert model_size.count_parameters(models.build(small)) < 1_000_000
 
 
 def test_an_option_that_is_no_size_is_kept():
@@ -57,7 +57,7 @@ def test_a_verdict_on_a_large_model_says_what_it_ran_on(large):
 
 
 def test_adapters_beside_a_frozen_host_are_checked_where_they_are(large):
-    adapters.attach(large.model, 2, 4.0, 0)
+    adapters.attach_lora(large.model, 2, 4.0, 0)
     (found,) = suite.run_suite(large, ["C3"])
     assert found.ran_on == "its own weights, at most 16 forward passes: there is no small model like it"
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kssm_mlx.checks import document, suite
-from kssm_mlx.checks.catalog import definition, definitions
+from kssm_mlx.checks.catalog import find_entry, list_entries
 from kssm_mlx.checks.core import plugins
 from kssm_mlx.checks.core.registry import REGISTRY, Context
 from kssm_mlx.cli import app
@@ -63,11 +63,11 @@ def test_the_example_of_the_docs_runs_with_our_own(installed):
 
 def test_it_is_explained_and_documented_but_not_as_ours(installed):
     id = installed(EXAMPLE)
-    assert definition(id).package == "mypackage" and definition(id).cost == "1 forward pass"
+    assert find_entry(id).package == "mypackage" and find_entry(id).cost == "1 forward pass"
     explained = CliRunner().invoke(app, ["verify", "--explain", id])
     assert "caught: our run 12" in explained.output and explained.exit_code == 0
-    assert id not in {entry.id for entry in document.ours()}
-    assert f"\n| {id} | P | 1 forward pass |" in document.render(definitions().values())
+    assert id not in {entry.id for entry in document.list_own_entries()}
+    assert f"\n| {id} | P | 1 forward pass |" in document.render_table(list_entries().values())
 
 
 def test_the_table_of_all_checks_is_written_where_it_is_wanted(installed, tmp_path, monkeypatch):

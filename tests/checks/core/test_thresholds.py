@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kssm_mlx.checks.core.thresholds import Band, judge_by_band, rms
+from kssm_mlx.checks.core.thresholds import Band, judge_by_band, root_mean_square
 
 ENTROPY = Band(low=0.1, high=0.9, warn_low=0.3, warn_high=0.8)
 
@@ -56,6 +56,6 @@ def test_a_verdict_names_the_worst_and_shows_the_band():
 
 def test_rms_does_not_grow_with_the_model():
     rng = np.random.default_rng(0)
-    assert rms(rng.standard_normal(1000)) == pytest.approx(1, rel=0.1)
-    assert rms(rng.standard_normal((100, 1000))) == pytest.approx(1, rel=0.01)
-    assert math.isnan(rms([1.0, math.nan]))
+    assert root_mean_square(rng.standard_normal(1000)) == pytest.approx(1, rel=0.1)
+    assert root_mean_square(rng.standard_normal((100, 1000))) == pytest.approx(1, rel=0.01)
+    assert math.isnan(root_mean_square([1.0, math.nan]))

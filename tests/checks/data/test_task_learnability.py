@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.checks.model.memory_reach import needed
+from kssm_mlx.checks.model.memory_reach import needed_lags
 from kssm_mlx.checks.training import capacity
 from kssm_mlx.data.tasks import TASKS, make_task
 from kssm_mlx.data.tokens import TokenData, prepare
@@ -107,11 +107,11 @@ def test_rows_on_both_sides_and_rows_of_another_seed_are_caught(tmp_path):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_says_how_far_back_it_asks(name):
     task = make_task(name)
-    assert all(0 <= lag < task.length for lag in needed(task))
+    assert all(0 <= lag < task.length for lag in needed_lags(task))
 
 
 def test_the_lags_of_two_streams():
-    assert needed(make_task("interleaved")) == [3, 5, 7, 9, 11, 13]
+    assert needed_lags(make_task("interleaved")) == [3, 5, 7, 9, 11, 13]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -17,11 +17,11 @@ def facts() -> dict:
 
 
 def verdicts(facts: dict) -> dict:
-    return {c.id: c for c in fitness.examine(facts)}
+    return {c.id: c for c in fitness.examine_machine(facts)}
 
 
 def test_this_machine_is_not_broken(facts):
-    checks = fitness.examine(facts)
+    checks = fitness.examine_machine(facts)
     assert all(c.ok for c in checks) and [c.id for c in checks] == [f"H{n}" for n in range(1, 7)]
 
 
@@ -57,8 +57,8 @@ def test_each_host_check_fires(facts, id, change, fix):
 @pytest.mark.parametrize("change", [{"tf32": True, "device": {"type": "cpu"}}, {"open_files": {"soft": -1}}])
 def test_host_checks_leave_the_sound_alone(facts, change):
     healthy = {**facts, "compiles": True, "blas": {**facts["blas"], "fast": True}}
-    assert {c.verdict for c in fitness.examine({**healthy, **change})} == {"pass"}
+    assert {c.verdict for c in fitness.examine_machine({**healthy, **change})} == {"pass"}
 
 
 def test_measured_rates_are_rates():
-    assert all(0 < rate < 1e6 for rate in fitness.measure().values())
+    assert all(0 < rate < 1e6 for rate in fitness.measure_rates().values())

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kssm_mlx.checks.oscillators.noise_floor import noise_floor, placebo
+from kssm_mlx.checks.oscillators.noise_floor import measure_placebo, noise_floor
 
 
 def test_the_floor_is_mean_and_spread_over_seeds():
@@ -25,17 +25,17 @@ def test_one_seed_has_no_spread():
 
 def test_a_placebo_is_as_long_as_the_change_and_another_one():
     change = np.random.default_rng(0).standard_normal((5, 7, 16)) * np.arange(7)[:, None]
-    moved = placebo(change, seed=1)
+    moved = measure_placebo(change, seed=1)
     np.testing.assert_allclose(np.linalg.norm(moved, axis=-1), np.linalg.norm(change, axis=-1), rtol=1e-12)
     cosine = np.sum(moved * change) / np.sum(change**2)
-    assert abs(cosine) < 0.2 and np.array_equal(moved, placebo(change, seed=1))
-    assert not np.array_equal(moved, placebo(change, seed=2))
+    assert abs(cosine) < 0.2 and np.array_equal(moved, measure_placebo(change, seed=1))
+    assert not np.array_equal(moved, measure_placebo(change, seed=2))
 
 
 def test_a_placebo_does_not_move_along_what_is_kept():
     rng = np.random.default_rng(0)
     change, keep = rng.standard_normal((4, 32)), rng.standard_normal((4, 32))
     keep[0] = 0  # nowhere in particular
-    moved = placebo(change, seed=0, keep=keep)
+    moved = measure_placebo(change, seed=0, keep=keep)
     assert np.abs(np.sum(moved * keep, axis=-1)).max() < 1e-12
     np.testing.assert_allclose(np.linalg.norm(moved, axis=-1), np.linalg.norm(change, axis=-1))

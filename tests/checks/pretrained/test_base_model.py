@@ -7,7 +7,7 @@ import pytest
 
 from kssm_mlx import models
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.checks.pretrained.subject import english
+from kssm_mlx.checks.pretrained.subject import read_english
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.models import adapters
 from kssm_mlx.models.grafts.configs import configure
@@ -42,7 +42,7 @@ def opened(path) -> Context:
 
 
 def adapted(context):
-    adapters.attach(context.model, 2, 4.0)
+    adapters.attach_lora(context.model, 2, 4.0)
     return context
 
 
@@ -108,7 +108,7 @@ def test_a_fresh_run_has_no_host(id):
 
 
 def reader(order=3, verified=None) -> Context:
-    model = Counted(english(), order)
+    model = Counted(read_english(), order)
     notes = {"path": "somewhere", "verified": verified}
     return Context(model, model.args, tokenizer=ByteTokenizer(), host="0" * 64, host_notes=notes)
 

@@ -10,14 +10,14 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import REGISTRY
 from kssm_mlx.checks.pretrained import behaviour
 from kssm_mlx.checks.pretrained.arithmetic import KNOWN, fingerprint_of, judge_vocabulary
-from kssm_mlx.checks.pretrained.subject import Host, english
+from kssm_mlx.checks.pretrained.subject import Host, read_english
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.weights.audit.manifest_tables import Fingerprint, ModelFacts, Published
 from tests.support.counted import Counted, Forgetful, Stuck
 from tests.support.fakes import TinyRecurrent
 
 TEXT_SHA256 = "428397e2dd5bd564ec45ad243f04947e1834e1d1fb5516b0759d3493cc7b889d"
-SOUND = Counted(english())
+SOUND = Counted(read_english())
 FACTS = ModelFacts(model_type="mamba", vocab_size=256, hidden_size=8, num_hidden_layers=2)
 ASKED = ("W28", "W20", "W21", "W22", "W23", "W24", "W25", "W26", "W27")  # in this order
 
@@ -36,20 +36,24 @@ def examine(given):
 
 def scaled(model, factor):
     """The same model with its table multiplied."""
-    other = Counted(english())
+    other = Counted(read_english())
     other.table = model.table * factor
     return other
 
 
 def test_the_text_is_plain_english_of_4000_tokens_or_more():
-    text = english()
+    text = read_english()
     assert hashlib.sha256(text.encode()).hexdigest() == TEXT_SHA256
     assert text.isascii() and len(text.split()) > 4000
     assert not any(line.lstrip().startswith(("-", "*", "1.")) for line in text.splitlines())
 
 
 def test_a_sound_host_passes_every_check():
-    known = {"fingerprint": fingerprint_of(SOUND), "behaviour": behaviour.measure(host()), "facts": FACTS}
+    known = {
+        "fingerprint": fingerprint_of(SOUND),
+        "behaviour": behaviour.measure_behaviour(host()),
+        "facts": FACTS,
+    }
     checks = {c.id: c for c in examine(host(**known))}
     assert tuple(checks) == ASKED
     greedy = checks.pop("W27")  # counts do loop when nothing is drawn
@@ -128,7 +132,7 @@ def test_a_tokenizer_that_loses_text_fails():
 def test_the_fingerprint_knows_its_model():
     kept = fingerprint_of(SOUND)
     assert np.array(kept.logits).shape == (8, 16)
-    for other in (scaled(SOUND, 1.05), Counted(english()[:9000])):
+    for other in (scaled(SOUND, 1.05), Counted(read_english()[:9000])):
         check = verdict_of("W21", host(other, fingerprint=kept))
         assert check.verdict == "fail" and "not the weights of the manifest" in check.fix
     half = scaled(SOUND, 1)
@@ -150,7 +154,7 @@ def test_other_sizes_than_the_manifest_says_fail():
 
 
 def test_a_host_that_ignores_its_state_fails():
-    check = verdict_of("W22", host(Forgetful(english())))
+    check = verdict_of("W22", host(Forgetful(read_english())))
     assert check.verdict == "fail" and "carried state" in check.fix and check.title == REGISTRY["W22"].title
 
 
@@ -172,8 +176,8 @@ def test_a_weight_that_is_not_finite_fails(value, got, fix):
 def test_a_host_no_better_than_counting_fails(kind):
     model = {
         "fresh": lambda: TinyRecurrent(vocab_size=256),
-        "unigram": lambda: Counted(english(), order=1),
-        "shuffled": lambda: Counted(english()[::-1]),
+        "unigram": lambda: Counted(read_english(), order=1),
+        "shuffled": lambda: Counted(read_english()[::-1]),
     }[kind]()
     check = behaviour.better_than_counting(host(model))
     assert check.verdict == "fail" and "wrong tokenizer" in check.fix
@@ -182,39 +186,42 @@ def test_a_host_no_better_than_counting_fails(kind):
 
 def test_counting_is_fair():
     """Counts of the text itself would know what they are asked."""
-    ids = np.frombuffer(english().encode(), np.uint8).astype(np.int64)
+    ids = np.frombuffer(read_english().encode(), np.uint8).astype(np.int64)
     rungs = behaviour.count_ngrams(ids, 8193, 256)
-    in_sample = Counted(english(), order=2)
+    in_sample = Counted(read_english(), order=2)
     nats = host(in_sample).evaluation["nats_per_token"]
     assert nats < rungs["bigram"] < rungs["unigram"] < np.log(256)
 
 
 def test_the_figure_of_another_model_fails():
-    kept = behaviour.measure(host())
-    poorer = Counted(english()[len(english()) // 2 :])
-    check = behaviour.figure(host(poorer, behaviour=kept))
+    kept = behaviour.measure_behaviour(host())
+    poorer = Counted(read_english()[len(read_english()) // 2 :])
+    check = behaviour.manifest_figure(host(poorer, behaviour=kept))
     assert check.verdict == "fail" and "W11, W16, W21" in check.fix
-    assert behaviour.figure(host(behaviour=kept)).verdict == "pass"
+    assert behaviour.manifest_figure(host(behaviour=kept)).verdict == "pass"
     nearly = kept.model_copy(update={"nats_per_token": kept.nats_per_token * 1.04})
     beyond = kept.model_copy(update={"nats_per_token": kept.nats_per_token * 1.06})
-    assert behaviour.figure(host(behaviour=nearly)).ok and not behaviour.figure(host(behaviour=beyond)).ok
+    assert (
+        behaviour.manifest_figure(host(behaviour=nearly)).ok
+        and not behaviour.manifest_figure(host(behaviour=beyond)).ok
+    )
 
 
 def test_a_figure_is_for_one_text_and_one_tokenizer():
-    kept = behaviour.measure(host())
-    assert "is of another text" in verdict_of("W25", host(behaviour=kept, text=english()[:9000])).got
+    kept = behaviour.measure_behaviour(host())
+    assert "is of another text" in verdict_of("W25", host(behaviour=kept, text=read_english()[:9000])).got
     renamed = kept.model_copy(update={"tokenizer_digest": "0" * 64})
     check = verdict_of("W25", host(behaviour=renamed))
     assert check.verdict == "fail" and "tokenizer files of the same revision" in check.fix
 
 
 def test_a_host_that_knows_pairs_only_gains_nothing_from_context():
-    check = verdict_of("W26", host(Counted(english(), order=2)))
+    check = verdict_of("W26", host(Counted(read_english(), order=2)))
     assert check.verdict == "fail" and check.got.startswith("0.000")
 
 
 def test_a_host_that_repeats_itself_fails():
-    check = verdict_of("W27", host(Stuck(english())))
+    check = verdict_of("W27", host(Stuck(read_english())))
     assert check.verdict == "fail" and "top share 1" in check.got
 
 
@@ -226,7 +233,7 @@ def test_another_domain_is_judged_on_its_own_text():
     assert "declares the domain 'code'; give --text FILE" in english_only.got
     assert "nats/token)" in english_only.got
     assert behaviour.better_than_counting(host(coder)).verdict == "fail"
-    assert behaviour.better_than_counting(host(SOUND, text=english()[5000:15000], domain="prose")).ok
+    assert behaviour.better_than_counting(host(SOUND, text=read_english()[5000:15000], domain="prose")).ok
 
 
 def test_a_text_that_cannot_be_read_is_said():
@@ -243,7 +250,7 @@ def test_a_model_that_does_not_run_fails_by_name():
         def forward(self, *_, **__):
             raise ValueError("shapes do not match\nand more")
 
-    check = verdict_of("W23", host(Broken(english())))
+    check = verdict_of("W23", host(Broken(read_english())))
     assert (check.verdict, check.got) == ("fail", "ValueError: shapes do not match")
 
 

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from kssm_mlx import models
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.checks.core.state_recording import record, views, with_views
+from kssm_mlx.checks.core.state_recording import record_states, view_states, with_views
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.models.hybrids import parallel
 from kssm_mlx.training.recipe_sections import Train
@@ -142,11 +142,11 @@ def test_states_can_be_read_and_put_back(families, family):
     """What was recorded token by token is what one call leaves; a view put back changes nothing."""
     ctx = families[family]
     tokens = np.arange(24).reshape(2, 12) % ctx.data.vocab_size
-    recorded, cache = record(ctx.model, tokens), ctx.model.forward(mx.array(tokens)).cache
-    seen = views(ctx.model, cache)
+    recorded, cache = record_states(ctx.model, tokens), ctx.model.forward(mx.array(tokens)).cache
+    seen = view_states(ctx.model, cache)
     for name, states in recorded.items():
         assert np.allclose(states[:, -1], np.array(seen[name]), rtol=1e-3, atol=1e-4)
-    again = views(ctx.model, with_views(ctx.model, cache, seen))
+    again = view_states(ctx.model, with_views(ctx.model, cache, seen))
     assert all(mx.allclose(again[name], seen[name], rtol=1e-5, atol=1e-6) for name in seen)
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import mlx.core as mx
 import pytest
 
 from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.checks.state import robustness
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.training.recipe import parse
 from tests.checks.state.test_activity import as_kind
@@ -86,6 +88,14 @@ def test_a_trained_recurrence_survives(trained, seed):
 def test_a_fragile_state_is_caught(trained, id, kind, verdict, fix):
     check = measure(id, as_kind(trained, kind))
     assert check.verdict == verdict and fix in check.fix, check.got
+
+
+def test_a_solved_task_is_judged(trained, monkeypatch):
+    """Its loss is 0, which the rise was divided by."""
+    losses = iter([0.0, 0.005])
+    monkeypatch.setattr(robustness, "_loss", lambda *_: mx.array(next(losses)))
+    check = measure("D18", trained)
+    assert check.verdict == "warn" and check.numbers["rise"] > 0.1, check.got
 
 
 def test_the_worst_push_is_worse_than_noise(trained):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.checks import suite
-from kssm_mlx.checks.training.language import CAPS, PUBLISHED, loops
+from kssm_mlx.checks.training.language import CAPS, PUBLISHED, ends_in_a_loop
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.training.recipe import parse
 from tests.support.fakes import NotANumber, TinyRecurrent
@@ -136,9 +136,9 @@ def test_nan_is_no_result(trained, id):
 def test_a_loop_is_a_repeat_of_the_tail_with_a_short_period():
     rng = np.random.default_rng(0)
     prose = rng.integers(0, 50, 64)
-    assert not loops(prose)
-    assert loops(np.r_[prose[:30], np.tile([4, 9, 1, 9, 7, 7, 2, 3], 5)[:34]])
-    assert not loops(np.tile(np.arange(9), 8)[:64])
+    assert not ends_in_a_loop(prose)
+    assert ends_in_a_loop(np.r_[prose[:30], np.tile([4, 9, 1, 9, 7, 7, 2, 3], 5)[:34]])
+    assert not ends_in_a_loop(np.tile(np.arange(9), 8)[:64])
 
 
 @pytest.mark.parametrize("absent", ["model", "data"])

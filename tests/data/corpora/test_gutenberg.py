@@ -4,7 +4,7 @@ import pytest
 
 from kssm_mlx.checks.data.token_data import measure_overlap
 from kssm_mlx.data.corpora.books import key
-from kssm_mlx.data.corpora.gutenberg import clean, read_catalogue, same_title, shelf
+from kssm_mlx.data.corpora.gutenberg import clean_book, open_shelf, read_catalogue, same_title
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import DataError
@@ -58,7 +58,7 @@ def folder(tmp_path):
 
 
 def test_a_book_is_what_stands_between_the_markers(folder):
-    found = shelf(folder)
+    found = open_shelf(folder)
     assert [book.title for book in found.books] == [f"The Book of {n}" for n in ("Amber", "Basalt", "Copper")]
     assert [(book.id, book.file) for book in found.books] == [(i, f"pg{i}.txt") for i in (100, 101, 102)]
     assert found.books[0].text == story("amber") and found.left_out == {}
@@ -70,7 +70,7 @@ def test_page_numbers_chapter_numbers_and_loose_space_go_and_paragraphs_stay():
         "XIV\n\n15\n\nI\n\nI went.\n\nCHAPTER II. The Storm\n\n\u00a0Rain.\n"
     )
     assert (
-        clean(raw)
+        clean_book(raw)
         == "It was late\nin 1805, and\n1805\nmen came.\n\nI went.\n\nCHAPTER II. The Storm\n\nRain."
     )
 
@@ -79,7 +79,7 @@ def test_old_line_ends_and_a_marker_over_two_lines(folder):
     path = folder / "pg100.txt"
     text = path.read_text().replace("EBOOK THE BOOK OF AMBER", "EBOOK\nTHE BOOK OF AMBER")
     path.write_bytes(text.replace("\n", "\r\n").encode())
-    assert shelf(folder).books[0].text == story("amber")
+    assert open_shelf(folder).books[0].text == story("amber")
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_old_line_ends_and_a_marker_over_two_lines(folder):
 def test_a_file_of_another_title_or_number_is_refused_by_name(folder, name, message):
     (folder / "pg100.txt").rename(folder / name)
     with pytest.raises(DataError, match=message):
-        shelf(folder)
+        open_shelf(folder)
 
 
 @pytest.mark.parametrize("name", ["100-0.txt", "100.txt", "100_the_book_of_amber.txt", "Book of Amber.txt"])
 def test_names_that_say_the_same_are_fine(folder, name):
     (folder / "pg100.txt").rename(folder / name)
-    assert len(shelf(folder).books) == 3
+    assert len(open_shelf(folder).books) == 3
 
 
 def test_titles_agree_without_case_accents_articles_and_subtitles():
@@ -112,12 +112,12 @@ def test_titles_agree_without_case_accents_articles_and_subtitles():
 def test_the_catalogue_must_agree_with_the_headers(folder):
     catalogue = folder / "pg_catalog.csv"
     catalogue.write_text('Text#,Type,Title\n100,Text,"The Book of Amber\nA Tale"\n101,Text,Book of Basalt\n')
-    assert len(shelf(folder).books) == 3
+    assert len(open_shelf(folder).books) == 3
     catalogue.write_text("Text#,Title\n102,Anna Karenina\n")
     with pytest.raises(
         DataError, match=r"pg102.txt is 'The Book of Copper' .* 'Anna Karenina' by pg_catalog"
     ):
-        shelf(folder)
+        open_shelf(folder)
 
 
 @pytest.mark.parametrize(
@@ -155,19 +155,19 @@ def test_what_is_no_whole_text_is_refused_by_name(folder, old, new, message):
     path = folder / "pg100.txt"
     path.write_text(path.read_text().replace(old, new), "utf-8")
     with pytest.raises(DataError, match=message):
-        shelf(folder)
+        open_shelf(folder)
 
 
 def test_a_folder_without_texts_is_refused(tmp_path):
     (tmp_path / "a.md").write_text("x")
     with pytest.raises(DataError, match=r"has no \.txt file; expected texts of Project Gutenberg"):
-        shelf(tmp_path)
+        open_shelf(tmp_path)
 
 
 def test_a_book_is_kept_once_by_number_and_by_content(folder):
     write(folder, "the-book-of-amber.txt", "The Book of Amber", 100, story("amber") + "\n\nA shorter note.")
     write(folder, "pg900.txt", "The Book of Basalt, Again", 900, story("basalt").replace("\n", " \n"))
-    found = shelf(folder)
+    found = open_shelf(folder)
     assert [book.file for book in found.books] == ["pg101.txt", "pg102.txt", "the-book-of-amber.txt"]
     assert found.left_out == {
         "pg100.txt": "the-book-of-amber.txt has the same number, 100",
@@ -184,7 +184,7 @@ def test_a_work_that_a_collection_holds_is_left_out_in_any_printing(folder):
         500,
         everything.upper().replace("\nWENT", ", went"),
     )
-    found = shelf(folder)
+    found = open_shelf(folder)
     assert [book.file for book in found.books] == ["pg102.txt", "pg500.txt"]
     assert found.left_out["pg100.txt"] == "12 of its 12 paragraphs are in pg500.txt or another longer book"
 
@@ -193,7 +193,7 @@ def test_a_story_in_two_anthologies_stays_in_the_longer_one(folder):
     for number, own in ((600, 20), (601, 16)):
         text = story("shared", 8) + "\n\n" + story(f"own{number}", own)
         write(folder, f"pg{number}.txt", f"Tales {number}", number, text)
-    longer, shorter = (book.text for book in shelf(folder).books[3:])
+    longer, shorter = (book.text for book in open_shelf(folder).books[3:])
     assert "Of shared" in longer and "shared" not in shorter and shorter == story("own601", 16)
 
 
@@ -216,7 +216,7 @@ def test_books_are_split_whole_and_share_nothing(folder, tmp_path):
 
 def test_advance_hears_the_bytes_of_every_file(folder):
     heard = []
-    shelf(folder, heard.append)
+    open_shelf(folder, heard.append)
     assert heard == [path.stat().st_size for path in sorted(folder.glob("*.txt"))]
 
 
@@ -227,4 +227,4 @@ def test_two_books_in_one_file_are_refused_with_both_titles(tmp_path):
     ]
     (tmp_path / "both.txt").write_text("".join(books))
     with pytest.raises(DataError, match="more than one book \\('First Book' and 'Second Book'"):
-        shelf(tmp_path)
+        open_shelf(tmp_path)

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from kssm_mlx.data.corpora.sources import open_corpus
-from kssm_mlx.data.corpora.themes import PATTERNS, phrases, themed_samples
+from kssm_mlx.data.corpora.themes import PATTERNS, load_phrases, themed_samples
 from kssm_mlx.data.splits import split_corpus
 from kssm_mlx.errors import ConfigError
 
@@ -23,7 +23,7 @@ def samples():
 def test_at_least_700_distinct_samples_of_every_theme(samples):
     assert len({sample.text for sample in samples}) == len(samples) == 800
     share = Counter(sample.theme for sample in samples)
-    assert len(share) == len(phrases()) >= 15 and set(share.values()) == {50}
+    assert len(share) == len(load_phrases()) >= 15 and set(share.values()) == {50}
 
 
 def test_samples_are_whole_sentences_of_8_to_46_words(samples):
@@ -35,7 +35,7 @@ def test_samples_are_whole_sentences_of_8_to_46_words(samples):
 
 
 def test_nearly_every_phrase_is_used(samples):
-    for theme, slots in phrases().items():
+    for theme, slots in load_phrases().items():
         said = " ".join(text.lower() for its, text in samples if its == theme)
         silent = [phrase for values in slots.values() for phrase in values if phrase.lower() not in said]
         assert len(silent) <= 1
@@ -63,7 +63,7 @@ def test_no_64_bytes_are_in_two_samples_so_no_split_leaks(samples):
 
 def test_the_phrases_fit_the_patterns():
     used = set(re.findall(r"\{(\w+)\}", " ".join(PATTERNS)))
-    for slots in phrases().values():
+    for slots in load_phrases().values():
         assert slots.keys() == used
         for values in slots.values():
             assert len(set(values)) == len(values) == 8

@@ -3,7 +3,7 @@
 import pytest
 
 from kssm_mlx.data.corpora.sources import open_corpus
-from kssm_mlx.data.corpora.wikitext import articles, splits
+from kssm_mlx.data.corpora.wikitext import read_articles, read_splits
 from kssm_mlx.data.splits import split_corpus
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import ConfigError, DataError
@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 
 def test_a_heading_opens_an_article_and_sections_stay(tmp_path):
-    found = articles(write(tmp_path / "a.raw", ROBERT, article("Du Fu")))
+    found = read_articles(write(tmp_path / "a.raw", ROBERT, article("Du Fu")))
     assert [a.title for a in found] == ["Robert Boulter", "Du Fu"]
     assert found[0].text.split("\n") == [line.strip() for line in ROBERT if line.strip()]
     assert found[1].text == "= Du Fu =\nDu Fu is something else entirely of which nothing more is known ."
@@ -60,11 +60,11 @@ def test_markers_stay_unless_joining_is_declared(tmp_path):
 
 def test_an_article_is_there_once_and_an_empty_one_not(tmp_path):
     path = write(tmp_path / "a.raw", article("One"), [" = Nothing = ", " "], article("Two"), article("One"))
-    assert [a.title for a in articles(path)] == ["One", "Two"]
+    assert [a.title for a in read_articles(path)] == ["One", "Two"]
 
 
 def test_the_official_split_is_kept_and_shares_nothing(folder, tmp_path):
-    train, validation = splits(folder)
+    train, validation = read_splits(folder)
     assert [a.title for a in validation] == ["Held Out", "Article 2"]
     assert [a.title for a in train] == ["Robert Boulter", "Article 0", "Article 1", "Article 3"]
     data = prepare(DataSection(f"wikitext:{folder}", "chars"), tmp_path / "data")
@@ -85,7 +85,7 @@ def test_a_model_from_elsewhere_is_scored_on_the_official_validation(folder):
     from kssm_mlx.runner.evaluate import _foreign
 
     split = _foreign(f"wikitext:{folder}", ByteTokenizer())
-    text = "".join("\0" + a.text for a in splits(folder)[1])
+    text = "".join("\0" + a.text for a in read_splits(folder)[1])
     assert ByteTokenizer().decode(split.ids) == text
     one = open_corpus(f"wikitext:{folder / 'wiki.train.raw'}")
     assert one.scored == one.documents

@@ -56,7 +56,7 @@ def test_a_list_of_ranks_merges_as_byte_pair_encoding_does(small, text):
 
 def test_special_tokens_have_their_own_ids_and_gaps_are_counted(small):
     assert (small.vocab_size, small.separator_id) == (269, 264)
-    assert small.encode("the<|end|>the<|endoftext|>").tolist() == [259, 268, 259, 264]
+    assert small.encode_special("the<|end|>the<|endoftext|>").tolist() == [259, 268, 259, 264]
 
 
 def test_saved_in_a_run_folder_it_is_the_same(small, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.interventions.freeze_units import free_routing, freeze_masks, masks, units_of
+from kssm_mlx.models.interventions.freeze_units import free_routing, freeze_masks, make_masks, units_of
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
@@ -108,7 +108,7 @@ def test_shared_parts_are_trained_or_frozen_and_coarse_freezes_the_mixer(family)
             "train": freeze_masks(model, (0, 1, 2, 3), count=UNITS),
             "freeze": freeze_masks(model, (0, 1, 2, 3), count=UNITS, shared="freeze"),
             "coarse": freeze_masks(model, (), mode="coarse", count=UNITS),
-            "shared": masks(model, units_of(model, UNITS).shared),
+            "shared": make_masks(model, units_of(model, UNITS).shared),
         }.items()
     }
     everything = sum(a.size for a in own(model, family).values())

@@ -361,6 +361,18 @@ def test_gradients_through_every_clamp_are_finite(family):
     assert mx.isfinite(zero).all().item()
 
 
+def test_a_vector_without_direction_is_left_as_it_is():
+    """Scaled to a size, what rounding left of a zero would become a vector in a random direction."""
+    naive = Amplitude(site="S1", target=2.0)
+    rest = mx.array([[[1e-13, -2e-13, 0.0, 1e-13]]])
+    for x in (mx.zeros((1, 1, 4)), rest):
+        assert mx.array_equal(carry_out(x, [naive]), x)
+        assert mx.array_equal(mx.grad(lambda x: carry_out(x, [naive]).sum())(x), mx.ones((1, 1, 4)))
+    still = Amplitude(site="S1", scope="batch", kind="mean-preserving", target=0.5)
+    same = mx.full((2, 3, 4), 3.0)
+    assert mx.array_equal(carry_out(same, [still]), same)
+
+
 def test_acts_and_gradient_checkpoints_go_together():
     model, rows = awake("kssm"), tokens(2)
     inputs, targets = split_rows(rows)

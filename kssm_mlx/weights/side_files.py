@@ -1,0 +1,87 @@
+"""The files beside the weights that say how a model is talked to: its tokenizer's, and where its texts end.
+
+The one place that knows their names: the hub is asked for them, a conversion carries them unchanged, and
+generation stops at every token that they call an end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.parsing import parse_json
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+OF_THE_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "rwkv_vocab_v20230424.txt"),
+)
+NAMES = (CONFIG, GENERATION, *OF_THE_TOKENIZER)
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def ends_of_text(folder: Path, id_of: Callable[[str], int | None]) -> tuple[int, ...]:
+    """Every token that config.json, generation_config.json, tokenizer_config.json or special_tokens_map.json
+    name as the end of a text, in this order; () where they name none.
+
+    id_of: the id of a token by its text; None where there is none.
+    Raises: ConfigError for a file that cannot be read or an end that is no token.
+    """
+    ends: list[int] = []
+    for name in (CONFIG, GENERATION):
+        ends += _ids(_table(folder / name).get("eos_token_id"), folder / name)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = _table(folder / name).get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and (id := id_of(token)) is not None:
+            ends.append(id)
+    return tuple(dict.fromkeys(ends))
+
+
+def token_ids(folder: Path) -> dict[str, Any]:
+    """What config.json says of special tokens, as it says it."""
+    table = _table(folder / CONFIG)
+    return {key: table[key] for key in TOKEN_IDS if table.get(key) is not None}
+
+
+def carried(folder: Path, tokenizer: bool) -> dict[str, bytes]:
+    """Name -> content of the files that a conversion leaves as they are. tokenizer: also the tokenizer's.
+
+    Raises: ConfigError for one that cannot be read.
+    """
+    names = (GENERATION, *(OF_THE_TOKENIZER if tokenizer else ()))
+    return {name: _bytes(folder / name) for name in names if (folder / name).is_file()}
+
+
+def has_huggingface_tokenizer(folder: Path) -> bool:
+    """Whether the folder's tokenizer.json is one of the tokenizers library, which other tools read."""
+    return "model" in _table(folder / "tokenizer.json")
+
+
+def _ids(value: Any, path: Path) -> list[int]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(id) is not int or not 0 <= id < 1 << 31 for id in ids):
+        raise ConfigError(f"{path} has eos_token_id = {str(value)[:60]}; expected an id or a list of ids")
+    return ids
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """{} where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        table = parse_json(_bytes(path))
+    except ValueError as e:
+        raise ConfigError(f"{path} is not JSON: {e}") from None
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path} is not a table of keys")
+    return table
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
