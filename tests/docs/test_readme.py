@@ -4,6 +4,7 @@ import re
 import tomllib
 
 import pytest
+import yaml
 
 from tests.support.pages import ROOT
 
@@ -63,3 +64,17 @@ def test_types_are_checked_in_folders_that_only_grow():
     assert {f"kssm_mlx/{folder}" for folder in checked} <= set(section["include"])
     assert section["typeCheckingMode"] == "basic" and section["exclude"] == ["kssm_mlx/data/tokenizers"]
     assert "basedpyright" in (ROOT / "Makefile").read_text("utf-8").split("\nlint:")[1].split("\n\n")[0]
+
+
+def test_hooks_before_a_commit_run_what_is_installed():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    assert repository["repo"] == "local" and {h["id"] for h in repository["hooks"]} >= {
+        "ruff",
+        "basedpyright",
+    }
+    assert all(h["language"] == "system" and h["entry"].startswith(".venv/bin/") for h in repository["hooks"])
+
+
+def test_the_citation_is_one():
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert found.keys() >= {"cff-version", "message", "title", "authors", "version", "license"}
