@@ -73,8 +73,8 @@ class Data(Section):
     seed: int = setting(0, "which documents are held out", ge=0, le=LARGEST_SEED)
     special_tokens: bool = setting(
         False,
-        "a special token of the tokenizer that stands in a text, such as `<|endoftext|>`, is that "
-        "token, and not its characters",
+        "whether a special token of the tokenizer that stands in a text, such as `<|endoftext|>`, is that "
+        "token; by default it is its characters, as all text",
     )
     deduplicate: bool = setting(
         False, "leave out every paragraph that shares 64 bytes with an earlier one, in all documents"

@@ -8,7 +8,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from kssm_mlx.checks.core.probes import dtype_tolerance, logit_spread, to_numpy
+from kssm_mlx.checks.core.probes import (
+    dtype_tolerance,
+    logit_spread,
+    to_numpy,
+)
 from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check, verdict
 from kssm_mlx.checks.model.sequence import step_by_step
 from kssm_mlx.checks.pretrained.subject import Host, read_english
