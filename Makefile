@@ -39,9 +39,10 @@ parity: $(VENV)/.installed ## recompute the upstream logits with transformers an
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[parity]'
 	@$(BIN)/python -m tests.parity.regenerate
 
-lint: $(VENV)/.installed ## ruff's rules and format, the workflows' form and their safety
+lint: $(VENV)/.installed ## ruff's rules and format, types, the workflows' form and their safety
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/basedpyright
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/zizmor --quiet --offline .github/workflows
 

@@ -45,7 +45,7 @@ def sync_folder(folder: str | Path) -> None:
         os.close(fd)
 
 
-def write_synced(path: str | Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_synced(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     """Create `path`, which must not exist, let `write` fill it through a binary file, and flush it."""
     # O_EXCL: a link that somebody planted under this name is not followed, it is an error.
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o666)
@@ -100,5 +100,5 @@ def writing(what: str, folder: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        advice = _ADVICE.get(e.errno, "choose a folder that you may write to")
+        advice = _ADVICE.get(e.errno or 0, "choose a folder that you may write to")
         raise CheckpointError(f"cannot write {what} in {folder}: {e.strerror or e}; {advice}") from e

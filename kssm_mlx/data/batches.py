@@ -112,7 +112,7 @@ def _epoch(seed: int, epoch: int, windows: int, offsets: int) -> tuple[int, np.n
 def _cut(split: TokenSplit, starts: np.ndarray, context: int) -> Batch:
     positions = starts[:, None] + np.arange(context + 1)
     tokens = split.ids[positions].astype(np.int32)
-    if split.row is not None:
+    if split.row is not None and split.scored is not None:
         target = split.scored[positions].astype(bool)
         target[:, 0] = True  # it is nobody's target, and is an id as any other
         return Batch(np.where(target, tokens, -2 - tokens), None)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -102,7 +102,8 @@ class TokenData:
                 f"{folder / TOKENIZER} has digest {tokenizer.digest[:12]}, the ids were made with "
                 f"{index['tokenizer']['digest'][:12]}; prepare the data again in an empty folder"
             )
-        return cls(folder, *(_map_split(folder, name, index) for name in SPLITS), tokenizer, index)
+        train, validation = (_map_split(folder, name, index) for name in SPLITS)
+        return cls(folder, train, validation, tokenizer, index)
 
     @property
     def vocab_size(self) -> int:
@@ -196,7 +197,7 @@ def _text_bytes(tokenizer: Tokenizer, ids: np.ndarray) -> int:
     separators = np.flatnonzero(ids == tokenizer.separator_id) if tokenizer.separator_id is not None else []
     texts = np.split(np.asarray(ids), separators)
     words = [text[1:] if i else text for i, text in enumerate(texts)]  # each but the first begins with one
-    return sum(len(tokenizer.decode(word).encode()) for word in words if word.size)
+    return sum(len(tokenizer.decode(word.tolist()).encode()) for word in words if word.size)
 
 
 def encode_documents(
@@ -259,7 +260,7 @@ def _text_side(name: str, texts: Sequence[str], tokenizer: Tokenizer, special_to
         ends = [*split.starts[1:].tolist(), split.ids.size]
         ids = [split.ids[a + opening : b] for a, b in zip(split.starts.tolist(), ends, strict=True)]
         pairs = zip(read, ids, strict=False)
-        gone = sum(_characters_lost(text, tokenizer.decode(own)) for text, own in pairs)
+        gone = sum(_characters_lost(text, tokenizer.decode(own.tolist())) for text, own in pairs)
         return gone / max(1, sum(map(len, texts)))
 
     return _Side(split, sum(len(text.encode()) for text in texts), lost)
@@ -274,12 +275,12 @@ def _characters_lost(text: str, decoded: str) -> int:
 def _of_task(recipe: DataRecipe) -> _Source:
     name = recipe.source.removeprefix(PREFIX)
     task = make_task(name, recipe.task)
-    tokenizer = IdTokenizer(task.vocab_size)
+    tokenizer = cast(Tokenizer, IdTokenizer(task.vocab_size))
 
     def side(split: str, ids: np.ndarray, scored: np.ndarray) -> _Side:
         rows, row = ids.shape
         made = TokenSplit(split, ids.ravel(), np.arange(rows) * row, scored.ravel(), row)
-        return _Side(made, len(tokenizer.decode(made.ids)), lambda: 0.0)
+        return _Side(made, len(tokenizer.decode(made.ids.tolist())), lambda: 0.0)
 
     return _Source(
         {**task_origin(name, task, recipe.seed), "tokenizer": _describe_tokenizer(tokenizer)},

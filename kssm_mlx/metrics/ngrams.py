@@ -54,7 +54,7 @@ def ngram_ladder(
         counted, asked = (_Sample(contexts(ids), ids[LONGEST:]) for ids in sides)
         return _witten_bell(counted, asked, lower, base)
 
-    counts = slice(None) if scored is None else np.asarray(scored, bool)[LONGEST:]
+    counts = np.ones(len(sides[1]) - LONGEST, bool) if scored is None else np.asarray(scored, bool)[LONGEST:]
     if scored is not None and not counts.any():
         raise DataError("none of the validation tokens from the third on is scored; give rows with targets")
     # Ids without gaps, so that three of them fit into one int64 whatever the vocabulary is.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -123,14 +123,14 @@ def fit_trend(values: Sequence[float], pieces: int = 50) -> tuple[float, float]:
     """
     from scipy.stats import linregress
 
-    values = np.asarray(values, np.float64)
-    if values.size < 3 or not np.isfinite(values).all():
+    series = np.asarray(values, np.float64)
+    if series.size < 3 or not np.isfinite(series).all():
         return math.nan, math.nan
-    places = np.array_split(np.arange(values.size), min(pieces, values.size))
-    y = np.array([values[place].mean() for place in places])
+    places = np.array_split(np.arange(series.size), min(pieces, series.size))
+    y = np.array([series[place].mean() for place in places])
     if np.ptp(y) == 0:
         return 0.0, 0.0
-    line = linregress([place.mean() for place in places], y)
+    line: Any = linregress([place.mean() for place in places], y)
     t = line.slope / line.stderr if line.stderr else math.copysign(math.inf, line.slope)
     return float(line.slope), float(t)
 

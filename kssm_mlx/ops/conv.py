@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
+
 import mlx.core as mx
 
-from kssm_mlx.ops import dispatch
+from kssm_mlx.ops import custom_function, dispatch
 
 
 @dispatch.with_fallback
@@ -51,11 +54,11 @@ def _taps(same: list[mx.array] | None):
     def of(x: mx.array, w: int) -> mx.array:
         return x if same is None else mx.where(same[w][..., None], x, 0)
 
-    @mx.custom_function
+    @custom_function
     def convolve(padded: mx.array, weight: mx.array) -> mx.array:
         # Rows of [W, D] are contiguous, columns of [D, W] are not: half the time.
         rows, T = mx.contiguous(weight.T), padded.shape[1] - weight.shape[1] + 1
-        return sum(of(padded[:, w : w + T] * row, w) for w, row in enumerate(rows))
+        return _total(of(padded[:, w : w + T] * row, w) for w, row in enumerate(rows))
 
     @convolve.vjp
     def _(primals, dy, _):
@@ -73,14 +76,18 @@ def _spread(taps: list[mx.array], rows: mx.array) -> mx.array:
     """What each of the W-1+T inputs gave to all outputs. Shapes: taps W of [B, T, D], rows [W, D]."""
     W, T = len(taps), taps[0].shape[1]
     wide = [mx.pad(tap, [(0, 0), (W - 1, W - 1), (0, 0)]) for tap in taps]
-    return sum(x[:, W - 1 - w : 2 * W - 2 - w + T] * row for w, (x, row) in enumerate(zip(wide, rows)))
+    return _total(x[:, W - 1 - w : 2 * W - 2 - w + T] * row for w, (x, row) in enumerate(zip(wide, rows)))
+
+
+def _total(parts: Iterable[mx.array]) -> mx.array:
+    return reduce(mx.add, parts)
 
 
 def _document_index(resets: mx.array | None, W: int) -> mx.array | None:
     """[B, W-1+T] running number of the document of each input; the carried inputs belong to number 0."""
     if resets is None:
         return None
-    return mx.pad(mx.cumsum(resets.astype(mx.int32), axis=1), ((0, 0), (W - 1, 0)))
+    return mx.pad(mx.cumsum(resets.astype(mx.int32), axis=1), [(0, 0), (W - 1, 0)])
 
 
 def _last_inputs(padded: mx.array, document: mx.array | None, W: int, lengths: mx.array | None) -> mx.array:

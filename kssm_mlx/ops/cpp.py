@@ -155,7 +155,8 @@ def _function(kernel: Any, body: str, constants: tuple[tuple[str, int], ...], dt
         )
         flags = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno")
         library = open_library(path, lambda target: _blas.compile_library(code, target, *flags))
-        return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        return address or 0  # a function has an address; the type of ctypes does not say so
     except (RuntimeError, OSError, AttributeError, subprocess.TimeoutExpired) as error:
         why = " ".join(str(error).split())
         raise ConfigError(f"{kernel.name} cannot be compiled here ({why}); use impl='compiled'") from None

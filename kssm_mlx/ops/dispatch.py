@@ -170,7 +170,7 @@ def trusted(op: str, **variant: int) -> bool:
 
 
 def _standing(op: str, **variant: int) -> Verdict:
-    if off := _off and _off.get((op, gpu.dialect())):
+    if _off and (off := _off.get((op, gpu.dialect()))):
         return off
     return _verdict(op, verdicts.identity(op, **variant), tuple(variant.items()))
 

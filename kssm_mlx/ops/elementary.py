@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import mlx.core as mx
 
-from kssm_mlx.ops import dispatch
+from kssm_mlx.ops import custom_function, dispatch
 
 Function = Callable[..., mx.array]
 
@@ -30,7 +31,7 @@ def _by_kernel(name: str, x: mx.array) -> mx.array:
 
 def _polynomial(x: mx.array, coefficients: list[float]) -> mx.array:
     """Estrin's scheme: mx.compile fuses chains of 11 operations at most, and Horner's would be longer."""
-    terms = list(coefficients)
+    terms: list[Any] = list(coefficients)
     while len(terms) > 1:
         pairs = [low + high * x for low, high in zip(terms[::2], terms[1::2])]
         terms, x = pairs + terms[2 * len(pairs) :], x * x
@@ -43,7 +44,7 @@ def _with_kernel(slope: Function) -> Callable[[Function], Function]:
     def choose(theirs: Function) -> Function:
         name = theirs.__name__
 
-        @mx.custom_function
+        @custom_function
         def ours(x):
             return _by_kernel(name, x)
 
@@ -82,7 +83,7 @@ def biased_sigmoid(x: mx.array, bias: mx.array, *, impl: str = "auto") -> mx.arr
     return _biased_sigmoid(x, bias).astype(dtype)
 
 
-@mx.custom_function
+@custom_function
 def _biased_sigmoid(x: mx.array, bias: mx.array) -> mx.array:
     return dispatch.module("elementary").biased_sigmoid(x, bias)
 
@@ -155,7 +156,7 @@ def logsumexp(x: mx.array) -> mx.array:
     return _logsumexp(x.astype(mx.float32)).astype(x.dtype)
 
 
-@mx.custom_function
+@custom_function
 def _logsumexp(x: mx.array) -> mx.array:
     top, e = _above(x)
     return (top + mx.log(e.sum(axis=-1, keepdims=True))).squeeze(-1)

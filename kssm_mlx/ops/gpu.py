@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -162,7 +163,7 @@ def _run_gpu(kernel: Kernel, constants, inputs, outputs, lanes: int) -> list[mx.
 
 
 @cache
-def _gpu_kernel(kernel: Kernel, dialect: str | None, constants, name: str, names: tuple[str, ...]):
+def _gpu_kernel(kernel: Kernel, dialect: str | None, constants, name: str, names: tuple[str, ...]) -> Any:
     if dialect is None:
         raise ConfigError(
             f"{kernel.name} needs a GPU, the default device is {mx.default_device()}; use impl='auto'"

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops import custom_function, dispatch, gpu
 from kssm_mlx.ops.elementary import sincos
 from kssm_mlx.ops.scan import float32
 from kssm_mlx.oscillators.planar import Planar
@@ -102,9 +102,10 @@ def _mean(x: mx.array) -> mx.array:
 @cache
 def _bank(S: int, H: int):
     """(theta, omega, K, h_re, h_im, tau) -> (theta, Z_re, Z_im, phases before each token)."""
-    token, adjoint = mx.compile(_token(S, H)), mx.compile(_token_adjoint(S, H))
+    token: Any = mx.compile(_token(S, H))
+    adjoint: Any = mx.compile(_token_adjoint(S, H))
 
-    @mx.custom_function
+    @custom_function
     def bank(theta, omega, *drive):
         before, read = [], []
         _, unit, z = _Bank.of(theta)
@@ -113,7 +114,7 @@ def _bank(S: int, H: int):
             before.append(carried[0])
             *carried, re, im = token(*carried, omega, *(x[:, t, :, None] for x in drive))
             read.append((re, im))
-        return carried[0], *(mx.stack(part, 1) for part in zip(*read)), mx.stack(before, 1)
+        return carried[0], *(mx.stack(list(part), 1) for part in zip(*read)), mx.stack(before, 1)
 
     @bank.vjp
     def _(primals, cotangents, outputs):
@@ -124,7 +125,7 @@ def _bank(S: int, H: int):
             here = (outputs[3][:, t], omega, *(x[:, t, :, None] for x in drive))
             g, g_omega, *tokens = adjoint(*here, g, g_omega, c_re[:, t, :, :, None], c_im[:, t, :, :, None])
             found.append(tokens)
-        drives = [mx.stack(part[::-1], 1) for part in zip(*found)]
+        drives = [mx.stack([*part][::-1], 1) for part in zip(*found)]
         return gpu.gradients(primals, (g, g_omega.sum(0), *drives))
 
     return bank
@@ -167,7 +168,8 @@ def _token_adjoint(S: int, H: int):
         end, path = _advance(_Bank.of(theta), omega, K, Planar(h_re, h_im), step, S)
         for n, power in enumerate(_powers(end.unit, H)):
             g = g + (n + 1) / N * (c_im[:, :, n] * power.re - c_re[:, :, n] * power.im)
-        g_K, g_h, g_tau = 0, Planar(0, 0), 0
+        nothing: Any = 0
+        g_K, g_h, g_tau = nothing, Planar(nothing, nothing), nothing
         for (_, unit, z), f, speed in reversed(path):
             push = step * g
             g_f = Planar(-2 * push * unit.im, 2 * push * unit.re).map(lambda x: x.sum(-1, keepdims=True))

@@ -24,7 +24,7 @@ from functools import cache
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import dispatch
+from kssm_mlx.ops import custom_function, dispatch
 from kssm_mlx.ops.disc_forms import AFFINE, DISC, KICK, Arrays, Form, disc_of, parts_of
 from kssm_mlx.ops.elementary import exp, sincos, tanh_by_x
 from kssm_mlx.oscillators.mobius import Disc, compose, derivative
@@ -198,7 +198,7 @@ def _cut(x: mx.array, L: int, fill: float) -> mx.array:
 def _differentiable(form: Form) -> Callable[..., Arrays]:
     """(z0_re, z0_im, *parameters [B, T, G]) -> (z_re, z_im), with the adjoint as its vjp."""
 
-    @mx.custom_function
+    @custom_function
     def scan(z0_re, z0_im, *p):
         moving, constant = form.split(p)
         z = _scan(form, (*map(_time_major, moving), *constant), Planar(z0_re, z0_im))

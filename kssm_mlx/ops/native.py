@@ -37,7 +37,10 @@ def run(function: int, lanes: int, together: int, inputs: list[mx.array], output
     """
     shapes = [list(map(int, shape)) for shape in outputs]
     ready = [mx.contiguous(x) for x in inputs]
-    return _bridge()[0].run(function, lanes, together, _threads(), ready, shapes)
+    module, why = _bridge()
+    if module is None:
+        raise RuntimeError(why)
+    return module.run(function, lanes, together, _threads(), ready, shapes)
 
 
 _threads = cache(_blas.threads)
@@ -61,7 +64,7 @@ def _library() -> Path:
     from importlib.metadata import version
 
     source = (_blas.NATIVE / "team.h").read_text() + BRIDGE.read_text()
-    parts = (source, mx.__version__, version("nanobind"), sys.version, os.uname().machine)
+    parts = (source, version("mlx"), version("nanobind"), sys.version, os.uname().machine)
     name = f"kssm_bridge_{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
     path = private_folder() / f"{name}.so"
     if path.exists() and not (is_private(path) and is_whole(path)):
@@ -73,8 +76,7 @@ def _library() -> Path:
 
 def _flags() -> list[str]:
     """What g++ needs to find MLX, nanobind and Python, and to share MLX's types ("domain")."""
-    mlx = Path(mx.__file__).parent
-    nanobind = Path(importlib.util.find_spec("nanobind").origin).parent
+    mlx, nanobind = (_folder(name) for name in ("mlx.core", "nanobind"))
     folders = [
         mlx / "include",
         nanobind / "include",
@@ -94,8 +96,18 @@ def _flags() -> list[str]:
     ]
 
 
+def _folder(name: str) -> Path:
+    """Where a package lies. Raises: ImportError where there is none."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"no package {name}")
+    return Path(spec.origin).parent
+
+
 def _load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no module of Python")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

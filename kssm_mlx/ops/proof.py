@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 
@@ -146,7 +147,8 @@ def _distance(x: mx.array, y: mx.array, terms: int) -> float:
         return float("inf")
     x, y = x.astype(mx.float32), y.astype(mx.float32)
     least = math.sqrt(terms) if y.ndim == 0 else 1e-3
-    return (mx.abs(x - y).max() / mx.maximum(mx.abs(y).max(), least)).item()
+    ratio: Any = (mx.abs(x - y).max() / mx.maximum(mx.abs(y).max(), least)).item()
+    return float(ratio)
 
 
 # Told a way, makes the kernel take it.
@@ -184,7 +186,7 @@ def _least(case: Case, B: int, T: int, width: int, **variant: int) -> float:
     arrays, times = case.inputs(B, T, width, mx.float32, **variant), []
     for _ in range(4):  # the first one compiles
         start = time.perf_counter()
-        mx.eval(outcome(case, "kernel", arrays, {}, **variant))
+        mx.eval(outcome(case, "kernel", arrays, {}, dtype=mx.float32, **variant))
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
@@ -193,7 +195,10 @@ def prove(op: str, case: Case, **variant: int) -> Verdict:
     """The verdict of small cases in both dtypes; a kernel that does not even compile gets one too."""
     try:
         errors = {
-            dtype: _worst(compare(case, *size, dtype=dtype, **variant) for size in case.sizes)
+            dtype: _worst(
+                compare(case, *size, dtype=dtype, masked=True, against="compiled", **variant)
+                for size in case.sizes
+            )
             for dtype in (mx.float32, mx.bfloat16)
         }
     except Exception as error:  # whatever a compiler or a driver raises, the compiled form is there
@@ -205,7 +210,8 @@ def prove(op: str, case: Case, **variant: int) -> Verdict:
 def build(op: str, case: Case, **variant: int) -> Verdict:
     """The verdict of a kernel that only has to be there: built, forward and backward, and run once."""
     try:
-        mx.eval(outcome(case, "kernel", case.inputs(1, 2, 2, mx.float32, **variant), {}, **variant))
+        arrays = case.inputs(1, 2, 2, mx.float32, **variant)
+        mx.eval(outcome(case, "kernel", arrays, {}, dtype=mx.float32, **variant))
     except Exception as error:  # as in `prove`
         return broken(op, error)
     return Verdict(op, True, 0.0)

@@ -11,6 +11,8 @@ from functools import partial
 
 import mlx.core as mx
 
+from kssm_mlx.ops import custom_function
+
 
 def linear_scan_reference(a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
     """h_t = a_t h_{t-1} + b_t as on paper. Shapes: a, b [T, ...]; h0 [...] -> h [T, ...]."""
@@ -21,7 +23,7 @@ def linear_scan_reference(a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
     return mx.stack(states)
 
 
-@mx.custom_function
+@custom_function
 def linear_scan(a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
     """All states of h_t = a_t h_{t-1} + b_t, with a gradient that costs one more scan.
 
@@ -39,7 +41,7 @@ def _(primals, cotangent, h):
     return adjoint * before(h, h0), adjoint, a[0] * adjoint[0]
 
 
-@mx.custom_function
+@custom_function
 def matrix_scan(P: mx.array, Q: mx.array, S0: mx.array) -> mx.array:
     """All states of S_t = S_{t-1} P_t + Q_t, with a gradient that costs one more scan.
 
@@ -80,9 +82,9 @@ def _recurrence(times, plus, a: mx.array, b: mx.array, h0: mx.array) -> mx.array
     L = T if h0.size >= FEW_LANES and T <= MANY_STEPS else max(1, round(T**0.5))
     if T <= 8 or T == L:
         return mx.concatenate(_serial(times, plus, tree_split(a), tree_split(b), h0[None]))
-    a, b = (_side_by_side(x, L) for x in (a, b))
-    local, decay = [b[0]], [a[0]]
-    for a_t, b_t in zip(a[1:], b[1:]):
+    decays, adds = _side_by_side(a, L), _side_by_side(b, L)
+    local, decay = [adds[0]], [decays[0]]
+    for a_t, b_t in zip(decays[1:], adds[1:]):
         local.append(plus(times(a_t, local[-1]), b_t))
         decay.append(times(a_t, decay[-1]))
     ends = mx.concatenate(_serial(times, plus, tree_split(decay[-1][0]), tree_split(local[-1][0]), h0[None]))
@@ -114,7 +116,7 @@ def tree_split(x: mx.array) -> list[mx.array]:
     """x[0:1], x[1:2], ... by splits into eight: `mx.split` into more than ten becomes as many slices."""
     n = x.shape[0]
     if n <= 8:
-        return mx.split(x, n) if n > 1 else [x]
+        return list(mx.split(x, n)) if n > 1 else [x]
     cuts = [8 ** _digits(n) * i for i in range(1, -(-n // 8 ** _digits(n)))]
     return [piece for part in mx.split(x, cuts) for piece in tree_split(part)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from kssm_mlx.ops import dispatch
+from kssm_mlx.ops import custom_function, dispatch
 from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.scan import before, begins, float32, inside, tree_split
@@ -109,7 +109,7 @@ def _time_first(v: mx.array, L: int) -> mx.array:
     return mx.pad(mx.contiguous(v.swapaxes(0, 1)), [(0, -T % L), (0, 0), (0, 0)])
 
 
-@mx.custom_function
+@custom_function
 def _scan(h0, A, dt, dtx, B, C):
     """All chunks, one after the other.
 
@@ -136,7 +136,7 @@ def _scan_vjp(primals, cotangents, outputs):
         dA = dA + own
         pieces.append(parts)
         (carry,) = _after([dA, *parts], carry)
-    return carry, dA, *(mx.concatenate(parts[::-1]) for parts in zip(*pieces))
+    return carry, dA, *(mx.concatenate([*parts][::-1]) for parts in zip(*pieces))
 
 
 @mx.compile

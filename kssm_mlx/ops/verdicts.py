@@ -7,6 +7,7 @@ import json
 import platform
 from dataclasses import asdict
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -34,7 +35,7 @@ def identity(op: str, **variant: int) -> str:
 @cache
 def _identity(op: str, variant: tuple[tuple[str, int], ...], *place: str | None) -> str:
     compiled = [f"{name}={value}" for name, value in sorted(variant)]
-    return " ".join(map(str, [op, *compiled, _digest(op), *place, "mlx", mx.__version__]))
+    return " ".join(map(str, [op, *compiled, _digest(op), *place, "mlx", version("mlx")]))
 
 
 @cache
@@ -49,7 +50,7 @@ def _digest(op: str) -> str:
     """Of everything the kernels of `op` are made of."""
     own = (path for name in MADE_OF.get(op, [op]) for path in gpu.FOLDER.glob(f"{name}*"))
     shared = [gpu.FOLDER / name for name in ("planar.inc", "packs.inc", "bridge.cpp", "in_time.py")]
-    modules = [Path(module.__file__) for module in (dialects, gpu, cpp, native, proof)]
+    modules = [Path(str(module.__file__)) for module in (dialects, gpu, cpp, native, proof)]
     sources = b"".join(path.read_bytes() for path in [*modules, *shared, *sorted(own)])
     return hashlib.sha256(sources).hexdigest()[:12]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from kssm_mlx.ops import dispatch
+from kssm_mlx.ops import custom_function, dispatch
 from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.scan import (
     before,
@@ -81,7 +81,8 @@ def wkv7(
     if resets is not None:
         resets = in_chunks(begins(resets, lengths), L)
     S0 = mx.zeros((B, H, v.shape[-1], K)) if state is None else state
-    y, S = _chunks(*(in_chunks(x, L) for x in (r, log_w, k, v, a, b)), S0, *documents(resets, L))
+    r, log_w, k, v, a, b = (in_chunks(x, L) for x in (r, log_w, k, v, a, b))
+    y, S = _chunks(r, log_w, k, v, a, b, S0, *documents(resets, L))
     return from_chunks(y, T), S
 
 
@@ -113,7 +114,7 @@ def _chunks(r, log_w, k, v, a, b, S0, causal, entered, leaves) -> tuple[mx.array
     return y, S[-1]
 
 
-@mx.custom_function
+@custom_function
 def unit_lower_inverse(M: mx.array) -> mx.array:
     """(I - M)^-1 of strictly lower triangular M, by doubling the size of inverted diagonal blocks.
 

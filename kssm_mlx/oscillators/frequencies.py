@@ -58,7 +58,7 @@ class Frequencies:
         if not (self.width > 0 and np.isfinite(self.width)):
             raise ConfigError(f"the width of a frequency distribution must be > 0, got {self.width}")
 
-    def density(self, omega: np.ndarray) -> np.ndarray:
+    def density(self, omega: np.ndarray | float) -> np.ndarray:
         """g(omega); integrates to 1."""
         return FAMILIES[self.family].density((np.asarray(omega) - self.centre) / self.width) / self.width
 

@@ -136,9 +136,12 @@ def _stepper(
     if noise is not None and key is None:
         raise ConfigError("noise was given without a key; pass key=mx.random.key(seed)")
     step = compiled_step(system, method, noise is not None)
-    dt, amount, *args = (_as_array(a, dtype) for a in (dt, 0.0 if noise is None else noise, *args))
-    keys = mx.random.split(key, steps) if noise is not None else mx.zeros((1,))
-    return lambda state, i: step(state, dt, amount, keys[i] if noise is not None else keys, *args)
+    tau, amount, *rest = (_as_array(a, dtype) for a in (dt, 0.0 if noise is None else noise, *args))
+    if noise is None or key is None:
+        silent = mx.zeros((1,))
+        return lambda state, i: step(state, tau, amount, silent, *rest)
+    keys = mx.random.split(key, steps)
+    return lambda state, i: step(state, tau, amount, keys[i], *rest)
 
 
 def _as_array(value: Any, dtype: mx.Dtype) -> mx.array:

@@ -128,5 +128,5 @@ def axial_rotation(w: mx.array) -> mx.array:
     """The antisymmetric W with W x = w cross x. Shapes: [..., 3] -> [..., 3, 3]."""
     zero = mx.zeros_like(w[..., 0])
     a, b, c = w[..., 0], w[..., 1], w[..., 2]
-    rows = [mx.stack(row, axis=-1) for row in ((zero, -c, b), (c, zero, -a), (-b, a, zero))]
+    rows = [mx.stack(row, axis=-1) for row in ([zero, -c, b], [c, zero, -a], [-b, a, zero])]
     return mx.stack(rows, axis=-2)

@@ -25,7 +25,7 @@ import numpy as np
 Array = Any
 
 
-def _namespace(x: Array):
+def _namespace(x: Array) -> Any:
     return np if isinstance(x, (np.ndarray, np.generic, complex, float)) else mx
 
 

@@ -42,10 +42,10 @@ def ring(cos: mx.array, sin: mx.array, weights: mx.array) -> Pair:
     """
 
     def reach(u: mx.array) -> mx.array:
-        neighbours = (
-            mx.roll(u, p, axis=-1) + mx.roll(u, -p, axis=-1) for p in range(1, weights.shape[0] + 1)
-        )
-        return sum(weights[p] * pair for p, pair in enumerate(neighbours)) / 2
+        total = mx.zeros_like(u)
+        for p in range(1, weights.shape[0] + 1):
+            total = total + weights[p - 1] * (mx.roll(u, p, -1) + mx.roll(u, -p, -1))
+        return total / 2
 
     return reach(cos), reach(sin)
 

@@ -75,12 +75,12 @@ def harmonics(theta: mx.array, count: int) -> Pair:
     Truth: on the Ott-Antonsen manifold Z_n = Z_1^n.
     """
     cos, sin = unit_vector(theta)
-    x, y, moments = cos, sin, []
+    x, y, real, imaginary = cos, sin, [], []
     for n in range(count):
         if n:
             x, y = x * cos - y * sin, x * sin + y * cos
-        moments.append((mx.mean(x, axis=-1), mx.mean(y, axis=-1)))
-    real, imaginary = zip(*moments, strict=True)
+        real.append(mx.mean(x, axis=-1))
+        imaginary.append(mx.mean(y, axis=-1))
     return mx.stack(real, axis=-1), mx.stack(imaginary, axis=-1)
 
 

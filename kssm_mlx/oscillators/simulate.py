@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -99,7 +98,7 @@ class Setup:
     def case(self) -> Case:
         return CASES[self.model]
 
-    @cached_property
+    @property
     def frequencies(self) -> Frequencies:
         return Frequencies(self.distribution, self.width)
 

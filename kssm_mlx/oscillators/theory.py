@@ -8,7 +8,7 @@ said; outside the domain of a formula it is a ConfigError that says the domain.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,8 @@ def _bessel_ratio(x: float) -> float:
 def _root(f: Callable[[float], float], low: float, high: float) -> float:
     from scipy.optimize import brentq
 
-    return brentq(f, low, high, xtol=1e-14)
+    root: Any = brentq(f, low, high, xtol=1e-14)
+    return float(root)
 
 
 def two_oscillators(detuning: float, K: float) -> tuple[float, float]:
@@ -228,10 +229,11 @@ def chimera(A: float, beta: float, guess: tuple[float, float] = (0.7, 0.2)) -> C
     """The fixed point of `chimera_velocity` near the guess (r, psi), with the eigenvalues of its Jacobian."""
     from scipy.optimize import fsolve
 
-    r, psi = fsolve(lambda x: chimera_velocity(*x, A, beta), guess, xtol=1e-13)
+    found: Any = fsolve(lambda x: chimera_velocity(x[0], x[1], A, beta), guess, xtol=1e-13)
+    r, psi = map(float, found)
     step = 1e-6
     columns = [
         (chimera_velocity(r + a, psi + b, A, beta) - chimera_velocity(r - a, psi - b, A, beta)) / (2 * step)
         for a, b in ((step, 0.0), (0.0, step))
     ]
-    return Chimera(float(r), float(psi), np.linalg.eigvals(np.stack(columns, axis=1)))
+    return Chimera(r, psi, np.linalg.eigvals(np.stack(columns, axis=1)))

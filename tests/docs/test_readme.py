@@ -4,6 +4,7 @@ import re
 import tomllib
 
 import pytest
+import yaml
 
 from tests.support.pages import ROOT
 
@@ -55,3 +56,25 @@ def test_the_version_is_one():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"] == version
+
+
+def test_types_are_checked_in_folders_that_only_grow():
+    section = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["basedpyright"]
+    checked = {"oscillators", "ops", "metrics", "data", "runs", "reports"}
+    assert {f"kssm_mlx/{folder}" for folder in checked} <= set(section["include"])
+    assert section["typeCheckingMode"] == "basic" and section["exclude"] == ["kssm_mlx/data/tokenizers"]
+    assert "basedpyright" in (ROOT / "Makefile").read_text("utf-8").split("\nlint:")[1].split("\n\n")[0]
+
+
+def test_hooks_before_a_commit_run_what_is_installed():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    assert repository["repo"] == "local" and {h["id"] for h in repository["hooks"]} >= {
+        "ruff",
+        "basedpyright",
+    }
+    assert all(h["language"] == "system" and h["entry"].startswith(".venv/bin/") for h in repository["hooks"])
+
+
+def test_the_citation_is_one():
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert found.keys() >= {"cff-version", "message", "title", "authors", "version", "license"}

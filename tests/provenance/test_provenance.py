@@ -91,7 +91,7 @@ def test_every_recipe_can_be_named():
 @pytest.mark.parametrize(
     "line", [line if line in QUICK else pytest.param(line, marks=pytest.mark.slow) for line in COMMANDS]
 )
-def test_the_commands_do_what_the_page_says(line, tmp_path, monkeypatch, capsys):
+def test_the_commands_do_what_the_page_says(line, tmp_path, monkeypatch, capsys, uncompiled):
     monkeypatch.chdir(tmp_path)
     _, *arguments = shlex.split(line)
     result = kssm(*arguments)

@@ -131,7 +131,8 @@ def _identity(path: Path, header: str, catalogue: Mapping[int, str]) -> tuple[in
     if stated and number not in (None, int(stated[1])):
         raise DataError(f"{path} is number {stated[1]} by its header, {title!r}; rename it or get {number}")
     id = int(stated[1]) if stated else number
-    for claim, source in ((words_of_name, "its name"), (catalogue.get(id, ""), CATALOGUE)):
+    listed = "" if id is None else catalogue.get(id, "")
+    for claim, source in ((words_of_name, "its name"), (listed, CATALOGUE)):
         if claim and not same_title(claim, title):
             raise DataError(f"{path} is {title!r} by its header and {claim!r} by {source}; correct one")
     return id, title

@@ -117,7 +117,7 @@ def _jsonl(target: str) -> tuple[list[str], str]:
 
 def _hf(target: str) -> tuple[list[str], str]:
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:
         raise ConfigError(
             f"hf:{target} needs the package datasets, which is not installed: pip install 'kssm-mlx[data]'"

@@ -77,7 +77,8 @@ def _cut(lines: list[str], advance: Callable[[int], None]) -> Iterator[Article]:
         body = [line for line in map(str.strip, lines[start:end]) if line]
         advance(end - start)
         if len(body) > 1:
-            yield Article(_HEADING.fullmatch(body[0])[1], "\n".join(body))
+            heading = _HEADING.fullmatch(body[0])
+            yield Article(heading[1] if heading else body[0], "\n".join(body))
 
 
 def _alone(lines: list[str], i: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from kssm_mlx.ops import conv as compiled
+from kssm_mlx.ops import custom_function
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.proof import Case, normal, valid
 
@@ -23,7 +24,7 @@ def conv(x, weight, bias, past, resets) -> mx.array:
     return y.astype(x.dtype)
 
 
-@mx.custom_function
+@custom_function
 def _conv(x, past, weight, bias, marks):
     _, T, D = x.shape
     numbers = {"T": T, "D": D, "W": weight.shape[1]}

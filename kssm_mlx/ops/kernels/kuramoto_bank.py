@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import custom_function
 from kssm_mlx.ops import kuramoto_bank as compiled
 from kssm_mlx.ops.gpu import CHUNK, Kernel, chunks, gradients, scratch, streams
 from kssm_mlx.ops.proof import Case, normal
@@ -38,7 +39,7 @@ def kuramoto_bank(theta, omega, K, h, tau, *, steps=1, harmonics=1) -> tuple[Pla
 def _bank(S: int, H: int):
     """The differentiable bank of S steps a token and H harmonics."""
 
-    @mx.custom_function
+    @custom_function
     def bank(*primals):
         (B, N, G), T = primals[0].shape, primals[2].shape[1]
         shapes = [(B, N, G), (B, T, H, G), (B, T, H, G), (B, chunks(T), N, G), *[scratch(B * G, N)] * 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import custom_function
 from kssm_mlx.ops import mobius_scan as compiled
 from kssm_mlx.ops.gpu import Kernel, gradients, streams
 from kssm_mlx.ops.kernels import in_time
@@ -53,7 +54,7 @@ def mobius_scan(a: Planar, k: Planar, z0: Planar | None, kappa: float | mx.array
     return Planar(*_scan(z0.re, z0.im, *streams(a.re, a.im, k.re, k.im), kappa))
 
 
-@mx.custom_function
+@custom_function
 def _scan(*primals):
     B, T, G = primals[2].shape
     n = in_time.parts(T, B * G)

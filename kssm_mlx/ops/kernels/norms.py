@@ -7,6 +7,7 @@ from functools import cache
 
 import mlx.core as mx
 
+from kssm_mlx.ops import custom_function
 from kssm_mlx.ops import norms as compiled
 from kssm_mlx.ops.gpu import Kernel, gradients
 from kssm_mlx.ops.proof import Arrays, Case, normal
@@ -34,7 +35,7 @@ def norms(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: floa
 
 @cache
 def _norm(centred: bool):
-    @mx.custom_function
+    @custom_function
     def norm(x, weight, bias, eps):
         rows = (x.size // x.shape[-1],)
         return tuple(FORWARD((x, weight, bias, eps), [x.shape, rows, rows], WIDE=WIDE, **sizes(x, weight)))

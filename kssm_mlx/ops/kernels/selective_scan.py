@@ -10,6 +10,7 @@ from functools import partial
 
 import mlx.core as mx
 
+from kssm_mlx.ops import custom_function
 from kssm_mlx.ops import selective_scan as compiled
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.kernels import in_time
@@ -52,7 +53,7 @@ def _sizes(x: mx.array, B: mx.array) -> dict[str, int]:
     return {"T": x.shape[1], "D": x.shape[2], "G": B.shape[2], "N": B.shape[3]}
 
 
-@mx.custom_function
+@custom_function
 def _scan(h0, x, dt, A, B, C, marks):
     n = in_time.parts(x.shape[1], x.shape[0] * x.shape[2])
     return (_states if n == 1 else partial(_states_in_parts, n))(h0, x, dt, A, B, C, marks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import custom_function
 from kssm_mlx.ops import token_mix as compiled
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.proof import Case, normal, valid
@@ -21,7 +22,7 @@ def token_mix(x: mx.array, mu: mx.array, past: mx.array, resets: mx.array | None
     return [y.astype(x.dtype) for y in _mix(x_, past, mu.astype(mx.float32), marks(resets, B, T))]
 
 
-@mx.custom_function
+@custom_function
 def _mix(x, past, mu, marks):
     (y,) = FORWARD((x, past, mu, marks), [(len(mu), *x.shape)], lanes=x.size, **_numbers(x, mu))
     return tuple(y)
@@ -33,7 +34,7 @@ def _(primals, cotangents, outputs):
     B, T, D = x.shape
     shapes = [x.shape, past.shape, (B, chunks(T), *mu.shape)]
     # One mix alone gives its cotangent without a tuple.
-    pulls = mx.stack(cotangents if isinstance(cotangents, (tuple, list)) else [cotangents])
+    pulls = mx.stack(list(cotangents) if isinstance(cotangents, (tuple, list)) else [cotangents])
     g_x, g_past, g_mu = BACKWARD(
         (x, past, mu, marks, pulls), shapes, lanes=B * chunks(T) * D, **_numbers(x, mu)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from kssm_mlx.ops import custom_function
 from kssm_mlx.ops import wkv4 as compiled
 from kssm_mlx.ops.gpu import BEGINS, CHUNK, PADDING, Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.kernels import in_time
@@ -36,7 +37,7 @@ def wkv4(w, u, k, v, state=None, *, resets=None, lengths=None) -> tuple[mx.array
     return y, WKV4State(*state)
 
 
-@mx.custom_function
+@custom_function
 def _scan(*primals):
     B, T, C = primals[5].shape
     n = in_time.parts(T, B * C)

@@ -16,6 +16,7 @@ from functools import cache
 
 import mlx.core as mx
 
+from kssm_mlx.ops import custom_function
 from kssm_mlx.ops import wkv7 as compiled
 from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
@@ -65,7 +66,7 @@ def _turned(S: mx.array, share: int) -> mx.array:
 def _scan(share: int):
     """The differentiable scan by `share` lanes a row."""
 
-    @mx.custom_function
+    @custom_function
     def scan(*primals):
         return tuple(_run(FORWARD, primals, share))
 
