@@ -43,5 +43,5 @@ def test_killed_there_the_last_good_one_loads_and_the_run_goes_on(tmp_path, whol
     assert rows(folder, "train", "eval") == rows(whole, "train", "eval")
     best = [layout.read_pointer(f / "checkpoints", "BEST").name for f in (folder, whole)]
     assert best[0] == best[1]
-    roots = [checkpoint.manifest.read(saved(f).path)["roots"] for f in (folder, whole)]
+    roots = [checkpoint.manifest.read_manifest(saved(f).path)["roots"] for f in (folder, whole)]
     assert roots[0] == roots[1]
