@@ -59,7 +59,7 @@ def test_a_trained_run_that_fails_a_check_is_shown_before_it_is_refused(runs, re
     result = kssm("train", recipe, "--out", folder)
     assert (result.exit_code, result.stderr) == (1, "kssm: C17 better than counting\n")
     assert "card.md" in result.stdout and (folder / "card.md").is_file()
-    assert "\N{REPLACEMENT CHARACTER}[2Jquick" in result.stdout and "\x1b" not in result.stdout
+    assert "\\x1b[2Jquick" in result.stdout and "\x1b" not in result.stdout
     assert refused(kssm("train", recipe, "--out", tmp_path / "untrained"), 1) == result.stderr
 
 
@@ -140,7 +140,7 @@ def test_generate_refuses_a_state_of_other_weights_and_odd_options(runs, tmp_pat
         runs, "load", lambda *_, **__: type(other)(other.model, other.tokenizer, "m", "e" * 64)
     )
     assert "is a state of weights dddddddddddd" in refused(
-        kssm("generate", "m", "--state-in", tmp_path / "s"), 1
+        kssm("generate", "m", "--state-in", tmp_path / "s")
     )
 
 
