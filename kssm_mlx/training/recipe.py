@@ -186,7 +186,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     out of the recipe: `model.kappa=`.
     """
     key, equals, value = text.partition("=")
-    if not equals or "." not in key:
+    if not equals or "." not in key or not key.isprintable() or len(key) > 200:
         raise ConfigError(f"--set takes section.key=value such as model.kappa=0, got {text[:200]!r}")
     if not value.strip():
         return key.strip(), UNSET
