@@ -144,7 +144,9 @@ def _alone(function: Callable) -> Callable:
     @wraps(function)
     def begin(self, args, *rest, **options):
         if sys.executable in args and "PYTEST_CURRENT_TEST" in os.environ:
-            pytest.skip("starts a process that is not on a Mac")
+            pytest.skip(
+                "starts another Python, which would not pretend to be a Mac; without --pretend-mac it runs"
+            )
         return function(self, args, *rest, **options)
 
     return begin
