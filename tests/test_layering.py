@@ -36,6 +36,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["runner"] = {*MAY_IMPORT}
 MAY_IMPORT["experiments"] = {*MAY_IMPORT}
+MAY_IMPORT["experiments"] |= {"runner", "reports"}
 MAY_IMPORT["reports"] = {"metrics", "oscillators"}
 MAY_IMPORT["integrations"] = {"models", "generation", "weights", "data"}
 MAY_IMPORT["bench"] = {"ops", "oscillators", "models", "training", "checks", "reports", "integrations"}

@@ -17,6 +17,7 @@ from kssm_mlx.cli.convert import convert
 from kssm_mlx.cli.data import data
 from kssm_mlx.cli.doctor import doctor
 from kssm_mlx.cli.evaluate import evaluate
+from kssm_mlx.cli.experiment import experiment
 from kssm_mlx.cli.export import export
 from kssm_mlx.cli.generate import generate
 from kssm_mlx.cli.recipes import recipes
@@ -91,5 +92,6 @@ def main(
 for command in (train, verify, generate, report, export, convert, simulate, recipes, doctor, bench):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(experiment, name="experiment")
 app.command("eval")(evaluate)
 app.command("verify-weights")(verify_weights)

@@ -8,6 +8,7 @@ from typing import Any
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.families.family import Family
+from kssm_mlx.models.families.gru import FAMILY as GRU
 from kssm_mlx.models.families.kssm import FAMILY as KSSM
 from kssm_mlx.models.families.mamba import FALCON as FALCON_MAMBA
 from kssm_mlx.models.families.mamba import FAMILY as MAMBA
@@ -31,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     "rwkv7": RWKV7,
     "hybrid": Family("hybrids.parallel", "HybridConfig", "Hybrid"),
     "hybrid_v3": Family("hybrids.v3", "HybridV3Config", "HybridV3"),
+    "gru": GRU,
     "transformer": TRANSFORMER,
 }
 
@@ -112,6 +114,14 @@ def _refuse_beyond_memory(model, config) -> None:
             f"a {family_of(config)} of {sum(array.size for array in arrays):,} parameters takes "
             f"{needed / 2**30:,.1f} GiB; this machine gives {there / 2**30:,.1f} GiB; take a smaller one"
         )
+
+
+def count_parameters(config) -> int:
+    """How many parameters a model of this configuration has; none is allocated."""
+    from mlx.utils import tree_flatten
+
+    _, _, model_class = _family(family_of(config)).load()
+    return sum(array.size for _, array in tree_flatten(model_class(config, seed=0).parameters()))
 
 
 def build(config, seed: int = 0):

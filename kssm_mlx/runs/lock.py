@@ -116,6 +116,12 @@ def mine(folder: str | Path) -> bool:
     return _read(Path(folder) / NAME) == this_process()
 
 
+def is_held(folder: str | Path) -> bool:
+    """Whether a process of this machine that lives holds the lock of `folder`."""
+    owner = _read(Path(folder) / NAME)
+    return owner is not None and alive(owner.pid) and start_time(owner.pid) in (owner.start, "")
+
+
 @contextlib.contextmanager
 def hold(folder: str | Path) -> Iterator[Path]:
     """Hold the lock of a run folder for the duration of a `with` block.

@@ -19,6 +19,7 @@ EXPECTED = {
     "rwkv7": BOTH | {"rwkv", "head"},
     "hybrid": BOTH | {"rwkv", "mamba", "fusion"},
     "hybrid_v3": BOTH | {"rwkv", "attention", "mixer"},
+    "gru": BOTH | {"mixer", "head"},
     "transformer": BOTH | {"attention"},
 }
 

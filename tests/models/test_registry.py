@@ -71,6 +71,7 @@ COUNTS = {  # those that no configuration wants at 0
     "rwkv7": ("head_dim", "num_hidden_layers"),
     "hybrid": ("d_model", "n_layers", "head_dim", "mlp_ratio", "state_size", "expand", "conv_kernel"),
     "hybrid_v3": ("d_model", "n_layers", "n_heads", "groups"),
+    "gru": ("d_model", "n_layers", "state_size"),
     "transformer": ("d_model", "n_layers", "n_heads"),
 }
 

@@ -46,6 +46,8 @@ class Family:
     graft_width: configuration -> width of the stream inside the mixer, where a graft may sit; None for a
     family that takes no graft.
     bench: width of a benchmark -> options beside width and depth.
+    width: the key that sets the number of parameters, and the step it goes in; fine: one that sets the rest,
+    by which arms of an experiment are given equal numbers of parameters.
     """
 
     module: str
@@ -59,6 +61,8 @@ class Family:
     units: Callable[[Any, int], UnitTable] | None = None
     graft_width: Callable[[Any], int] | None = None
     bench: Callable[[int], dict[str, Any]] = lambda width: {}
+    width: tuple[str, int] | None = None
+    fine: str | None = None
 
     def load(self) -> tuple[Any, type, type]:
         """The module, the configuration class and the model class."""

@@ -27,4 +27,4 @@ def units(c: Any, count: int) -> UnitTable:
     )
 
 
-FAMILY = Family("kssm", "KSSMConfig", "KSSM", units=units)
+FAMILY = Family("kssm", "KSSMConfig", "KSSM", units=units, width=("d_model", 8), fine="mlp_hidden")

@@ -116,4 +116,5 @@ FAMILY = Family(
     units=units,
     graft_width=lambda config: config.channels,
     bench=lambda width: {"num_heads": width // 32, "head_dim": 64, "state_size": 64},
+    width=("hidden_size", 2),
 )

@@ -99,4 +99,6 @@ FAMILY = Family(
     derived=derived,
     units=units,
     graft_width=lambda config: config.channels,
+    width=("hidden_size", 8),
+    fine="intermediate_size",
 )

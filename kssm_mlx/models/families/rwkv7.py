@@ -134,4 +134,6 @@ FAMILY = Family(
     units=units,
     graft_width=lambda config: config.hidden_size,
     bench=lambda width: {"head_dim": 64},
+    width=("hidden_size", 64),
+    fine="intermediate_size",
 )

@@ -18,4 +18,6 @@ def units(c: Any, count: int) -> UnitTable:
     return UnitTable("attention", c.n_heads, claims(*qkv, ("slack", "out.weight", 1, 0, D)))
 
 
-FAMILY = Family("transformer", "TransformerConfig", "Transformer", units=units)
+FAMILY = Family(
+    "transformer", "TransformerConfig", "Transformer", units=units, width=("d_model", 16), fine="d_ff"
+)

@@ -1,0 +1,270 @@
+"""The report of an experiment: what was asked, what was found, and what that rests on.
+
+`Summary` is plain data, made from results.jsonl alone (`experiments.summary`); nothing here opens a run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kssm_mlx import files
+from kssm_mlx.files import writing
+from kssm_mlx.metrics.stats import Comparison
+from kssm_mlx.reports.card import markdown_table
+from kssm_mlx.reports.experiment_page import write_page
+from kssm_mlx.reports.style import INK, MARKERS, MUTED, PALETTE, picture
+
+ARMS, DIFFERENCES = "arms.png", "differences.png"
+UNITS = {
+    "nats_per_token": "nats/token",
+    "best_nats_per_token": "nats/token",
+    "bits_per_byte": "bits/byte",
+    "parameters": "",
+    "accuracy": "share right",
+    "skill": "skill",
+}
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """values: seed -> metric. low, high: the 95 % interval of the mean over seeds, NaN for one. curves: one
+    list of [step, value] per seed. failed: seed -> what stopped it.
+    """
+
+    name: str
+    values: dict[int, float]
+    mean: float
+    low: float
+    high: float
+    parameters: float | None
+    curves: list[list[list[float]]] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClaimSummary:
+    """A claim and what became of it. sentence: the claim in words; word: of `experiments.decide.Verdict`."""
+
+    sentence: str
+    question: str
+    word: str
+    unit: str
+    comparison: Comparison
+    permutation: float
+    level: float
+    seeds: int
+    paired: bool
+    lacking: Sequence[str] = ()
+    windows: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that a report shows. fixed: one line per version of the design; notes: what else to know."""
+
+    name: str
+    question: str
+    metric: str
+    unit: str
+    smoke: bool
+    fixed: Sequence[str]
+    arms: Sequence[ArmSummary]
+    claims: Sequence[ClaimSummary]
+    chosen: dict[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def arm_rows(self) -> list[tuple[str, str, str, str]]:
+        """One row per arm: name, how many runs, mean, interval."""
+        return [(arm.name, _count(arm), _number(arm.mean), _interval(arm.low, arm.high)) for arm in self.arms]
+
+
+def write_report(summary: Summary, folder: Path) -> list[Path]:
+    """report.md, report.html and the pictures in `folder`; returns their paths."""
+    with writing("the report", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = [plot_arms(summary, folder / ARMS)] if any(arm.curves for arm in summary.arms) else []
+        if summary.claims:
+            pictures.append(plot_differences(summary, folder / DIFFERENCES))
+        files.replace(folder / "report.md", markdown(summary, pictures))
+        files.replace(folder / "report.html", write_page(sections(summary), pictures, summary.name))
+    return [folder / "report.md", folder / "report.html", *pictures]
+
+
+def verdict_rows(summary: Summary) -> list[str]:
+    """One line per claim: what is said, what became of it, the numbers."""
+    return [f"{claim.sentence}: {claim.word}. {describe_claim(claim)}" for claim in summary.claims]
+
+
+def describe_claim(claim: ClaimSummary) -> str:
+    """The numbers behind a verdict, in words."""
+    c = claim.comparison
+    if not math.isfinite(c.p):
+        known = f"difference {_signed(c.difference)} {claim.unit}, " if math.isfinite(c.difference) else ""
+        text = f"{known}{c.n} seeds say nothing about its size"
+    else:
+        text = (
+            f"{_signed(c.difference)} {claim.unit} [{_signed(c.low)}, {_signed(c.high)}], p {c.p:.2g}"
+            f"{f' (permutation {claim.permutation:.2g})' if math.isfinite(claim.permutation) else ''}, "
+            f"{claim.seeds} seeds{' paired' if claim.paired else ''}, level {claim.level:.3g}; "
+            f"would have found {_number(c.mde)}"
+        )
+    return f"{text}; lacking {', '.join(claim.lacking)}" if claim.lacking else text
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with paragraphs and perhaps a table: (header, rows)."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+
+
+def sections(summary: Summary) -> list[Section]:
+    """The report's content, whatever it is written as."""
+    found = [Section("", [*_smoke_notice(summary), *([summary.question] if summary.question else [])])]
+    if summary.claims:
+        found.append(Section("Verdicts", (), (VERDICT_HEADER, [_verdict_row(c) for c in summary.claims])))
+    header = ("arm", "runs", f"{summary.metric}, {summary.unit}".rstrip(", "), "95 %", "parameters")
+    rows = [(*row, _parameters(arm)) for row, arm in zip(summary.arm_rows(), summary.arms, strict=True)]
+    found.append(Section("Arms", (), (header, rows)))
+    found.append(Section("Runs", (), (("arm", "seed", summary.metric), _run_rows(summary))))
+    if summary.chosen:
+        chosen = Section("Settings chosen", ["Each arm took its best, on a seed that decides nothing else."])
+        found.append(
+            Section(chosen.title, chosen.paragraphs, (("arm", "settings"), [*summary.chosen.items()]))
+        )
+    return [*found, Section("What this rests on", [*summary.fixed, *summary.notes])]
+
+
+VERDICT_HEADER = (
+    "claim",
+    "verdict",
+    "difference",
+    "95 %",
+    "p (Holm)",
+    "p (permutation)",
+    "seeds",
+    "would have found",
+    "over windows of the text",
+)
+
+
+def _verdict_row(claim: ClaimSummary) -> tuple[str, ...]:
+    c, w = claim.comparison, claim.windows
+    return (
+        claim.sentence,
+        claim.word,
+        f"{_signed(c.difference)} {claim.unit}".strip(),
+        _interval(c.low, c.high, signed=True),
+        _p(c.p),
+        _p(claim.permutation),
+        f"{claim.seeds}{' paired' if claim.paired else ''}",
+        _number(c.mde),
+        ""
+        if w is None
+        else f"{_signed(w.difference)} {_interval(w.low, w.high, signed=True)}, {w.n} windows",
+    )
+
+
+def _run_rows(summary: Summary) -> list[tuple[str, str, str]]:
+    rows = []
+    for arm in summary.arms:
+        for seed in sorted({*arm.values, *arm.failed}):
+            said = _number(arm.values[seed]) if seed in arm.values else f"stopped: {arm.failed.get(seed, '')}"
+            rows.append((arm.name, str(seed), said))
+    return rows
+
+
+def markdown(summary: Summary, pictures: Sequence[Path]) -> str:
+    lines = [f"# {summary.name}", ""]
+    for section in sections(summary):
+        lines += [f"## {section.title}", ""] if section.title else []
+        for paragraph in section.paragraphs:
+            lines += [paragraph, ""]
+        if section.table:
+            lines += [markdown_table(*section.table).rstrip("\n"), ""]
+        if section.title == "Arms":
+            for path in pictures:
+                lines += [f"![{path.stem}]({path.name})", ""]
+    return "\n".join(lines)
+
+
+def plot_arms(summary: Summary, path: Path) -> Path:
+    """The metric over steps: of each arm the mean of its seeds, between the least and the most."""
+    arms = [arm for arm in summary.arms if arm.curves]
+    with picture(path, (9, 4.2 + 0.25 * len(arms))) as figure:
+        ax = figure.add_subplot()
+        for i, arm in enumerate(arms):
+            curves = [{step: value for step, value in curve if value is not None} for curve in arm.curves]
+            steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+            values = np.array([[curve[step] for step in steps] for curve in curves])
+            if not steps:
+                continue
+            look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+            ax.plot(steps, values.mean(axis=0), label=f"{arm.name} ({_count(arm)})", **look)
+            ax.fill_between(
+                steps, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.18, lw=0
+            )
+        ax.set(xlabel="step", ylabel="nats per token", title=f"{summary.name}: held-out loss")
+        figure.legend(loc="outside lower left", ncols=2)
+    return path
+
+
+def plot_differences(summary: Summary, path: Path) -> Path:
+    """A forest plot: one claim a line, its difference with the 95 % interval, zero as the line to cross."""
+    claims = summary.claims
+    with picture(path, (9, 1.6 + 0.55 * len(claims))) as figure:
+        ax = figure.add_subplot()
+        ax.axvline(0, color=MUTED, linewidth=1)
+        for i, claim in enumerate(reversed(claims)):
+            c, decided = claim.comparison, claim.word != "undecided"
+            low, high = (x if math.isfinite(x) else c.difference for x in (c.low, c.high))
+            colour = PALETTE[0] if claim.word == "supported" else PALETTE[1] if decided else MUTED
+            ax.plot([low, high], [i, i], color=colour, linewidth=2.2)
+            ax.plot([c.difference], [i], MARKERS[i % len(MARKERS)], color=colour, markersize=7)
+            ax.annotate(claim.word, (high, i), (8, 0), textcoords="offset points", va="center", color=INK)
+        ax.set_yticks(range(len(claims)), [claim.question for claim in reversed(claims)])
+        ax.set(
+            xlabel=f"difference, {claims[0].unit}".rstrip(", "), title=f"{summary.name}: differences, 95 %"
+        )
+        ax.margins(x=0.25, y=0.2)
+    return path
+
+
+def _smoke_notice(summary: Summary) -> list[str]:
+    said = "This is a smoke form: tiny runs that show that the experiment works. It decides nothing."
+    return [said] if summary.smoke else []
+
+
+def _count(arm: ArmSummary) -> str:
+    runs = f"{len(arm.values)} run{'' if len(arm.values) == 1 else 's'}"
+    return f"{runs}, {len(arm.failed)} stopped" if arm.failed else runs
+
+
+def _parameters(arm: ArmSummary) -> str:
+    return f"{arm.parameters:,.0f}" if arm.parameters else ""
+
+
+def _number(x: float) -> str:
+    return f"{x:.4g}" if math.isfinite(x) else ""
+
+
+def _signed(x: float) -> str:
+    return f"{x:+.4g}" if math.isfinite(x) else ""
+
+
+def _interval(low: float, high: float, signed: bool = False) -> str:
+    shown = _signed if signed else _number
+    return f"[{shown(low)}, {shown(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
+
+
+def _p(x: float) -> str:
+    return f"{x:.2g}" if math.isfinite(x) else ""
