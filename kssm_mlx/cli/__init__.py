@@ -20,9 +20,11 @@ from kssm_mlx.cli.evaluate import evaluate
 from kssm_mlx.cli.experiment import experiment
 from kssm_mlx.cli.export import export
 from kssm_mlx.cli.generate import generate
+from kssm_mlx.cli.intervene import intervene
 from kssm_mlx.cli.recipes import recipes
 from kssm_mlx.cli.report import report
 from kssm_mlx.cli.simulate import simulate
+from kssm_mlx.cli.sweep import sweep
 from kssm_mlx.cli.train import train
 from kssm_mlx.cli.verify import verify
 from kssm_mlx.cli.verify_weights import verify_weights
@@ -89,7 +91,20 @@ def main(
     """Language models with oscillators in them, on MLX: trained, verified before and after, looked at."""
 
 
-for command in (train, verify, generate, report, export, convert, simulate, recipes, doctor, bench):
+for command in (
+    train,
+    sweep,
+    verify,
+    generate,
+    intervene,
+    report,
+    export,
+    convert,
+    simulate,
+    recipes,
+    doctor,
+    bench,
+):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(experiment, name="experiment")

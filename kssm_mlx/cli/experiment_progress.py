@@ -1,4 +1,4 @@
-"""What a person sees of an experiment: on a terminal a live table of arms and seeds, elsewhere a line a run."""
+"""What a person sees of an experiment: on a terminal a live table, elsewhere a line a run."""
 
 from __future__ import annotations
 

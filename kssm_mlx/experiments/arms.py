@@ -19,11 +19,12 @@ TOLERANCE = 0.01  # of what is equal between arms
 
 @dataclass(frozen=True)
 class Variant:
-    """One arm with one combination of the grid; `settings` are dotted keys of the recipe."""
+    """One arm with one combination of the grid. settings: dotted keys of the recipe; match: its size."""
 
     name: str
     recipe: str
     settings: Mapping[str, Any]
+    match: int | None = None
 
 
 def list_variants(design: Design) -> list[Variant]:
@@ -35,7 +36,8 @@ def list_variants(design: Design) -> list[Variant]:
         shared = {**unset, **flatten_settings(design.run.set), **flatten_settings(arm.set)}
         for combination in combinations(design.grid):
             label = ", ".join([name] * bool(design.arms) + [label_of(combination)] * bool(combination))
-            found.append(Variant(label or name, arm.recipe or design.run.recipe, {**shared, **combination}))
+            recipe, match = arm.recipe or design.run.recipe, arm.match or design.run.match
+            found.append(Variant(label or name, recipe, {**shared, **combination}, match))
     names = [variant.name for variant in found]
     if len(set(names)) < len(names):
         raise ConfigError(f"two arms are called {max(names, key=names.count)!r}; rename one")
@@ -62,7 +64,7 @@ def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str,
     """{"model": {"kappa": 1}, "train.steps": 4} -> {"model.kappa": 1, "train.steps": 4}."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        nested = isinstance(value, dict)
+        nested = isinstance(value, dict) and value  # an empty table is a value
         flat |= flatten_settings(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
@@ -81,7 +83,8 @@ def resolve_recipe(
             settings = {key: value for key, value in settings.items() if key not in tiny}
             settings |= flatten_settings(design.smoke.set)
         recipe = recipes.load(variant.recipe, settings, smoke=smoke)
-        return match_parameters(recipe, design.run.match) if design.run.match else recipe
+        target = design.smoke.match if smoke else variant.match
+        return match_parameters(recipe, target) if target else recipe
     except ConfigError as e:
         raise ConfigError(f"arm {variant.name!r}: {e}") from None
 
@@ -102,7 +105,7 @@ def require_equal(design: Design, recipes_by_arm: Mapping[str, Recipe]) -> None:
 
 
 def measure_size(recipe: Recipe, what: str) -> int | None:
-    """Parameters, tokens, steps or estimated FLOPs of a run; None for parameters of what is not built here."""
+    """Parameters, tokens, steps or estimated FLOPs of a run; None where its parameters are not ours."""
     train = recipe.train
     tokens = train.steps * train.batch_size * train.context
     if what == "steps":

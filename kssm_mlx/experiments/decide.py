@@ -12,9 +12,11 @@ not that two arms do.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from typing import Literal
 
 import numpy as np
@@ -33,7 +35,8 @@ EXACT = 14  # seeds up to which all 2^n changes of sign are tried; above, 9,999 
 class Verdict:
     """One claim decided.
 
-    comparison: arm less against, in the metric's units, p after Holm; permutation, equivalence: p before it;
+    comparison: arm less against, in the metric's units, p after Holm; gaps: the differences by seed;
+    permutation, equivalence: p before Holm;
     level: what p was compared with; seeds: those that both arms have; lacking: the runs that there should be;
     windows: the same comparison over the units of single runs, averaged over seeds; None without them.
     """
@@ -42,13 +45,18 @@ class Verdict:
     metric: str
     word: Word
     comparison: Comparison
-    permutation: float
+    gaps: np.ndarray
     equivalence: float
     level: float
     seeds: tuple[int, ...]
     lacking: tuple[str, ...]
     windows: Comparison | None
     paired: bool
+
+    @property
+    def permutation(self) -> float:
+        """p by all changes of sign of the differences."""
+        return permute_signs(self.gaps)
 
 
 def decide(design: Design, results: Results) -> list[Verdict]:
@@ -115,7 +123,7 @@ def _compare(design: Design, claim: Claim, results: Results) -> Verdict:
         metric=metric,
         word="undecided",
         comparison=comparison,
-        permutation=permute_signs(gaps),
+        gaps=gaps,
         equivalence=equivalence_p(gaps, smallest),
         level=ALPHA,
         seeds=shared,
@@ -220,13 +228,13 @@ def require_known_metrics(design: Design, known: Sequence[str]) -> None:
 
     known: names, and patterns such as "skill_*".
     """
-    from fnmatch import fnmatch
-
     asked = {design.metric.name}
     for claim in design.claim:
         asked |= {metric_of(design, claim), metric_of(design, claim, against=True)}
     for name in sorted(asked):
-        if not any(fnmatch(name, pattern) for pattern in known):
+        # A slip in a name is not what a pattern such as "nats_*" is for.
+        slip = name not in known and difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        if slip or not any(fnmatch(name, pattern) for pattern in known):
             raise ConfigError(
                 f"nobody measures {name!r}: protocol {design.run.protocol!r} gives {', '.join(known)}"
                 f"{nearest(name, known)}"

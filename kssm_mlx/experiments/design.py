@@ -11,7 +11,7 @@
     [options]   of the protocol
     [smoke]     seeds and settings of `--smoke`
 
-What decides is digested (`Design.digest`) and stored with the time before the first run; a later change shows.
+What decides is digested (`Design.digest`) and stored with the time before the first run; a change shows.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Arm(Section):
     recipe: str | None = setting(None, "in place of the shared one")
     set: dict[str, Any] = setting({}, "settings, on top of the shared ones")
     unset: list[str] = setting([], "keys that are taken out, on top of the shared ones")
+    match: int | None = setting(None, "in place of run.match", unit="parameters", ge=100)
 
 
 class Select(Section):
@@ -118,6 +119,7 @@ class Smoke(Section):
     seeds: list[int] | None = setting(None, "in place of the seeds", min_length=1)
     set: dict[str, Any] = setting({}, "settings of every run")
     match: int | None = setting(None, "in place of run.match", ge=100)
+    grid: dict[str, list[Any]] = setting({}, "in place of select.grid")
     options: dict[str, Any] = setting({}, "options of the protocol")
 
 
@@ -203,12 +205,13 @@ def make_smoke(design: Design) -> Design:
     """Its smoke form: fewer seeds, tiny runs; what it decides means nothing."""
     smoke = design.smoke
     seeds = smoke.seeds or design.run.seeds[:2]
-    update = {"seeds": seeds, "set": {**design.run.set, **smoke.set}}
-    if smoke.match or design.run.match:
-        update["match"] = smoke.match
+    select = design.select
+    if select and smoke.grid:
+        select = select.model_copy(update={"grid": smoke.grid})
     return design.model_copy(
         update={
-            "run": design.run.model_copy(update=update),
+            "select": select,
+            "run": design.run.model_copy(update={"seeds": seeds}),
             "options": {**design.options, **smoke.options},
             "stop": Stop(),
         }

@@ -59,9 +59,8 @@ class Experiment:
     text: str
     smoke: bool = False
     workers: int = 2
-    clock: Callable[[], datetime.datetime] = field(
-        default=lambda: datetime.datetime.now(datetime.timezone.utc)
-    )
+    command: Sequence[str] = (sys.executable, "-m", "kssm_mlx.experiments.worker")
+    clock: Callable[[], datetime.datetime] = field(default=lambda: datetime.datetime.now(datetime.UTC))
 
     def run(self, watch: Watch, *, only: Sequence[str] = (), seeds: int | None = None) -> Results:
         """Do what is not done yet, and return all results.
@@ -90,13 +89,17 @@ class Experiment:
         return results
 
     def _note_design(self) -> list[dict[str, Any]]:
-        """The versions of the design, this one last. Raises: CheckpointError for another experiment's folder."""
+        """The versions of the design, this one last.
+
+        Raises: CheckpointError for the folder of another experiment.
+        """
         designs = read_results(self.folder).designs if is_experiment(self.folder) else []
         if designs and designs[-1]["digest"] == self.design.digest:
             return designs
         if designs and designs[-1]["name"] != self.name:
             raise CheckpointError(
-                f"{self.folder} holds experiment {designs[-1]['name']!r}, not {self.name!r}; choose another --out"
+                f"{self.folder} holds experiment {designs[-1]['name']!r}, not {self.name!r}; "
+                "choose another --out"
             )
         done = len(list((self.folder / "parts").glob("*/*.json")))
         row = {
@@ -113,23 +116,23 @@ class Experiment:
         return [*designs, row]
 
     def _parts(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
-        rows = {job.arm: read_part(job.part(self.folder)) for job in jobs}
+        rows = {job.arm: read_part(job, self.folder) for job in jobs}
         return {arm: row for arm, row in rows.items() if row}
 
     def _write(self, designs: list[dict[str, Any]], jobs: Sequence[Job]) -> Results:
         """results.jsonl from all parts that are there, in the order of the design."""
-        rows = [row for job in jobs if (row := read_part(job.part(self.folder)))]
+        rows = [row for job in jobs if (row := read_part(job, self.folder))]
         files.replace(self.folder / RESULTS, write_rows(designs, rows))
         return read_results(self.folder)
 
     def _work(self, jobs: Sequence[Job], watch: Watch, stopped: Callable[[], int], write) -> None:
         """Do the jobs that have no part yet, `workers` at a time, in their order."""
-        waiting = [job for job in jobs if read_part(job.part(self.folder)) is None]
+        waiting = [job for job in jobs if read_part(job, self.folder) is None]
         running: list[_Running] = []
         try:
             while waiting or running:
                 while waiting and len(running) < self.workers and self._may_begin(waiting[0], jobs):
-                    running.append(_Running.start(waiting.pop(0), self.folder, self.workers))
+                    running.append(_Running.start(waiting.pop(0), self))
                     watch.began(running[-1].job)
                 if not running:
                     return
@@ -141,7 +144,8 @@ class Experiment:
                 watch.tick()
                 if signum := stopped():
                     raise Interrupted(
-                        f"stopped by {signal.Signals(signum).name}; the runs are saved, the same command goes on"
+                        f"stopped by {signal.Signals(signum).name}; the runs are saved, "
+                        "the same command goes on"
                     )
         finally:
             for one in running:
@@ -156,7 +160,7 @@ class Experiment:
             return False
         before = [j for j in jobs if j.purpose == "run" and self._index(j.seed) < self._index(job.seed)]
         if job.purpose == "run" and self._index(job.seed) in self.design.stop.looks:
-            if any(read_part(j.part(self.folder)) is None for j in before):
+            if any(read_part(j, self.folder) is None for j in before):
                 return False  # the look waits for the runs that it looks at
             return not may_stop(self.design, read_results(self.folder), self._index(job.seed))
         return True
@@ -165,7 +169,7 @@ class Experiment:
         return self.design.run.seeds.index(seed)
 
     def _end(self, one: _Running, watch: Watch) -> None:
-        seconds, row = time.monotonic() - one.began, read_part(one.job.part(self.folder))
+        seconds, row = time.monotonic() - one.began, read_part(one.job, self.folder)
         note = {"arm": one.job.arm, "seed": one.job.seed, "seconds": round(seconds, 1), "code": one.code}
         with open(self.folder / TIMING, "a") as timing:
             timing.write(json.dumps(note) + "\n")
@@ -180,14 +184,15 @@ class _Running:
     began: float
 
     @classmethod
-    def start(cls, job: Job, folder: Path, workers: int) -> _Running:
+    def start(cls, job: Job, experiment: Experiment) -> _Running:
         """A process of its own session, so that Ctrl-C reaches it once and through us."""
+        folder = experiment.folder
         log = job.run_folder(folder).with_name(f"{job.run_folder(folder).name}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, (os.cpu_count() or 1) // experiment.workers)
         with open(log, "ab") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "kssm_mlx.experiments.worker", str(folder)],
+                [*experiment.command, str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,
@@ -228,7 +233,7 @@ def spent_seconds(folder: Path) -> float:
 
 
 def design_of(results: Results) -> Design:
-    """The design as it was last, from the results alone. Raises: ConfigError for one that no longer parses."""
+    """The design as it was last, from the results alone. Raises: ConfigError where it cannot be read."""
     from kssm_mlx.experiments.design import parse_design
 
     table = results.designs[-1].get("design")

@@ -33,8 +33,18 @@ class Job:
     def part(self, experiment: Path) -> Path:
         return experiment / "parts" / f"{self.name}.json"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The whole recipe as plain values."""
+        return self.recipe.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def measures(self) -> dict[str, Any]:
+        """What is done and measured, beside the recipe."""
+        return {"name": self.protocol, "at": self.at, "options": self.options}
+
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "recipe": self.recipe.model_dump(mode="json", exclude_none=True)}
+        return {**self.__dict__, "recipe": self.settings}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Job:
@@ -51,5 +61,5 @@ class Measured:
 
 
 def safe_name(arm: str) -> str:
-    """The name of an arm as that of a folder: "kuramoto, learning_rate=0.001" -> "kuramoto_learning_rate-0.001"."""
+    """An arm as the name of a folder: "linear, steps=10" -> "linear_steps-10"."""
     return arm.replace(", ", "_").replace("=", "-").replace(" ", "-")

@@ -36,7 +36,7 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
         return count_parameters(recipes.override(recipe, {f"model.{k}": v for k, v in overrides.items()}))
 
     chosen = {key: step * _nearest(lambda n: size({key: n * step}), target, WIDEST // step)}
-    if family.fine and abs(size(chosen) / target - 1) > TOLERANCE / 10:
+    if family.fine and abs(size(chosen) / target - 1) > TOLERANCE / 2:
         chosen[family.fine] = _nearest(lambda n: size({**chosen, family.fine: n}), target, WIDEST)
     found = size(chosen)
     if abs(found / target - 1) > TOLERANCE:
@@ -67,7 +67,7 @@ def _count(section: str, vocab_size: int, context: int) -> int:
 
 @cache
 def _vocabulary(section: str) -> int:
-    """How many tokens the data of a recipe knows, which a tokenizer of its own text tells after reading it."""
+    """How many tokens the data of a recipe knows; some tokenizers tell only after reading the text."""
     with tempfile.TemporaryDirectory(prefix="kssm-vocabulary-") as folder:
         return prepare(Data.model_validate_json(section), folder).vocab_size
 

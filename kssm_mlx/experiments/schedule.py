@@ -1,7 +1,8 @@
-"""Which jobs a design asks for, in which order: seeds outermost, so that every arm has one before any has two."""
+"""Which jobs a design asks for, in which order: seeds outermost, so that arms stay level."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kssm_mlx.experiments.design import Design
 from kssm_mlx.experiments.job import Job, safe_name
 from kssm_mlx.experiments.protocols import find_protocol, parse_options
 from kssm_mlx.parsing import parse_json
+from kssm_mlx.training.checkpoints.identity import flatten_keys, list_differences
 
 LOWER_IS_BETTER = ("nats", "bits", "perplexity", "best_nats", "repetition")
 
@@ -101,8 +103,12 @@ def choose_settings(design: Design, variants: Iterable[Variant], parts: dict[str
     return found
 
 
-def read_part(path: Path) -> dict[str, Any] | None:
-    """The row of a job that is done; None for one that is not. Raises: CheckpointError for a damaged file."""
+def read_part(job: Job, folder: Path) -> dict[str, Any] | None:
+    """The row of a job that is done; None for one that is not.
+
+    Raises: CheckpointError for a damaged file, and for the row of a run with other settings.
+    """
+    path = job.part(folder)
     try:
         row = parse_json(path.read_bytes())
     except FileNotFoundError:
@@ -111,6 +117,13 @@ def read_part(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is not JSON: {e}; delete it and the run is done again") from None
     if not isinstance(row, dict) or row.get("kind") != "run":
         raise CheckpointError(f"{path} is no result of a run; delete it and the run is done again")
+    then = flatten_keys({"recipe": row.get("settings"), "protocol": row.get("protocol")})
+    now = flatten_keys(json.loads(json.dumps({"recipe": job.settings, "protocol": job.measures})))
+    if found := list_differences(then, now):
+        raise CheckpointError(
+            f"{path} is of a run with other settings: {'; '.join(found[:3])}; "
+            "choose another folder, or delete it and its run"
+        )
     return row
 
 

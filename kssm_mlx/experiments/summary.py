@@ -32,11 +32,16 @@ def summarize(path: Path) -> Summary:
         unit=UNITS.get(design.metric.name, ""),
         smoke=bool(last.get("smoke")),
         fixed=_tell_fixed(results),
-        arms=[_summarize_arm(design, results, v.name) for v in list_variants(design)],
+        arms=summarize_arms(design, results),
         claims=[_summarize_claim(verdict) for verdict in decide(design, results)],
         chosen=_tell_chosen(design, results),
         notes=_tell_notes(design, results),
     )
+
+
+def summarize_arms(design: Design, results: Results) -> list[ArmSummary]:
+    """Every arm with the runs that it has."""
+    return [_summarize_arm(design, results, variant.name) for variant in list_variants(design)]
 
 
 def _summarize_arm(design: Design, results: Results, name: str) -> ArmSummary:
@@ -98,11 +103,13 @@ def _tell_fixed(results: Results) -> list[str]:
     """When the design was written down, and each change of it since."""
     first, *changes = results.designs
     lines = [
-        f"Question, arms, metric and rule were fixed on {first['fixed']}, digest {first['digest']}, before the first run."
+        f"Question, arms, metric and rule were fixed on {first['fixed']}, before the first run; "
+        f"digest {first['digest']}."
     ]
     for row in changes:
         lines.append(
-            f"The design was CHANGED on {row['fixed']}, after {row.get('runs_before', 'some')} runs; digest {row['digest']}."
+            f"The design was CHANGED on {row['fixed']}, after {row.get('runs_before', 'some')} runs; "
+            f"digest {row['digest']}."
         )
     return lines
 

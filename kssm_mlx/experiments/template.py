@@ -1,7 +1,7 @@
 """The file that `kssm experiment new` writes."""
 
 TEMPLATE = """\
-# What this file asks, in one sentence. Run it: kssm experiment run FILE   (--smoke: in seconds, to see it work)
+# What this file asks, in one sentence. Run it: kssm experiment run FILE   (--smoke: in seconds)
 
 [about]
 question = "Does the coupling inside a population help a K-SSM to predict text?"

@@ -1,4 +1,4 @@
-"""One job of an experiment in a process of its own: `python -m kssm_mlx.experiments.worker FOLDER < job.json`.
+"""One job of an experiment in a process: `python -m kssm_mlx.experiments.worker FOLDER < job.json`.
 
 It writes what was measured, or which checks stopped it, as one part of the results, and ends with 0; what
 says nothing about the arm (no space, a signal, unusable input) ends with another code and leaves no part.
@@ -62,7 +62,8 @@ def do_job(job: Job, experiment: Path, console: Console) -> dict[str, Any]:
         "units": measured.units,
         "curve": measured.curve,
         "checks": collect_checks(folder),
-        "settings": job.recipe.model_dump(mode="json", exclude_none=True),
+        "settings": job.settings,
+        "protocol": job.measures,
         "digests": _digests(folder),
         "environment": describe_environment(),
     }

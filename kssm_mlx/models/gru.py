@@ -1,6 +1,6 @@
 """A gated recurrent unit in a residual block: the classical recurrence, dense and serial, as a baseline.
 
-    z = sigmoid(W_z u + U_z h)   r = sigmoid(W_r u + U_r h)   n = tanh(W_n u + r * U_n h)   h <- (1 - z) n + z h
+    z = sigmoid(W_z u + U_z h)   r = sigmoid(W_r u + U_r h)   n = tanh(W_n u + r U_n h)   h <- (1 - z) n + z h
 
 `cell = "tanh"` leaves the gates out, h <- tanh(W u + U h): the Elman network. Both mix all units in every
 token, which no diagonal state does; and no scan makes them parallel over time, so they are slow to train.

@@ -106,8 +106,12 @@ def describe_claim(claim: ClaimSummary) -> str:
     """The numbers behind a verdict, in words."""
     c = claim.comparison
     if not math.isfinite(c.p):
-        known = f"difference {_signed(c.difference)} {claim.unit}, " if math.isfinite(c.difference) else ""
-        text = f"{known}{c.n} seeds say nothing about its size"
+        known = (
+            f"difference {_signed(c.difference)} {claim.unit}".rstrip()
+            if math.isfinite(c.difference)
+            else "no run of both"
+        )
+        text = f"{known}, {c.n} seeds without a spread"
     else:
         text = (
             f"{_signed(c.difference)} {claim.unit} [{_signed(c.low)}, {_signed(c.high)}], p {c.p:.2g}"

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing beside it: pictures inlined, tables that sort when a heading is clicked."""
+"""One HTML page that needs nothing beside it: pictures inlined, tables that sort by a click."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from pathlib import Path
 from typing import Any
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1f2933; --paper: #fff; --line: #d5dae0; --quiet: #616e7c; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --paper: #16191d; --line: #3e4c59; --quiet: #9aa5b1; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
-       margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
-            text-align: left; }
-th[aria-sort=ascending] button::after { content: " \\2191"; } th[aria-sort=descending] button::after { content: " \\2193"; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; } p.last { color: var(--quiet); }
+:root { color-scheme: light dark; --ink: #1f2933; --paper: #fff; --line: #d5dae0; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7eb; --paper: #16191d; --line: #3e4c59; }
+}
+body {
+  font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 60rem; margin: 0 auto; padding: 1rem;
+}
+h1 { font-size: 1.6rem; }
+h2 { font-size: 1.2rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td {
+  text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line);
+}
+th button {
+  font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
+  text-align: left;
+}
+th[aria-sort=ascending] button::after { content: " \\2191"; }
+th[aria-sort=descending] button::after { content: " \\2193"; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 @media print { body { max-width: none; } th button::after { content: "" !important; } }
 """
 
@@ -32,7 +43,8 @@ for (const button of document.querySelectorAll('th button')) button.addEventList
   th.setAttribute('aria-sort', up ? 'ascending' : 'descending');
   const key = tr => tr.children[column].textContent.trim();
   const rows = [...body.rows], numeric = rows.every(tr => key(tr) === '' || /^[-+\\d[]/.test(key(tr)));
-  const compare = (a, b) => numeric ? (number(key(a)) || 0) - (number(key(b)) || 0) : key(a).localeCompare(key(b));
+  const value = tr => number(key(tr)) || 0;
+  const compare = (a, b) => numeric ? value(a) - value(b) : key(a).localeCompare(key(b));
   rows.sort((a, b) => up ? compare(a, b) : compare(b, a)).forEach(tr => body.append(tr));
 });
 """

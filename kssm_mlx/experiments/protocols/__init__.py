@@ -1,4 +1,4 @@
-"""What can be done with an arm and a seed, by name. A new protocol is one file with a PROTOCOL, named here."""
+"""What can be done with an arm and a seed, by name. A new protocol is one file, named here."""
 
 from __future__ import annotations
 

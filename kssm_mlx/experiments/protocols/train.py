@@ -25,7 +25,11 @@ from kssm_mlx.training.steering_sections import Section
 
 # Of an evaluation, beside what a task measures.
 EVALUATED = ("nats_per_token", "bits_per_byte", "perplexity", "accuracy", "skill")
-METRICS = (*EVALUATED, "accuracy_*", "nats_*", "skill_*", "parameters", "steps", "best_nats_per_token")
+METRICS = (
+    *(*EVALUATED, "accuracy_*", "nats_*", "skill_*", "parameters", "steps", "best_nats_per_token"),
+    *("R_first", "R_last", "R_rise"),
+)
+TENTH = 10  # of the run, over which R is averaged at either end
 
 
 class Options(Section):
@@ -73,9 +77,22 @@ def measure_run(done: TrainedRun) -> Measured:
         "parameters": float(manifest["parameters"]),
         "steps": float(done.row["step"]),
         "best_nats_per_token": float(best),
+        **_coherence(done.folder),
     }
     nats = window_losses(done.trained.model, held_out(done.folder, done.data), compile=False)
     return Measured(metrics, {"nats_per_token": nats.tolist()}, done.curve)
+
+
+def _coherence(folder: Path) -> dict[str, float]:
+    """R averaged over blocks in the first and the last tenth of training; nothing for a model without R."""
+    rows = [row for row in read_metrics(folder) if "loss" in row]
+    found = [[x for name, x in row.items() if name.startswith("R_") and x is not None] for row in rows]
+    R = [sum(values) / len(values) for values in found if values]
+    if not R:
+        return {}
+    piece = max(1, len(R) // TENTH)
+    first, last = sum(R[:piece]) / piece, sum(R[-piece:]) / piece
+    return {"R_first": first, "R_last": last, "R_rise": last - first}
 
 
 def held_out(folder: Path, data: TokenData):
@@ -97,7 +114,8 @@ def _checkpoint(folder: Path, step: int, at: str) -> Path:
     if path.is_dir():
         return path
     raise CheckpointError(
-        f"{folder} kept no checkpoint of step {step}, its {at} evaluation; make eval.every a multiple of save.every"
+        f"{folder} kept no checkpoint of step {step}, its {at} evaluation; "
+        "make eval.every a multiple of save.every"
     )
 
 
