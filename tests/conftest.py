@@ -24,7 +24,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
 
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
-from tests.support import compiling
+from tests.support import compiler, compiling
 
 pytest_plugins = [
     f"tests.support.{name}" for name in ("repeatable", "quiet", "slowest", "mac", "one_of_each")
@@ -46,6 +46,9 @@ def pytest_configure(config):
     os.environ["KSSM_CACHE"] = config.kssm_cache = tempfile.mkdtemp(prefix="kssm-mlx-cache-")
     if sys.platform == "linux" and shutil.which("g++") is None:
         raise pytest.UsageError("g++ is missing: without it mx.compile runs uncompiled and hides its bugs")
+    if not hasattr(config, "workerinput"):
+        config.compiled = tempfile.mkdtemp(prefix="kssm-mlx-compiled-")
+        compiler.install(Path(config.compiled))
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # `make test &` in a script starts with SIGINT ignored, and so would the runs that tests interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,6 +61,8 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     shutil.rmtree(config.kssm_cache, ignore_errors=True)
+    if hasattr(config, "compiled"):
+        shutil.rmtree(config.compiled, ignore_errors=True)
     if hasattr(config, "worker_tmp"):
         shutil.rmtree(config.worker_tmp, ignore_errors=True)
 

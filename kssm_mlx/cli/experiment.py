@@ -45,10 +45,7 @@ def run(
 
     design, text, title = _load(name, settings or [], smoke)
     folder = out or _default_folder(name, smoke)
-    screen = console()
-    if design.about.question:
-        screen.print(design.about.question, soft_wrap=True)
-    with watch_experiment(screen, design, folder) as watch:
+    with watch_experiment(console(), design, folder) as watch:
         Experiment(folder, design, title, text, smoke=smoke, workers=jobs).run(
             watch, only=only or [], seeds=seeds
         )

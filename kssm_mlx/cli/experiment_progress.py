@@ -39,6 +39,8 @@ class Watcher:
             if job.part(self.folder).exists():
                 self.said[job.arm, job.seed] = "done"
         done = len(self.said)
+        if self.design.about.question:
+            self.screen.print(self.design.about.question, soft_wrap=True, markup=False)
         if not self.live:
             self.screen.print(f"{len(jobs)} runs, {done} of them done", soft_wrap=True)
 

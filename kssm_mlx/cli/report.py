@@ -11,7 +11,9 @@ from kssm_mlx.errors import ConfigError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="One run folder, or several to compare.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="One run folder, several to compare, or an experiment's folder.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Where the comparison of several runs goes.  [default: comparison]")
     ] = None,
@@ -21,6 +23,12 @@ def report(
     Several runs also get one picture of their validation curves and one table, and it is said how they
     compare with the first and what that rests on; runs that differ in train.seed only are one arm.
     """
+    from kssm_mlx.runs.experiment import is_experiment
+
+    if len(runs) == 1 and is_experiment(runs[0]):
+        from kssm_mlx.cli.experiment import report as report_experiment
+
+        return report_experiment(runs[0], out)
     if out and len(runs) < 2:
         raise ConfigError(
             f"--out is for the comparison of several runs; the report of one is written into {runs[0]}"

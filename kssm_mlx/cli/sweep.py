@@ -58,12 +58,12 @@ def sweep(
 
 def parse_values(text: str) -> tuple[str, list[Any]]:
     """`train.steps=100,200` -> ("train.steps", [100, 200]). Raises: ConfigError."""
-    from kssm_mlx.training.recipe import UNSET, parse_override
+    from kssm_mlx.training.recipe import parse_override
 
     key, _, values = text.partition("=")
-    found = [parse_override(f"{key}={value}")[1] for value in values.split(",")]
-    if len(found) < 1 or UNSET in found:
+    found = [parse_override(f"{key}={value}")[1] for value in values.split(",") if value]
+    if "." not in key or not found or len(found) < values.count(",") + 1:
         raise ConfigError(
-            f"--grid takes section.key=a,b,... such as train.learning_rate=1e-3,2e-3, got {text!r}"
+            f"--grid takes SECTION.KEY=A,B,... such as train.learning_rate=1e-3,2e-3, got {text!r}"
         )
     return key.strip(), found
