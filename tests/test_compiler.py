@@ -1,4 +1,4 @@
-"""The compiler of the tests: what it made of one text it does not make twice, and nothing else is taken for it."""
+"""The compiler of the tests: what it made of one text it does not make twice."""
 
 import subprocess
 

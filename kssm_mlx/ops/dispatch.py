@@ -124,8 +124,8 @@ class _Raised(Exception):
 def with_fallback(op: Callable) -> Callable:
     """An op that goes on with its compiled form where the kernel that "auto" chose raises.
 
-    Where the compiled form does not, the kernel was at fault: it is off from then on, with a warning. Of its
-    forward pass only; one that raises in a backward pass ends the step, in one line that says what to do.
+    Where the compiled form does not, the kernel was at fault: it is off from then on, with a warning. This is
+    of its forward pass; of one that raises in a backward pass `with_second_try` takes the step again.
     """
 
     @wraps(op)
@@ -150,6 +150,38 @@ def _guarded(op: str) -> Callable:
             raise _Raised(op, error) from error
 
     return call
+
+
+def with_second_try(build: Callable[[], Callable]) -> Callable:
+    """`build()`, a pure function of arrays, built and called again where a kernel raised in a backward pass.
+
+    That kernel is off from then on, with a warning. build: called anew, so that nothing that MLX has traced
+    holds the kernel.
+    """
+    built = build()
+
+    def call(*args, **options):
+        nonlocal built
+        for _ in OPS:  # each can be switched off once
+            try:
+                return built(*args, **options)
+            except Exception as error:
+                op = _op_of(getattr(error, "kssm_kernel", ""))
+                if op is None or (op, gpu.dialect()) in _off:
+                    raise
+                _switch_off(op, error)
+                built = build()
+        return built(*args, **options)
+
+    return call
+
+
+def _op_of(kernel: str) -> str | None:
+    """The op whose file holds the kernel of this name."""
+    for op in OPS:
+        if kernel and any(getattr(value, "name", None) == kernel for value in vars(module(op)).values()):
+            return op
+    return None
 
 
 _off: dict[tuple[str, str | None], Verdict] = {}

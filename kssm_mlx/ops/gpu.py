@@ -89,7 +89,12 @@ class Kernel:
                     f"{self.name}: {count} elements in one array, at most 2^31 - 1; use impl='compiled'"
                 )
         run = cpp.run if dialect() == "cpp" else _run_gpu
-        return run(self, constants, [sizes, *inputs], list(outputs), lanes)
+        try:
+            return run(self, constants, [sizes, *inputs], list(outputs), lanes)
+        except Exception as error:
+            # A backward pass is called by MLX: by this mark the step knows whose error reaches it.
+            error.kssm_kernel = self.name  # type: ignore[attr-defined]
+            raise
 
     @property
     def planar(self) -> str:

@@ -12,6 +12,7 @@ evaluated piece by piece, so that memory holds the activations of one piece and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.base import Cache, Intervention, head_of, training_mode, with_parameters
+from kssm_mlx.ops.dispatch import with_second_try
 from kssm_mlx.training import loss_terms, observables, optim
 from kssm_mlx.training.loss_terms import Term, isolate_node
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
@@ -71,7 +73,13 @@ def make_step(
     Raises: ConfigError when the model cannot do what the recipe asks.
     """
     _use_checkpoints(model, train)
-    compiled = mx.compile if compile else lambda f: f
+    build = partial(
+        _build_step, model, train, loss=loss, masks=masks, intervention=intervention, monitor=monitor
+    )
+    return with_second_try(partial(build, mx.compile if compile else lambda f: f))
+
+
+def _build_step(model, train, compiled, *, loss, masks, intervention, monitor) -> Step:
     gradient = make_gradient(model, train, loss=loss, intervention=intervention, monitor=monitor)
     update = make_update(model, train, masks=masks, monitor=monitor)
     if train.accumulation > 1:

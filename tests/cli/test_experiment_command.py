@@ -187,7 +187,8 @@ def test_the_page_sorts_in_a_browser_and_needs_no_network(faked, size):
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto((faked / "experiments/q/report.html").as_uri())
-        seeds = "() => [...document.querySelectorAll('table')[2].tBodies[0].rows].map(r => r.cells[2].textContent)"
+        rows = "document.querySelectorAll('table')[2].tBodies[0].rows"
+        seeds = f"() => [...{rows}].map(r => r.cells[2].textContent)"
         button = page.locator("table").nth(2).locator("th button").nth(2)
         button.click()
         rising = [float(x) for x in page.evaluate(seeds)]

@@ -152,3 +152,55 @@ def test_a_text_that_metal_does_not_compile_is_met_when_the_kernel_is_called(com
         assert mx.allclose(found, causal_conv(X, WEIGHT, impl="compiled")[0])
     gpu._gpu_kernel.cache_clear()
     assert built == [0.0]  # no launch that counts was tried
+
+
+@pytest.fixture
+def no_backward(monkeypatch) -> list[str]:
+    """The kernel of the convolution's backward pass raises each time it is called."""
+    called, run = [], gpu.cpp.run
+
+    def raising(kernel, *args):
+        if kernel.name == "conv_backward":
+            called.append(kernel.name)
+            raise RuntimeError("the device is lost")
+        return run(kernel, *args)
+
+    monkeypatch.setattr(gpu.cpp, "run", raising)
+    return called
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_step_whose_backward_pass_raises_is_taken_again_without_the_kernel(no_backward, compiled):
+    def gradient(impl, x):
+        return mx.grad(lambda x: causal_conv(x, WEIGHT, impl=impl)[0].sum())(x)
+
+    expected = gradient("compiled", X)
+    wrapped = (lambda f: mx.compile(f)) if compiled else (lambda f: f)
+    step = dispatch.with_second_try(lambda: wrapped(lambda x: gradient("auto", x)))
+    with pytest.warns(KssmWarning, match=r"conv: the kernel is off \(RuntimeError: the device is lost\)"):
+        assert mx.array_equal(step(X), expected)
+    assert mx.array_equal(step(X), expected)
+    assert no_backward == ["conv_backward"] and not dispatch.trusted("conv", W=4)
+
+
+def test_an_error_of_no_kernel_is_raised_as_it_is():
+    def fail(x):
+        raise ValueError("something else")
+
+    with pytest.raises(ValueError, match="something else"):
+        dispatch.with_second_try(lambda: fail)(X)
+
+
+def test_a_training_step_goes_on_when_a_backward_kernel_raises(no_backward):
+    from kssm_mlx.models import build, configure
+    from kssm_mlx.training.recipe_sections import Train
+    from kssm_mlx.training.state import initial_state
+    from kssm_mlx.training.step import make_step
+
+    train = Train(steps=4, batch_size=2, context=8, warmup=1)
+    model = build(configure("kssm", "xs", vocab_size=11), seed=0)
+    step, state = make_step(model, train, compile=False), initial_state(model, train)
+    tokens = mx.random.randint(0, 11, (2, 9), key=mx.random.key(0)).astype(mx.int32)
+    with pytest.warns(KssmWarning, match="conv: the kernel is off"):
+        state, metrics = step(state, tokens)
+    assert mx.isfinite(metrics["loss"]).item() and no_backward == ["conv_backward"]
