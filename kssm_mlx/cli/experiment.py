@@ -39,7 +39,7 @@ def run(
 
     A run that was cut off goes on where it was; one that its checks stopped is told, and the others go on.
     """
-    from kssm_mlx.cli.experiment_progress import watch_experiment
+    from kssm_mlx.cli.live.experiment import watch_experiment
     from kssm_mlx.cli.tables import console
     from kssm_mlx.experiments.execute import Experiment
 
@@ -58,7 +58,7 @@ def resume(
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Runs at a time.")] = 2,
 ) -> None:
     """Go on with an experiment as it began."""
-    from kssm_mlx.cli.experiment_progress import watch_experiment
+    from kssm_mlx.cli.live.experiment import watch_experiment
     from kssm_mlx.cli.tables import console
     from kssm_mlx.experiments.execute import Experiment, design_of
     from kssm_mlx.runs.experiment import read_results
@@ -74,7 +74,7 @@ def resume(
 @experiment.command()
 def status(folder: Annotated[Path, typer.Argument(help="The experiment's folder.")]) -> None:
     """How far each arm and seed is."""
-    from kssm_mlx.cli.experiment_progress import show_status
+    from kssm_mlx.cli.live.experiment import show_status
     from kssm_mlx.cli.tables import console
 
     show_status(console(), _require(folder))

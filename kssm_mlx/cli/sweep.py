@@ -33,7 +33,7 @@ def sweep(
 
     The ranking is of what was tried, on these seeds: it is no verdict, which kssm experiment gives.
     """
-    from kssm_mlx.cli.experiment_progress import watch_experiment
+    from kssm_mlx.cli.live.experiment import watch_experiment
     from kssm_mlx.cli.tables import console, show, table
     from kssm_mlx.experiments import sweep as sweeps
     from kssm_mlx.training.recipe import parse_override

@@ -31,7 +31,7 @@ def verify_weights(
 
     Exit code 0 if every check passed, 1 if one failed, shown or not, 2 for unusable input.
     """
-    from kssm_mlx.cli.meter import Bytes
+    from kssm_mlx.cli.live.meter import Bytes
     from kssm_mlx.data.corpora.text_files import read_text
     from kssm_mlx.runner import verify_weights
 

@@ -39,6 +39,7 @@ MEANINGS = {
     "kssm.n_groups": "Kuramoto populations of a block",
     "mamba2.n_groups": "groups of heads that share B and C",
     "harmonics": "how many powers of the order parameter are read out",
+    "cell": "of the recurrence: gated, or tanh alone",
     "kappa": "1: Kuramoto; 0: a complex linear state-space model with the same parameters",
     "leaf": "how a field acts over its time step: at once, or held while the population turns",
     "coupling": "populations feel those of the block below",

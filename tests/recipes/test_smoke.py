@@ -44,7 +44,7 @@ EACH_FAMILY = {
 
 
 def few(level: str) -> tuple[str, ...]:
-    """Without C39, which races for a lock and knows no recipe, and C10 and C11, which a tiny base does not pass."""
+    """Without C39, which races for a lock and knows no recipe; a tiny base passes neither C10 nor C11."""
     return tuple(id for id in ALL(level) if id not in ("C10", "C11", "C39"))
 
 
