@@ -22,7 +22,8 @@ from kssm_mlx.errors import CheckFailed, CheckpointError, KssmError
 from kssm_mlx.experiments.job import Job, Measured
 from kssm_mlx.experiments.protocols import find_protocol, parse_options
 from kssm_mlx.runs import lock
-from kssm_mlx.runs.records import read_checks, read_manifest
+from kssm_mlx.runs.layout import PROBES
+from kssm_mlx.runs.records import read_checks, read_manifest, read_rows
 from kssm_mlx.training.checkpoints.identity import describe_environment
 from kssm_mlx.training.json_lines import to_plain
 
@@ -61,6 +62,7 @@ def do_job(job: Job, experiment: Path, console: Console) -> dict[str, Any]:
         "metrics": {n: x for n, x in measured.metrics.items() if to_plain(x) is not None},
         "units": measured.units,
         "curve": measured.curve,
+        "probes": read_rows(folder / PROBES),
         "checks": collect_checks(folder),
         "settings": job.settings,
         "protocol": job.measures,

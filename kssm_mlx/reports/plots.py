@@ -10,7 +10,7 @@ import numpy as np
 
 from kssm_mlx.reports.phases import plot_phases
 from kssm_mlx.reports.run import Run
-from kssm_mlx.reports.style import INK, MUTED, PALETTE, draw_heading, draw_trend, picture, shades
+from kssm_mlx.reports.style import INK, MARKERS, MUTED, PALETTE, draw_heading, draw_trend, picture, shades
 
 DYNAMICS = {
     "R": "order parameter R (0 incoherent, 1 in phase)",
@@ -18,6 +18,7 @@ DYNAMICS = {
     "h": "size of the field |h|",
     "lyapunov": "Lyapunov exponent per token (nats)",
 }
+MOST_NUMBERS = 6  # of one check in a panel
 OPTIMISATION = {
     "grad_norm": "gradient norm before clipping",
     "lr": "learning rate",
@@ -32,7 +33,26 @@ def plot_all(run: Run) -> list[Path]:
     drawn = [plot_loss(run, folder / "loss.png")]
     if any(run.blocks(quantity) for quantity in DYNAMICS):
         drawn.append(plot_dynamics(run, folder / "dynamics.png"))
-    return [*drawn, plot_optimisation(run, folder / "optimisation.png"), *plot_phases(run)]
+    drawn += [plot_optimisation(run, folder / "optimisation.png"), *plot_phases(run)]
+    return drawn + ([plot_probes(run, folder / "probes.png")] if run.probes else [])
+
+
+def plot_probes(run: Run, path: Path) -> Path:
+    """The numbers of the checks that were asked along the way, one panel a check."""
+    ids = list(dict.fromkeys(row["id"] for row in run.probes))
+    with picture(path, (9, 0.6 + 2.6 * len(ids))) as figure:
+        for ax, id in zip(figure.subplots(len(ids), 1, squeeze=False).flatten(), ids, strict=True):
+            rows = [row for row in run.probes if row["id"] == id]
+            names = list(dict.fromkeys(name for row in rows for name in row["numbers"]))[:MOST_NUMBERS]
+            for i, name in enumerate(names):
+                known = [(row["step"], row["numbers"][name]) for row in rows if name in row["numbers"]]
+                look = {"color": PALETTE[i], "marker": MARKERS[i], "markersize": 4}
+                ax.plot(*zip(*known, strict=True), label=name, **look)
+            ax.set(xlabel="step", title=f"{id}: {rows[0]['title']}")
+            if names:
+                ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        draw_heading(figure, f"{run.name}: checks along the way")
+    return path
 
 
 def plot_loss(run: Run, path: Path) -> Path:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.runs.layout import MANIFEST, METRICS, RECIPE, SAMPLES, is_run
+from kssm_mlx.runs.layout import MANIFEST, METRICS, PROBES, RECIPE, SAMPLES, is_run
 from kssm_mlx.runs.records import read_checks, read_manifest, read_metrics, read_recipe, read_rows
 
 RUNGS = ("uniform", "unigram", "bigram", "trigram")
@@ -19,7 +19,7 @@ RUNGS = ("uniform", "unigram", "bigram", "trigram")
 class Run:
     """One run folder. Only recipe.json and metrics.jsonl must be there; what else it lacks is empty.
 
-    rows: of metrics.jsonl; checks: stage -> verdicts; samples: of samples.jsonl.
+    rows: of metrics.jsonl; checks: stage -> verdicts; samples, probes: of their files.
     """
 
     folder: Path
@@ -28,6 +28,7 @@ class Run:
     rows: list[dict[str, Any]]
     checks: dict[str, list[dict[str, Any]]]
     samples: list[dict[str, Any]]
+    probes: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -94,4 +95,5 @@ def open_run(folder: str | Path) -> Run:
         rows=read_metrics(folder),
         checks=read_checks(folder),
         samples=read_rows(folder / SAMPLES),
+        probes=read_rows(folder / PROBES),
     )

@@ -7,16 +7,24 @@ with those checks that judge what was learned, which a dozen steps cannot have t
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from kssm_mlx import files
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import REGISTRY, Check, Context, require_no_failure
+from kssm_mlx.files import writing
 from kssm_mlx.models.base import with_parameters
-from kssm_mlx.runs.records import read_metrics
+from kssm_mlx.runs.layout import PROBES
+from kssm_mlx.runs.records import read_metrics, read_rows
+from kssm_mlx.training.json_lines import to_plain
 from kssm_mlx.training.state import TrainState, with_knobs
 
+ALIASES = {"passkey": "D11"}
 LEARNING = ("C37", "N18")  # of what is learned, beside those that need a trained model: a trend, a batch
 
 
@@ -38,12 +46,20 @@ class RunChecks:
 
     def during(self, step: int, state: TrainState) -> None:
         """The model holds the parameters of that step while it is asked; the last answer is kept."""
-        if not suite.list_suite("R"):
-            return
         parameters = with_knobs(state.params, state.untrained)
-        with_parameters(
-            self.context.model, parameters, lambda: self._examine("R", "during", f"after step {step}")
-        )
+        with_parameters(self.context.model, parameters, lambda: self._ask_during(step))
+
+    def _ask_during(self, step: int) -> None:
+        if suite.list_suite("R"):
+            self._examine("R", "during", f"after step {step}")
+        asked = self.context.recipe.eval
+        if asked.checks and step % (asked.checks_every or asked.every) == 0:
+            write_probes(self.context.run_folder, step, self._probe(asked.checks))
+
+    def _probe(self, ids: list[str]) -> list[Check]:
+        """What is measured along the way and judged by nobody: of an untrained model too."""
+        context = replace(self._context_now("R"), untrained=True)
+        return suite.run_suite(context, select_probes(ids))
 
     def after(self) -> None:
         self._examine("S", "final", "at the end", smoke=bool(self.context.recipe.smoke))
@@ -74,6 +90,42 @@ class RunChecks:
                 markup=False,
                 soft_wrap=True,
             )
+
+
+def select_probes(ids: list[str]) -> tuple[str, ...]:
+    """The ids of eval.checks, names that people know among them. Raises: ConfigError for one there is not."""
+    return suite.select_ids(ALIASES.get(id, id) for id in ids)
+
+
+def write_probes(folder: Path | None, step: int, checks: list[Check]) -> None:
+    """Add their numbers to probes.jsonl, in place of what a run that was cut off had written of this step."""
+    assert folder is not None
+    kept = [row for row in read_rows(folder / PROBES) if row["step"] < step]
+    rows = [
+        {
+            "step": step,
+            "id": c.id,
+            "title": c.title,
+            "verdict": c.verdict,
+            "got": c.got,
+            "numbers": _numbers(c),
+        }
+        for c in checks
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in (*kept, *rows))
+    with writing(PROBES, folder):
+        files.replace(folder / PROBES, text)
+
+
+def _numbers(check: Check) -> dict[str, float]:
+    """By name; those of a table as "cosine, block 0"."""
+    flat: dict[str, Any] = {}
+    for name, value in check.numbers.items():
+        flat |= (
+            {f"{name}, {key}": x for key, x in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    plain = {name: to_plain(value) for name, value in flat.items()}
+    return {n: x for n, x in plain.items() if isinstance(x, int | float) and not isinstance(x, bool)}
 
 
 def _of_learning(check: Check) -> bool:

@@ -21,7 +21,7 @@ from kssm_mlx.generation import generate
 from kssm_mlx.runner.base_models import ensure_base_model
 from kssm_mlx.runner.folder import read_base_digest, write_description
 from kssm_mlx.runner.prepare import prepare_context, prepare_data
-from kssm_mlx.runner.run_checks import RunChecks
+from kssm_mlx.runner.run_checks import RunChecks, select_probes
 from kssm_mlx.runner.tracking import open_tracker, require_tracker
 from kssm_mlx.runs import lock
 from kssm_mlx.training import recipe as recipes
@@ -57,6 +57,7 @@ def train(
     folder, console = Path(folder), console or Console(highlight=False)
     waivers = {**recipe.waive, **(waivers or {})}
     require_tracker(track)
+    select_probes(recipe.eval.checks)
     suite.require_known_waivers(waivers)  # a waiver of an unknown check is refused before anything is written
     with writing("the run", folder):
         folder.mkdir(parents=True, exist_ok=True)

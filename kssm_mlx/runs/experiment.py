@@ -29,8 +29,8 @@ class RunResult:
     """A row of kind "run". `failed`: why it has no numbers; "" where it has.
 
     purpose: "run", or "select" for one that chose settings. metrics: name -> value; units: name -> one value
-    per independent unit of one run (windows, prompts); curve: [step, value] of the metric; checks: ids by
-    verdict.
+    per independent unit of one run (windows, prompts); curve: [step, value] of the loss; probes: rows of
+    probes.jsonl; checks: ids by verdict.
     """
 
     arm: str
@@ -40,6 +40,7 @@ class RunResult:
     metrics: dict[str, float] = field(default_factory=dict)
     units: dict[str, list[float]] = field(default_factory=dict)
     curve: list[list[float]] = field(default_factory=list)
+    probes: list[dict[str, Any]] = field(default_factory=list)
     checks: dict[str, list[str]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Names of the files of a run, and which of its checkpoints is meant.
 
     runs/NAME/  recipe.json  manifest.json  data/  metrics.jsonl  samples.jsonl  checks.json  run.lock
+                probes.jsonl (where eval.checks asks for it)
                 checkpoints/step_00000200/  checkpoints/LATEST  checkpoints/BEST
 
 LATEST and BEST hold the name of a checkpoint folder. A name that is no `step_` and digits is no name: a file
@@ -16,6 +17,7 @@ from kssm_mlx.errors import CheckpointError
 
 RECIPE, MANIFEST, DATA = "recipe.json", "manifest.json", "data"
 METRICS, SAMPLES, CHECKS = "metrics.jsonl", "samples.jsonl", "checks.json"
+PROBES = "probes.jsonl"  # numbers of checks along the way
 CHECKPOINTS, LATEST, BEST = "checkpoints", "LATEST", "BEST"
 
 _STEP = re.compile(r"step_[0-9]{8,18}")

@@ -246,6 +246,23 @@ class Eval(Section):
     prompt: str = setting("", "what samples continue; empty: the separator of documents")
     sample_tokens: int = setting(160, "length of a sample; 0: none", unit="tokens", ge=0, le=2**20)
     temperature: float = setting(0.8, "of the samples; 0: always the likeliest", ge=0)
+    checks: list[str] = setting(
+        [],
+        "ids of checks whose numbers are written along the way, such as `D2`; `passkey` is D11. They "
+        "stop nothing",
+    )
+    checks_every: int | None = setting(
+        None, "between two of them; by default at every evaluation", unit="updates", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _checks_meet_evaluations(self):
+        if self.checks_every is not None and self.checks_every % self.every:
+            raise ValueError(
+                f"checks_every {self.checks_every} is no multiple of every {self.every}: they are asked at "
+                "evaluations"
+            )
+        return self
 
 
 class Save(Section):
