@@ -169,6 +169,7 @@ def ball_from_order(R: Array, dimensions: int) -> np.ndarray:
             raise ConfigError(f"an order parameter is between 0 and 1, got {r:g}")
         if r in (0.0, 1.0):
             return r
-        return float(brentq(lambda s: float(order_from_ball(s, dimensions)) - r, 0.0, 1.0, xtol=1e-15))
+        root: Any = brentq(lambda s: float(order_from_ball(s, dimensions)) - r, 0.0, 1.0, xtol=1e-15)
+        return float(root)
 
     return np.vectorize(solve, otypes=[np.float64])(np.asarray(R, np.float64))

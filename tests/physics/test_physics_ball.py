@@ -12,6 +12,12 @@ from kssm_mlx.oscillators.kuramoto import axial_rotation
 RNG = np.random.default_rng(5)
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers_in_any_order():
+    global RNG
+    RNG = np.random.default_rng(5)
+
+
 def inside(D, n=50, most=0.95):
     x = RNG.standard_normal((n, D))
     return most * RNG.uniform(0, 1, (n, 1)) * x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -30,9 +36,10 @@ def sphere_points(D, n):
 
 
 def solve(f, start, time=1.0):
-    found = solve_ivp(
-        lambda t, y: f(t, y.reshape(start.shape)).ravel(), (0, time), start.ravel(), rtol=1e-10, atol=1e-12
-    )
+    def flat(t, y):
+        return f(t, y.reshape(start.shape)).ravel()
+
+    found = solve_ivp(flat, (0, time), start.ravel(), rtol=1e-10, atol=1e-12)
     return found.y[:, -1].reshape(start.shape)
 
 
@@ -48,10 +55,10 @@ def test_21_the_ball_is_where_the_oscillators_are(D, tolerance):
     x = sphere_points(D, 60_000)
     steps, dt = 60, 1 / 60
     a = np.zeros(D)
-    for i in range(steps):  # RK4 of both
-        for_x = lambda y, s: ball.oscillator_velocity(y, W, field((i + s) * dt))  # noqa: E731
-        for_a = lambda y, s: ball.ball_velocity(y, W, field((i + s) * dt))  # noqa: E731
-        x, a = (rk4(f, y, dt) for f, y in ((for_x, x), (for_a, a)))
+    for i in range(steps):
+        h = [field((i + s) * dt) for s in (0, 0.5, 1)]
+        x = rk4(ball.oscillator_velocity, x, W, h, dt)
+        a = rk4(ball.ball_velocity, a, W, h, dt)
     mean = x.mean(axis=0)
     R = np.linalg.norm(mean)
     assert 0.2 < R < 0.99
@@ -59,11 +66,12 @@ def test_21_the_ball_is_where_the_oscillators_are(D, tolerance):
     assert mean @ a / (R * np.linalg.norm(a)) == pytest.approx(1.0, abs=tolerance)
 
 
-def rk4(f, y, dt):
-    k1 = f(y, 0)
-    k2 = f(y + dt / 2 * k1, 0.5)
-    k3 = f(y + dt / 2 * k2, 0.5)
-    k4 = f(y + dt * k3, 1)
+def rk4(f, y, W, h, dt):
+    """One step; h: the field at its beginning, middle and end."""
+    k1 = f(y, W, h[0])
+    k2 = f(y + dt / 2 * k1, W, h[1])
+    k3 = f(y + dt / 2 * k2, W, h[1])
+    k4 = f(y + dt * k3, W, h[2])
     return y + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
@@ -137,7 +145,7 @@ def test_24_the_order_parameter_of_a_point(D):
         mean = ball.translate(a, x).mean(axis=0)[0]
         assert mean == pytest.approx(float(ball.order_from_ball(size, D)), abs=4e-3)
     if D == 3:
-        for size in (1e-6, 0.0011, 0.3, 0.999):
+        for size in (1e-6, 0.0011, 0.3, 0.95):
             by_sum = ball._order_by_quadrature(np.array(size), 3)
             assert float(ball.order_from_ball(size, 3)) == pytest.approx(float(by_sum), rel=1e-6, abs=1e-12)
 
@@ -149,13 +157,13 @@ def test_24_known_values_and_the_way_back():
     for D in (2, 3, 5):
         R = np.array([0.0, 0.2, 0.77, 1.0])
         np.testing.assert_allclose(ball.order_from_ball(ball.ball_from_order(R, D), D), R, atol=1e-9)
-    with pytest.raises(ConfigError, match="an order parameter is between 0 and 1, got 1.5"):
+    with pytest.raises(ConfigError, match=r"an order parameter is between 0 and 1, got 1\.5"):
         ball.ball_from_order(1.5, 3)
 
 
 @pytest.mark.parametrize("D", [2, 3])
 def test_25_what_is_remembered_depends_on_R_and_the_decay_alone(D):
-    """|da_T/da_s| = (1 - |a_T|²)/(1 - |a_s|²) exp(-∫γ (1 + |a|²)/(1 - |a|²) dt), whatever fields and rotations."""
+    """|da_T/da_s| = (1 - |a_T|²)/(1 - |a_s|²) exp(-∫γ (1 + |a|²)/(1 - |a|²) dt), whatever the fields."""
     gamma, W, h = 0.3, antisymmetric(D), RNG.standard_normal(D)
     start = inside(D, 1, 0.6)[0]
 
