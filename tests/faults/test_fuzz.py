@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.support.fuzz import READERS, fuzz, mutate
+from tests.support.fuzz import fuzz
+from tests.support.mutations import mutate
+from tests.support.readers import READERS
 
 SLOW_READERS = ("BlinkDL",)  # reads and judges a whole model each time
 
