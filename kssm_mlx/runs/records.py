@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.parsing import parse_json
+from kssm_mlx.parsing import parse_json, read_json_object
 from kssm_mlx.runs.layout import CHECKS, MANIFEST, METRICS, RECIPE
 
 
 def read_recipe(run: Path) -> dict[str, Any]:
     """recipe.json: the recipe that the run began with, with what was derived from it (`DERIVED`)."""
-    return _read_object(run / RECIPE)
+    return read_json_object(run / RECIPE, CheckpointError)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
     """manifest.json: what the run was made with."""
-    return _read_object(run / MANIFEST)
+    return read_json_object(run / MANIFEST, CheckpointError)
 
 
 def read_checks(run: Path) -> dict[str, list[dict[str, Any]]]:
@@ -30,7 +30,7 @@ def read_checks(run: Path) -> dict[str, list[dict[str, Any]]]:
     if not path.exists():
         return {}
     try:
-        stages = _read_object(path)
+        stages = read_json_object(path, CheckpointError)
     except CheckpointError as e:
         raise CheckpointError(f"{e}; move it away, it is written anew") from None
     for stage, verdicts in stages.items():
@@ -54,7 +54,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    lines = _read_text(path).splitlines()
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
     for number, line in enumerate(lines, start=1):
         try:
             row = parse_json(line)
@@ -66,20 +69,3 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if isinstance(step, bool) or not isinstance(step, int | float):
             raise CheckpointError(f"{path} line {number} is no row with a step; remove it to go on")
         yield row
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(_read_text(path))
-    except ValueError as e:
-        raise CheckpointError(f"{path} is not JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is a JSON {type(value).__name__}; expected an object")
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", errors="replace")
-    except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
