@@ -10,7 +10,7 @@ from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import DataError
 from kssm_mlx.models.base import Trained
 from kssm_mlx.runner.evaluate import evaluate
-from kssm_mlx.training.recipe import Recipe, parse
+from kssm_mlx.training.recipe import Recipe, override, parse
 from tests.support.fakes import Memoryless, TinyRecurrent
 
 
@@ -53,6 +53,24 @@ def test_another_text(run, tmp_path):
     numbers = evaluate(trained, folder, source=f"file:{tmp_path / 'other.txt'}")
     assert numbers["data"].startswith("file:") and numbers["tokens"] == 1984
     assert numbers["ladder"]["bigram"] > evaluate(trained, folder)["ladder"]["bigram"]
+
+
+def test_another_text_is_read_as_the_run_s_own(tmp_path):
+    """With the special tokens of the recipe, where it allows them."""
+    text = tmp_path / "talk.txt"
+    text.write_text("<|user|> asks <|assistant|> answers <|endofturn|> " * 100)
+    counts = {}
+    for special in (True, False):
+        changes = {"data.source": f"file:{text}", "data.special_tokens": special}
+        recipe = parse({"data": {"tokenizer": "chars-reserved"}, "train": {"context": 32, "batch_size": 4}})
+        recipe = override(recipe, changes)
+        folder = tmp_path / f"run-{special}"
+        folder.mkdir()
+        (folder / "recipe.json").write_text(recipe.model_dump_json())
+        data = prepare(recipe.data, folder / "data")
+        trained = Trained(TinyRecurrent(data.vocab_size), data.tokenizer, str(folder), "d" * 64)
+        counts[special] = evaluate(trained, folder, source=f"file:{text}", tokens=10_000)["tokens"]
+    assert counts[True] < 0.6 * counts[False]
 
 
 def test_what_cannot_be_used_is_refused(run, tmp_path):

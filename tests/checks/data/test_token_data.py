@@ -58,7 +58,7 @@ def test_sound_text_passes(tmp_path, seed):
     assert [(c.id, c.got) for c in checks if c.verdict != "pass"] == []
 
 
-@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars", "chars-reserved"])
 def test_the_default_corpus_passes(tmp_path, tokenizer):
     data = prepare(Data(tokenizer=tokenizer), tmp_path)
     checks = suite.run_suite(Context(data=data, tokenizer=data.tokenizer), DATA_CHECKS)
