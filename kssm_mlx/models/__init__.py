@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, fields
 from typing import Any
 
-from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.errors import ConfigError, nearest, quote
 from kssm_mlx.models.families.family import Family
 from kssm_mlx.models.families.kssm import FAMILY as KSSM
 from kssm_mlx.models.families.mamba import FALCON as FALCON_MAMBA
@@ -36,8 +36,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def _family(name: str) -> Family:
-    if name not in FAMILIES:
-        raise ConfigError(f"no model family {name!r}; known: {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ConfigError(
+            f"no model family {quote(name)}; known: {', '.join(FAMILIES)}{nearest(str(name), FAMILIES)}"
+        )
     return FAMILIES[name]
 
 
@@ -85,7 +87,7 @@ def config_from_dict(values: dict[str, Any]):
     except ValidationError as e:
         error = e.errors()[0]
         where = ".".join(str(part) for part in error["loc"]) or name
-        raise ConfigError(f"model.{where}: {error['msg']}, got {error['input']!r}") from None
+        raise ConfigError(f"model.{where}: {error['msg']}, got {quote(error['input'])}") from None
 
 
 def _unsetting(key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,17 @@ from kssm_mlx.data.tokenizers.rwkv_world import WorldTokenizer
 from kssm_mlx.errors import KssmError
 from kssm_mlx.generation import generate, load_state, save_state
 from kssm_mlx.generation.state import require_fit
+from kssm_mlx.reports.card import write_card
+from kssm_mlx.reports.claims import state_claims
+from kssm_mlx.reports.comparison import summary
+from kssm_mlx.reports.run import open_run
 from kssm_mlx.runner.folder import read_run_recipe
+from kssm_mlx.runner.load import load
 from kssm_mlx.runs import layout, lock, records
+from kssm_mlx.terminal import printable
 from kssm_mlx.training import recipe as recipes
-from kssm_mlx.training.checkpoints.checkpoint import Snapshot, load, load_latest, save
+from kssm_mlx.training.checkpoints.checkpoint import Snapshot, load_latest, save
+from kssm_mlx.training.checkpoints.checkpoint import load as load_checkpoint
 from kssm_mlx.weights import side_files
 from kssm_mlx.weights.audit.findings import Finding, failures
 from kssm_mlx.weights.audit.inspect import inspect
@@ -33,6 +41,8 @@ from kssm_mlx.weights.naming.name_map import configuration, skeleton
 from tests.support import weight_files
 from tests.support.generation_fakes import Counting, endless
 from tests.support.tokenizer_kinds import byte_level, llama, word_piece, world
+
+RUN = Path(__file__).parents[1] / "runs" / "run-0.1.0"
 
 
 class Reader(NamedTuple):
@@ -152,6 +162,27 @@ def _pointer(folder: Path) -> Path:
     return folder / "checkpoints/LATEST"
 
 
+def _resumed(path: Path) -> None:
+    """Whatever LATEST says: the good checkpoint is taken, and what is beside the run is left alone."""
+    found = load_latest(path.parent)
+    if found is None or found.snapshot.step != 4 or not (path.parents[1] / "victim").is_dir():
+        raise AssertionError(f"resumed from {found}")
+
+
+def _whole_run(folder: Path) -> Path:
+    return Path(shutil.copytree(RUN, folder / "run"))
+
+
+def _read_run(path: Path) -> object:
+    """As a report and as every command that opens its model read it."""
+    folder = next(parent for parent in path.parents if parent.name == "run")
+    run = open_run(folder)
+    write_card(run)
+    printable(summary([run, open_run(RUN)]))
+    printable("".join(state_claims([run, open_run(RUN)])))
+    return load(folder)
+
+
 def _manifest(folder: Path) -> Path:
     write_manifest(folder / "m.toml", inspect(_model(folder)).manifest())
     return folder / "m.toml"
@@ -205,12 +236,17 @@ READERS: dict[str, Reader] = {
     ),
     "metrics.jsonl": Reader(_run("metrics.jsonl", ROWS), lambda p: records.read_metrics(p.parent)),
     "run.lock": Reader(_run("run.lock", '{"pid": 999999, "started": "1", "machine": "m"}'), _lock),
-    "LATEST": Reader(_pointer, lambda p: load_latest(p.parent)),
+    "LATEST": Reader(_pointer, _resumed),
     **{
         f"checkpoint's {name}": Reader(
-            lambda f, name=name: _pointer(f).parent / "step_00000004" / name, lambda p: load(p.parent)
+            lambda f, name=name: _pointer(f).parent / "step_00000004" / name,
+            lambda p: load_checkpoint(p.parent),
         )
         for name in ("state.json", "manifest.json")
+    },
+    **{
+        f"a run's {name}": Reader(lambda f, name=name: _whole_run(f) / name, _read_run)
+        for name in ("recipe.json", "manifest.json", "checks.json", "samples.jsonl", "data/index.json")
     },
     "BEST": Reader(_run("checkpoints/BEST", "step_00000004"), lambda p: layout.pick_checkpoint(p.parents[1])),
 }
