@@ -115,7 +115,7 @@ def test_the_context_gain_is_that_of_the_checks(run, monkeypatch):
     for module in ("kssm_mlx.training.evaluation", "kssm_mlx.checks.training.language"):
         monkeypatch.setattr(f"{module}.GAIN_TOKENS", 320)
     data = TokenData.open(folder / "data")
-    context = Context(model=trained.model, data=data, recipe=read_run_recipe(folder))
+    context = Context(model=trained.model, data=data, recipe=read_run_recipe(folder), untrained=True)
     (check,) = suite.run_suite(context, ["C18"])
     ours = evaluate(trained, folder, tokens=1024)
     assert ours["context_gain"] == pytest.approx(check.numbers["context_gain"], abs=1e-6)
