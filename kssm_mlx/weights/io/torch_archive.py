@@ -50,13 +50,11 @@ def read_torch(path: Path) -> Read:
     except Damaged as e:
         return {}, [Finding("W1", f"{path.name}: {e}")]
     except NOT_WHOLE as e:
-        return {}, [Finding("W2", f"{path.name} is not a whole zip archive: {str(e)[:200]}")]
+        return {}, [Finding("W2", f"{path.name} is not a whole zip archive: {e}")]
     # What zipfile raises for a whole archive that it cannot read: RuntimeError for an encrypted entry, its
     # subclass NotImplementedError for a compression that it does not know.
     except RuntimeError as e:
-        return {}, [
-            Finding("W2", f"{path.name} has an entry that cannot be read: {str(e)[:200]}", NOT_TORCH_LOAD)
-        ]
+        return {}, [Finding("W2", f"{path.name} has an entry that cannot be read: {e}", NOT_TORCH_LOAD)]
 
 
 def check_archive(path: Path, progress: Callable[[int], None]) -> list[Finding]:
