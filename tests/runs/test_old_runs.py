@@ -14,7 +14,7 @@ import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.cli.run_choice import choose
 from kssm_mlx.errors import KssmError
-from kssm_mlx.reports import claims, report
+from kssm_mlx.reports import report, state_claims
 from kssm_mlx.runs.layout import RECIPE
 from kssm_mlx.runs.records import read_metrics, read_recipe
 
@@ -69,7 +69,7 @@ def test_it_is_reported_and_compared(run, tmp_path):
     recipe = read_recipe(other)
     recipe["model"]["kappa"] = 0.0
     (other / "recipe.json").write_text(json.dumps(recipe))
-    (said,) = claims([run, other])
+    (said,) = state_claims([run, other])
     assert said.startswith("other against run-0.1.0, nats/token: ")
 
 
