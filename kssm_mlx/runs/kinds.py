@@ -7,6 +7,7 @@ from typing import Any
 
 from kssm_mlx.errors import CheckpointError, quote
 
+Kinds = Mapping[str, tuple[type, ...]]
 NUMBER = (int, float, type(None))
 TABLE, TEXT = (dict,), (str,)
 
@@ -23,10 +24,10 @@ MANIFEST = {
     "parameters": NUMBER,
     "command": (str, type(None)),
 }
-ENVIRONMENT = dict.fromkeys(("device", "packages", "switches"), (dict, type(None)))
+ENVIRONMENT: Kinds = dict.fromkeys(("device", "packages", "switches"), (dict, type(None)))
 VERDICT = {**dict.fromkeys(("id", "title", "level", "verdict", "got", "expected"), TEXT), "numbers": TABLE}
 MEASURED = {"ladder": TABLE, "context_gain": NUMBER, "context_gain_se": NUMBER}
-RUNGS = dict.fromkeys(("uniform", "unigram", "bigram", "trigram", "position_bigram"), NUMBER)
+RUNGS: Kinds = dict.fromkeys(("uniform", "unigram", "bigram", "trigram", "position_bigram"), NUMBER)
 SAMPLE = {"text": TEXT, "prompt": TEXT, "temperature": NUMBER}
 ROW = {
     **dict.fromkeys(("nats_per_token", "se", "bits_per_byte", "perplexity", "perplexity_se"), NUMBER),
@@ -35,9 +36,7 @@ ROW = {
 }
 
 
-def require_kinds(
-    table: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], where: object, *, all: bool = False
-) -> None:
+def require_kinds(table: Mapping[str, Any], kinds: Kinds, where: object, *, all: bool = False) -> None:
     """all: whether every key must be there.
 
     Raises: CheckpointError naming a value that is of another kind than `kinds` says, or is missing.
