@@ -13,6 +13,7 @@ from kssm_mlx.checks.pretrained.subject import TOKENS, Host
 from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.tasks import Task
+from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.data.tokens import TokenData, TokenSplit, bytes_per_target, encode_documents
 from kssm_mlx.errors import DataError
 from kssm_mlx.metrics.ngrams import ngram_ladder
@@ -64,7 +65,8 @@ def evaluate(
 def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
     recipe = read_recipe(folder)
     data = TokenData.open(folder / "data")
-    split = data.validation if source is None else _foreign(source, data)
+    special = data.index["special_tokens"]
+    split = data.validation if source is None else _foreign(source, trained.tokenizer, special)
 
     def windows(count: int) -> Iterator[Batch]:
         return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])
@@ -98,7 +100,6 @@ def _of_model(trained: Trained, source: str | None) -> Reading:
     )
 
 
-def _foreign(source: str, data: TokenData) -> TokenSplit:
-    """All of another corpus, or its own validation, as one split, read as the run's own text was."""
-    special = data.index["special_tokens"]
-    return encode_documents(source, open_corpus(source).scored, data.tokenizer, special_tokens=special)
+def _foreign(source: str, tokenizer: Tokenizer, special_tokens: bool) -> TokenSplit:
+    """All of another corpus, or its own validation, as one split. special_tokens: as in the run's own text."""
+    return encode_documents(source, open_corpus(source).scored, tokenizer, special_tokens=special_tokens)
