@@ -101,5 +101,5 @@ def _of_model(trained: Trained, source: str | None) -> Reading:
 
 
 def _foreign(source: str, tokenizer: Tokenizer, special_tokens: bool) -> TokenSplit:
-    """All of another corpus, or its own validation, as one split. special_tokens: as in the run's own text."""
+    """All of another corpus, or its own validation, as one split; special_tokens as in the run's text."""
     return encode_documents(source, open_corpus(source).scored, tokenizer, special_tokens=special_tokens)
