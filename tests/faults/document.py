@@ -62,7 +62,7 @@ def render() -> str:
 
 
 def _fuzz() -> Iterator[str]:
-    rows = sorted(read("fuzz"), key=lambda row: row["reader"])
+    rows = sorted(read("fuzz"), key=lambda row: (row["reader"], row["seed"]))
     faults = [row["fault"] for row in rows if row["fault"]]
     yield from ("## Hostile files", "", FUZZ)
     readers = len({row["reader"] for row in rows})

@@ -1,12 +1,14 @@
 """Every reader of the package on damaged and made-up files: a value or a KssmError, never anything else."""
 
+import copy
 import os
+import random
 
 import pytest
 
 from tests.support import fuzz as fuzzing
 from tests.support.fuzz import fuzz, outcomes
-from tests.support.mutations import mutate
+from tests.support.mutations import OBJECTS, mutate
 from tests.support.readers import READERS
 
 SLOW_READERS = ("BlinkDL",)  # reads and judges a whole model each time
@@ -35,8 +37,6 @@ def test_the_harness_fires(monkeypatch, tmp_path):
 
 
 def test_the_changes_are_many():
-    import random
-
     rng = random.Random(0)
     good = b'{"a": [1, 2, {"b": null}], "c": "text"}'
     assert len({mutate(good, rng, text=True) for _ in range(500)}) > 300
@@ -67,3 +67,12 @@ def test_time_beyond_the_limit_is_a_fault(monkeypatch):
     monkeypatch.setattr(fuzzing, "LONGEST", -1.0)
     with pytest.raises(AssertionError, match="s of CPU"):
         fuzz("jsonl", 5, seed=0)
+
+
+def test_changes_of_trees_stay_trees():
+    """A value that was put in as it is, and not as a copy, came to hold itself: a RecursionError of the harness."""
+    rng, good = random.Random(1), b'{"a": {"b": [1, {"c": {}}]}, "d": {}}'
+    before = copy.deepcopy(OBJECTS)
+    for _ in range(3000):
+        mutate(good, rng, text=True)
+    assert repr(OBJECTS) == repr(before)

@@ -120,8 +120,8 @@ def _of_tree(raw: bytes, rng: random.Random) -> bytes | None:
             case _:
                 del parent[key]
                 if isinstance(parent, dict) and rng.random() < 0.5:
-                    parent[rng.choice(["", "x", "auto_map", "model_file", "quantization"])] = rng.choice(
-                        OBJECTS
+                    parent[rng.choice(["", "x", "auto_map", "model_file", "quantization"])] = copy.deepcopy(
+                        rng.choice(OBJECTS)
                     )
     return json.dumps(tree).encode()
 
