@@ -51,8 +51,8 @@ their last bit, and none. An error is relative. `python -m tests.faults.measure 
 LOADERS = """What becomes of the keys of others' configurations, and how many names of tensors are known,
 counted in `kssm_mlx/models/families`. "one value": the key is read, and refused with any value but that of
 the architecture as it is implemented. A key in no table, and a tensor of no known name, is refused by its
-name (`tests/weights/test_config_keys.py`, `tests/weights/audit/test_inspect.py`). Our own exports have the fields of their configuration, all
-read.
+name (`tests/weights/test_config_keys.py`, `tests/weights/audit/test_inspect.py`). Our own exports have the
+fields of their configuration, all read.
 """
 
 
