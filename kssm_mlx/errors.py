@@ -50,6 +50,18 @@ class Interrupted(KssmError):
     exit_code = 130
 
 
+def quote(value: object, longest: int = 120) -> str:
+    """The value as Python writes it, for a message; a long one is cut."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def one_line(text: str, longest: int = 2000) -> str:
+    """A message with names from a file in it: line breaks in them become spaces, and a long one is cut."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The closest of `known` as a hint, such as "; did you mean 'kappa'?", or the empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

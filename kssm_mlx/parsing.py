@@ -11,7 +11,10 @@ import json
 import re
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from kssm_mlx.errors import KssmError
 
 DEEPEST = 200  # levels of nesting; our own files have fewer than ten
 LONGEST_INTEGER = 400  # digits that are read exactly; more are read as a float
@@ -35,6 +38,22 @@ def parse_json(text: str | bytes, *, pairs: Callable[[list[tuple[str, Any]]], An
     if _nesting(text, "[{", "]}") > DEEPEST:
         raise ValueError(f"nested more than {DEEPEST} levels deep")
     return json.loads(text, parse_int=_integer, object_pairs_hook=pairs)
+
+
+def read_json_object(path: Path, refuse: type[KssmError]) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises: `refuse`, in one line, for a file that cannot be read, is no JSON, or holds another value.
+    """
+    try:
+        value = parse_json(path.read_bytes())
+    except OSError as e:
+        raise refuse(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
+    except ValueError as e:
+        raise refuse(f"{path} is not JSON: {e}") from None
+    if not isinstance(value, dict):
+        raise refuse(f"{path} is a JSON {type(value).__name__}; expected an object")
+    return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def test_a_folder_others_can_write_to_is_refused(tmp_path, without_system_librar
     (tmp_path / "kssm-mlx").mkdir()
     (tmp_path / "kssm-mlx").chmod(0o777)
     _blas.prefer_fast_blas()
-    assert "writable only by you" in _blas.status().why
+    assert "writable only by you" in _blas.status().why and _blas.status().why.endswith("delete it")
 
 
 def test_an_impossible_folder_is_told(tmp_path, without_system_library, monkeypatch):

@@ -139,10 +139,12 @@ def test_a_circle_is_caught_also_one_that_is_lazy(tmp_path):
 
 
 def shadowed(package: Path, root: Path = ROOT) -> list[str]:
-    """Modules that a package's __init__ hides behind an import of the same name, until they are imported."""
+    """Modules that a package's __init__ hides behind another of the same name, until they are imported."""
     here = ".".join([root.name, *package.relative_to(root).parts])
     found = []
     for node in ast.walk(ast.parse((package / "__init__.py").read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (package / f"{node.name}.py").is_file():
+            found.append(f"{here}: {node.name}")
         for name in getattr(node, "names", ()):
             bound = name.asname or name.name  # a command may be called as its module is
             own = getattr(node, "module", None) in (here, f"{here}.{bound}")
@@ -160,6 +162,8 @@ def test_no_package_hides_a_module_behind_another():
 def test_a_hidden_module_is_caught(tmp_path):
     (tmp_path / "__init__.py").write_text("from elsewhere import mamba\nfrom elsewhere import other\n")
     (tmp_path / "mamba.py").write_text("")
+    assert shadowed(tmp_path, tmp_path) == [f"{tmp_path.name}: mamba"]
+    (tmp_path / "__init__.py").write_text("def mamba():\n    pass\n")
     assert shadowed(tmp_path, tmp_path) == [f"{tmp_path.name}: mamba"]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import kssm_mlx
+from kssm_mlx.errors import KssmError
 
 ROOT = Path(__file__).parents[1]
 # Each of these costs tenths of a second to seconds; a command imports what it needs when it runs.
@@ -99,3 +100,30 @@ def test_a_recipe_is_found_outside_the_clone(wheel, tmp_path):
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.stdout.startswith("kssm "), run.stderr
     assert str(tmp_path) in run.stdout
+
+
+def test_types_are_promised(wheel):
+    assert "kssm_mlx/py.typed" in wheel.namelist()
+
+
+def test_every_extra_is_used():
+    """An extra that nothing imports installs something for nothing, as `eval` did."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "kssm_mlx").rglob("*.py"))
+    own = {name: wanted for name, wanted in extras.items() if name not in ("test", "parity")}
+    assert own and "lm-eval" not in str(extras)
+    for package in (want.partition(">=")[0] for wanted in own.values() for want in wanted):
+        assert f"import {package}" in code or f"from {package}" in code, package
+
+
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (lambda: kssm_mlx.build("kssm"), "build takes a configuration, got str; make one"),
+        (lambda: kssm_mlx.build({"model_type": "kssm"}), "build takes a configuration, got dict; make one"),
+        (lambda: kssm_mlx.generate("a model", "x"), "generate takes a model, a tokenizer and prompts, or"),
+    ],
+)
+def test_what_a_public_function_cannot_use_is_one_line(call, says):
+    with pytest.raises(KssmError, match=says):
+        call()

@@ -1,9 +1,11 @@
 """What others wrote is shown with its control characters spelled out, as far as the terminal can write it."""
 
 import io
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -80,3 +82,16 @@ def test_a_stream_that_is_a_buffer_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     prepare_streams()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_utf_8_whatever_the_terminal_shows(encoding):
+    run = Path(__file__).parent / "runs" / "run-0.1.0"
+    command = ["generate", str(run), "naïve 中文", "--max-tokens", "2", "--no-verify", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kssm_mlx", *command],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.decode("utf-8"))["completions"][0]["prompt"] == "naïve 中文"

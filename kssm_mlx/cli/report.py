@@ -33,7 +33,7 @@ def report(
         raise ConfigError(
             f"--out is for the comparison of several runs; the report of one is written into {runs[0]}"
         )
-    from kssm_mlx.reports import claims, compare
+    from kssm_mlx.reports import compare, state_claims
     from kssm_mlx.reports import report as write
 
     written = [path for run in runs for path in write(run)]
@@ -41,5 +41,5 @@ def report(
         written += compare(runs, out or Path("comparison"))
     for path in written:
         typer.echo(path)
-    for sentence in claims(runs) if len(runs) > 1 else ():
+    for sentence in state_claims(runs) if len(runs) > 1 else ():
         typer.echo(sentence)

@@ -222,7 +222,7 @@ def _of_text(recipe: DataRecipe) -> _Source:
     both, method, share = split_corpus(corpus, recipe.split, recipe.validation, recipe.seed)
     everything = [*corpus.documents, *corpus.validation]
     special = bool(getattr(recipe, "special_tokens", False))
-    tokenizer = make_tokenizer(recipe.tokenizer, everything, both[0])
+    tokenizer = make_tokenizer(recipe.tokenizer, everything, both[0], special_tokens=special)
     origin = {
         "corpus": {
             "name": corpus.name,

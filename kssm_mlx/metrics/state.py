@@ -21,10 +21,11 @@ SELECTIVE = 2.0  # times the median update: a token that was written down more t
 def retention(gaps: np.ndarray) -> float:
     """ρ, what is left per token of a difference between two states that read the same tokens from then on.
 
-    The geometric mean over the given tokens, 0 where nothing is left. Shapes: gaps [T], norms of differences.
+    The geometric mean over the given tokens, 0 where nothing is left, NaN without a token in between.
+    Shapes: gaps [T], norms of differences.
     """
     gaps = np.asarray(gaps, np.float64)
-    if not np.isfinite(gaps).all():
+    if gaps.size < 2 or not np.isfinite(gaps).all():
         return math.nan
     return float((gaps[-1] / gaps[0]) ** (1 / (gaps.size - 1))) if gaps[0] > 0 else 0.0
 

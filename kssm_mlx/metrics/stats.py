@@ -128,7 +128,7 @@ def fit_trend(values: Sequence[float], pieces: int = 50) -> tuple[float, float]:
         return math.nan, math.nan
     places = np.array_split(np.arange(series.size), min(pieces, series.size))
     y = np.array([series[place].mean() for place in places])
-    if np.ptp(y) == 0:
+    if np.ptp(y) <= ROUNDING * np.abs(y).max():
         return 0.0, 0.0
     line: Any = linregress([place.mean() for place in places], y)
     t = line.slope / line.stderr if line.stderr else math.copysign(math.inf, line.slope)
@@ -136,11 +136,12 @@ def fit_trend(values: Sequence[float], pieces: int = 50) -> tuple[float, float]:
 
 
 def autocorrelation(values: Sequence[float], lag: int = 1) -> float:
-    """The correlation of a series with itself `lag` values later; NaN for a constant one."""
+    """The correlation of a series with itself `lag` values later, lag >= 1; NaN for a constant one."""
     x = np.asarray(values, np.float64)
+    if x.size < 2 or not _spread(x, float(np.abs(x).max())) > 0:
+        return math.nan
     x = x - x.mean()
-    scale = float(np.dot(x, x))
-    return float(np.dot(x[lag:], x[:-lag])) / scale if scale > 0 else math.nan
+    return float(np.dot(x[lag:], x[:-lag]) / np.dot(x, x))
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float, int]:

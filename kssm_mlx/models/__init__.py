@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, fields
 from typing import Any
 
-from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.errors import ConfigError, nearest, quote
 from kssm_mlx.models.families.family import Family
 from kssm_mlx.models.families.gru import FAMILY as GRU
 from kssm_mlx.models.families.kssm import FAMILY as KSSM
@@ -38,8 +38,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def _family(name: str) -> Family:
-    if name not in FAMILIES:
-        raise ConfigError(f"no model family {name!r}; known: {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ConfigError(
+            f"no model family {quote(name)}; known: {', '.join(FAMILIES)}{nearest(str(name), FAMILIES)}"
+        )
     return FAMILIES[name]
 
 
@@ -87,7 +89,7 @@ def config_from_dict(values: dict[str, Any]):
     except ValidationError as e:
         error = e.errors()[0]
         where = ".".join(str(part) for part in error["loc"]) or name
-        raise ConfigError(f"model.{where}: {error['msg']}, got {error['input']!r}") from None
+        raise ConfigError(f"model.{where}: {error['msg']}, got {quote(error['input'])}") from None
 
 
 def _unsetting(key: str) -> str:

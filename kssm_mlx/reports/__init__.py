@@ -35,9 +35,9 @@ def compare(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
     return write_comparison([open_run(folder) for folder in folders], Path(out))
 
 
-def claims(folders: Sequence[str | Path]) -> list[str]:
+def state_claims(folders: Sequence[str | Path]) -> list[str]:
     """What the runs allow one to say of each other, each sentence with its evidence."""
-    from kssm_mlx.reports.claims import state_claims as sentences
+    from kssm_mlx.reports import claims
     from kssm_mlx.reports.run import open_run
 
-    return sentences([open_run(folder) for folder in folders])
+    return claims.state_claims([open_run(folder) for folder in folders])

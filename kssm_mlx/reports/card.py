@@ -8,6 +8,7 @@ from typing import Any
 
 from kssm_mlx import files
 from kssm_mlx.reports.run import Run
+from kssm_mlx.terminal import printable
 
 UNITS = {"nats_per_token": "nats/token", "bits_per_byte": "bits/byte", "context_gain": "nats"}
 SAMPLES_SHOWN = 3
@@ -30,7 +31,7 @@ def write_card(run: Run, pictures: Sequence[Path] = ()) -> Path:
     parts = [
         f"## {title}\n\n{text}".rstrip() for title, text in sections.items() if text or title == run.name
     ]
-    files.replace(path, "\n\n".join(parts).removeprefix("#") + "\n")
+    files.replace(path, printable("\n\n".join(parts).removeprefix("#")) + "\n")
     return path
 
 

@@ -105,7 +105,7 @@ def _read_measured(run: Run) -> Measured:
 
 def _windows(run: Run) -> int:
     """How many windows an evaluation reads, of a run that did not write it down: of a task its rows."""
-    index, context = run.manifest.get("data", {}), run.recipe.get("train", {}).get("context", 1)
+    index, context = run.manifest.get("data", {}), max(1, run.recipe.get("train", {}).get("context", 1))
     if index.get("task"):
         rows = index.get("splits", {}).get("validation", {}).get("documents", 1)
         return max(1, min(rows, run.recipe.get("eval", {}).get("tokens", context) // context))

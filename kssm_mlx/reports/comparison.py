@@ -14,6 +14,7 @@ from kssm_mlx.reports.claims import state_claims
 from kssm_mlx.reports.run import Run
 from kssm_mlx.reports.style import MARKERS, MUTED, PALETTE, picture
 from kssm_mlx.runs.arms import group_by_arm
+from kssm_mlx.terminal import printable
 
 HEADER = ("run", "differs in", "parameters", "steps", "nats/token", "bits/byte", "context gain")
 
@@ -34,7 +35,7 @@ def write_comparison(runs: list[Run], folder: Path) -> list[Path]:
         drawn = plot_validation(runs, folder / "comparison.png")
         said = "".join(f"- {sentence}\n" for sentence in state_claims(runs))
         page = f"# Comparison\n\n![validation]({drawn.name})\n\n{said}\n{summary(runs)}\n"
-        files.replace(folder / "comparison.md", page)
+        files.replace(folder / "comparison.md", printable(page))
     except OSError as e:
         raise CheckpointError(
             f"cannot write the comparison to {folder}: {(e.strerror or str(e)).lower()}"
@@ -67,7 +68,7 @@ def label_of_arm(arm: list[Run], varied: list[str]) -> str:
     settings = _settings(arm[0].recipe)
     said = ", ".join(f"{key.rpartition('.')[2]} {settings.get(key, 'unset')}" for key in varied[:4])
     seeds = f" ({len(arm)} seeds)" if len(arm) > 1 else ""
-    return f"{said or arm[0].name}{seeds}"
+    return printable(f"{said or arm[0].name}{seeds}")
 
 
 def varied_settings(runs: list[Run]) -> list[str]:

@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.runs.layout import MANIFEST, METRICS, PROBES, RECIPE, SAMPLES, is_run
-from kssm_mlx.runs.records import read_checks, read_manifest, read_metrics, read_recipe, read_rows
+from kssm_mlx.runs.layout import MANIFEST, METRICS, PROBES, RECIPE, is_run
+from kssm_mlx.runs.records import (
+    read_checks,
+    read_manifest,
+    read_metrics,
+    read_recipe,
+    read_rows,
+    read_samples,
+)
 
 RUNGS = ("uniform", "unigram", "bigram", "trigram")
 
@@ -94,6 +101,6 @@ def open_run(folder: str | Path) -> Run:
         manifest=read_manifest(folder) if (folder / MANIFEST).is_file() else {},
         rows=read_metrics(folder),
         checks=read_checks(folder),
-        samples=read_rows(folder / SAMPLES),
+        samples=read_samples(folder),
         probes=read_rows(folder / PROBES),
     )

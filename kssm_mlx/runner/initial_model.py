@@ -21,6 +21,7 @@ from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
 from kssm_mlx.runner.base_model_cache import locate_base_model
 from kssm_mlx.runner.pretrained import open_model
+from kssm_mlx.runs.layout import RECIPE
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Host
 from kssm_mlx.training.state import flatten
@@ -69,7 +70,13 @@ def rebuild_initial_model(
     """The model that a run began with; `saved` is its recipe.json. The rest as `build_initial_model`."""
     if isinstance(recipe.model, Host):
         return _build_on_base(recipe.model, data, recipe.train.seed, saved.get("host_digest"), verify)
-    config = models.config_from_dict(saved["configuration"])
+    configuration = saved.get("configuration")
+    if not isinstance(configuration, dict):
+        raise CheckpointError(
+            f"{data.folder.parent / RECIPE} has no configuration of a model; restore it from a copy of the "
+            "run, or train again in another folder"
+        )
+    config = models.config_from_dict(configuration)
     return InitialModel(models.build(config, seed=recipe.train.seed))
 
 

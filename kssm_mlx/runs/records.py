@@ -7,18 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.parsing import parse_json
-from kssm_mlx.runs.layout import CHECKS, MANIFEST, METRICS, RECIPE
+from kssm_mlx.parsing import parse_json, read_json_object
+from kssm_mlx.runs import kinds
+from kssm_mlx.runs.layout import CHECKS, MANIFEST, METRICS, RECIPE, SAMPLES
 
 
 def read_recipe(run: Path) -> dict[str, Any]:
     """recipe.json: the recipe that the run began with, with what was derived from it (`DERIVED`)."""
-    return _read_object(run / RECIPE)
+    recipe = read_json_object(run / RECIPE, CheckpointError)
+    kinds.require_kinds(recipe, kinds.RECIPE, run / RECIPE)
+    kinds.require_kinds(recipe.get("train", {}), kinds.TRAIN, f"{run / RECIPE}: train")
+    kinds.require_kinds(recipe.get("eval", {}), kinds.EVAL, f"{run / RECIPE}: eval")
+    about = recipe.get("about", {})
+    kinds.require_kinds(about, kinds.ABOUT, f"{run / RECIPE}: about")
+    if expected := about.get("expected"):
+        kinds.require_kinds(expected, kinds.EXPECTED, f"{run / RECIPE}: about.expected", all=True)
+    return recipe
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
     """manifest.json: what the run was made with."""
-    return _read_object(run / MANIFEST)
+    manifest = read_json_object(run / MANIFEST, CheckpointError)
+    kinds.require_kinds(manifest, kinds.MANIFEST, run / MANIFEST)
+    environment = manifest.get("environment", manifest)
+    kinds.require_kinds(environment, kinds.ENVIRONMENT, f"{run / MANIFEST}: environment")
+    return manifest
 
 
 def read_checks(run: Path) -> dict[str, list[dict[str, Any]]]:
@@ -30,12 +43,14 @@ def read_checks(run: Path) -> dict[str, list[dict[str, Any]]]:
     if not path.exists():
         return {}
     try:
-        stages = _read_object(path)
+        stages = read_json_object(path, CheckpointError)
     except CheckpointError as e:
         raise CheckpointError(f"{e}; move it away, it is written anew") from None
     for stage, verdicts in stages.items():
         if not isinstance(verdicts, list) or not all(isinstance(v, dict) for v in verdicts):
             raise CheckpointError(f"{path}: stage {stage!r} is no list of verdicts; move the file away")
+        for verdict in verdicts:
+            _require_verdict(verdict, f"{path}: stage {stage!r}")
     return stages
 
 
@@ -51,10 +66,28 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return read_rows(run / METRICS)
 
 
+def read_samples(run: Path) -> list[dict[str, Any]]:
+    """The rows of samples.jsonl. Raises: CheckpointError naming one that has no text."""
+    rows = read_rows(run / SAMPLES)
+    for row in rows:
+        kinds.require_kinds({"prompt": "", "temperature": None, **row}, kinds.SAMPLE, run / SAMPLES, all=True)
+    return rows
+
+
+def _require_verdict(verdict: dict[str, Any], where: str) -> None:
+    kinds.require_kinds(verdict, kinds.VERDICT, where, all=True)
+    numbers, where = verdict["numbers"], f"{where}: {verdict['id']}"
+    kinds.require_kinds(numbers, kinds.MEASURED, where)
+    kinds.require_kinds(numbers.get("ladder", {}), kinds.RUNGS, where)
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    lines = _read_text(path).splitlines()
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None
     for number, line in enumerate(lines, start=1):
         try:
             row = parse_json(line)
@@ -65,21 +98,5 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         step = row.get("step", 0) if isinstance(row, dict) else None
         if isinstance(step, bool) or not isinstance(step, int | float):
             raise CheckpointError(f"{path} line {number} is no row with a step; remove it to go on")
+        kinds.require_kinds(row, kinds.ROW, f"{path} line {number}")
         yield row
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(_read_text(path))
-    except ValueError as e:
-        raise CheckpointError(f"{path} is not JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is a JSON {type(value).__name__}; expected an object")
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", errors="replace")
-    except OSError as e:
-        raise CheckpointError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from None

@@ -34,7 +34,7 @@ from pydantic import (
 )
 
 from kssm_mlx.data.tasks import PREFIX, make_task
-from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.errors import ConfigError, nearest, quote
 from kssm_mlx.parsing import LONGEST_KEY, parse_toml
 from kssm_mlx.training.recipe_sections import (
     MODEL_KINDS,
@@ -244,5 +244,5 @@ def _explain_error(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{name} is missing"
     if error["type"] == "model_type":
-        return f"{name}: should be a table, written [{name}], got {error['input']!r}"
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+        return f"{name}: should be a table, written [{name}], got {quote(error['input'])}"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, got {quote(error['input'])}"

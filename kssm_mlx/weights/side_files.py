@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.parsing import parse_json
+from kssm_mlx.parsing import read_json_object
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 OF_THE_TOKENIZER = (
@@ -69,15 +69,7 @@ def _ids(value: Any, path: Path) -> list[int]:
 
 def _table(path: Path) -> dict[str, Any]:
     """{} where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        table = parse_json(_bytes(path))
-    except ValueError as e:
-        raise ConfigError(f"{path} is not JSON: {e}") from None
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path} is not a table of keys")
-    return table
+    return read_json_object(path, ConfigError) if path.is_file() else {}
 
 
 def _bytes(path: Path) -> bytes:

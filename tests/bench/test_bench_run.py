@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 
 import mlx.core as mx
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from kssm_mlx.bench import peers, report
@@ -269,3 +271,24 @@ def test_products_of_mamba_by_hand():
 def test_a_failed_row_has_all_cells():
     record = {"work": 1, "unit": "tokens", "timings": [{"name": "peer", "failed": "why"}]}
     assert [len(row) for row in report.rows(record)] == [len(report.HEADER)]
+
+
+def test_the_picture_of_ratios_begins_at_as_fast(tmp_path, monkeypatch):
+    """Its bars began at 0.86 of a logarithmic axis, and its ticks collided."""
+    drawn = []
+
+    @contextmanager
+    def picture(path, size):
+        drawn.append(Figure(size))
+        yield drawn[-1]
+
+    monkeypatch.setattr(report.style, "picture", picture)
+    own = {"name": report.OWN, "failed": "", "milliseconds": 2.0, "turns": 5}
+    peers = [{**own, "name": name, "milliseconds": ms} for name, ms in (("slower", 8.0), ("faster", 1.0))]
+    case = {"key": "mamba/train", "facts": {"family": "mamba"}, "timings": [*peers, own]}
+    assert report._against_peers([case], tmp_path, "x") == "x-peers.png"
+    (ax,) = drawn[0].axes
+    stems, dots = ax.collections
+    assert sorted(x for x, _ in dots.get_offsets().tolist()) == [0.5, 4.0]
+    assert all(segment[0][0] == 1 for segment in stems.get_segments()) and ax.get_xscale() == "log"
+    assert not any(text.get_text() for text in ax.get_xticklabels(minor=True))

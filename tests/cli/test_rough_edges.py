@@ -92,6 +92,8 @@ def test_nothing_to_train_says_what_to_type(tmp_path):
         (["data", "describe", "LINES"], "did you mean 'jsonl:"),
         (["generate", str(OLD), "--state-out", "FILE", "--max-tokens", "1"], "is there and is no state file"),
         (["generate", str(OLD), "the ", "--max-tokens", "0"], "max_tokens"),
+        (["generate", str(OLD), "the ", "--top-p", "7"], "top_p is 7.0"),
+        (["generate", str(OLD), "a\udc80b"], "surrogate"),
     ],
 )
 def test_one_line_and_2(arguments, says, tmp_path, monkeypatch):

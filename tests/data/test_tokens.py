@@ -78,7 +78,7 @@ def test_large_vocabularies_take_four_bytes(texts, tmp_path, monkeypatch):
         def encode(self, text):
             return super().encode(text) + 69_000
 
-    monkeypatch.setattr(tokens, "make_tokenizer", lambda *_: Wide())
+    monkeypatch.setattr(tokens, "make_tokenizer", lambda *_, **__: Wide())
     data = prepare(texts, tmp_path / "wide")
     assert data.train.ids.dtype == np.dtype("<u4") and data.train.ids.max() > 65_535
 
@@ -207,7 +207,7 @@ def test_ids_are_checked_before_they_are_written(texts, tmp_path, monkeypatch):
         def encode(self, text):
             return super().encode(text) + 200
 
-    monkeypatch.setattr(tokens, "make_tokenizer", lambda *_: Broken())
+    monkeypatch.setattr(tokens, "make_tokenizer", lambda *_, **__: Broken())
     with pytest.raises(DataError, match=r"train\.bin has ids from 0 to \d+; expected 0 to 255"):
         prepare(texts, tmp_path / "broken")
     assert not (tmp_path / "broken" / "train.bin").exists()

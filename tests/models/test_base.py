@@ -7,8 +7,17 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Clamp, Intervention, clamp_output, held, with_parameters, write_back
+from kssm_mlx.models.base import (
+    Clamp,
+    Intervention,
+    Trained,
+    clamp_output,
+    held,
+    with_parameters,
+    write_back,
+)
 from tests.support.small_kssm import assert_close, awake, tokens
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -140,3 +149,13 @@ def test_an_output_clamp_holds_the_difference():
     clamps = Intervention((Clamp("output", 0.25, start=1, stop=2), Clamp("output", 9.0, block=3)))
     assert clamp_output(x, y, clamps, 0)[0].tolist() == [[5, 5], [1.25, 1.25], [5, 5]]
     assert clamp_output(x, y, None, 0) is y
+
+
+def test_what_load_gives_is_the_pair_that_mlx_lms_load_gives():
+    """By index, unpacked and counted."""
+    loaded = Trained(nn.Linear(2, 2), ByteTokenizer(), "somewhere", "d" * 64)
+    model, tokenizer = loaded
+    assert loaded[0] is model is loaded.model and loaded[1] is tokenizer is loaded.tokenizer
+    assert len(loaded) == 2 and loaded[-1] is tokenizer
+    with pytest.raises(IndexError):
+        loaded[2]

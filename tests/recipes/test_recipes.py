@@ -7,8 +7,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.model_size import count_parameters
+from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
+from kssm_mlx.data.tokens import prepare
 from kssm_mlx.models import build, configure
 from kssm_mlx.models.hybrids.fusions import FUSIONS
 from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage
@@ -138,3 +141,15 @@ def test_one_word_makes_the_control(text, kappa):
     overrides = control.model.overrides
     assert configure("kssm", "s", vocab_size=65, overrides=overrides).kappa == kappa
     assert plain.model_dump(exclude={"model": {"kappa"}}) == control.model_dump(exclude={"model": {"kappa"}})
+
+
+def test_one_shipped_recipe_measures_the_checks_of_memory(tmp_path):
+    """D11, D12 and D20 were "not measurable" on every one."""
+    recipe = load("passkey")
+    data = prepare(recipe.data, tmp_path / "data")
+    options = {"vocab_size": data.vocab_size, "context": recipe.train.context}
+    named = recipe.model
+    model = build(configure(named.family, named.size, overrides=named.overrides, **options))
+    context = Context(model=model, data=data, recipe=recipe, tokenizer=data.tokenizer, untrained=True)
+    verdicts = {check.id: check.verdict for check in suite.run_suite(context, ["D11", "D12", "D20"])}
+    assert verdicts == dict.fromkeys(("D11", "D12", "D20"), "fail")  # it has learned nothing yet

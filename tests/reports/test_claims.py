@@ -2,7 +2,7 @@
 
 import json
 
-from kssm_mlx.reports import claims, compare
+from kssm_mlx.reports import compare, state_claims
 from tests.support.report_fakes import write_run
 
 
@@ -26,7 +26,7 @@ def run(folder, nats, seed=0, kappa=1.0, se=0.02, bytes_per_token=1.4427, **orig
 
 def test_one_run_each_says_so(tmp_path):
     runs = [run(tmp_path / "on", 1.50), run(tmp_path / "off", 1.70, kappa=0.0)]
-    (said,) = claims(runs)
+    (said,) = state_claims(runs)
     assert said.startswith("off against on, nats/token: different: +0.2 [")
     assert "Evidence: 1 run, over windows of the text: the noise of seeds is not in it" in said
     assert said.endswith("; failed or waived: C18.")
@@ -35,7 +35,7 @@ def test_one_run_each_says_so(tmp_path):
 def test_seeds_are_one_arm_and_the_evidence(tmp_path):
     on = [run(tmp_path / f"on{i}", 1.50 + 0.01 * i, seed=i) for i in range(3)]
     off = [run(tmp_path / f"off{i}", 1.70 - 0.01 * i, seed=i, kappa=0.0) for i in range(3)]
-    (said,) = claims([*on, *off])
+    (said,) = state_claims([*on, *off])
     assert said.startswith("off0 against on0, nats/token: different: +0.18 [") and "n 3" in said
     assert "Evidence: 3 seeds; failed" in said
 
@@ -43,12 +43,12 @@ def test_seeds_are_one_arm_and_the_evidence(tmp_path):
 def test_a_difference_within_the_noise_of_seeds_is_none(tmp_path):
     on = [run(tmp_path / f"on{i}", 1.50 + 0.1 * i, seed=i) for i in range(3)]
     off = [run(tmp_path / f"off{i}", 1.52 + 0.1 * i, seed=i, kappa=0.0) for i in range(3)]
-    (said,) = claims([*on, *off])
+    (said,) = state_claims([*on, *off])
     assert "no difference found: +0.02 [" in said and "would have found 0." in said
 
 
 def test_the_same_run_under_two_names_is_one_arm(tmp_path):
-    said = claims([run(tmp_path / "a", 1.5), run(tmp_path / "b", 1.5)])
+    said = state_claims([run(tmp_path / "a", 1.5), run(tmp_path / "b", 1.5)])
     assert said == ["a is one arm, of 1 run: nothing to compare it with."]
 
 
@@ -57,13 +57,13 @@ def test_two_tokenizers_are_compared_in_bits_per_byte(tmp_path):
         run(tmp_path / "bytes", 1.5),
         run(tmp_path / "bpe", 4.5, kappa=0.5, bytes_per_token=4.0, tokenizer="b2"),
     ]
-    (said,) = claims(runs)
+    (said,) = state_claims(runs)
     assert said.startswith("bpe against bytes, bits/byte: ")
 
 
 def test_of_two_texts_nothing_is_said(tmp_path):
     runs = [run(tmp_path / "here", 1.5), run(tmp_path / "there", 1.4, kappa=0.5, corpus="shakespeare")]
-    (said,) = claims(runs)
+    (said,) = state_claims(runs)
     assert said.startswith("there and here: nothing can be said; cannot compare") and "of two texts" in said
 
 
@@ -81,7 +81,7 @@ def test_without_an_evaluation_nothing_can_be_said(tmp_path):
     runs = [run(tmp_path / "a", 1.5), run(tmp_path / "b", 1.5, kappa=0.0)]
     for folder in runs:
         (folder / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 1, "loss": 2.0}) + "\n")
-    assert claims(runs) == [
+    assert state_claims(runs) == [
         "a is left out: it has no evaluation.",
         "b is left out: it has no evaluation.",
         "None of the runs has an evaluation: nothing can be said.",
@@ -90,7 +90,7 @@ def test_without_an_evaluation_nothing_can_be_said(tmp_path):
 
 def test_p_is_corrected_for_the_number_of_arms(tmp_path):
     base, small, large = (run(tmp_path / f"k{i}", 1.5 + 0.04 * i, kappa=float(i)) for i in range(3))
-    alone, (_, both) = claims([base, large])[0], claims([base, small, large])
+    alone, (_, both) = state_claims([base, large])[0], state_claims([base, small, large])
     p = [float(said.split(", p ")[1].split(",")[0]) for said in (alone, both)]
     assert p[0] > 0 and 1.8 < p[1] / p[0] < 2.2  # the smaller of two is doubled
 
@@ -112,7 +112,7 @@ def of_task(folder, nats, rows=64, scored=8, **more):
 
 def test_the_units_of_a_task_are_its_rows(tmp_path):
     """Not its scored targets by the length of a row, which would be 16 of these 64."""
-    (said,) = claims([of_task(tmp_path / "a", 1.5), of_task(tmp_path / "b", 1.6, kappa=0.0)])
+    (said,) = state_claims([of_task(tmp_path / "a", 1.5), of_task(tmp_path / "b", 1.6, kappa=0.0)])
     assert ", n 64, " in said
 
 
@@ -122,14 +122,14 @@ def test_a_run_that_wrote_down_its_windows_is_believed(tmp_path):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         lines[-1]["windows"] = 48
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    assert ", n 48, " in claims(folders)[0]
+    assert ", n 48, " in state_claims(folders)[0]
 
 
 def test_a_loss_of_exactly_zero_is_a_number(tmp_path):
     runs = [run(tmp_path / "a", 0.0, se=0.0), run(tmp_path / "b", 0.5, kappa=0.0)]
-    assert "n 64" in claims(runs)[0]
+    assert "n 64" in state_claims(runs)[0]
     runs = [run(tmp_path / "c", 0.0, se=0.0), run(tmp_path / "d", 0.0, se=0.0, kappa=0.0)]
-    assert "undetermined" in claims(runs)[0]
+    assert "undetermined" in state_claims(runs)[0]
 
 
 def test_what_is_left_out_is_said(tmp_path):
@@ -137,7 +137,7 @@ def test_what_is_left_out_is_said(tmp_path):
     lines = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
     lines[-1]["nats_per_token"] = None
     (broken / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    assert claims([good, broken]) == [
+    assert state_claims([good, broken]) == [
         "broken is left out: the loss of its last evaluation is not a number.",
         "good is one arm, of 1 run: nothing to compare it with.",
     ]

@@ -2,13 +2,15 @@
 
 import json
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from kssm_mlx.errors import CheckpointError, ConfigError
-from kssm_mlx.reports import compare, report
+from kssm_mlx.reports import compare, comparison, report
 from kssm_mlx.reports.card import against_expected, of_task, result_rows
 from kssm_mlx.reports.plots import plot_loss
 from kssm_mlx.reports.run import open_run
@@ -147,3 +149,53 @@ def test_an_evaluation_on_a_task_shows_what_anybody_can_reach():
     numbers = {"accuracy": 0.5, "ceiling": 0.75, "floor": 2.1914, "skill": 0.6667}
     assert [value for _, value in of_task(numbers)] == ["0.5000", "0.7500", "2.1914", "0.6667"]
     assert of_task({"accuracy": 0.5}) == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_may_be_called_in_chinese(tmp_path, capfd):
+    """Its name is in titles and legends, where the font has no such glyphs."""
+    a, b = write_run(tmp_path / "运行"), write_run(tmp_path / "b", kappa=0.0)
+    assert report(a) and compare([a, b], tmp_path / "both")
+    assert capfd.readouterr().err == ""
+
+
+def test_arms_are_bands_with_markers_of_their_own(tmp_path, monkeypatch):
+    """Six runs were six hues of one marker, and the legend lay on the curves."""
+    drawn = []
+    monkeypatch.setattr(comparison, "picture", lambda path, size: _figure(drawn))
+    runs = []
+    for kappa in (1.0, 0.0):
+        for seed in range(3):
+            folder = write_run(tmp_path / f"{kappa}-{seed}", kappa=kappa)
+            recipe = json.loads((folder / "recipe.json").read_text())
+            recipe["train"]["seed"] = seed
+            (folder / "recipe.json").write_text(json.dumps(recipe))
+            runs.append(open_run(folder))
+    comparison.plot_validation(runs, tmp_path / "x.png")
+    (ax,), (legend,) = drawn[0].axes, drawn[0].legends
+    arms = [line for line in ax.lines if line.get_marker() not in ("None", "", None)]
+    assert (
+        len(arms)
+        == len({line.get_marker() for line in arms})
+        == len({line.get_color() for line in arms})
+        == 2
+    )
+    assert len(ax.collections) == 2 and ax.get_legend() is None and len(legend.get_texts()) == 3
+    assert "kappa 1.0 (3 seeds)" in legend.get_texts()[0].get_text()
+
+
+@contextmanager
+def _figure(drawn):
+    drawn.append(Figure(layout="constrained"))
+    yield drawn[-1]
+
+
+def test_half_a_surrogate_pair_in_a_recipe_is_spelled_out(tmp_path):
+    """JSON can hold one, UTF-8 cannot: the card could not be written."""
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", kappa=0.0)
+    recipe = json.loads((a / "recipe.json").read_text())
+    recipe["about"]["question"] = recipe["model"]["family"] = "\ud800"
+    (a / "recipe.json").write_text(json.dumps(recipe))
+    report(a)
+    _, table = compare([a, b], tmp_path / "both")
+    assert "\\ud800" in (a / "card.md").read_text("utf-8") and "\\ud800" in table.read_text("utf-8")

@@ -5,12 +5,15 @@ import math
 import numpy as np
 import pytest
 
+from kssm_mlx.checks import suite
+from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import DataError
 from kssm_mlx.models.base import Trained
 from kssm_mlx.runner.evaluate import evaluate
-from kssm_mlx.training.recipe import Recipe, parse
+from kssm_mlx.runner.folder import read_run_recipe
+from kssm_mlx.training.recipe import Recipe, override, parse
 from tests.support.fakes import Memoryless, TinyRecurrent
 
 
@@ -55,6 +58,24 @@ def test_another_text(run, tmp_path):
     assert numbers["ladder"]["bigram"] > evaluate(trained, folder)["ladder"]["bigram"]
 
 
+def test_another_text_is_read_as_the_run_s_own(tmp_path):
+    """With the special tokens of the recipe, where it allows them."""
+    text = tmp_path / "talk.txt"
+    text.write_text("<|user|> asks <|assistant|> answers <|endofturn|> " * 100)
+    counts = {}
+    for special in (True, False):
+        changes = {"data.source": f"file:{text}", "data.special_tokens": special}
+        recipe = parse({"data": {"tokenizer": "chars-reserved"}, "train": {"context": 32, "batch_size": 4}})
+        recipe = override(recipe, changes)
+        folder = tmp_path / f"run-{special}"
+        folder.mkdir()
+        (folder / "recipe.json").write_text(recipe.model_dump_json())
+        data = prepare(recipe.data, folder / "data")
+        trained = Trained(TinyRecurrent(data.vocab_size), data.tokenizer, str(folder), "d" * 64)
+        counts[special] = evaluate(trained, folder, source=f"file:{text}", tokens=10_000)["tokens"]
+    assert counts[True] < 0.6 * counts[False]
+
+
 def test_what_cannot_be_used_is_refused(run, tmp_path):
     folder, trained = run
     (tmp_path / "short.txt").write_text("short")
@@ -86,3 +107,16 @@ def test_a_checkpoint_is_scored_as_its_run(run):
     assert evaluate(trained, step, tokens=640)["nats_per_token"] == pytest.approx(
         evaluate(trained, folder, tokens=640)["nats_per_token"]
     )
+
+
+def test_the_context_gain_is_that_of_the_checks(run, monkeypatch):
+    """Both of the first GAIN_TOKENS targets: `kssm eval` and the card once said two values under one name."""
+    folder, trained = run
+    for module in ("kssm_mlx.training.evaluation", "kssm_mlx.checks.training.language"):
+        monkeypatch.setattr(f"{module}.GAIN_TOKENS", 320)
+    data = TokenData.open(folder / "data")
+    context = Context(model=trained.model, data=data, recipe=read_run_recipe(folder), untrained=True)
+    (check,) = suite.run_suite(context, ["C18"])
+    ours = evaluate(trained, folder, tokens=1024)
+    assert ours["context_gain"] == pytest.approx(check.numbers["context_gain"], abs=1e-6)
+    assert ours["context_gain_se"] == pytest.approx(check.numbers["context_gain_se"], abs=1e-6)

@@ -13,7 +13,9 @@ from rich.console import Console
 import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.cli.run_choice import choose
-from kssm_mlx.reports import claims, report
+from kssm_mlx.errors import KssmError
+from kssm_mlx.reports import report, state_claims
+from kssm_mlx.runs.layout import RECIPE
 from kssm_mlx.runs.records import read_metrics, read_recipe
 
 OLD = Path(__file__).parent / "run-0.1.0"
@@ -67,5 +69,19 @@ def test_it_is_reported_and_compared(run, tmp_path):
     recipe = read_recipe(other)
     recipe["model"]["kappa"] = 0.0
     (other / "recipe.json").write_text(json.dumps(recipe))
-    (said,) = claims([run, other])
+    (said,) = state_claims([run, other])
     assert said.startswith("other against run-0.1.0, nats/token: ")
+
+
+@pytest.mark.parametrize(
+    "value", [None, 3, {"model_type": ["kssm"]}, {"model_type": "kssm", "d_model": "x" * 9000}]
+)
+def test_without_a_configuration_it_is_refused_in_one_line(run, value):
+    """Four commands ended with a KeyError."""
+    recipe = json.loads((run / RECIPE).read_text()) | {"configuration": value}
+    if value is None:
+        del recipe["configuration"]
+    (run / RECIPE).write_text(json.dumps(recipe))
+    with pytest.raises(KssmError) as refused:
+        kssm_mlx.load(run)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500

@@ -10,7 +10,7 @@ from kssm_mlx.errors import CheckpointError
 from kssm_mlx.parsing import parse_json, parse_toml
 from kssm_mlx.runs import records
 from kssm_mlx.runs.arms import group_by_arm
-from kssm_mlx.runs.layout import CHECKS, METRICS, RECIPE
+from kssm_mlx.runs.layout import CHECKS, METRICS, RECIPE, SAMPLES
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,54 @@ def test_toml_that_would_hang_or_recurse_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         parse_toml(text)
     assert parse_toml("\ufeffa = 1") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ({"about": "x"}, r"recipe\.json has about = 'x'; expected a table; restore it from a copy"),
+        ({"about": {"expected": {"metric": "R"}}}, r"about\.expected has no 'value'"),
+        ({"train": {"context": "9"}}, r"recipe\.json: train has context = '9'; expected a number"),
+        ({"train": {"context": True}}, r"train has context = True; expected a number"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(tmp_path, table, message):
+    (tmp_path / RECIPE).write_text(json.dumps(table))
+    with pytest.raises(CheckpointError, match=message):
+        records.read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"numbers": None}, "C1 has numbers = None; expected a table|numbers = None; expected a table"),
+        ({"numbers": {"context_gain": "much"}}, "C1 has context_gain = 'much'; expected a number or null"),
+        ({"numbers": {"ladder": {"bigram": []}}}, r"C1 has bigram = \[\]; expected a number or null"),
+        ({"id": 3}, "has id = 3; expected a text"),
+    ],
+)
+def test_a_verdict_of_another_kind_is_named(tmp_path, change, message):
+    """A report ended with a KeyError or a TypeError."""
+    verdict = dict.fromkeys(("title", "level", "verdict", "got", "expected"), "x") | {
+        "id": "C1",
+        "numbers": {},
+    }
+    (tmp_path / CHECKS).write_text(json.dumps({"final": [verdict]}))
+    assert records.read_checks(tmp_path) == {"final": [verdict]}
+    (tmp_path / CHECKS).write_text(json.dumps({"final": [verdict | change]}))
+    with pytest.raises(CheckpointError, match=message):
+        records.read_checks(tmp_path)
+    (tmp_path / CHECKS).write_text(json.dumps({"final": [{"id": "C1"}]}))
+    with pytest.raises(CheckpointError, match="stage 'final' has no 'title'"):
+        records.read_checks(tmp_path)
+
+
+def test_a_sample_without_text_and_a_number_that_is_none_are_named(tmp_path):
+    (tmp_path / SAMPLES).write_text('{"step": 1, "prompt": ""}\n')
+    with pytest.raises(CheckpointError, match="has no 'text'"):
+        records.read_samples(tmp_path)
+    (tmp_path / METRICS).write_text('{"step": 1, "kind": "eval", "nats_per_token": "low"}\n')
+    with pytest.raises(
+        CheckpointError, match=r"line 1 has nats_per_token = 'low'; expected a number or null"
+    ):
+        records.read_metrics(tmp_path)

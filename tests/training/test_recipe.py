@@ -189,3 +189,16 @@ def test_a_key_can_be_taken_out():
 def test_numbers_beyond_any_run_are_refused_in_one_line(key, value):
     with pytest.raises(ConfigError, match=f"{key}: input should be less than or equal to"):
         recipe.load("default", {key: value})
+
+
+def test_a_mistake_of_no_single_key_has_no_empty_name(tmp_path):
+    """It read "pk.toml: : train.context is 16"."""
+    (tmp_path / "pk.toml").write_text('[data]\nsource = "task:passkey"\n[train]\ncontext = 16\n')
+    with pytest.raises(ConfigError, match=r"pk\.toml: train\.context is 16, the rows of task:passkey have"):
+        recipe.load(tmp_path / "pk.toml")
+
+
+def test_a_long_value_is_quoted_in_part():
+    with pytest.raises(ConfigError, match=r"learning_rate: .*got 'x{100,}\.\.\.") as refused:
+        recipe.load("default", {"train.learning_rate": "x" * 50_000})
+    assert len(str(refused.value)) < 500

@@ -27,6 +27,18 @@ def test_a_key_that_is_not_understood_is_refused_by_name(family):
         from_file(values(family, scale_of_everything=2))
 
 
+@pytest.mark.parametrize("value", ["x", "auto", [1], {"a": 1}])
+@pytest.mark.parametrize("family", FOREIGN)
+def test_nothing_is_computed_of_what_is_no_number(family, value):
+    """A text times an `expand` of two thousand millions was a text of 2 GB, and took 12 seconds."""
+    with pytest.raises(ConfigError, match=r"config\.json has hidden_size = .*; expected a number"):
+        from_file(values(family, hidden_size=value))
+    with pytest.raises(ConfigError, match=r"config\.json has d_model = .*; expected a number"):
+        from_state_spaces(STATE_SPACES | {"d_model": value, "ssm_cfg": {"expand": 1 << 31}})
+    with pytest.raises(ConfigError, match=r"ssm_cfg in config\.json has expand = .*; expected a number"):
+        from_state_spaces(STATE_SPACES | {"d_model": 1 << 31, "ssm_cfg": {"expand": value}})
+
+
 @pytest.mark.parametrize("family", FOREIGN)
 @pytest.mark.parametrize("key", ["auto_map", "model_file"])
 def test_code_that_a_file_names_is_never_run(family, key):

@@ -73,9 +73,9 @@ def _lost(sides: dict[str, dict]) -> list[str]:
 
 
 def _round_trip(tokenizer, ids: np.ndarray) -> list[str]:
-    """What is wrong with decode(encode(text)) on real text, if anything is."""
+    """What is wrong with decode(encode(text)) on real text, in which separators stand, if anything is."""
     text = tokenizer.decode(np.asarray(ids)).strip("\ufffd")
-    if tokenizer.decode(tokenizer.encode(text)) != text:
+    if tokenizer.decode(tokenizer.encode_special(text)) != text:
         return ["decode(encode(text)) is not the text"]
     share = text.count("\ufffd") / max(1, len(text))
     return [f"{share:.1e} of the text is U+FFFD"] if not share < LOST else []

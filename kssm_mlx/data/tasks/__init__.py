@@ -19,7 +19,7 @@ from kssm_mlx.data.tasks.files import PREFIX
 from kssm_mlx.data.tasks.recall import Copy, Induction, Passkey, SelectiveCopy
 from kssm_mlx.data.tasks.rules import Counting, Modular
 from kssm_mlx.data.tasks.streams import Interleaved, Toy
-from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.errors import ConfigError, nearest, quote
 
 __all__ = ["PREFIX", "TASKS", "Row", "Task", "make_generator", "make_task"]
 
@@ -54,5 +54,5 @@ def make_task(name: str, options: dict[str, Any] | None = None) -> Task:
     except ValidationError as e:
         error = e.errors()[0]
         raise ConfigError(
-            f"data.task.{'.'.join(map(str, error['loc']))}: {error['msg']}, got {error['input']!r}"
+            f"data.task.{'.'.join(map(str, error['loc']))}: {error['msg']}, got {quote(error['input'])}"
         ) from None

@@ -3,7 +3,8 @@
     <|pad|> 0  <|unk|> 1  <|bos|> 2  <|eos|> 3  <|system|> 4  <|user|> 5  <|assistant|> 6  <|endofturn|> 7
 
 8 to 31 are kept free, so that more tokens do not move the characters; those of the corpus begin at 32, in the
-order of their code points. A text writes a control token as above. `<|eos|>` opens every document.
+order of their code points. A prompt writes a control token as above; so does a document where the recipe has
+`data.special_tokens = true`, and otherwise it is characters there. `<|eos|>` opens every document.
 """
 
 from __future__ import annotations
@@ -35,11 +36,18 @@ class ControlCharTokenizer(DescribedTokenizer):
         self._codes = code_points(characters)
 
     @classmethod
-    def from_documents(cls, documents: Sequence[str]) -> ControlCharTokenizer:
-        """The characters of `documents`, apart from the control tokens in them."""
-        return cls("".join(sorted(set().union(*(_SPLIT.sub("", text) for text in documents)))))
+    def from_documents(
+        cls, documents: Sequence[str], *, special_tokens: bool = False
+    ) -> ControlCharTokenizer:
+        """The characters of `documents`; with special_tokens without those of the control tokens in them."""
+        texts = (_SPLIT.sub("", text) if special_tokens else text for text in documents)
+        return cls("".join(sorted(set().union(*texts))))
 
     def encode(self, text: str) -> np.ndarray:
+        encode_utf8(text)
+        return self._characters(text).astype(np.int32)
+
+    def encode_special(self, text: str) -> np.ndarray:
         encode_utf8(text)
         pieces = _SPLIT.split(text)  # text and control tokens in turn
         ids = [self._control(piece) if i % 2 else self._characters(piece) for i, piece in enumerate(pieces)]

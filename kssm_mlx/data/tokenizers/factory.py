@@ -29,7 +29,11 @@ NAMED = ("gpt2", "cl100k", "neox")  # tokenizers that models were published with
 
 
 def make_tokenizer(
-    spec: str, documents: Sequence[str] | None = None, train: Sequence[str] | None = None
+    spec: str,
+    documents: Sequence[str] | None = None,
+    train: Sequence[str] | None = None,
+    *,
+    special_tokens: bool = False,
 ) -> Tokenizer:
     """The tokenizer of a word or of a file.
 
@@ -39,6 +43,7 @@ def make_tokenizer(
     hf:PATH|REPO, world:PATH        a tokenizer.json, RWKV's vocabulary
     gpt2:, cl100k:, neox:PATH       a file that must have the number of tokens of that name
 
+    special_tokens: whether the special tokens that stand in a document are tokens, not characters.
     Raises: ConfigError for another word or a corpus that is missing, DataError for a file that cannot be
         had or is another tokenizer.
     """
@@ -50,7 +55,7 @@ def make_tokenizer(
     if spec == "chars":
         return CharTokenizer.from_documents(documents)
     if spec == "chars-reserved":
-        return ControlCharTokenizer.from_documents(documents)
+        return ControlCharTokenizer.from_documents(documents, special_tokens=special_tokens)
     if kind == "bpe" and target.isdecimal():
         return train_bpe(documents if train is None else train, int(target))
     if kind == "hf" and target:

@@ -3,7 +3,8 @@
 bytes   a BPE without merges over the byte alphabet, ids the byte values; NUL is the end of a text
 chars   a BPE without merges over the characters; what is not among them is dropped, where ours refuses it
 chars-reserved   the same behind the control tokens and the ids kept free; what is not among them is <|unk|>
-hf      the tokenizer.json it was made from
+hf      the tokenizer.json it was made from; of a run, whose prompts get nothing put around them, without
+        the post-processor that puts it there
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _backend(tokenizer: Tokenizer):
     from tokenizers import Tokenizer as Backend
 
     if isinstance(tokenizer, HFTokenizer):
-        return tokenizer.backend
+        return tokenizer.backend if tokenizer.template else _without_template(tokenizer.backend)
     if isinstance(tokenizer, CharTokenizer):
         backend = Backend(models.BPE({c: i for i, c in enumerate(tokenizer.characters)}, []))
         backend.decoder = decoders.Fuse()
@@ -81,6 +82,13 @@ def _backend(tokenizer: Tokenizer):
     if tokenizer.separator_id is not None:
         backend.add_special_tokens([AddedToken(NUL, special=True, normalized=False)])
     return backend
+
+
+def _without_template(backend):
+    """The same where its post-processor puts nothing around a text, else one without post-processor."""
+    if not backend.num_special_tokens_to_add(False):
+        return backend
+    return type(backend).from_str(json.dumps(json.loads(backend.to_str()) | {"post_processor": None}))
 
 
 def byte_symbols() -> dict[int, str]:

@@ -42,6 +42,9 @@ UNUSED: dict[str, tuple[Any, ...]] = {
     "quantize_activations": (False, None),
 }
 CODE = ("auto_map", "model_file")  # they name Python files, which are never run
+# Keys that are read and hold something else than a number, a switch or nothing.
+NO_NUMBERS = ("model_type", "hidden_act", "time_step_limit", "dt_limit", "value_dim", "ssm_cfg", "layer")
+AUTOMATIC = ("time_step_rank", "dt_rank")  # a number or "auto"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ class ConfigKeys:
             elif key not in self.used and key not in self.ignored:
                 raise ConfigError(_explain_unknown(where, key, value, (*self.used, *self.only)))
         return {key: value for key, value in values.items() if key in self.used}
+
+
+def require_numbers(values: Mapping[str, Any], where: str = "config.json") -> None:
+    """Before anything is computed of them: "x" times 2147483648 is a text of 2 GB.
+
+    Raises: ConfigError for a text, a list or a table in the place of a number.
+    """
+    for key, value in values.items():
+        known = key in NO_NUMBERS or (key in AUTOMATIC and value == "auto")
+        if not known and isinstance(value, str | list | dict):
+            raise ConfigError(f"{where} has {key} = {_short(value)}; expected a number")
 
 
 def transformers_keys(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kssm_mlx.errors import WeightMismatch
+from kssm_mlx.errors import WeightMismatch, one_line
 
 
 class Rule(NamedTuple):
@@ -227,6 +227,9 @@ class Finding:
     got: str
     fix: str = NEW_COPY
     warning: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "got", one_line(self.got))
 
     def __str__(self) -> str:
         rule = CHECKS[self.check]

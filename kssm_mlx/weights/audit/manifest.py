@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from kssm_mlx import files
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.errors import ConfigError, quote
 from kssm_mlx.parsing import parse_toml
 from kssm_mlx.weights.audit.findings import Finding, some
 from kssm_mlx.weights.audit.manifest_tables import (
@@ -70,7 +70,7 @@ def read_manifest(path: str | Path) -> Manifest:
     except ValidationError as e:
         error = e.errors()[0]
         where = ".".join(map(str, error["loc"]))
-        raise ConfigError(f"{path}, {where}: {error['msg'].lower()}, got {error['input']!r}") from None
+        raise ConfigError(f"{path}, {where}: {error['msg'].lower()}, got {quote(error['input'])}") from None
     except ValueError as e:
         raise ConfigError(f"the manifest {path} is not TOML: {e}") from None
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from pydantic import Field, ValidationError
 
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.errors import ConfigError, quote
 from kssm_mlx.weights.audit.manifest import Manifest
 from kssm_mlx.weights.audit.manifest_tables import ModelFacts, TokenizerFacts
 
@@ -36,7 +36,7 @@ def parse_shipped(text: str, name: str) -> ShippedManifest:
     except ValidationError as e:
         error = e.errors()[0]
         where = ".".join(map(str, error["loc"]))
-        raise ConfigError(f"{name}, {where}: {error['msg'].lower()}, got {error['input']!r}") from None
+        raise ConfigError(f"{name}, {where}: {error['msg'].lower()}, got {quote(error['input'])}") from None
 
 
 @lru_cache(maxsize=1)

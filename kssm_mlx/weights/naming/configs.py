@@ -8,7 +8,7 @@ from typing import Any
 
 from kssm_mlx import models
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.families.config_keys import EVERYWHERE, UNUSED, ConfigKeys
+from kssm_mlx.models.families.config_keys import EVERYWHERE, UNUSED, ConfigKeys, require_numbers
 
 SHIM_NAME = "kssm_model.py"  # the "model_file" of our own exports, by which they are told from others' files
 
@@ -35,6 +35,7 @@ def from_file(values: dict[str, Any]):
         keys = _own_keys(config_class, family)
     values = keys.read(values)
     if hasattr(config_class, "from_huggingface"):
+        require_numbers(values)
         return config_class.from_huggingface(values)
     return models.config_from_dict(values)
 
@@ -48,6 +49,8 @@ def from_state_spaces(values: dict[str, Any]):
     family = models.FAMILIES["mamba2" if ssm.get("layer", "Mamba1") == "Mamba2" else "mamba"]
     values = family.config_keys["state-spaces"].read(values)
     ssm = family.config_keys["ssm_cfg"].read(ssm, "ssm_cfg in config.json")
+    require_numbers(values)
+    require_numbers(ssm, "ssm_cfg in config.json")
     return family.load()[1].from_state_spaces({**values, "ssm_cfg": ssm})
 
 

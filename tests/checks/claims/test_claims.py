@@ -195,3 +195,12 @@ def test_another_start_is_caught(make):
 def test_code_that_nobody_can_find_again_warns(make, commit, said):
     check = measure("C36", at_commit(make("fast"), commit))
     assert check.verdict == "warn" and said in check.got
+
+
+def test_a_run_whose_last_loss_is_no_number_is_not_measurable(make):
+    """It ended with a TypeError, where a comparison of the pictures left the run out without a word."""
+    broken = make("slow")
+    *rows, last = broken.history
+    lost = replace(broken, history=[*rows, {**last, "nats_per_token": None, "bits_per_byte": None}])
+    check = measure("C34", claim([make("fast")], [lost]))
+    assert check.verdict == "not measurable" and "\n" not in check.got

@@ -58,7 +58,7 @@ def test_sound_text_passes(tmp_path, seed):
     assert [(c.id, c.got) for c in checks if c.verdict != "pass"] == []
 
 
-@pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars", "chars-reserved"])
 def test_the_default_corpus_passes(tmp_path, tokenizer):
     data = prepare(Data(tokenizer=tokenizer), tmp_path)
     checks = suite.run_suite(Context(data=data, tokenizer=data.tokenizer), DATA_CHECKS)
@@ -148,6 +148,17 @@ def test_validation_inside_training_is_caught(context):
     train = np.asarray(context.data.train.ids)
     check = run("C15", context, data=with_ids(context, validation=train[500:9500]))
     assert check.verdict == "fail" and check.got.startswith("overlap 100.000%")
+
+
+def test_the_advice_is_of_the_cause_and_names_the_way_on(context):
+    """What a newcomer was told of one file was to split it by document."""
+    train = np.asarray(context.data.train.ids)
+    shared = run("C15", context, data=with_ids(context, validation=train[500:9500])).fix
+    passage = context.data.tokenizer.decode(train[500:520])
+    assert passage in shared and "data.deduplicate = true" in shared and "of another kind" not in shared
+    other = run("C15", context, data=with_ids(context, validation=np.arange(5000) % 3)).fix
+    assert "of another kind" in other and "deduplicate" not in other and "in an empty folder" not in other
+    assert all("""or --waive C15="why this is meant\"""" in fix for fix in (shared, other))
 
 
 def test_a_little_overlap_is_measured(context):

@@ -25,14 +25,16 @@ def test_every_control_token_is_one_id():
     """Also inside text, and with the ids of docs/background/hybrids.md#control-tokens."""
     tokenizer = ControlCharTokenizer("<>abc|")
     for name, id in IDS.items():
-        assert tokenizer.encode(f"<|{name}|>").tolist() == [id] and tokenizer.decode([id]) == f"<|{name}|>"
-    assert tokenizer.encode("<|user|>ab<|endofturn|>").tolist() == [5, 34, 35, 7]
-    assert tokenizer.encode("<|user|").tolist() == [32, 37, 1, 1, 1, 1, 37]  # not whole: characters
+        assert tokenizer.encode_prompt(f"<|{name}|>").tolist() == [id]
+        assert tokenizer.decode([id]) == f"<|{name}|>"
+    assert tokenizer.encode_special("<|user|>ab<|endofturn|>").tolist() == [5, 34, 35, 7]
+    assert tokenizer.encode_special("<|user|").tolist() == [32, 37, 1, 1, 1, 1, 37]  # not whole: characters
+    assert tokenizer.encode("<|user|>").tolist() == [32, 37, 1, 1, 1, 1, 37, 33]  # a document is text
     assert len(CONTROL) == 8 and RESERVED == 32
 
 
 def test_characters_begin_at_32_and_reserved_ids_say_nothing():
-    tokenizer = ControlCharTokenizer.from_documents(["ba", "<|bos|>cé"])
+    tokenizer = ControlCharTokenizer.from_documents(["ba", "<|bos|>cé"], special_tokens=True)
     assert (tokenizer.characters, tokenizer.vocab_size, tokenizer.separator_id) == ("abcé", 36, 3)
     assert tokenizer.encode("aé").tolist() == [32, 35] and tokenizer.encode("x").tolist() == [1]
     assert tokenizer.decode([8, 32, 31]) == "a" and tokenizer.encode("").tolist() == []

@@ -14,6 +14,7 @@ from kssm_mlx.data.tokenizers.huggingface import ours, tokenizer_files
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.data.tokenizers.rwkv_world import WorldTokenizer
 from kssm_mlx.errors import DataError
+from tests.support.tokenizer_kinds import byte_level, llama, word_piece
 
 TEXT = "a ,b é €\nĀ ĢĠ <s>  x𝄞 "
 TOKENIZERS = {
@@ -85,6 +86,21 @@ def test_a_foreign_tokenizer_is_none_of_ours_and_is_written_as_it_was(tmp_path):
     assert ours(json.loads(files["tokenizer.json"])) is None
     assert json.loads(files["tokenizer.json"]) == json.loads(backend.to_str())
     assert json.loads(files["tokenizer_config.json"])["eos_token"] == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("kind", [llama, word_piece, byte_level])
+def test_the_export_of_a_run_prompts_as_the_run_does(kind, tmp_path):
+    """transformers put <s> in front of a prompt of a model that had never seen one."""
+    for folder in ("run", "export"):
+        (tmp_path / folder).mkdir()
+    made = kind()
+    made.save(tmp_path / "run")
+    of_the_run = load_tokenizer(tmp_path / "run")
+    theirs = in_transformers(written(of_the_run, tmp_path / "export"))
+    for text in ("the cat", "", "hello there"):
+        assert theirs.encode(text) == of_the_run.encode_prompt(text).tolist()
+        assert load_tokenizer(tmp_path / "export").encode_prompt(text).tolist() == theirs.encode(text)
+    assert of_the_run.digest == made.digest
 
 
 @pytest.mark.parametrize(

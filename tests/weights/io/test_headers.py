@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from kssm_mlx.errors import ConfigError, WeightMismatch
+from kssm_mlx.weights.audit.findings import Finding
 from kssm_mlx.weights.io.container import open_container
 from kssm_mlx.weights.io.safetensors_header import LIMIT, read_safetensors
 from kssm_mlx.weights.io.torch_archive import read_torch
@@ -155,3 +156,22 @@ def test_a_prefix_that_belongs_to_the_names_stays(tmp_path):
     folder = weight_files.folder(tmp_path / "m", "rwkv7", tie_word_embeddings=True)
     assert all(name.startswith("model.") for name in open_container(folder).names)
     assert not load_weights(folder).notes["findings"]
+
+
+def test_a_long_name_in_a_damaged_archive_is_quoted_in_part(tmp_path):
+    """zipfile says the whole name: what a shift of a few bytes made of one was 100,000 characters."""
+    path = tmp_path / "x.pth"
+    tensors = weight_files.tensors_of(weight_files.model("rwkv7"))
+    weight_files.write_torch(path, weight_files.blinkdl(tensors, "rwkv7"))
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"PK\x03\x04")
+    raw[at + 26 : at + 28] = (30_000).to_bytes(2, "little")  # how long the local header's name is
+    path.write_bytes(bytes(raw))
+    _, findings = read_torch(path)
+    assert findings and all(len(str(finding)) < 3000 for finding in findings)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\nb", "a\u2028b", "x" * 50_000])
+def test_a_finding_is_one_line_whatever_the_name(name):
+    finding = Finding("W2", f"{name} does not begin where the archive says")
+    assert len(str(finding).splitlines()) == 1 and len(str(finding)) < 3000
