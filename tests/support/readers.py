@@ -17,11 +17,16 @@ from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.data.tokenizers.published import read_ranks
 from kssm_mlx.data.tokenizers.rwkv_world import WorldTokenizer
 from kssm_mlx.errors import KssmError
+from kssm_mlx.experiments.design import load_design
+from kssm_mlx.experiments.schedule import require_runnable
+from kssm_mlx.experiments.summary import summarize
 from kssm_mlx.generation import generate, load_state, save_state
 from kssm_mlx.generation.state import require_fit
+from kssm_mlx.parsing import parse_toml
 from kssm_mlx.reports.card import write_card
 from kssm_mlx.reports.claims import state_claims
 from kssm_mlx.reports.comparison import summary
+from kssm_mlx.reports.experiment import markdown
 from kssm_mlx.reports.run import open_run
 from kssm_mlx.runner.folder import read_run_recipe
 from kssm_mlx.runner.load import load
@@ -42,6 +47,37 @@ from tests.support import weight_files
 from tests.support.generation_fakes import Counting, endless
 from tests.support.tokenizer_kinds import byte_level, llama, word_piece, world
 
+QUESTION = """
+[run]
+seeds = [0, 1]
+set = { "train.steps" = 4 }
+[arms.a]
+[arms.b]
+set = { "train.learning_rate" = 2e-3 }
+[[claim]]
+arm = "a"
+against = "b"
+rule = "lower"
+"""
+RESULTS = "".join(
+    json.dumps(row) + "\n"
+    for row in (
+        {
+            "kind": "design",
+            "name": "q",
+            "digest": "d",
+            "fixed": "t",
+            "file": "",
+            "design": parse_toml(QUESTION),
+        },
+        *(
+            {"kind": "run", "arm": arm, "seed": seed, "metrics": {"nats_per_token": 2.0 + seed / 9}}
+            | {"units": {"nats_per_token": [1.0, 2.0]}, "curve": [[1, 2.5]], "checks": {"pass": ["C1"]}}
+            for seed in (0, 1)
+            for arm in "ab"
+        ),
+    )
+)
 RUN = Path(__file__).parents[1] / "runs" / "run-0.1.0"
 
 
@@ -225,6 +261,8 @@ READERS: dict[str, Reader] = {
     "recipe": Reader(
         _written("r.toml", recipes.list_shipped()["default"].read_bytes()), lambda p: recipes.load(p)
     ),
+    "experiment": Reader(_written("q.toml", QUESTION), lambda p: require_runnable(load_design(p)[0])),
+    "results.jsonl": Reader(_written("results.jsonl", RESULTS), lambda p: markdown(summarize(p), [])),
     "--set": Reader(_written("set", "train.learning_rate=0.01"), _set),
     "manifest": Reader(_manifest, read_manifest),
     "jsonl": Reader(
