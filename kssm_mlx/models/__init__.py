@@ -103,9 +103,10 @@ def family_of(config) -> str:
 def _refuse_beyond_memory(model, config) -> None:
     """Raises: ConfigError for parameters that this machine cannot hold; nothing is allocated before."""
     import mlx.core as mx
-    from mlx.utils import tree_flatten
 
-    arrays = [array for _, array in tree_flatten(model.parameters())]
+    from kssm_mlx.models.base import flatten
+
+    arrays = flatten(model.parameters()).values()
     needed, there = sum(array.nbytes for array in arrays), mx.get_memory_limit()
     if needed > there:
         raise ConfigError(

@@ -13,6 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import LanguageModel
 
 MATRICES = ("lora_a", "lora_b")
 
@@ -45,7 +46,7 @@ class LoRALinear(nn.Module):
         return fused
 
 
-def attach_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> list[str]:
+def attach_lora(model: LanguageModel, rank: int, alpha: float, seed: int = 0) -> list[str]:
     """Freeze `model` and put an adapter beside each wide projection of its blocks; returns their names.
 
     Wide is what `quant_predicate` lets be quantised: the projections that set the dynamics stay untouched.

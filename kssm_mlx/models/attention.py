@@ -59,7 +59,7 @@ class Attention(nn.Module):
         document = mx.zeros_like(at)
         if resets is not None:
             document = mx.cumsum(begins(resets, lengths).astype(mx.int32), axis=1)
-        keys, values, where = (mx.concatenate(parts, axis=1) for parts in zip(past, (k, v, at)))
+        keys, values, where = (mx.concatenate(list(parts), axis=1) for parts in zip(past, (k, v, at)))
         y = self._look(q, keys, values, where, at, document)
         cache = self._kept(keys, values, _of_last(where, document), lengths, x.shape[1])
         y = hold(y, clamps).flatten(-2)

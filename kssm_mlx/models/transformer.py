@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -73,7 +73,7 @@ class TransformerConfig:
         return 4 * self.d_model if self.d_ff is None else self.d_ff
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"d_model": 64, "n_layers": 2},
     "s": {"d_model": 128, "n_layers": 4},
     "m": {"d_model": 384, "n_layers": 6, "n_heads": 6},

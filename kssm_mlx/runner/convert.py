@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from kssm_mlx.checks.core.registry import NotMeasurable
@@ -15,7 +14,7 @@ from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.adapters import fuse_lora
-from kssm_mlx.models.base import Trained
+from kssm_mlx.models.base import LanguageModel, Trained
 from kssm_mlx.runner.load import load
 from kssm_mlx.weights import export as folders
 from kssm_mlx.weights import side_files
@@ -127,5 +126,5 @@ def _score(trained: Trained, text: str | None) -> Loss:
         return Loss(None, str(e))
 
 
-def _count_bytes(model: nn.Module) -> int:
+def _count_bytes(model: LanguageModel) -> int:
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()))

@@ -13,12 +13,12 @@ from kssm_mlx.checks.pretrained.files import host_verdict
 from kssm_mlx.checks.suite import write_checks
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.files import writing
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runs.arms import DERIVED
 from kssm_mlx.runs.layout import MANIFEST, RECIPE, is_run
 from kssm_mlx.runs.records import read_recipe
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import flatten
 
 
 def write_description(

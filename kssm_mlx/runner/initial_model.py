@@ -10,20 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from kssm_mlx import models
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
 from kssm_mlx.models import adapters
-from kssm_mlx.models.base import Trained
+from kssm_mlx.models.base import LanguageModel, Trained, flatten
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
 from kssm_mlx.runner.base_model_cache import locate_base_model
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Host
-from kssm_mlx.training.state import flatten
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.hub.resolve import resolve
 
@@ -34,7 +32,7 @@ class InitialModel:
     host_notes: how far these were verified ("verified") and what was found ("findings").
     """
 
-    model: nn.Module
+    model: LanguageModel
     host: str | None = None
     host_notes: dict[str, Any] = field(default_factory=dict)
 
@@ -73,7 +71,7 @@ def rebuild_initial_model(
     return InitialModel(models.build(config, seed=recipe.train.seed))
 
 
-def load_trained_parameters(model: nn.Module, trained: dict[str, mx.array]) -> None:
+def load_trained_parameters(model: LanguageModel, trained: dict[str, mx.array]) -> None:
     """Load what a checkpoint holds, which must be exactly what is trained in `model`.
 
     Raises: CheckpointError that names what is missing or unknown.

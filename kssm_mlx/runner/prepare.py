@@ -17,6 +17,7 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import ConfigError, DataError
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.failures import break_context
 from kssm_mlx.runner.folder import drop_keys, read_base_digest, read_run_recipe
 from kssm_mlx.runner.initial_model import (
@@ -32,7 +33,7 @@ from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import flatten, from_arrays, initial_state
+from kssm_mlx.training.state import from_arrays, initial_state
 
 
 def prepare_data(recipe: Recipe, folder: Path, resume: bool, allow_change: bool) -> TokenData:

@@ -18,6 +18,7 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.files import writing
 from kssm_mlx.generation import generate
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.base_models import ensure_base_model
 from kssm_mlx.runner.folder import read_base_digest, write_description
 from kssm_mlx.runner.prepare import prepare_context, prepare_data
@@ -29,7 +30,6 @@ from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.loop import Callbacks, Result, refuse_second_run, train_loop
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import flatten
 
 PROMPT_TOKENS = 16  # of held-out text, where a recipe gives no prompt and the tokenizer no separator
 

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from rich.console import Console
 
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.errors import CheckFailed, CheckpointError
 from kssm_mlx.files import writing
-from kssm_mlx.models.base import Intervention
+from kssm_mlx.models.base import Intervention, LanguageModel
 from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.early_stopping import Advice
@@ -51,7 +50,7 @@ class Callbacks:
     that step; on_step(step, row), with the row just written; on_eval(step, state, row).
     """
 
-    sample: Callable[[nn.Module, mx.array], list[Row]] | None = None
+    sample: Callable[[LanguageModel, mx.array], list[Row]] | None = None
     on_step: Callable[[int, Row], None] | None = None
     on_eval: Callable[[int, TrainState, Row], None] | None = None
 
@@ -76,7 +75,7 @@ class Result:
 
 
 def train_loop(
-    model: nn.Module,
+    model: LanguageModel,
     recipe: Recipe,
     data: Any,
     folder: str | Path,
@@ -210,7 +209,7 @@ class _Run:
         for path in loaded.skipped:
             checkpoint.set_aside(path)
         checkpoint.write_pointer(self.checkpoints, layout.LATEST, loaded.path)
-        best = layout.list_checkpoints(self.checkpoints).get(self.best.get("step"))
+        best = layout.list_checkpoints(self.checkpoints).get(self.best.get("step", -1))
         if best:
             checkpoint.write_pointer(self.checkpoints, layout.BEST, best)
         else:  # somebody deleted it: the next evaluation is the best there is
@@ -308,23 +307,23 @@ class _Run:
         self._heed(self.course.evaluated(self.evaluation))
         self._sample()
         if self.hooks.on_eval:
-            self._ask(improved)
+            self._ask(self.hooks.on_eval, improved)
         return improved
 
     def _heed(self, advice: Advice | None) -> None:
         """Do what the rules say of the held-out loss, and write it down; stopping is up to `go`."""
         if advice is None:
             return
-        if advice.action == "CUT":
-            self.state = self.state._replace(rate=self.state.rate * self.recipe.monitor.patience.cut)
+        if advice.action == "CUT" and self.course.options:
+            self.state = self.state._replace(rate=self.state.rate * self.course.options.cut)
         message = f"{advice.action} ({advice.rule}): {advice.reason}"
         self.progress.say(f"step {self.step}: {message}")
         self.metrics.write({"kind": "event", "step": self.step, "event": "patience", "message": message})
 
-    def _ask(self, improved: bool) -> None:
+    def _ask(self, on_eval: Callable[[int, TrainState, Row], None], improved: bool) -> None:
         """Let others judge the evaluation; who stops the run over it leaves a checkpoint that can go on."""
         try:
-            self.hooks.on_eval(self.step, self.state, self.evaluation)
+            on_eval(self.step, self.state, self.evaluation)
         except CheckFailed:
             self._save(improved, pinned="a failed check")
             raise
@@ -370,5 +369,5 @@ def _better(new: Row, best: Row) -> bool:
 
 def _set_cache_limit() -> None:
     """Let MLX keep freed buffers for the next step, but not the whole of a Mac's memory as it would."""
-    memory = mx.device_info().get("max_recommended_working_set_size", 4 << 30)
+    memory = int(mx.device_info().get("max_recommended_working_set_size", 4 << 30))
     mx.set_cache_limit(memory // 4)

@@ -32,6 +32,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from kssm_mlx.data.tasks import PREFIX, make_task
 from kssm_mlx.errors import ConfigError, nearest
@@ -221,7 +222,7 @@ def _set_key(table: dict[str, Any], dotted: str, value: Any) -> None:
         table[key] = value
 
 
-def _explain_error(error: dict[str, Any]) -> str:
+def _explain_error(error: ErrorDetails) -> str:
     """One pydantic error as words for a stranger."""
     loc = [str(part) for part in error["loc"]]
     name = ".".join(part for part in loc if part not in MODEL_KINDS)
@@ -240,7 +241,8 @@ def _explain_error(error: dict[str, Any]) -> str:
             section = next((a for a in options if hasattr(a, "model_fields")), section)
         return f"unknown key {name!r}{nearest(loc[-1], section.model_fields)}"
     if error["type"] == "value_error":  # of the whole recipe, it names its keys itself
-        return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
+        said = error.get("ctx", {}).get("error")
+        return f"{name}: {said}" if name else str(said)
     if error["type"] == "missing":
         return f"{name} is missing"
     if error["type"] == "model_type":

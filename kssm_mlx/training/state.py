@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.models.base import LanguageModel, flatten
 from kssm_mlx.training import optim
 from kssm_mlx.training.recipe_sections import Train
 
@@ -47,14 +47,12 @@ class TrainState(NamedTuple):
         return {**self.knobs, **self.buffers}
 
 
-def initial_state(model: nn.Module, train: Train) -> TrainState:
+def initial_state(model: LanguageModel, train: Train) -> TrainState:
     """The state before the first step: the model's trainable parameters in fp32, moments zero.
 
     Raises: ConfigError for a knob of the model that is not a frozen array [].
     """
-    params = _canonical(
-        {name: _master(a) for name, a in tree_flatten(model.trainable_parameters(), destination={}).items()}
-    )
+    params = _canonical({name: _master(a) for name, a in flatten(model.trainable_parameters()).items()})
     state = TrainState(
         params=params,
         opt=optim.initial_moments(params),
@@ -74,7 +72,7 @@ def with_knobs(params: dict[str, Any], knobs: dict[str, mx.array]) -> dict[str, 
     return tree_unflatten([*flatten(params).items(), *knobs.items()]) if knobs else params
 
 
-def buffers_of(model: nn.Module) -> dict[str, mx.array]:
+def buffers_of(model: LanguageModel) -> dict[str, mx.array]:
     """The model's buffers as they stand."""
     names = getattr(model, "buffers", ())
     arrays = flatten(model.parameters()) if names else {}
@@ -105,16 +103,11 @@ def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainS
         )
     knobs, buffers = (flatten(fields.pop(name, {})) for name in ("knobs", "buffers"))
     params = {name: array for name, array in model.items() if name not in knobs.keys() | buffers.keys()}
-    rest = {"rate": mx.array(1.0), **fields}
-    return TrainState(params=_canonical(params), knobs=knobs, buffers=buffers, **rest)
+    others: dict[str, Any] = {"rate": mx.array(1.0), **fields}
+    return TrainState(params=_canonical(params), knobs=knobs, buffers=buffers, **others)
 
 
-def flatten(tree: Any) -> dict[str, mx.array]:
-    """A nested tree as `{dotted.name: array}`."""
-    return tree_flatten(tree, destination={})
-
-
-def _knobs(model: nn.Module) -> dict[str, mx.array]:
+def _knobs(model: LanguageModel) -> dict[str, mx.array]:
     """The model's knobs as they stand. Raises: ConfigError as `initial_state`."""
     arrays, trained = flatten(model.parameters()), flatten(model.trainable_parameters())
     names = getattr(model, "knobs", ())

@@ -15,17 +15,24 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+from mlx.utils import tree_map, tree_map_with_path
 
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.models.base import Cache, Intervention, head_of, training_mode, with_parameters
+from kssm_mlx.models.base import (
+    Cache,
+    Intervention,
+    LanguageModel,
+    flatten,
+    head_of,
+    training_mode,
+    with_parameters,
+)
 from kssm_mlx.training import loss_terms, observables, optim
 from kssm_mlx.training.loss_terms import Term, isolate_node
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
-from kssm_mlx.training.state import TrainState, buffers_of, flatten, with_knobs
+from kssm_mlx.training.state import TrainState, buffers_of, with_knobs
 
 Step = Callable[[TrainState, mx.array, mx.array | None], tuple[TrainState, dict[str, mx.array]]]
 
@@ -45,7 +52,7 @@ class Totals(NamedTuple):
 
 
 def make_step(
-    model: nn.Module,
+    model: LanguageModel,
     train: Train,
     *,
     loss: Sequence[Term] | None = None,
@@ -86,7 +93,7 @@ def make_step(
 
 
 def make_gradient(
-    model: nn.Module,
+    model: LanguageModel,
     train: Train,
     *,
     loss: Sequence[Term] | None = None,
@@ -111,15 +118,14 @@ def make_gradient(
         return total, nats, count, terms, observables.average_observables(trace), buffers, carry
 
     def gradient(params, tokens, resets, carry, untrained=None, key=None):
-        (_, *summed, carry), grads = mx.value_and_grad(objective)(
-            params, tokens, resets, carry, untrained or {}, key
-        )
-        return Totals(grads, *summed), carry
+        found, grads = mx.value_and_grad(objective)(params, tokens, resets, carry, untrained or {}, key)
+        _, nats, count, terms, observed, buffers, carry = found
+        return Totals(grads, nats, count, terms, observed, buffers), carry
 
     return gradient
 
 
-def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: bool, keep_logits: bool):
+def make_score(model: LanguageModel, intervention: Intervention | None, *, monitor: bool, keep_logits: bool):
     """`score(params, inputs, targets, carry, resets, key) -> (nats, tokens, logits, cache, trace, buffers)`.
 
     Where the vocabulary is large, never all logits at once: they are None then, unless `keep_logits`.
@@ -136,7 +142,8 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
             return with_parameters(model, params, run)
 
     def score(params, inputs, targets, carry, resets, key):
-        chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
+        (B, T), chunked = inputs.shape, hasattr(model, "hidden")
+        chunk = chunk_for(B, T, model.args.vocab_size) if chunked else None
         if chunk is None or keep_logits:
             logits, cache, trace, buffers = call(model.forward, params, inputs, carry, resets, key)
             watched = (
@@ -168,8 +175,9 @@ def accumulate_gradients(gradient, pieces: int):
             sums, untrained = sums._replace(buffers=totals.buffers), {**untrained, **totals.buffers}
             mx.eval(sums, left)
             carries.append(left)
+        assert sums is not None  # there is at least one piece
         observed = tree_map(lambda a: a / pieces, sums.observed)
-        joined = None if left is None else tree_map(lambda *parts: mx.concatenate(parts), *carries)
+        joined = None if left is None else tree_map(lambda *parts: mx.concatenate(list(parts)), *carries)
         return sums._replace(observed=observed), joined
 
     return total
@@ -180,7 +188,7 @@ def _rows(tree, piece: slice):
 
 
 def make_update(
-    model: nn.Module, train: Train, *, masks: dict[str, mx.array] | None = None, monitor: bool = False
+    model: LanguageModel, train: Train, *, masks: dict[str, mx.array] | None = None, monitor: bool = False
 ):
     """`update(state, totals) -> (state, metrics)`: divide, clip, step, count."""
     learning_rate, adam = schedule(train), optim.adamw(model, train)
@@ -245,7 +253,7 @@ def _holding(masks: dict[str, mx.array], params: dict[str, mx.array]):
     return hold
 
 
-def _compute_copy(model: nn.Module, train: Train):
+def _compute_copy(model: LanguageModel, train: Train):
     """params -> params in the precision of the computation; the master weights stay fp32."""
     if train.precision == "float32":
         return lambda params: params
@@ -257,9 +265,9 @@ def _compute_copy(model: nn.Module, train: Train):
     return lambda params: tree_map_with_path(cast, params)
 
 
-def _handed_off(model: nn.Module, before: Cache | None, after: Cache) -> Cache:
+def _handed_off(model: LanguageModel, before: Cache | None, after: Cache) -> Cache:
     """The cache for the next batch, refused while tracing if it grows: each step would compile anew."""
-    shapes = [[a.shape for _, a in tree_flatten(cache)] for cache in (before, after) if cache is not None]
+    shapes = [[a.shape for a in flatten(cache).values()] for cache in (before, after) if cache is not None]
     if shapes[0] != shapes[-1]:
         raise ConfigError(
             f"hand_off needs a state of fixed size, but the cache of {model.model_type} goes from "
@@ -268,7 +276,7 @@ def _handed_off(model: nn.Module, before: Cache | None, after: Cache) -> Cache:
     return after
 
 
-def _use_checkpoints(model: nn.Module, train: Train) -> None:
+def _use_checkpoints(model: LanguageModel, train: Train) -> None:
     if hasattr(model, "checkpoint_blocks"):
         model.checkpoint_blocks = train.checkpoint_blocks
     elif train.checkpoint_blocks:

@@ -14,10 +14,9 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import REGISTRY, Context, Definition, NotMeasurable, run_checks, verdict
 from kssm_mlx.checks.training import overfit
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Clamp, Intervention
+from kssm_mlx.models.base import Clamp, Intervention, flatten
 from kssm_mlx.runner.own_model import Plain
 from kssm_mlx.runner.targets import open_targets
-from kssm_mlx.training.state import flatten
 from tests.support.cli_fakes import kssm
 from tests.support.exported import exported, tiny
 from tests.support.fakes import TinyRecurrent

@@ -15,7 +15,7 @@ from typing import Any
 from kssm_mlx import models
 from kssm_mlx.checks.core.registry import Context, Definition
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.training.state import flatten
+from kssm_mlx.models.base import flatten
 
 LARGE = 1_000_000_000
 PASSES = 8

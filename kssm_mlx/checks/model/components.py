@@ -10,10 +10,9 @@ from kssm_mlx.checks.core.probes import cross_entropy, short_context, to_numpy
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.core.thresholds import RANK, Band, judge_by_band, root_mean_square
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.models.base import Intervention, component_of, training_mode, with_parameters
+from kssm_mlx.models.base import Intervention, component_of, flatten, training_mode, with_parameters
 from kssm_mlx.models.interventions.spec import Observe
 from kssm_mlx.training.optim import BRANCHES, component_rms
-from kssm_mlx.training.state import flatten
 
 RATIO = Band(0.1, 10.0, 0.3, 3.0)
 ALIVE, LOUD = Band(low=0.01, warn_low=0.05), Band(0.01, 100.0, 0.1, 10.0)

@@ -17,7 +17,7 @@ from kssm_mlx.checks.core.probes import (
     vocabulary_size,
 )
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import component_of, training_mode, with_parameters
+from kssm_mlx.models.base import LanguageModel, component_of, training_mode, with_parameters
 from kssm_mlx.runs.layout import CHECKPOINTS
 from kssm_mlx.training.loss_terms import Term, parse_terms
 from kssm_mlx.training.optim import global_norm
@@ -99,7 +99,7 @@ def _term_gradients(ctx: Context) -> dict[str, tuple[float, float]]:
     return {term.name: _term_gradient(ctx.model, term, tokens) for term in found}
 
 
-def _term_gradient(model: nn.Module, term: Term, tokens: mx.array) -> tuple[float, float]:
+def _term_gradient(model: LanguageModel, term: Term, tokens: mx.array) -> tuple[float, float]:
     def weighted(parameters) -> mx.array:
         out = with_parameters(model, parameters, lambda: model.forward(tokens[:, :-1]))
         return term.weight * term.function(out.logits, tokens[:, 1:], out.trace)[0]

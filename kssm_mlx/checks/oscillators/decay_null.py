@@ -8,11 +8,10 @@ from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.conditions import mean_R, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import flatten, with_parameters
 from kssm_mlx.training.optim import adamw
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
-from kssm_mlx.training.state import flatten
 
 MOVED, WARN, FAIL = 0.01, 0.2, 0.5
 PHYSICS = ("omega", "gamma", "phase", "phases", "theta", "spread", "delta", "sigma")

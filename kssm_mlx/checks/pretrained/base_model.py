@@ -15,7 +15,7 @@ import mlx.core as mx
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.pretrained import behaviour
 from kssm_mlx.checks.pretrained.subject import Host
-from kssm_mlx.training.state import flatten
+from kssm_mlx.models.base import flatten
 from kssm_mlx.weights.audit.shipped_manifests import shipped_manifests
 from kssm_mlx.weights.hub.resolve import resolve
 from kssm_mlx.weights.io.container import open_container

@@ -43,6 +43,7 @@ def make_tokenizer(
         had or is another tokenizer.
     """
     kind, _, target = spec.partition(":")
+    documents = documents or ()
     if spec == "bytes":
         return ByteTokenizer()
     if spec in ("chars", "chars-reserved", f"bpe:{target}") and not documents:

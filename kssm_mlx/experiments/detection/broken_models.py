@@ -13,11 +13,10 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.oscillators.physics import package_step
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.sabotage import sabotage
-from kssm_mlx.models.base import Clamp, Intervention, with_parameters
+from kssm_mlx.models.base import Clamp, Intervention, flatten, with_parameters
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
 from kssm_mlx.runner.failures import recast_model
-from kssm_mlx.training.state import flatten
 
 
 def as_kind(context: Context, *defects: type) -> Context:

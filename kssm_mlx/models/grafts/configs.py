@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +36,7 @@ class _Placed:
     layers: Layers = None
     legacy: bool = False
 
-    module: ClassVar[type[PhaseCore]]
+    module: ClassVar[Callable[..., PhaseCore]]
 
     def __post_init__(self):
         refuse_counts_below_one(self, section="model.graft")
@@ -174,5 +175,5 @@ def configure(values: dict[str, Any]) -> Graft:
     except ValidationError as e:
         error = e.errors()[0]
         raise ConfigError(
-            f"model.graft.{error['loc'][0]}: {error['msg'].lower()}, got {values[error['loc'][0]]!r}"
+            f"model.graft.{error['loc'][0]}: {error['msg'].lower()}, got {values[str(error['loc'][0])]!r}"
         ) from None

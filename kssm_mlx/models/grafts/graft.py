@@ -11,7 +11,9 @@ of its block, behind the host's arrays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,10 +23,10 @@ from kssm_mlx.models import FAMILIES
 from kssm_mlx.models.base import (
     Cache,
     Intervention,
+    LanguageModel,
     Output,
     clamp_output,
     component_of,
-    continue_in_place,
     refuse_unknown_clamps,
 )
 from kssm_mlx.models.grafts.configs import Graft
@@ -32,7 +34,7 @@ from kssm_mlx.models.grafts.phase_cores import PhaseCore
 from kssm_mlx.models.recurrent import RecurrentModel
 
 
-def graft(host: nn.Module, config: Graft, seed: int = 0) -> nn.Module:
+def graft(host: LanguageModel, config: Graft, seed: int = 0) -> LanguageModel:
     """`host` with the cores of `config` in it; its own parameters are the same arrays as before.
 
     Raises: ConfigError for a host that takes none, or has no such block.
@@ -40,7 +42,9 @@ def graft(host: nn.Module, config: Graft, seed: int = 0) -> nn.Module:
     known = [name for name, family in FAMILIES.items() if family.graft_width]
     if host.model_type not in known:
         raise ConfigError(f"{host.model_type} takes no graft; families that do: {', '.join(known)}")
-    grafted = (GraftedHead if config.site == "logits" else Grafted)(host, config, seed)
+    # Every family with a graft_width is one.
+    below = cast(RecurrentModel, host)
+    grafted = (GraftedHead if config.site == "logits" else Grafted)(below, config, seed)
     mx.eval(grafted.parameters())
     return grafted
 
@@ -78,7 +82,7 @@ class _Hosted:
         self.graft = [config.make(host, key) for key in keys]
 
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         return self.host.layers
 
     @property
@@ -216,16 +220,13 @@ class Grafted(_Hosted, RecurrentModel):
         return Applied(self.graft[n], i, phases, resets, lengths, key, intervention)
 
 
-class GraftedHead(_Hosted, nn.Module):
+class GraftedHead(_Hosted, LanguageModel):
     """A host with a core on its logits, which has to see all of them at once: there is no `hidden`."""
 
     def __init__(self, host: RecurrentModel, config: Graft, seed: int = 0):
         super().__init__()
         self.args, self.model_type = host.args, host.model_type
         self.plant(host, config, seed)
-
-    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
-        return continue_in_place(self, tokens, cache)
 
     def forward(
         self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None
@@ -242,6 +243,3 @@ class GraftedHead(_Hosted, nn.Module):
 
     def make_cache(self) -> Cache:
         return [[None] * len(self.slots_of(i)) for i in range(len(self.layers))]
-
-    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        return weights

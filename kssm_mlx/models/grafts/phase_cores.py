@@ -39,6 +39,7 @@ class PhaseCore(nn.Module):
     knobs: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     carries = False
+    sigma: mx.array  # of a core that draws noise; one of its knobs
     no_decay = ("omega", "bias", "gate", "log_gamma", "time_step.weight")
 
     def turn_into_knobs(self, **values: float) -> None:

@@ -20,9 +20,10 @@ from pydantic import BaseModel
 from kssm_mlx import __version__, _blas
 from kssm_mlx import environment as facts
 from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runs.arms import METADATA_SECTIONS
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import TrainState, flatten
+from kssm_mlx.training.state import TrainState
 
 
 def describe_identity(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "kssm_mlx": __version__,
         "python": platform.python_version(),
-        "mlx": mx.__version__,
+        "mlx": vars(mx)["__version__"],  # a name that its type stubs leave out
         "device": mx.default_device().type.name,
         "blas": _blas.status().library,
         "MLX_ENABLE_TF32": facts.tf32(),

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from kssm_mlx.digest import file_digest, root_digest, stored_digest
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import LanguageModel, flatten
 from kssm_mlx.weights.audit.findings import LAYERS, Finding, failures
 from kssm_mlx.weights.audit.manifest import Manifest, TensorFacts, compare
 from kssm_mlx.weights.audit.tensor_stats import Summary, summarise
@@ -61,8 +60,8 @@ class Inspection:
 
     container: Container
     config: Any = None
-    model: nn.Module | None = None
-    names: NameMap | None = None
+    model: LanguageModel | None = None
+    names: NameMap = field(default_factory=lambda: NameMap({}, {}, ()))
     digests: dict[str, str] = field(default_factory=dict)
     summaries: dict[str, Summary] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -108,10 +107,10 @@ def inspect(
     _container(found, meter)
     if found.ok:
         _names(found)
-    if found.ok or (go_on and found.names):
+    if found.ok or (go_on and found.model is not None):
         _tensors(found, meter, keep)
         _digests(found, expected or found.container.digests, promised, meter)
-    if found.ok or (go_on and found.names):
+    if found.ok or (go_on and found.model is not None):
         _values(found)
     return found
 
@@ -149,7 +148,7 @@ def _names(found: Inspection) -> None:
 def _tensors(found: Inspection, meter: Meter, keep: Keep | None) -> None:
     """The digest and the summary of every tensor, which L2 and L3 look at, side by side on two cores."""
     ours = {source: name for name, (source, _) in found.names.pairs.items()}
-    fresh = dict(tree_flatten(found.model.parameters()))
+    fresh = flatten(found.model.parameters()) if found.model is not None else {}
     with ThreadPoolExecutor(1) as pool:
         for name, info in sorted(found.container.tensors.items(), key=lambda i: (i[1].file, i[1].offset)):
             stored = info.map()

@@ -120,7 +120,9 @@ def _download(asked: _Asked) -> str:
     from huggingface_hub import HfApi, hf_hub_url, snapshot_download
 
     info = HfApi().model_info(asked.repo, revision=asked.revision, files_metadata=True)
-    files = {s.rfilename: s for s in info.siblings}
+    files = {s.rfilename: s for s in info.siblings or ()}
+    if info.sha is None:
+        raise ConfigError(f"the hub names no commit of {asked.repo}; give one: {asked.repo}@COMMIT")
     names = choose(files, asked.file)
     for name in names:
         if lfs := files[name].lfs:
@@ -217,6 +219,7 @@ def _explained(asked: _Asked) -> Iterator[None]:
     from huggingface_hub import errors as hub
 
     repo = asked.repo
+    no_answer = vars(hub)["HTTPError"]  # of its HTTP library, which its releases do not agree on
     try:
         yield
     except hub.GatedRepoError:
@@ -239,7 +242,7 @@ def _explained(asked: _Asked) -> Iterator[None]:
         raise _Unreachable(f"the hub answers with status {e.response.status_code}") from None
     except hub.OfflineModeIsEnabled:
         raise _Unreachable("HF_HUB_OFFLINE forbids to ask the hub") from None
-    except (hub.HTTPError, hub.LocalEntryNotFoundError) as e:
+    except (no_answer, hub.LocalEntryNotFoundError) as e:
         raise _Unreachable(
             f"the hub cannot be reached ({str(e).splitlines()[0] or type(e).__name__})"
         ) from None

@@ -82,7 +82,8 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Read:
     tensors, findings = {}, []
     for name, value in _state_dict(run(archive.read(f"{prefix}data.pkl"))).items():
         entry = entries.get(f"{prefix}data/{value.storage.key}")
-        if wrong := _wrong(value, entry):
+        wrong = _wrong(value, entry)
+        if wrong or entry is None:
             findings.append(Finding("W2", f"{name} in {path.name}: {wrong}"))
         else:
             tensors[name] = _info(value, path, starts[entry.filename])
