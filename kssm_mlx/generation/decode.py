@@ -49,7 +49,7 @@ def resume(
     model: LanguageModel, state: GenerationState, rows: list[np.ndarray], window: int
 ) -> GenerationState:
     """The state after reading more tokens, possibly none, in each row; the random numbers go on."""
-    unread = [np.concatenate([[p], row]) for p, row in zip(state.pending.tolist(), rows)]
+    unread = [np.concatenate([[p], row]) for p, row in zip(np.array(state.pending), rows)]
     cache, pending = _read(model, state.cache, unread)
     missing = max(window - state.history.shape[1], 0)
     history = np.pad(np.array(state.history), [(0, 0), (missing, 0)], constant_values=NOTHING)[:, -window:]
@@ -91,7 +91,7 @@ def decode(
         if i + 1 < max_tokens:
             following = step(current.state, current.active)
         yield current
-        if not any(current.active.tolist()):
+        if not mx.any(current.active).item():
             return
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def stream(
     state: GenerationState | None = None,
     stop_at_separator: bool = True,
     stop: Sequence[str] = (),
-    **sampling: float | str,
+    **sampling: Any,
 ) -> Generator[Piece, None, list[Completion]]:
     """Continue one or several prompts as one batch; yields text as it comes, returns the completions.
 
@@ -159,6 +159,7 @@ class _Writer:
         return self._emit(len(self.kept))
 
     def completion(self) -> Completion:
+        assert self.finished and self.state  # `close` came before
         ids, logprobs = tuple(self.ids), tuple(self.logprobs)
         return Completion(self.prompt, self.text, ids, logprobs, self.finished, self.state)
 
@@ -191,7 +192,8 @@ def _settled(text: str, stop: Sequence[str]) -> int:
 
 def _advance(writers: list[_Writer], step: Step) -> Generator[Piece, None, None]:
     """Hand each row that was still going its token; a stop token ends a row and is not part of its text."""
-    values = zip(writers, step.token.tolist(), step.logprob.tolist(), step.active.tolist())
+    columns = (cast(list, column.tolist()) for column in (step.token, step.logprob, step.active))
+    values = zip(writers, *columns)
     for writer, token, logprob, active in values:
         if writer.finished:
             continue

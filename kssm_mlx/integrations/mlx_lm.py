@@ -6,6 +6,7 @@ one thing it must get from us is its own cache class: it merges, filters and sav
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -14,6 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
 from kssm_mlx import models
+from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.weights.naming.configs import from_file
 
 
@@ -26,7 +28,7 @@ class ModelArgs:
         return from_file(values)
 
 
-class WithArraysCache:
+class WithArraysCache(LanguageModel):
     """Makes caches of mlx-lm's class, with as many slots as the model's own."""
 
     def make_cache(self) -> list[ArraysCache]:
@@ -39,7 +41,7 @@ def Model(config) -> nn.Module:
 
 
 @cache
-def _hosted(model_class: type[nn.Module]) -> type[nn.Module]:
+def _hosted(model_class: type[nn.Module]) -> Callable[..., nn.Module]:
     return type(model_class.__name__, (WithArraysCache, model_class), {})
 
 

@@ -74,7 +74,7 @@ def attach_lora(model: LanguageModel, rank: int, alpha: float, seed: int = 0) ->
     return names
 
 
-def fuse_lora(model: nn.Module) -> nn.Module:
+def fuse_lora(model: LanguageModel) -> LanguageModel:
     """`model` with every adapter added into its projection, in place; one without any is left as it is."""
     fused = [(name, m.fused()) for name, m in model.named_modules() if isinstance(m, LoRALinear)]
     if fused:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import reduce
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +23,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.interventions.spec import Act, Inside, Noise
 
 Cache = list
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class Output(NamedTuple):
@@ -260,7 +261,7 @@ def with_parameters(model: nn.Module, parameters: dict[str, Any], call):
 
 
 @contextmanager
-def training_mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
+def training_mode(model: Net, training: bool) -> Iterator[Net]:
     """The model in training or evaluation mode, put back as it was."""
     before = model.training
     model.train(training)

@@ -59,7 +59,7 @@ def _verify(source: str, home: Path) -> None:
     """Raises: CheckFailed with the checks that were not passed."""
     data = TokenData.open(home / "run" / "data")
     ids = data.validation.ids[:TEXT_TOKENS]
-    text = data.tokenizer.decode(ids[ids != data.tokenizer.separator_id])
+    text = data.tokenizer.decode(ids[ids != data.tokenizer.separator_id].tolist())
     done = verify_weights(home / "model", text=text)
     if not (done.ok and done.speaks):
         failed = [f"{c.id} {c.title}: got {c.got}, expected {c.expected}" for c in done.checks if not c.ok]

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx.utils import tree_flatten
-
 from kssm_mlx.checks.core.registry import NotMeasurable
 from kssm_mlx.checks.pretrained.subject import Host
 from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.adapters import fuse_lora
-from kssm_mlx.models.base import LanguageModel, Trained
+from kssm_mlx.models.base import LanguageModel, Trained, flatten
 from kssm_mlx.runner.load import load
 from kssm_mlx.weights import export as folders
 from kssm_mlx.weights import side_files
@@ -127,4 +125,4 @@ def _score(trained: Trained, text: str | None) -> Loss:
 
 
 def _count_bytes(model: LanguageModel) -> int:
-    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    return sum(array.nbytes for array in flatten(model.parameters()).values())

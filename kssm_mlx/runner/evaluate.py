@@ -58,7 +58,7 @@ def evaluate(
         "data": reading.name,
         **numbers,
         **{name: gain[name] for name in ("context_gain", "context_gain_se")},
-        "ladder": reading.ladder(numbers["tokens"]),
+        "ladder": reading.ladder(int(numbers["tokens"])),
     }
 
 

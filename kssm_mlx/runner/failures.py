@@ -18,6 +18,7 @@ from kssm_mlx import files, models
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.models.base import LanguageModel
 
 Breakage = Callable[[Context], Context]
 FAILURES: dict[str, Breakage] = {}
@@ -64,7 +65,7 @@ def random_logits(context: Context) -> Context:
     return context
 
 
-class RandomLogits:
+class RandomLogits(LanguageModel):
     def forward(self, tokens, *args, **options):
         out = super().forward(tokens, *args, **options)
         return out._replace(logits=mx.random.normal(out.logits.shape))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import environment, files, models
-from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.checks.core.registry import Context, given
 from kssm_mlx.checks.pretrained.files import host_verdict
 from kssm_mlx.checks.suite import write_checks
 from kssm_mlx.digest import root_digest, tensor_digest
@@ -28,6 +28,7 @@ def write_description(
 
     waivers, verify: which checks may fail and why, and whether any check may stop the run.
     """
+    initial = given(context.initial, "initial")
     described = {**recipe.model_dump(), "configuration": models.config_to_dict(context.config)}
     if context.host:
         described["host_digest"] = context.host
@@ -35,8 +36,8 @@ def write_description(
     manifest = {
         "command": " ".join(["kssm", *sys.argv[1:]]) if sys.argv[0].endswith("kssm") else None,
         "parameters": sum(array.size for array in flatten(context.model.parameters()).values()),
-        "trained_parameters": sum(array.size for array in context.initial.values()),
-        "initial_digest": root_digest({n: tensor_digest(a) for n, a in context.initial.items()}),
+        "trained_parameters": sum(array.size for array in initial.values()),
+        "initial_digest": root_digest({n: tensor_digest(a) for n, a in initial.items()}),
         "data": context.data.index,
         "host": {"root": context.host, **context.host_notes} if context.host else None,
         "environment": environment.facts(),

@@ -8,7 +8,7 @@ the code and the options, which the small model shares; what depends on the weig
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -52,11 +52,12 @@ def reduce_model(config: Any) -> Any | None:
     if family not in models.FAMILIES:
         return None
     own = models.config_to_dict(config)
-    small, large = (asdict(models.configure(family, s, vocab_size=config.vocab_size)) for s in ("xs", "l"))
+    sizes = (models.configure(family, s, vocab_size=config.vocab_size) for s in ("xs", "l"))
+    small, large = map(models.config_to_dict, sizes)
     derived = {n for n, value in small.items() if value is None and type(own[n]) is int}
-    sizes = {n: value for n, value in small.items() if n in derived or value != large[n]}
+    changed = {n: value for n, value in small.items() if n in derived or value != large[n]}
     try:
-        return models.config_from_dict({**own, **sizes})
+        return models.config_from_dict({**own, **changed})
     except ConfigError:  # an option of the large one that the small widths do not divide into
         return None
 

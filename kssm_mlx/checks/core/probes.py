@@ -11,9 +11,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable
-from kssm_mlx.models.base import LanguageModel, training_mode
+from kssm_mlx.models.base import LanguageModel, flatten, training_mode
 from kssm_mlx.models.interventions.calibration import ModelWithIntervention
 from kssm_mlx.training import losses
 
@@ -74,18 +75,18 @@ def perturb_zero_init(measure: Callable[[Context], Check]) -> Callable[[Context]
         asleep = _zero_matrices(ctx.model) if ctx.step == 0 else []
         if not asleep:
             return measure(ctx)
-        ctx.model.update(nn.utils.tree_unflatten(_randomized(asleep, ctx.seed)))
+        ctx.model.update(tree_unflatten(_randomized(asleep, ctx.seed)))
         try:
             return measure(ctx)
         finally:
-            ctx.model.update(nn.utils.tree_unflatten(asleep))
+            ctx.model.update(tree_unflatten(asleep))
 
     return measured
 
 
 def _zero_matrices(model: LanguageModel | None) -> list[tuple[str, mx.array]]:
-    flat = nn.utils.tree_flatten(model.parameters()) if isinstance(model, nn.Module) else []
-    return [(name, p) for name, p in flat if p.ndim == 2 and not mx.any(p != 0)]
+    arrays = flatten(model.parameters()) if isinstance(model, nn.Module) else {}
+    return [(name, p) for name, p in arrays.items() if p.ndim == 2 and not mx.any(p != 0)]
 
 
 def _randomized(asleep: list[tuple[str, mx.array]], seed: int) -> list[tuple[str, mx.array]]:
@@ -117,7 +118,7 @@ def logit_deviation(a: np.ndarray, b: np.ndarray, scale: float) -> float:
 
 def dtype_tolerance(model: LanguageModel, float32: float, half: float = 2e-2) -> float:
     """The rounding allowed at the model's precision: `half` as soon as one matrix is not float32."""
-    matrices = [p for _, p in nn.utils.tree_flatten(model.parameters()) if p.ndim >= 2]
+    matrices = [p for p in flatten(model.parameters()).values() if p.ndim >= 2]
     return float32 if all(p.dtype == mx.float32 for p in matrices) else half
 
 

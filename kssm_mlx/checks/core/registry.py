@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kssm_mlx.errors import CheckFailed, ConfigError, nearest
 
@@ -41,11 +41,21 @@ WEIGHT_LEVELS = {
     "L4": "arithmetic",
     "L5": "behaviour",
 }
+# A check takes a Context, the base model under test, facts of the machine, or nothing.
+Run = TypeVar("Run", bound=Callable[..., Any])
+Given = TypeVar("Given")
 START, DOCTOR = "start", "doctor"  # told when a run starts; asked of the machine by `kssm doctor`
 
 
 class NotMeasurable(Exception):
     """Raised inside a check when something it needs is absent; the message says what."""
+
+
+def given(value: Given | None, name: str) -> Given:
+    """The value. Raises: NotMeasurable that says what is absent."""
+    if value is None:
+        raise NotMeasurable(f"needs {name}, none given")
+    return value
 
 
 @dataclass(frozen=True)
@@ -167,7 +177,7 @@ class Definition:
     level: str
     title: str
     source: str
-    run: Callable[[Context], Check]
+    run: Callable[..., Any]
     also: str = ""
     needs_training: bool = False
     passes: int = 0
@@ -229,7 +239,7 @@ def check(
     if unknown := {level, *also}.difference(levels):
         raise ValueError(f"check {id}: no level {', '.join(sorted(unknown))}; levels are {', '.join(levels)}")
 
-    def register(function: Callable[[Context], Check]) -> Callable[[Context], Check]:
+    def register(function: Run) -> Run:
         if id in REGISTRY:
             raise ValueError(f"two checks are called {id}: {REGISTRY[id].run.__name__}, {function.__name__}")
         REGISTRY[id] = Definition(

@@ -142,12 +142,13 @@ def split_hygiene(ctx: Context) -> Check:
     overlap = measure_overlap(train, validation)
     kl, limit = unigram_kl(validation, train, ctx.data.vocab_size), kl_limit(ctx.data.vocab_size)
     corpus = ctx.data.index["corpus"]
-    foreign = ctx.recipe is not None and not _is_corpus(ctx.recipe.data, corpus)
+    recipe = ctx.recipe and ctx.recipe.data
+    foreign = recipe is not None and not _is_corpus(recipe, corpus)
     return verdict(
         "C15",
         overlap < 1e-3 and kl < limit and not foreign,
         f"overlap {overlap:.3%}, KL {kl:.3f} nats"
-        + (f", ids of {corpus['source']}, recipe of {ctx.recipe.data.source}" if foreign else ""),
+        + (f", ids of {corpus['source']}, recipe of {recipe.source}" if recipe and foreign else ""),
         f"overlap < 0.1 %, KL < {limit:.2f} nats, one corpus",
         _remedy(ctx, overlap, kl >= limit, foreign),
         overlap=overlap,
@@ -183,7 +184,7 @@ def _shared_text(ctx: Context) -> str:
     known = np.unique(hash_passages(train, GRAM))
     first = int(np.flatnonzero(np.isin(mine, known))[0])
     passage = validation[first : first + GRAM]
-    tokenizer = ctx.tokenizer or getattr(ctx.data, "tokenizer", None)
+    tokenizer: Any = ctx.tokenizer or getattr(ctx.data, "tokenizer", None)
     try:
         return tokenizer.decode(passage)[:60]
     except (KssmError, AttributeError):  # another tokenizer's ids, which C13 tells, or none
@@ -298,5 +299,5 @@ def best_by_counting(train: np.ndarray, validation: np.ndarray, vocab_size: int,
         coder = in_context(validation[: count * length].reshape(count, length), vocab_size)
         name = f"in-context order {coder.order} stride {coder.stride}"
         rungs[name], scored[name] = coder.code_length, count * (length - 1)
-    best = min(rungs, key=rungs.get)
+    best = min(rungs, key=rungs.__getitem__)
     return {"name": best, "best": rungs[best], "scored": scored[best], "unigram": rungs["unigram"]}

@@ -7,7 +7,7 @@ import numpy as np
 
 from kssm_mlx.checks.core.conditions import noise, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import training_mode, with_parameters
+from kssm_mlx.models.base import number, training_mode, with_parameters
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.optim import global_norm
 
@@ -101,7 +101,7 @@ def barriers_push_back(ctx: Context) -> Check:
 def _felt(ctx: Context, name: str) -> tuple[float, float]:
     """(value, norm of the gradient) of one part."""
     value, gradient = mx.value_and_grad(lambda p: _parts(ctx, p)[name])(ctx.model.trainable_parameters())
-    return value.item(), global_norm(gradient).item()
+    return number(value), number(global_norm(gradient))
 
 
 def _parts(ctx: Context, parameters: dict) -> dict[str, mx.array]:

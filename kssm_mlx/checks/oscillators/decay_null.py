@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
@@ -69,7 +71,7 @@ def decay_null(ctx: Context) -> Check:
     )
 
 
-def decay_of(model, train: Train) -> dict[str, float]:
+def decay_of(model, train: Train) -> dict[str, Any]:
     """What each trainable parameter loses per unit of learning rate."""
     adam = adamw(model, train)
     rates = flatten(adam.rates)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.probes import (
     dtype_tolerance,
@@ -17,7 +17,7 @@ from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check,
 from kssm_mlx.checks.model.sequence import step_by_step
 from kssm_mlx.checks.pretrained.subject import Host, read_english
 from kssm_mlx.errors import DataError
-from kssm_mlx.models.base import training_mode, with_parameters
+from kssm_mlx.models.base import flatten, training_mode, with_parameters
 from kssm_mlx.weights.audit.manifest_tables import Fingerprint
 
 # How many ids the tokenizers people use give; embeddings have that many rows or a few more, see `_padded`.
@@ -188,7 +188,7 @@ def finite_logits(host: Host) -> Check:
     tokens = np.random.default_rng(host.seed).integers(0, V, (1, PROMPT))
     logits = {d: _logits(host.model, tokens, d) for d in (mx.float32, mx.bfloat16)}
     bad = [str(d).removeprefix("mlx.core.") for d, x in logits.items() if not np.isfinite(x).all()]
-    gap = None if bad else float(np.abs(logits[mx.float32] - logits[mx.bfloat16]).max())
+    gap = float(np.abs(logits[mx.float32] - logits[mx.bfloat16]).max())
     return verdict(
         "W23",
         not bad,
@@ -211,6 +211,6 @@ def _logits(model, tokens: np.ndarray, dtype: mx.Dtype) -> np.ndarray:
             else array.astype(dtype)
         )
 
-    weights = tree_unflatten([(n, cast(n, a)) for n, a in tree_flatten(model.parameters())])
+    weights = tree_unflatten([(n, cast(n, a)) for n, a in flatten(model.parameters()).items()])
     with training_mode(model, False):
         return with_parameters(model, weights, lambda: to_numpy(model(mx.array(tokens, mx.int32))))

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.pretrained import behaviour
 from kssm_mlx.checks.pretrained.subject import Host
-from kssm_mlx.models.base import flatten
+from kssm_mlx.models.base import flatten, number
 from kssm_mlx.weights.audit.shipped_manifests import shipped_manifests
 from kssm_mlx.weights.hub.resolve import resolve
 from kssm_mlx.weights.io.container import open_container
@@ -117,14 +117,14 @@ def _within(name: str, path: str) -> bool:
 
 
 def _same(stored: mx.array, running: mx.array) -> bool:
-    return stored.shape == running.shape and mx.array_equal(stored.astype(running.dtype), running).item()
+    return stored.shape == running.shape and bool(mx.array_equal(stored.astype(running.dtype), running))
 
 
 def _squares(stored: mx.array, fresh: mx.array) -> tuple[float, float]:
     if stored.ndim < 2 or not mx.issubdtype(stored.dtype, mx.floating):
         return 0.0, 0.0
     w, w0 = stored.astype(mx.float32), fresh.astype(mx.float32)
-    return mx.sum(mx.square(w - w0)).item(), mx.sum(mx.square(w0)).item()
+    return number(mx.sum(mx.square(w - w0))), number(mx.sum(mx.square(w0)))
 
 
 @check(
@@ -146,7 +146,9 @@ def host_quality(ctx: Context) -> Check:
     """
     _need_host(ctx)
     known = shipped_manifests().get(ctx.recipe.model.host) if ctx.recipe is not None else None
-    of_manifest = {name: getattr(known, name, None) for name in ("domain", "behaviour", "published")}
+    of_manifest: dict[str, Any] = {
+        name: getattr(known, name, None) for name in ("domain", "behaviour", "published")
+    }
     host = Host(model=ctx.model, config=ctx.config, tokenizer=ctx.tokenizer, **of_manifest)
     reads, *figure = found = [behaviour.better_than_counting(host), *_figure(host)]
     worst = min(found, key=lambda c: c.ok)

@@ -58,7 +58,7 @@ def better_than_counting(host: Host) -> Check:
     """
     _refuse_other_domain(host)
     got, ids, V = host.evaluation, host.reading.validation.ids, host.model.args.vocab_size
-    rungs = count_ngrams(ids, got["tokens"] + 1, V)
+    rungs = count_ngrams(ids, int(got["tokens"]) + 1, V)
     limit = min(*rungs.values(), math.log(V) / 2)
     below = [name for name, nats in rungs.items() if got["nats_per_token"] < nats]
     return verdict(

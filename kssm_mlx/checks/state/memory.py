@@ -139,7 +139,8 @@ def _influences(ctx: Context) -> tuple[float, float]:
     (_, plain, places), *changed = (_asked(ctx, change) for change in (lambda ids: ids, digits, filler))
     reference = log_softmax(np.take_along_axis(plain, places[..., None] - 1, axis=1))
     other = (log_softmax(np.take_along_axis(x, places[..., None] - 1, axis=1)) for _, x, _ in changed)
-    return tuple(float(np.mean(np.sum(np.exp(reference) * (reference - q), axis=-1))) for q in other)
+    one, two = (float(np.mean(np.sum(np.exp(reference) * (reference - q), axis=-1))) for q in other)
+    return one, two
 
 
 def _shifted(ids: np.ndarray, start: np.ndarray, count: int, lowest: int, kinds: int) -> np.ndarray:

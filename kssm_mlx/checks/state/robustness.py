@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.core.conditions import mean_kl
 from kssm_mlx.checks.core.probes import short_context, to_numpy, vocabulary_size
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict, check, verdict
 from kssm_mlx.checks.core.state_recording import Views, refuse_stateless, view_states, with_views
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.models.base import Cache, training_mode
+from kssm_mlx.models.base import Cache, number, training_mode
 from kssm_mlx.training.losses import cross_entropy, split_rows, token_nats
 
 ROWS, HALF = 8, 32
@@ -49,7 +50,7 @@ def survives_noise(ctx: Context) -> Check:
     empty = with_views(
         ctx.model, start, {n: mx.zeros_like(v) for n, v in view_states(ctx.model, start).items()}
     )
-    clean, disturbed = (_loss(ctx.model, cache, second).item() for cache in (start, noisy))
+    clean, disturbed = (number(_loss(ctx.model, cache, second)) for cache in (start, noisy))
     read = mean_kl(*(_logits(ctx.model, cache, second) for cache in (start, empty)))
     rise = (disturbed - clean) / max(clean, SOLVED * math.log(vocabulary_size(ctx.model)))
     return verdict(
@@ -85,10 +86,10 @@ def survives_poison(ctx: Context) -> Check:
     Sabotage: a readout that amplifies the state by 1e3.
     """
     start, second = _interrupted(ctx)
-    clean, worst = _loss(ctx.model, start, second).item(), _attacked(ctx.model, start, second)
+    clean, worst = number(_loss(ctx.model, start, second)), _attacked(ctx.model, start, second)
     random = np.random.default_rng(ctx.seed)
     noisy = _moved(ctx.model, start, lambda view: mx.array(random.standard_normal(view.shape), mx.float32))
-    attacked, disturbed = (_loss(ctx.model, cache, second).item() for cache in (worst, noisy))
+    attacked, disturbed = (number(_loss(ctx.model, cache, second)) for cache in (worst, noisy))
     scale = math.log(vocabulary_size(ctx.model))
     rise = (attacked - clean) / scale
     return verdict(
@@ -206,7 +207,8 @@ def growth(costs: np.ndarray) -> tuple[float, float]:
         return float(slopes.mean()), math.nan
     from scipy.stats import ttest_1samp
 
-    return float(slopes.mean()), float(ttest_1samp(slopes, 0.0, alternative="greater").pvalue)
+    test: Any = ttest_1samp(slopes, 0.0, alternative="greater")
+    return float(slopes.mean()), float(test.pvalue)
 
 
 def _sessions(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
@@ -236,6 +238,6 @@ def _row_losses(model, cache: Cache | None, rows: mx.array) -> np.ndarray:
     return to_numpy(nats / mx.maximum((targets >= 0).sum(axis=1), 1))
 
 
-def _word(value: float, limits: tuple[float, float]) -> str:
+def _word(value: float, limits: tuple[float, float]) -> Verdict:
     warn, fail = limits
     return "pass" if value <= warn else "warn" if value <= fail else "fail"

@@ -14,7 +14,7 @@ from kssm_mlx.checks.data.task_learnability import SIGMA, rows_of, task_of
 from kssm_mlx.checks.training.overfit import MOST
 from kssm_mlx.data.batches import evaluation_windows, random_batch
 from kssm_mlx.models import FAMILIES, build
-from kssm_mlx.models.base import LanguageModel, with_parameters
+from kssm_mlx.models.base import LanguageModel, number, with_parameters
 from kssm_mlx.training.evaluation import evaluate
 from kssm_mlx.training.losses import cross_entropy, split_rows
 from kssm_mlx.training.recipe_sections import Train
@@ -164,4 +164,4 @@ def _train(model: LanguageModel, batch: Callable[[int], tuple[mx.array, mx.array
 
 def _loss(model: LanguageModel, inputs: mx.array, targets: mx.array) -> float:
     nats, count = cross_entropy(model(inputs), targets)
-    return nats.item() / max(1, count.item())
+    return number(nats) / max(1, number(count))

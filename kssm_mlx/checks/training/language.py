@@ -95,7 +95,7 @@ def better_than_ngrams(ctx: Context) -> Check:
     period = ctx.data.task.length + 1 if ctx.data.task else None
     counted = ngram_ladder(ctx.data.train.ids, ids, V, period, scored=targets)
     rungs = {rung: counted[rung] for rung in RUNGS if rung in counted}
-    best = min((rung for rung in rungs if rung.endswith("bigram")), key=rungs.get)
+    best = min((rung for rung in rungs if rung.endswith("bigram")), key=rungs.__getitem__)
     name, margin = (best, 0.1) if is_final(ctx) else ("unigram", 0.3)
     limit = min(rungs[name] - margin, math.log(V))
     below = [rung for rung in rungs if loss < rungs[rung]]

@@ -58,7 +58,9 @@ def resume_parity(ctx: Context) -> Check:
         rows = [_rows(run) for run in (whole, resumed)]
     gaps = _gaps(*rows)
     apart = [name for name, gap in gaps.items() if not gap <= LIMITS.get(name, 1e-3)]
-    apart += [name for name in ends[0] if not np.array_equal(ends[0][name], ends[1].get(name))]
+    apart += [
+        name for name in ends[0] if name not in ends[1] or not np.array_equal(ends[0][name], ends[1][name])
+    ]
     loss = gaps.get("loss", math.inf)
     return verdict(
         "C33",

@@ -93,6 +93,10 @@ class DescribedTokenizer(ABC):
         return self.encode_special(text)
 
     @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer`."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the ids depend on, as plain values."""
 
