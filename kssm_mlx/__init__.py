@@ -5,6 +5,7 @@ Five public names, imported when first used so that `import kssm_mlx` stays inst
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from kssm_mlx import _blas, _caches, _memory
 
@@ -17,6 +18,13 @@ _PUBLIC = {
     "generate": "kssm_mlx.generation",
     "verify": "kssm_mlx.runner.verify",
 }
+if TYPE_CHECKING:
+    from kssm_mlx.generation import generate
+    from kssm_mlx.models import build
+    from kssm_mlx.runner.load import load
+    from kssm_mlx.runner.train import train
+    from kssm_mlx.runner.verify import verify
+
 __all__ = ["build", "generate", "load", "train", "verify"]
 
 # mlx binds its matrix products to whatever BLAS is in the process first, and looks for its compiled kernels

@@ -103,5 +103,5 @@ def _conclusion(done: Any) -> str:
     if reached != "L5":
         return f"passed L0 to {reached}; without --quick it is run and judged as well"
     if not done.speaks:
-        return "passed, but was not seen to read a text (W24), so kssm train does not take it as a host"
-    return "passed; kssm train takes it as a host"
+        return "passed, but was not seen to read a text (W24), so kssm train does not take it as a base model"
+    return "passed; kssm train takes it as a base model"

@@ -37,11 +37,11 @@ class WithArraysCache(LanguageModel):
 
 def Model(config) -> nn.Module:
     """The model of a configuration, with mlx-lm's caches; freshly initialised, for mlx-lm to load."""
-    return _hosted(models.FAMILIES[models.family_of(config)].load()[2])(config)
+    return _with_their_caches(models.FAMILIES[models.family_of(config)].load()[2])(config)
 
 
 @cache
-def _hosted(model_class: type[nn.Module]) -> Callable[..., nn.Module]:
+def _with_their_caches(model_class: type[nn.Module]) -> Callable[..., nn.Module]:
     return type(model_class.__name__, (WithArraysCache, model_class), {})
 
 

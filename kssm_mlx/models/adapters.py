@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA): beside a frozen projection W two small trained matrices, y = W x + α/r B A x.
 
 Names and shapes are mlx-lm's, `in_proj.lora_a` [in, r] and `in_proj.lora_b` [r, out], so that its tools read
-the adapters trained here. They are fp32 whatever the host's weights are.
+the adapters trained here. They are fp32 whatever the base model's weights are.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
 """
@@ -60,10 +60,12 @@ def attach_lora(model: LanguageModel, rank: int, alpha: float, seed: int = 0) ->
         if type(module) is nn.Linear and id(module) in blocks and allows(path, module)
     }
     if not found:
-        raise ConfigError("the host has no unquantised projection to adapt; give the unquantised model")
+        raise ConfigError("the base model has no unquantised projection to adapt; give the unquantised model")
     smallest = min(min(module.weight.shape) for module in found.values())
     if rank > smallest:
-        raise ConfigError(f"rank {rank} is above {smallest}, the width of the host's smallest projection")
+        raise ConfigError(
+            f"rank {rank} is above {smallest}, the width of the base model's smallest projection"
+        )
     names, model_keys = sorted(found), mx.random.split(mx.random.key(seed), len(found))
     adapted = {name: LoRALinear(found[name], key, rank, alpha / rank) for name, key in zip(names, model_keys)}
     model.freeze()

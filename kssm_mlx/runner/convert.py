@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kssm_mlx.checks.core.registry import NotMeasurable
-from kssm_mlx.checks.pretrained.subject import Host
+from kssm_mlx.checks.pretrained.subject import Subject
 from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.errors import ConfigError
@@ -43,7 +43,7 @@ def export(
     verify: bool = True,
     on_open: Callable[[Trained], None] | None = None,
 ) -> Path:
-    """Write a run or a model as a folder for mlx-lm or transformers, adapters fused into their host.
+    """Write a run or a model as a folder for mlx-lm or transformers, adapters fused into their base model.
 
     verify: see `load`. on_open: is shown what was opened, before it is changed.
     Raises: ConfigError, DataError for what the format or its tokenizer files cannot hold; WeightMismatch,
@@ -86,7 +86,8 @@ def _open_for_export(source: str | Path, verify: bool, on_open: Callable[[Traine
     trained = load(source, verify=verify)
     if hasattr(trained.model, "graft"):
         raise ConfigError(
-            f"{source} is a graft, which other tools have no place for; its host can be exported by itself"
+            f"{source} is a graft, which other tools have no place for; "
+            "its base model can be exported by itself"
         )
     if on_open:
         on_open(trained)
@@ -117,9 +118,11 @@ def _with_end(named: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, A
 
 
 def _score(trained: Trained, text: str | None) -> Loss:
-    """A fresh Host each time: it remembers what it has measured."""
+    """A fresh Subject each time: it remembers what it has measured."""
     try:
-        return Loss(Host(trained.model, tokenizer=trained.tokenizer, text=text).evaluation["nats_per_token"])
+        return Loss(
+            Subject(trained.model, tokenizer=trained.tokenizer, text=text).evaluation["nats_per_token"]
+        )
     except NotMeasurable as e:
         return Loss(None, str(e))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from kssm_mlx.checks.core.registry import NotMeasurable
 from kssm_mlx.checks.pretrained.behaviour import count_ngrams
-from kssm_mlx.checks.pretrained.subject import TOKENS, Host
+from kssm_mlx.checks.pretrained.subject import TOKENS, Subject
 from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.tasks import Task
@@ -83,16 +83,16 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
 def _of_model(trained: Trained, source: str | None) -> Reading:
     """The text as L5 of `kssm verify-weights` reads it. Raises: DataError without a tokenizer for it."""
     text = None if source is None else "\n".join(open_corpus(source).scored)
-    host = Host(model=trained.model, tokenizer=trained.tokenizer, text=text)
+    subject = Subject(model=trained.model, tokenizer=trained.tokenizer, text=text)
     try:
-        text_read = host.reading
+        text_read = subject.reading
     except NotMeasurable as e:
         raise DataError(f"{trained.source}: {trained.notes.get('hint') or e}") from None
     ids, V = text_read.validation.ids, trained.model.args.vocab_size
     name = source or "the English of the package"
     return Reading(
         name,
-        host.windows,
+        subject.windows,
         TOKENS,
         text_read.bytes_per_target,
         lambda targets: count_ngrams(ids, targets + 1, V),

@@ -52,9 +52,9 @@ def recast_model(model: Any, *defects: type) -> Any:
 
 @register_failure("weights-never-loaded")
 def weights_never_loaded(context: Context) -> Context:
-    """The loader is a stub: what the host's files hold never reaches the host that is trained on."""
-    host = getattr(context.model, "host", context.model)
-    host.update(models.build(host.args, seed=1).parameters())
+    """The loader is a stub: what the base model's files hold never reaches the model that is trained on."""
+    base = getattr(context.model, "host", context.model)
+    base.update(models.build(base.args, seed=1).parameters())
     return context
 
 

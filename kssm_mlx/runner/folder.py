@@ -9,7 +9,7 @@ from typing import Any
 
 from kssm_mlx import environment, files, models
 from kssm_mlx.checks.core.registry import Context, given
-from kssm_mlx.checks.pretrained.files import host_verdict
+from kssm_mlx.checks.pretrained.files import base_model_verdict
 from kssm_mlx.checks.suite import write_checks
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.files import writing
@@ -30,16 +30,16 @@ def write_description(
     """
     initial = given(context.initial, "initial")
     described = {**recipe.model_dump(), "configuration": models.config_to_dict(context.config)}
-    if context.host:
-        described["host_digest"] = context.host
-        write_checks(folder, "host", [host_verdict(context.host, context.host_notes)])
+    if context.base_digest:
+        described["host_digest"] = context.base_digest
+        write_checks(folder, "host", [base_model_verdict(context.base_digest, context.base_notes)])
     manifest = {
         "command": " ".join(["kssm", *sys.argv[1:]]) if sys.argv[0].endswith("kssm") else None,
         "parameters": sum(array.size for array in flatten(context.model.parameters()).values()),
         "trained_parameters": sum(array.size for array in initial.values()),
         "initial_digest": root_digest({n: tensor_digest(a) for n, a in initial.items()}),
         "data": context.data.index,
-        "host": {"root": context.host, **context.host_notes} if context.host else None,
+        "host": {"root": context.base_digest, **context.base_notes} if context.base_digest else None,
         "environment": environment.facts(),
         "waivers": waivers,
         "verify": verify,

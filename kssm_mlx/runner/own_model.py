@@ -44,8 +44,8 @@ def open_own_model(spec: str) -> Context:
         model=model,
         config=model.args,
         tokenizer=opened.tokenizer,
-        host=opened.digest or None,
-        host_notes=opened.notes,
+        base_digest=opened.digest or None,
+        base_notes=opened.notes,
         builder=partial(_again, build, spec) if takes_seed else None,
     )
 

@@ -82,7 +82,7 @@ def _check_resumable(recipe: Recipe, folder: Path, kept: TokenData | None) -> No
     saved = latest.snapshot
     with tempfile.TemporaryDirectory(prefix="kssm-resume-") as elsewhere:
         data = kept or prepare(recipe.data, elsewhere)
-        model = build_initial_model(recipe, data, host=read_base_digest(folder)).model
+        model = build_initial_model(recipe, data, base_digest=read_base_digest(folder)).model
         identity.require_unchanged(
             saved.state["identity"], identity.describe_identity(model, recipe, data), allow=True
         )
@@ -91,10 +91,10 @@ def _check_resumable(recipe: Recipe, folder: Path, kept: TokenData | None) -> No
         identity.require_same_parameters(restored, initial_state(model, recipe.train))
 
 
-def prepare_context(recipe: Recipe, folder: Path, data: TokenData, host: str | None = None) -> Context:
-    """Data and model before the first step; `host` is the digest that the run's host must have."""
+def prepare_context(recipe: Recipe, folder: Path, data: TokenData, base_digest: str | None = None) -> Context:
+    """Data and model before the first step; `base_digest` is that which the run's base model must have."""
     _refuse_unusable(data, recipe)
-    return _make_context(recipe, folder, data, build_initial_model(recipe, data, host=host))
+    return _make_context(recipe, folder, data, build_initial_model(recipe, data, base_digest=base_digest))
 
 
 def _make_context(recipe: Recipe, folder: Path, data: TokenData, began: InitialModel) -> Context:
@@ -107,11 +107,11 @@ def _make_context(recipe: Recipe, folder: Path, data: TokenData, began: InitialM
         tokenizer=data.tokenizer,
         initial=flatten(began.model.trainable_parameters()),
         run_folder=folder,
-        host=began.host,
-        host_notes=began.host_notes,
+        base_digest=began.base_digest,
+        base_notes=began.base_notes,
         intervention=held.intervention,
         masks=held.masks,
-        builder=None if began.host else partial(models.build, began.model.args),
+        builder=None if began.base_digest else partial(models.build, began.model.args),
     )
     return break_context(context) if recipe.failure else context
 

@@ -63,8 +63,8 @@ def _open_weights(source: str | Path) -> Context:
         model=opened.model,
         config=opened.model.args,
         tokenizer=opened.tokenizer,
-        host=opened.digest,
-        host_notes=opened.notes,
+        base_digest=opened.digest,
+        base_notes=opened.notes,
     )
 
 
@@ -89,8 +89,8 @@ def _with_model(context: Context, spec: str) -> Context:
         tokenizer=own.tokenizer or context.tokenizer,
         initial=flatten(own.model.trainable_parameters()),
         history=None,
-        host=own.host,
-        host_notes=own.host_notes,
+        base_digest=own.base_digest,
+        base_notes=own.base_notes,
         intervention=held and held.intervention,
         masks=held.masks if held else {},
         builder=own.builder,

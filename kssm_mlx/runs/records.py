@@ -10,10 +10,23 @@ from kssm_mlx.errors import CheckpointError
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.runs.layout import CHECKS, MANIFEST, METRICS, RECIPE
 
+OLD_KEYS = {"model.host": "model.base"}  # of recipes up to 0.1.0
+
 
 def read_recipe(run: Path) -> dict[str, Any]:
     """recipe.json: the recipe that the run began with, with what was derived from it (`DERIVED`)."""
-    return _read_object(run / RECIPE)
+    return rename_old_keys(_read_object(run / RECIPE))
+
+
+def rename_old_keys(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's table under the names that its keys have today; the one given stays as it is."""
+    for old, new in OLD_KEYS.items():
+        (section, was), name = old.split("."), new.split(".")[1]
+        table = recipe.get(section)
+        if isinstance(table, dict) and was in table and name not in table:
+            table = {name if key == was else key: value for key, value in table.items()}
+            recipe = {**recipe, section: table}
+    return recipe
 
 
 def read_manifest(run: Path) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def test_what_it_returns_may_be_a_model_a_pair_or_what_load_gives(own):
     )
     assert isinstance(alone.model, Plain) and alone.model.args.vocab_size == 16
     assert pair.tokenizer == "a tokenizer" and not pair.trained
-    assert loaded.trained and loaded.host == "d" * 64
+    assert loaded.trained and loaded.base_digest == "d" * 64
 
 
 def test_a_builder_that_takes_a_seed_gives_checks_fresh_models(own):

@@ -22,8 +22,8 @@ from kssm_mlx.training.checkpoints import checkpoint, identity
 def result_is_traceable(ctx: Context) -> Check:
     """Of each run, what manifest.json and the newest checkpoint say against what there is: digests of corpus,
     tokenizer and token files; vocabulary; number of parameters, all and trained; digest of the weights before
-    step 1, built anew from configuration and seed; recipe and configuration by hash; the host's digest; the
-    commit of the code.
+    step 1, built anew from configuration and seed; recipe and configuration by hash; the base model's digest;
+    the commit of the code.
 
     Threshold: exact. Warns where the code had changes that no commit has, or is of no commit.
     Caught: results of v1 kept under kssm_v2; "84K parameters" for 48,833.
@@ -65,7 +65,7 @@ def _read_recorded(run: Context) -> dict[str, Any]:
         "parameters": manifest["parameters"],
         "trained parameters": manifest["trained_parameters"],
         "weights before step 1": manifest["initial_digest"],
-        "host": (manifest["host"] or {}).get("root"),
+        "base model": (manifest["host"] or {}).get("root"),
         **_of_checkpoint(run),
     }
 
@@ -82,7 +82,7 @@ def _now(run: Context) -> dict[str, Any]:
         "parameters": count_parameters(run.model),
         "trained parameters": sum(array.size for array in initial.values()),
         "weights before step 1": root_digest({n: tensor_digest(a) for n, a in initial.items()}),
-        "host": run.host,
+        "base model": run.base_digest,
         "recipe and configuration": own["config_hash"],
         "tokenizer of the checkpoint": own["tokenizer"]["digest"],
     }

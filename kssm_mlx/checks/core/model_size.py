@@ -38,7 +38,7 @@ def fit_context(definition: Definition, ctx: Context) -> tuple[Context, str]:
         return ctx, f"{own}: there is no small model like it"
     model = _built(small, ctx.seed)
     note = f"a fresh model of {count_parameters(model):,} parameters with the same options"
-    fresh = dict.fromkeys(("host", "initial", "history", "run_folder", "manifest"))
+    fresh = dict.fromkeys(("base_digest", "initial", "history", "run_folder", "manifest"))
     return replace(ctx, model=model, config=small, **fresh), note
 
 
@@ -68,7 +68,7 @@ def count_parameters(model: Any) -> int:
 
 
 def _trains_everything(model: Any) -> bool:
-    """False for adapters or additions beside a frozen host, which no fresh model has."""
+    """False for adapters or additions beside a frozen base model, which no fresh model has."""
     return flatten(model.trainable_parameters()).keys() == flatten(model.parameters()).keys()
 
 

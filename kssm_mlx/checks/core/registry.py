@@ -106,10 +106,10 @@ class Context:
 
     model: any LanguageModel; config: its configuration; recipe: the Recipe; data: the TokenData; tokenizer:
     the tokenizer the model is used with; initial: the trainable parameters before step 1 (flat dict);
-    history: rows of metrics.jsonl; run_folder: where the run lives; host: the root digest of the verified
-    weights that the model started from, None for a fresh one; host_notes: how far these were verified and
-    what was found; manifest: the run's manifest.json; seed: of every random draw a check makes; intervention
-    and masks: what the recipe's [clamp] and [freeze] hold, see training/constraints.py.
+    history: rows of metrics.jsonl; run_folder: where the run lives; base_digest: the root digest of the
+    verified weights that the model started from, None for a fresh one; base_notes: how far these were
+    verified and what was found; manifest: the run's manifest.json; seed: of every random draw a check makes;
+    intervention and masks: what the recipe's [clamp] and [freeze] hold, see training/constraints.py.
 
     For comparisons: builder: seed -> a fresh model of the same configuration; seeds: of what is repeated;
     interventions: name -> models.base.Intervention that a claim is about; runs: one Context per run folder
@@ -128,8 +128,8 @@ class Context:
     initial: dict[str, Any] | None = None
     history: list[dict[str, Any]] | None = None
     run_folder: Any = None
-    host: str | None = None
-    host_notes: dict[str, Any] = field(default_factory=dict)
+    base_digest: str | None = None
+    base_notes: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     manifest: dict[str, Any] | None = None
     intervention: Any = None
@@ -156,8 +156,8 @@ class Context:
 
     @property
     def trained(self) -> bool:
-        """Whether the model has learned anything: here, or as somebody's host before."""
-        return self.step > 0 or self.host is not None
+        """Whether the model has learned anything: here, or as somebody's base model before."""
+        return self.step > 0 or self.base_digest is not None
 
 
 def parse_explanation(text: str) -> dict[str, str]:

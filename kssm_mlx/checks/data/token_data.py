@@ -32,8 +32,8 @@ def tokenizer_identity(ctx: Context) -> Check:
     ends aside.
 
     Threshold: digests equal, round trip exact, less than 1e-5 of the text lost, U+FFFD < 1e-5. Sizes equal,
-    except that a model's table may be padded by less than 1 %, as published hosts are (50,280 rows for 50,277
-    tokens).
+    except that a model's table may be padded by less than 1 %, as published base models are (50,280 rows for
+    50,277 tokens).
     Caught: token files of GPT-2 (50,257) read with cl100k (100,277); v1's validation table of 61 symbols
     against 65; RWKV with a foreign vocabulary.
     Sabotage: a character tokenizer of another text of the same size; a model with one row too many; a

@@ -1,4 +1,4 @@
-"""L4: does the host compute? Its tokenizer fits, its numbers are finite and the same in every form."""
+"""L4: does the base model compute? Its tokenizer fits, its numbers are finite and the same in every form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kssm_mlx.checks.core.probes import (
 )
 from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check, verdict
 from kssm_mlx.checks.model.sequence import step_by_step
-from kssm_mlx.checks.pretrained.subject import Host, read_english
+from kssm_mlx.checks.pretrained.subject import Subject, read_english
 from kssm_mlx.errors import DataError
 from kssm_mlx.models.base import flatten, training_mode, with_parameters
 from kssm_mlx.weights.audit.manifest_tables import Fingerprint
@@ -36,18 +36,18 @@ SAME_LOGITS = 1e-2, 5e-2  # float32 weights, weights with a matrix in half preci
 
 
 @check("W28", level="L4", title="sizes of the manifest", source="docs/background/weights.md#six-layers")
-def manifest_sizes(host: Host) -> Check:
+def manifest_sizes(subject: Subject) -> Check:
     """architecture, embedding rows, width and depth of the configuration against the manifest's.
 
     Threshold: equal.
     Caught: a repository whose name promises another size than its files have.
     Sabotage: a manifest of a model twice as deep.
     """
-    host.need("model")
-    if host.facts is None:
+    subject.need("model")
+    if subject.facts is None:
         raise NotMeasurable("no manifest says how large it is")
-    facts = host.facts.model_dump()
-    got = {name: getattr(host.model.args, name, None) for name in facts}
+    facts = subject.facts.model_dump()
+    got = {name: getattr(subject.model.args, name, None) for name in facts}
     wrong = [name for name in facts if got[name] != facts[name]]
     return verdict(
         "W28",
@@ -99,7 +99,7 @@ def _padded(size: int) -> set[int]:
 
 
 @check("W20", level="L4", title="tokenizer and embedding", source="docs/background/k-ssm.md#two-tokenizers")
-def vocabulary_fits(host: Host) -> Check:
+def vocabulary_fits(subject: Subject) -> Check:
     """the number of ids of the tokenizer against the rows of the embedding, and a text there and back.
 
     Threshold: as many rows as ids, or that many rounded up to a multiple of a power of two up to 512, which
@@ -108,10 +108,10 @@ def vocabulary_fits(host: Host) -> Check:
     Caught: GPT-2's and cl100k's ids in Mamba and RWKV, "compatible because the largest id is below 50,277".
     Sabotage: every pair of known tokenizers.
     """
-    host.need("model")
-    if host.tokenizer is None:
+    subject.need("model")
+    if subject.tokenizer is None:
         raise NotMeasurable("no tokenizer; put the tokenizer.json of the model beside the weights")
-    return judge_vocabulary(host.tokenizer, host.model.args.vocab_size)
+    return judge_vocabulary(subject.tokenizer, subject.model.args.vocab_size)
 
 
 def fingerprint_of(model) -> Fingerprint:
@@ -129,7 +129,7 @@ def fingerprint_of(model) -> Fingerprint:
 
 
 @check("W21", level="L4", title="fingerprint", source="docs/background/weights.md#six-layers")
-def matches_fingerprint(host: Host) -> Check:
+def matches_fingerprint(subject: Subject) -> Check:
     """the logits of the fixed prompt against those the manifest keeps, as max |Δ| / std(kept logits).
 
     Threshold: <= 1e-2: TF32 products round by 1e-3, and other weights move logits by their own size. 5e-2
@@ -137,15 +137,15 @@ def matches_fingerprint(host: Host) -> Check:
     Caught: weights that load without an error and are not those that were verified.
     Sabotage: one matrix scaled by 1.05; another model.
     """
-    host.need("model")
-    if host.fingerprint is None:
+    subject.need("model")
+    if subject.fingerprint is None:
         raise NotMeasurable("the manifest has no fingerprint; --write-manifest adds one")
-    kept, got = (np.array(f.logits) for f in (host.fingerprint, fingerprint_of(host.model)))
-    if kept.shape != got.shape or host.fingerprint.vocab_size != host.model.args.vocab_size:
+    kept, got = (np.array(f.logits) for f in (subject.fingerprint, fingerprint_of(subject.model)))
+    if kept.shape != got.shape or subject.fingerprint.vocab_size != subject.model.args.vocab_size:
         gap = float("inf")
     else:
         gap = float(np.abs(got - kept).max()) / logit_spread(kept)
-    limit = dtype_tolerance(host.model, *SAME_LOGITS)
+    limit = dtype_tolerance(subject.model, *SAME_LOGITS)
     return verdict(
         "W21",
         gap <= limit,
@@ -162,31 +162,31 @@ def matches_fingerprint(host: Host) -> Check:
     title="parallel = recurrent",
     source="docs/background/phase-grafts.md#a-token-without-its-state",
 )
-def parallel_is_recurrent(host: Host) -> Check:
-    """C5 on the host: logits of one call, of one token at a time, and of pieces with the state
+def parallel_is_recurrent(subject: Subject) -> Check:
+    """C5 on the base model: logits of one call, of one token at a time, and of pieces with the state
     handed over, as max |Δ| / std(logits).
 
     Threshold: <= 1e-4 in float32, 2e-2 below.
     Caught: measure.py and test_baseline, which fed one token at a time without state.
-    Sabotage: a host that ignores its state.
+    Sabotage: a base model that ignores its state.
     """
-    return replace(step_by_step(host), id="W22", title=REGISTRY["W22"].title, level="L4")
+    return replace(step_by_step(subject), id="W22", title=REGISTRY["W22"].title, level="L4")
 
 
 @check(
     "W23", level="L4", title="finite in float32 and bfloat16", source="docs/background/weights.md#six-layers"
 )
-def finite_logits(host: Host) -> Check:
+def finite_logits(subject: Subject) -> Check:
     """64 tokens with all float weights in float32, then in bfloat16 but for those that must stay.
 
     Threshold: every logit finite in both. How far they differ, in units of their spread, is reported.
     Caught: overflow in half precision, which shows as NaN only in the middle of a text.
     Sabotage: a NaN in a weight; a weight that only float32 can hold.
     """
-    host.need("model")
-    V = host.model.args.vocab_size
-    tokens = np.random.default_rng(host.seed).integers(0, V, (1, PROMPT))
-    logits = {d: _logits(host.model, tokens, d) for d in (mx.float32, mx.bfloat16)}
+    subject.need("model")
+    V = subject.model.args.vocab_size
+    tokens = np.random.default_rng(subject.seed).integers(0, V, (1, PROMPT))
+    logits = {d: _logits(subject.model, tokens, d) for d in (mx.float32, mx.bfloat16)}
     bad = [str(d).removeprefix("mlx.core.") for d, x in logits.items() if not np.isfinite(x).all()]
     gap = float(np.abs(logits[mx.float32] - logits[mx.bfloat16]).max())
     return verdict(

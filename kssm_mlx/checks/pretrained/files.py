@@ -33,12 +33,12 @@ ABSENT = {
     title="verified base model",
     source="docs/background/weights.md#why-weights-are-verified",
 )
-def host_verdict(digest: str, notes: dict[str, Any]) -> Check:
+def base_model_verdict(digest: str, notes: dict[str, Any]) -> Check:
     """Whether the weights that a run starts from passed `kssm verify-weights`, for its checks.json.
 
     Threshold: W1 to W28 passed for exactly this root digest, and no file was touched since.
     Caught: Phase-Mamba Attempt 2, trained for 72 minutes on random weights because its loader was a stub.
-    Sabotage: a host that was never verified; one exchanged after its verification.
+    Sabotage: a base model that was never verified; one exchanged after its verification.
     """
     findings = notes.get("findings", ())
     ok = notes.get("verified") == "L5"

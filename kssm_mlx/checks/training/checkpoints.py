@@ -85,7 +85,8 @@ def _rehearsal(ctx: Context, folder: Path) -> Path:
     run = folder / "run"
     run.mkdir()
     table = {**ctx.recipe.model_dump(), "configuration": models.config_to_dict(ctx.config)}
-    (run / RECIPE).write_text(json.dumps({**table, **({"host_digest": ctx.host} if ctx.host else {})}))
+    base = {"host_digest": ctx.base_digest} if ctx.base_digest else {}
+    (run / RECIPE).write_text(json.dumps({**table, **base}))
     (run / "data").symlink_to(Path(ctx.data.folder).resolve(), target_is_directory=True)
     weights = to_arrays(initial_state(ctx.model, ctx.recipe.train))[0]
     snapshot = Snapshot(max(ctx.step, 0), {ctx.recipe.model.trained_file: weights}, {})

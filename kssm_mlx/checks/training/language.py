@@ -49,8 +49,8 @@ def initial_loss(ctx: Context) -> Check:
     ctx.need("model")
     if ctx.step > 0:
         raise NotMeasurable(f"the model has had {ctx.step} updates")
-    if ctx.host:
-        raise NotMeasurable("the model was trained before: it is a host")
+    if ctx.base_digest:
+        raise NotMeasurable("the model was trained before: it is a base model")
     T, V = probe_length(ctx), vocabulary_size(ctx.model)
     if ctx.data is None:
         tokens = random_tokens(ctx, 8, T + 1)

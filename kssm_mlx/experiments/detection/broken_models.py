@@ -302,11 +302,11 @@ def bistable_in_name_only(bench: Bench) -> Context:
 
 
 @sabotage("C12")
-def graft_that_overrides_its_host(bench: Bench) -> Context:
-    """The published phase block in a host that reads: every channel halved, the rest standardised."""
-    host = bench.trained("mamba").model
-    host.freeze()
-    grafted = graft(host, configure({"core": "phase_block", "legacy": True}))
+def graft_that_overrides_its_base_model(bench: Bench) -> Context:
+    """The published phase block in a base model that reads: every channel halved, the rest standardised."""
+    base = bench.trained("mamba").model
+    base.freeze()
+    grafted = graft(base, configure({"core": "phase_block", "legacy": True}))
     context = bench.fresh("mamba")
     return replace(context, model=grafted, initial=flatten(grafted.trainable_parameters()))
 

@@ -1,7 +1,7 @@
 """Checkpoints that a crash cannot half-write and that damage cannot pass through unseen.
 
     checkpoints/step_00000200/   model.safetensors  optimizer.safetensors  state.json  manifest.json
-                                 (adapters.safetensors for the adapters of a host)
+                                 (adapters.safetensors for the adapters of a base model)
     checkpoints/LATEST, BEST     names of folders, for people and scripts
 
 `save` writes into `step_00000200.tmp-<pid>`, flushes every file to disk, writes the manifest last, renames

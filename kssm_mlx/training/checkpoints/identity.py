@@ -28,8 +28,12 @@ from kssm_mlx.training.state import TrainState
 
 def describe_identity(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
     """The recipe without its words, the model's configuration, the data and the tokenizer."""
+    table = recipe.model_dump(exclude=set(METADATA_SECTIONS))
+    if "base" in table["model"]:
+        # The name that it had in 0.1.0: checkpoints of then go on, and their hashes stay comparable.
+        table["model"]["host"] = table["model"].pop("base")
     config = {
-        **recipe.model_dump(exclude=set(METADATA_SECTIONS)),
+        **table,
         "configuration": asdict(model.args),
         "files": {name: entry["sha256"] for name, entry in data.index["files"].items()},
     }

@@ -1,4 +1,4 @@
-"""What is publicly known about the hosts people use: `manifests/NAME.toml`, one file per repository.
+"""What is publicly known about the base models people use: `manifests/NAME.toml`, one file per repository.
 
 A fact that could not be known when the file was written is absent: `kssm verify-weights --write-manifest`
 measures digests, fingerprint and nats/token on a machine that has the weights.
