@@ -68,7 +68,7 @@ def changed(node: ast.AST) -> Iterator[ast.AST]:
 def children(node: ast.AST) -> Iterator[tuple[list | ast.AST, int | str, ast.AST]]:
     """(holder, place in it, node) of everything below a node that is computed when the program runs."""
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns"):
+        if name in ("annotation", "returns", "decorator_list"):
             continue
         places = enumerate(value) if isinstance(value, list) else [(name, value)]
         for place, child in places:
@@ -123,9 +123,10 @@ def mirrored_first(mutant: Mutant, tests: list[str], copied: Path) -> list[str]:
     return [*own, *tests]
 
 
-def find_survivors(chosen: list[Mutant], tests: list[str], copied: Path) -> Iterator[Mutant]:
+def find_survivors(chosen: list[Mutant], tests: list[str], copied: Path, root: Path) -> Iterator[Mutant]:
+    """The mutants of files under `root` that the tests do not notice in the copy of it."""
     for mutant in chosen:
-        place = copied / mutant.path.relative_to(ROOT)
+        place = copied / mutant.path.relative_to(root)
         original = place.read_text()
         place.write_text(mutant.source)
         # -B: two mutants of one size and second would share their bytecode.
@@ -151,7 +152,7 @@ def main() -> None:
         if not run_tests(copied, args.tests):
             raise SystemExit("the tests fail without any mutant; mend them first")
         survivors = 0
-        for mutant in find_survivors(chosen, args.tests, copied):
+        for mutant in find_survivors(chosen, args.tests, copied, ROOT):
             survivors += 1
             print(f"{mutant.path.relative_to(ROOT)}:{mutant.line}: {mutant.change}", flush=True)
     killed = len(chosen) - survivors
