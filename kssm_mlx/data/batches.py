@@ -38,6 +38,7 @@ def random_batch(split: TokenSplit, seed: int, step: int, batch_size: int, conte
     """
     _require_windows(split, context)
     windows, offsets, stride = _layout(split, context)
+    # From the step alone, with no iterator to save: a resumed run reads on at the same token.
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), windows)
     starts = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
@@ -75,6 +76,7 @@ def track_batch(split: TokenSplit, step: int, batch_size: int, context: int) -> 
     starts = np.arange(batch_size) * track + place * context
     positions = starts[:, None] + np.arange(context + 1)
     resets = _document_starts(split, positions[:, :-1])
+    # At the wrap the state comes from the end of the track, which is not what came before its beginning.
     resets[:, 0] |= place == 0
     return Batch(split.ids[positions].astype(np.int32), resets)
 

@@ -88,6 +88,7 @@ def decode(
     following = step(state, mx.ones(len(state), dtype=mx.bool_))
     for i in range(max_tokens):
         current = following
+        # One step ahead: the device computes the next token while this one is being written.
         if i + 1 < max_tokens:
             following = step(current.state, current.active)
         yield current
@@ -129,6 +130,7 @@ def _step_function(
     stops = mx.array(list(stop_tokens), dtype=mx.int32)[None]
 
     def step(cache, pending, keys, history, active):
+        # A row that has ended reads nothing more, so its state stays where its text ends.
         lengths = active.astype(mx.int32) if pending.shape[0] > 1 else None
         output = _forward(model, pending[:, None], cache, lengths)
         logits = output.logits[:, -1, :vocab_size].astype(mx.float32)
@@ -137,6 +139,7 @@ def _step_function(
         logprob = chosen - mx.logsumexp(logits, axis=-1)
         new_history = mx.concatenate([history[:, 1:], token[:, None]], axis=-1)
         token = mx.where(active, token, pending)
+        # Its random numbers stand still too: a continued text does not depend on how long others ran on.
         keys = mx.where(active[:, None], new_keys, keys)
         history = mx.where(active[:, None], new_history, history)
         still = active & mx.all(token[:, None] != stops, axis=-1) if stops.size else active

@@ -142,6 +142,7 @@ def sample(
     logits = filtered(logits, history, sampling, trace)
     if sampling.temperature == 0:
         return mx.argmax(logits, axis=-1).astype(mx.int32), keys
+    # A key per row: what a row draws does not depend on who else is in the batch.
     halves = mx.vmap(mx.random.split)(keys)
     draw = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))
     return draw(logits, halves[:, 1]).astype(mx.int32), halves[:, 0]

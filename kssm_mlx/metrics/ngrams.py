@@ -87,6 +87,7 @@ def _witten_bell(counted: _Sample, asked: _Sample, lower: np.ndarray, vocab_size
     n_cx = _look_up(pairs, pair_counts, asked.contexts * vocab_size + asked.tokens)
     n_c = _look_up(known, np.add.reduceat(pair_counts, first), asked.contexts)
     t_c = _look_up(known, kinds, asked.contexts)
+    # A context that was never counted has no say: the rung below stands.
     return np.divide(n_cx + t_c * lower, n_c + t_c, out=lower.copy(), where=n_c > 0)
 
 

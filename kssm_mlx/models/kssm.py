@@ -129,6 +129,7 @@ class Mixer(nn.Module):
             z = clamp_states(z, clamp, clamp.value, 0)
         harmonics = [z**n for n in range(1, self._harmonics + 1)]
         features = mx.concatenate([part for zn in harmonics for part in (zn.re, zn.im)], axis=-1)
+        # The free states go on, unless a clamp says "state": a clamped readout must not change the dynamics.
         carried = mx.stack([free.re[:, -1], free.im[:, -1]], axis=1)
         trace = {
             "R": mx.sqrt(z.abs2),

@@ -134,6 +134,7 @@ def with_fallback(op: Callable) -> Callable:
             return op(*args, impl=impl, **options)
         except _Raised as raised:
             failure = raised
+        # Where this raises as well, the arguments are at fault, and the kernel stays on.
         found = op(*args, impl="compiled", **options)
         _switch_off(*failure.args)
         return found
@@ -156,6 +157,7 @@ _off: dict[tuple[str, str | None], Verdict] = {}
 
 
 def _switch_off(op: str, error: Exception) -> None:
+    # That this text is too long for it says nothing against the kernel on others.
     if not isinstance(error, gpu.TooLong):
         _off[op, gpu.dialect()] = _told(proof.broken(op, error))
 
@@ -184,6 +186,7 @@ def judge(op: str, **variant: int) -> Verdict:
 
 @cache
 def _verdict(op: str, identity: str, variant: tuple[tuple[str, int], ...]) -> Verdict:
+    # A verdict on disk stands until something in its identity changes; proving anew costs compilations.
     found = _recorded(identity)
     if found is None and gpu.dialect() in PROVEN:
         found = _told(proof.build(op, case(op), **dict(variant)))

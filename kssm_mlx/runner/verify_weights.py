@@ -63,6 +63,7 @@ def verify_weights(
         keep=None if quick else arrays.keep,
     )
     checks = [check for level in ("L0", "L1", "L2", "L3") for check in suite.run_level(level, found)]
+    # Nothing is computed with weights that the files alone have condemned.
     if found.ok and not quick:
         fill(found, arrays)
         subject = make_subject(found, known, text)

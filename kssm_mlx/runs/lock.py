@@ -129,6 +129,7 @@ def hold(folder: str | Path) -> Iterator[Path]:
     try:
         yield path
     finally:
+        # Not if somebody has deleted the file, and another run has the folder by now.
         if mine(folder):
             path.unlink(missing_ok=True)
 
@@ -146,6 +147,7 @@ def _acquire(path: Path) -> None:
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
     """A kernel lock around judging and creating `path`; it cannot go stale, and its empty file stays."""
+    # Never deleted: who waits for it would hold a lock on a file that the next process does not see.
     with open(path.with_name(f".{path.name}.guard"), "a") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         yield
@@ -172,6 +174,7 @@ def _refuse_if_held(path: Path) -> None:
             f"{path.parent} is in use by {who}, and from {here.host} I cannot see whether that run is alive; "
             f"if it is over, delete {path}"
         )
+    # A start that cannot be read counts as the same process: better a folder refused than one shared.
     if alive(owner.pid) and start_time(owner.pid) in (owner.start, ""):
         raise CheckpointError(
             f"{path.parent} is in use by {who}, which is running; wait for it or choose another folder"

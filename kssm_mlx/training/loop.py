@@ -98,6 +98,7 @@ def train_loop(
         not finite; CheckpointError, ConfigError, DataError in one line for what cannot be used or written.
     """
     _set_cache_limit()
+    # kssm train took the lock before it prepared the data; taken twice, it would refuse itself.
     held = contextlib.nullcontext() if lock.mine(folder) else lock.hold(folder)
     progress = Progress(recipe.train.steps, console, clock)
     with held, StopRequest() as stop, progress, contextlib.ExitStack() as open_files:
@@ -177,6 +178,7 @@ class _Run:
         identity.require_same_parameters(restored, fresh)
         keeps_carry = identity.carry_fits(restored.carry, self.recipe)
         carry = restored.carry if keeps_carry else None
+        # What an older checkpoint does not have begins as in a fresh run.
         knobs, buffers = {**fresh.knobs, **restored.knobs}, {**fresh.buffers, **restored.buffers}
         self.state = restored._replace(carry=carry, knobs=knobs, buffers=buffers)
         self.step = self.started_at = saved.step
@@ -241,6 +243,7 @@ class _Run:
                 raise make_interrupted(
                     signal, f"saved after step {self.step}; to go on: kssm train {self.folder} --resume"
                 )
+        # A step leaves the model as it found it: what was trained is in the state until here.
         self.model.update(self._parameters())
 
     def _parameters(self) -> dict[str, Any]:
@@ -257,6 +260,7 @@ class _Run:
         began = self.clock()
         tokens, resets = self._batch()
         self.state, metrics = self.take_step(self.state, tokens, resets)
+        # Here, so that the time of a step is its own, and no graph grows from step to step.
         mx.eval(self.state, metrics)
         self.step += 1
         row = {
@@ -336,6 +340,7 @@ class _Run:
             self.samples.write({"step": self.step, **row})
 
     def _save(self, best: bool, pinned: str) -> None:
+        # The rows first: no checkpoint knows of a step that metrics.jsonl may lose in a crash.
         for rows in (self.metrics, self.samples):
             rows.sync()
         trained, rest = to_arrays(self.state)

@@ -79,8 +79,10 @@ def chunked_cross_entropy(
     @total.vjp
     def total_vjp(primals, cotangent, _):
         hidden, *leaves = primals
+        # In fp32, since hundreds of chunks add up; the dtype of the weights comes back at the end.
         pieces, sums = [], [mx.zeros(leaf.shape, mx.float32) for leaf in leaves]
         for span in spans:
+            # As in the forward pass: a chunk begins when the one before has given its gradients back.
             arguments = mx.depends([hidden[:, span], *leaves], sums + pieces[-1:])
             _, (piece, *grads) = mx.vjp(lambda *a, span=span: nats_of(span, *a), arguments, [cotangent])
             sums = [total + g for total, g in zip(sums, grads, strict=True)]

@@ -173,6 +173,7 @@ def accumulate_gradients(gradient, pieces: int):
             totals, left = gradient(params, *_rows([tokens, resets, carry], piece), untrained, keys[i])
             sums = totals if sums is None else tree_map(mx.add, sums, totals)
             sums, untrained = sums._replace(buffers=totals.buffers), {**untrained, **totals.buffers}
+            # Now, or the graphs of all pieces would be in memory together.
             mx.eval(sums, left)
             carries.append(left)
         assert sums is not None  # there is at least one piece
@@ -195,7 +196,9 @@ def make_update(
     hold = _holding(masks or {}, flatten(model.trainable_parameters()))
 
     def update(state: TrainState, totals: Totals):
+        # A batch of padding alone moves nothing, in place of 0 / 0.
         count = mx.maximum(totals.tokens, 1)
+        # Before the norm is taken: what does not move must not shrink the rest by the clip.
         grads = hold(tree_map(lambda g: g / count, totals.grads), None)
         rms = optim.component_rms(model, grads, train.component_gradients)
         grads, norm = optim.clip_gradient(grads, train.clip)
@@ -217,6 +220,7 @@ def make_update(
             **(observables.average_over_blocks(totals.observed, state.params) if monitor else {}),
         }
         return state._replace(
+            # And again here: weight decay moves what has no gradient.
             params=hold(params, state.params),
             opt=opt,
             buffers={**state.buffers, **left},

@@ -74,6 +74,7 @@ def save(folder: str | Path, snapshot: Snapshot, *, keep: int = 3, best: bool = 
             _publish(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        # Only now, when the folder is whole, has its name and is on disk.
         write_pointer(folder, LATEST, final)
         if best:
             write_pointer(folder, BEST, final)
@@ -176,6 +177,7 @@ def _publish(temporary: Path, final: Path) -> None:
     """Give the finished folder its name; one that has it already (a step reached twice) makes room."""
     replaced = _retire(final) if final.exists() else None
     os.rename(temporary, final)
+    # A rename outlives a power cut only once its folder is on disk as well.
     files.sync_folder(final.parent)
     if replaced:
         shutil.rmtree(replaced)
