@@ -40,9 +40,9 @@ def start(
 ) -> GenerationState:
     """The state after reading each row's tokens from a blank cache; every row has at least one token."""
     history = np.full((len(rows), window), NOTHING, dtype=np.int32)
-    cache, pending = _read(model, model.make_cache(), rows)
+    cache, pending = _read_prompts(model, model.make_cache(), rows)
     keys = mx.stack([mx.random.key(seed) for seed in seeds])
-    return GenerationState(cache, pending, keys, _remember(history, rows), tokenizer_digest)
+    return GenerationState(cache, pending, keys, _append_history(history, rows), tokenizer_digest)
 
 
 def resume(
@@ -50,10 +50,10 @@ def resume(
 ) -> GenerationState:
     """The state after reading more tokens, possibly none, in each row; the random numbers go on."""
     unread = [np.concatenate([[p], row]) for p, row in zip(np.array(state.pending), rows)]
-    cache, pending = _read(model, state.cache, unread)
+    cache, pending = _read_prompts(model, state.cache, unread)
     missing = max(window - state.history.shape[1], 0)
     history = np.pad(np.array(state.history), [(0, 0), (missing, 0)], constant_values=NOTHING)[:, -window:]
-    return replace(state, cache=cache, pending=pending, history=_remember(history, rows))
+    return replace(state, cache=cache, pending=pending, history=_append_history(history, rows))
 
 
 def prefill(model: LanguageModel, cache: Cache, rows: list[np.ndarray], chunk: int = CHUNK) -> Cache:
@@ -154,13 +154,13 @@ def _forward(model: LanguageModel, tokens: mx.array, cache: Cache, lengths: mx.a
         return model.forward(tokens, cache, lengths=lengths)
 
 
-def _read(model: LanguageModel, cache: Cache, rows: list[np.ndarray]) -> tuple[Cache, mx.array]:
+def _read_prompts(model: LanguageModel, cache: Cache, rows: list[np.ndarray]) -> tuple[Cache, mx.array]:
     """Read all but the last token of each row; the last one is pending: the first step reads it."""
     cache = prefill(model, cache, [row[:-1] for row in rows])
     return cache, mx.array(np.array([row[-1] for row in rows], dtype=np.int32))
 
 
-def _remember(history: np.ndarray, rows: list[np.ndarray]) -> mx.array:
+def _append_history(history: np.ndarray, rows: list[np.ndarray]) -> mx.array:
     W = history.shape[1]
     latest = [np.concatenate([old, row])[-W:] for old, row in zip(history, rows)]
     return mx.array(np.stack(latest).astype(np.int32))

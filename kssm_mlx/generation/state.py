@@ -96,7 +96,7 @@ def refuse_other_file(path: str | Path) -> None:
     """Before a text is written: is there a file in the way that is no state? Raises: CheckpointError."""
     if Path(path).exists():
         try:
-            _read(Path(path))
+            _read_file(Path(path))
         except CheckpointError:
             raise CheckpointError(f"{path} is there and is no state file; choose another name") from None
 
@@ -107,7 +107,7 @@ def load_state(path: str | Path, weights_digest: str) -> GenerationState:
     Raises: CheckpointError if there is no such file, or it is not a state, was changed, or is of
     other weights. `require_fit` compares a state with a model.
     """
-    tensors, metadata = _read(Path(path))
+    tensors, metadata = _read_file(Path(path))
     if metadata["weights"] != weights_digest:
         raise CheckpointError(
             f"{path} is a state of weights {metadata['weights'][:12]}, this model has {weights_digest[:12]}; "
@@ -120,9 +120,9 @@ def load_state(path: str | Path, weights_digest: str) -> GenerationState:
         pending, keys, history = (tensors[name] for name in _OWN)
         state = GenerationState(cache, pending, keys, history, metadata["tokenizer"], tails)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
-        raise _foreign(path, f"it is incomplete ({e})") from None
+        raise _foreign_file(path, f"it is incomplete ({e})") from None
     if wrong := _inconsistent(state, set(tensors)):
-        raise _foreign(path, wrong)
+        raise _foreign_file(path, wrong)
     return state
 
 
@@ -151,7 +151,7 @@ def _wrong_ids(state: GenerationState, vocab_size: int) -> str:
 
 def _wrong_cache(state: GenerationState, model: LanguageModel) -> str:
     """Against the caches after one and two tokens: an axis on which they differ grows with the text."""
-    one, two = (_after(model, len(state), T) for T in (1, 2))
+    one, two = (_cache_after(model, len(state), T) for T in (1, 2))
     got = flatten(state.cache)
     if got.keys() != one.keys():
         other = sorted(got.keys() ^ one.keys())
@@ -167,7 +167,7 @@ def _wrong_cache(state: GenerationState, model: LanguageModel) -> str:
     return ""
 
 
-def _after(model: LanguageModel, B: int, T: int) -> dict[str, Any]:
+def _cache_after(model: LanguageModel, B: int, T: int) -> dict[str, Any]:
     with training_mode(model, False):
         cache = model.forward(mx.zeros((B, T), mx.int32), model.make_cache()).cache
     return flatten(cache)
@@ -195,24 +195,24 @@ def _digest(tensors: dict[str, mx.array], metadata: dict[str, str]) -> str:
     return root_digest({**digests, "metadata": hashlib.sha256(said.encode()).hexdigest()})
 
 
-def _foreign(path: str | Path, why: str) -> CheckpointError:
+def _foreign_file(path: str | Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a readable state file: {why}; it was not written by --state-out")
 
 
-def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """All tensors, evaluated (mx.load is lazy and reads the file again later), and the metadata."""
     if not path.is_file():
         raise CheckpointError(f"no state file {path}; --state-out writes one")
     try:
         _, findings = read_safetensors(path)
         if findings:
-            raise _foreign(path, findings[0].got)
+            raise _foreign_file(path, findings[0].got)
         tensors, metadata = cast(
             tuple[dict, dict], mx.load(str(path), format="safetensors", return_metadata=True)
         )
         mx.eval(tensors)
     except (RuntimeError, ValueError, OSError, TypeError) as e:
-        raise _foreign(path, (str(e).splitlines() or [type(e).__name__])[0]) from None
+        raise _foreign_file(path, (str(e).splitlines() or [type(e).__name__])[0]) from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {json.dumps(metadata.get('format'))}, expected {FORMAT!r}; "

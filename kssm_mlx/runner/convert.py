@@ -75,9 +75,9 @@ def convert(
     folders.refuse_used(folder)
     trained = _open_for_export(source, verify, on_open)
     model = fuse_lora(trained.model)
-    bytes_before, loss_before = _count_bytes(model), _score(trained, text)
+    bytes_before, loss_before = _count_bytes(model), _score_text(trained, text)
     modules = quantize(model, bits, mode, group_size)
-    loss_after = _score(trained, text)
+    loss_after = _score_text(trained, text)
     _write(trained, folder, "mlx-lm", tokenizer)
     return Conversion(modules, (bytes_before, _count_bytes(model)), (loss_before, loss_after))
 
@@ -117,7 +117,7 @@ def _with_end(named: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, A
     return {**named, "eos_token_id": list(tokenizer.stop_ids)}
 
 
-def _score(trained: Trained, text: str | None) -> Loss:
+def _score_text(trained: Trained, text: str | None) -> Loss:
     """A fresh Subject each time: it remembers what it has measured."""
     try:
         return Loss(

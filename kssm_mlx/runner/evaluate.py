@@ -65,7 +65,7 @@ def evaluate(
 def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
     recipe = read_recipe(folder)
     data = TokenData.open(folder / "data")
-    split = data.validation if source is None else _foreign(source, trained.tokenizer)
+    split = data.validation if source is None else _read_foreign(source, trained.tokenizer)
 
     def windows(count: int) -> Iterator[Batch]:
         return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])
@@ -99,6 +99,6 @@ def _of_model(trained: Trained, source: str | None) -> Reading:
     )
 
 
-def _foreign(source: str, tokenizer: Tokenizer) -> TokenSplit:
+def _read_foreign(source: str, tokenizer: Tokenizer) -> TokenSplit:
     """All of another corpus, or its own validation, as one split."""
     return encode_documents(source, open_corpus(source).scored, tokenizer)

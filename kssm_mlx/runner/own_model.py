@@ -46,11 +46,11 @@ def open_own_model(spec: str) -> Context:
         tokenizer=opened.tokenizer,
         base_digest=opened.digest or None,
         base_notes=opened.notes,
-        builder=partial(_again, build, spec) if takes_seed else None,
+        builder=partial(_build_again, build, spec) if takes_seed else None,
     )
 
 
-def _again(build: Callable, spec: str, seed: int) -> nn.Module:
+def _build_again(build: Callable, spec: str, seed: int) -> nn.Module:
     """Another model of the same kind."""
     return wrap_model(_pair(build(seed=seed))[0], spec)
 

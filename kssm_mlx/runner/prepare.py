@@ -44,7 +44,7 @@ def prepare_data(recipe: Recipe, folder: Path, resume: bool, allow_change: bool)
     if not resume:
         return prepare(recipe.data, folder / "data")
     kept = _reopen_data(recipe, folder)
-    if found := _changes(recipe, folder):
+    if found := _list_changes(recipe, folder):
         if not allow_change:
             raise ConfigError(
                 f"the recipe is not the one {folder} began with: {'; '.join(found)}; "
@@ -54,7 +54,7 @@ def prepare_data(recipe: Recipe, folder: Path, resume: bool, allow_change: bool)
     return kept or prepare(recipe.data, folder / "data")
 
 
-def _changes(recipe: Recipe, folder: Path) -> list[str]:
+def _list_changes(recipe: Recipe, folder: Path) -> list[str]:
     """One phrase per key of the recipe that is not as the run in `folder` has it."""
     if not is_run(folder):
         return []
@@ -67,7 +67,7 @@ def _changes(recipe: Recipe, folder: Path) -> list[str]:
 
 def _reopen_data(recipe: Recipe, folder: Path) -> TokenData | None:
     """The run's own token files, if they are what the recipe asks for and can be opened."""
-    if not is_run(folder) or any(phrase.startswith("data.") for phrase in _changes(recipe, folder)):
+    if not is_run(folder) or any(phrase.startswith("data.") for phrase in _list_changes(recipe, folder)):
         return None
     with contextlib.suppress(DataError):
         return TokenData.open(folder / "data")

@@ -101,7 +101,7 @@ def this_process() -> Owner:
     return Owner(os.getpid(), start_time(os.getpid()), socket.gethostname(), machine_id())
 
 
-def _elsewhere(owner: Owner, here: Owner) -> bool:
+def _is_elsewhere(owner: Owner, here: Owner) -> bool:
     """Whether the owner is a process of another machine, of which nothing can be seen from here.
 
     Linux's id tells machines of one name apart, and no more: clones and containers share it.
@@ -113,7 +113,7 @@ def _elsewhere(owner: Owner, here: Owner) -> bool:
 
 def mine(folder: str | Path) -> bool:
     """Whether this very process holds the lock of `folder`."""
-    return _read(Path(folder) / NAME) == this_process()
+    return _read_owner(Path(folder) / NAME) == this_process()
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def hold(folder: str | Path) -> Iterator[Path]:
     path = Path(folder) / NAME
     with writing(NAME, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(path)
+        _acquire_lock(path)
     try:
         yield path
     finally:
@@ -134,7 +134,7 @@ def hold(folder: str | Path) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def _acquire(path: Path) -> None:
+def _acquire_lock(path: Path) -> None:
     with _one_at_a_time(path):
         if path.exists():
             _refuse_if_held(path)
@@ -153,7 +153,7 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> Owner | None:
+def _read_owner(path: Path) -> Owner | None:
     """The owner written in a lock file; None if there is none, or it died before it had written its name."""
     try:
         owner = Owner(**parse_json(path.read_bytes()))
@@ -165,11 +165,11 @@ def _read(path: Path) -> Owner | None:
 
 
 def _refuse_if_held(path: Path) -> None:
-    owner, here = _read(path), this_process()
+    owner, here = _read_owner(path), this_process()
     if owner is None:
         return
     who = f"process {owner.pid} on {owner.host}"
-    if _elsewhere(owner, here):
+    if _is_elsewhere(owner, here):
         raise CheckpointError(
             f"{path.parent} is in use by {who}, and from {here.host} I cannot see whether that run is alive; "
             f"if it is over, delete {path}"

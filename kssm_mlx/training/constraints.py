@@ -49,15 +49,15 @@ def build_constraints(recipe: Recipe, model: LanguageModel) -> Constraints:
     # A model without `hidden` lists no sites, and its acts are refused by then.
     recurrent = cast(RecurrentModel, model)
     warnings = require_effect(recurrent, intervention, head_is_trained=not head) if intervention else []
-    return Constraints(_masks(freeze, model) if freeze else {}, intervention, warnings)
+    return Constraints(_make_masks(freeze, model) if freeze else {}, intervention, warnings)
 
 
-def _masks(freeze: Freeze, model: LanguageModel) -> dict[str, mx.array]:
+def _make_masks(freeze: Freeze, model: LanguageModel) -> dict[str, mx.array]:
     held = freeze_masks(model, freeze.units, mode=freeze.mode, count=freeze.of, shared=freeze.shared)
-    return held | (_head(model) if freeze.head else {})
+    return held | (_mask_head(model) if freeze.head else {})
 
 
-def _head(model: LanguageModel) -> dict[str, mx.array]:
+def _mask_head(model: LanguageModel) -> dict[str, mx.array]:
     """Masks that hold the head and the final norm."""
     arrays, blocks = flatten(model.parameters()), tuple(f"{path}." for path in block_paths(model))
     tags = {name: component_of(model, name) for name in arrays if not name.startswith(blocks)}

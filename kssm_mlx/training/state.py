@@ -52,14 +52,14 @@ def initial_state(model: LanguageModel, train: Train) -> TrainState:
 
     Raises: ConfigError for a knob of the model that is not a frozen array [].
     """
-    params = _canonical({name: _master(a) for name, a in flatten(model.trainable_parameters()).items()})
+    params = _sorted_tree({name: _as_master(a) for name, a in flatten(model.trainable_parameters()).items()})
     state = TrainState(
         params=params,
         opt=optim.initial_moments(params),
         key=mx.random.key(train.seed),
         step=mx.array(0, mx.int32),
         cursor=mx.array(0, mx.int32),
-        knobs=_knobs(model),
+        knobs=_read_knobs(model),
         buffers=buffers_of(model),
         rate=mx.array(1.0),
     )
@@ -91,7 +91,7 @@ def to_arrays(state: TrainState) -> tuple[dict[str, mx.array], dict[str, mx.arra
 
 def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainState:
     """The inverse of `to_arrays`. Raises: CheckpointError when a field is missing or unknown."""
-    fields = _canonical(rest)
+    fields = _sorted_tree(rest)
     needed = {"opt", "key", "step", "cursor"}
     if missing := needed - fields.keys():
         raise CheckpointError(
@@ -104,10 +104,10 @@ def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainS
     knobs, buffers = (flatten(fields.pop(name, {})) for name in ("knobs", "buffers"))
     params = {name: array for name, array in model.items() if name not in knobs.keys() | buffers.keys()}
     others: dict[str, Any] = {"rate": mx.array(1.0), **fields}
-    return TrainState(params=_canonical(params), knobs=knobs, buffers=buffers, **others)
+    return TrainState(params=_sorted_tree(params), knobs=knobs, buffers=buffers, **others)
 
 
-def _knobs(model: LanguageModel) -> dict[str, mx.array]:
+def _read_knobs(model: LanguageModel) -> dict[str, mx.array]:
     """The model's knobs as they stand. Raises: ConfigError as `initial_state`."""
     arrays, trained = flatten(model.parameters()), flatten(model.trainable_parameters())
     names = getattr(model, "knobs", ())
@@ -120,7 +120,7 @@ def _knobs(model: LanguageModel) -> dict[str, mx.array]:
     return {name: arrays[name].astype(mx.float32) for name in sorted(names)}
 
 
-def _canonical(arrays: dict[str, mx.array]) -> dict[str, Any]:
+def _sorted_tree(arrays: dict[str, mx.array]) -> dict[str, Any]:
     """The nested tree of a flat dict, sorted by name.
 
     Files return names in any order, and the order of leaves is the order in which the norm of the gradient
@@ -129,5 +129,5 @@ def _canonical(arrays: dict[str, mx.array]) -> dict[str, Any]:
     return tree_unflatten(sorted(arrays.items())) if arrays else {}
 
 
-def _master(array: mx.array) -> mx.array:
+def _as_master(array: mx.array) -> mx.array:
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array

@@ -114,7 +114,7 @@ def make_gradient(
         nats, count, logits, cache, trace, buffers = score(own, inputs, targets, carry, resets, key)
         terms = {k: v * count for k, v in loss_terms.compute_columns(loss, logits, targets, trace).items()}
         total = nats + sum(v for k, v in terms.items() if k.startswith("term_"))
-        carry = _handed_off(model, carry, cache) if train.hand_off else None
+        carry = _require_fixed_size(model, carry, cache) if train.hand_off else None
         return total, nats, count, terms, observables.average_observables(trace), buffers, carry
 
     def gradient(params, tokens, resets, carry, untrained=None, key=None):
@@ -170,7 +170,7 @@ def accumulate_gradients(gradient, pieces: int):
         rows, sums, carries, keys = tokens.shape[0] // pieces, None, [], mx.random.split(key, pieces)
         for i in range(pieces):
             piece = slice(i * rows, (i + 1) * rows)
-            totals, left = gradient(params, *_rows([tokens, resets, carry], piece), untrained, keys[i])
+            totals, left = gradient(params, *_take_rows([tokens, resets, carry], piece), untrained, keys[i])
             sums = totals if sums is None else tree_map(mx.add, sums, totals)
             sums, untrained = sums._replace(buffers=totals.buffers), {**untrained, **totals.buffers}
             # Now, or the graphs of all pieces would be in memory together.
@@ -184,7 +184,7 @@ def accumulate_gradients(gradient, pieces: int):
     return total
 
 
-def _rows(tree, piece: slice):
+def _take_rows(tree, piece: slice):
     return tree_map(lambda a: None if a is None else a[piece], tree)
 
 
@@ -193,7 +193,7 @@ def make_update(
 ):
     """`update(state, totals) -> (state, metrics)`: divide, clip, step, count."""
     learning_rate, adam = schedule(train), optim.adamw(model, train)
-    hold = _holding(masks or {}, flatten(model.trainable_parameters()))
+    hold = _make_hold(masks or {}, flatten(model.trainable_parameters()))
 
     def update(state: TrainState, totals: Totals):
         # A batch of padding alone moves nothing, in place of 0 / 0.
@@ -232,7 +232,7 @@ def make_update(
     return update
 
 
-def _holding(masks: dict[str, mx.array], params: dict[str, mx.array]):
+def _make_hold(masks: dict[str, mx.array], params: dict[str, mx.array]):
     """(new, old) -> new where the masks let it move and old elsewhere; an old of None counts as zero.
 
     Raises: ConfigError for a mask of what is not trained, or of another shape.
@@ -269,7 +269,7 @@ def _compute_copy(model: LanguageModel, train: Train):
     return lambda params: tree_map_with_path(cast, params)
 
 
-def _handed_off(model: LanguageModel, before: Cache | None, after: Cache) -> Cache:
+def _require_fixed_size(model: LanguageModel, before: Cache | None, after: Cache) -> Cache:
     """The cache for the next batch, refused while tracing if it grows: each step would compile anew."""
     shapes = [[a.shape for a in flatten(cache).values()] for cache in (before, after) if cache is not None]
     if shapes[0] != shapes[-1]:

@@ -49,7 +49,7 @@ def tokenizer_identity(ctx: Context) -> Check:
     if used.vocab_size != V or not 0 <= rows - V < max(1, 0.01 * V):
         problems.append(f"vocabulary of model {rows}, tokenizer {used.vocab_size}, data {V}")
     if not problems:  # the text of foreign ids means nothing
-        problems += _lost(ctx.data.index["splits"])
+        problems += _list_lost(ctx.data.index["splits"])
         problems += _round_trip(used, ctx.data.validation.ids[: 1 << 18])
     return verdict(
         "C13",
@@ -62,7 +62,7 @@ def tokenizer_identity(ctx: Context) -> Check:
     )
 
 
-def _lost(sides: dict[str, dict]) -> list[str]:
+def _list_lost(sides: dict[str, dict]) -> list[str]:
     """What the tokenizer threw away of the documents; nothing of files that do not say."""
     shares = {name: side.get("lost") or 0.0 for name, side in sides.items()}
     return [

@@ -61,7 +61,7 @@ def decay_null(ctx: Context) -> Check:
     return verdict(
         "C9",
         "pass" if share <= WARN else "warn" if share <= FAIL else "fail",
-        f"R moved by {_farthest(trained):+.3f}, by decay alone {_farthest(drift):+.3f}: {share:.0%} of it",
+        f"R moved by {_largest(trained):+.3f}, by decay alone {_largest(drift):+.3f}: {share:.0%} of it",
         f"<= {WARN:.0%} (fails above {FAIL:.0%})",
         'take the oscillators out of weight decay: train.decay = "matrices", and name them in no_decay',
         share=share,
@@ -102,5 +102,5 @@ def _of_the_recipe(shrinking: list[str]) -> Check:
     )
 
 
-def _farthest(change: np.ndarray) -> float:
+def _largest(change: np.ndarray) -> float:
     return float(change[np.argmax(np.abs(change))])

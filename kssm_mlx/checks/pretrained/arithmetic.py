@@ -20,7 +20,7 @@ from kssm_mlx.errors import DataError
 from kssm_mlx.models.base import flatten, training_mode, with_parameters
 from kssm_mlx.weights.audit.manifest_tables import Fingerprint
 
-# How many ids the tokenizers people use give; embeddings have that many rows or a few more, see `_padded`.
+# How many ids the tokenizers people use give; embeddings have that many rows or a few more, see `_pad_sizes`.
 KNOWN = {
     256: "bytes",
     32_000: "Llama 2",
@@ -61,11 +61,11 @@ def manifest_sizes(subject: Subject) -> Check:
 def judge_vocabulary(tokenizer, embedding_rows: int) -> Check:
     """W20 of a tokenizer and an embedding, see `vocabulary_fits`."""
     ids = tokenizer.vocab_size
-    fits = [name for size, name in KNOWN.items() if embedding_rows in _padded(size) and size != ids]
+    fits = [name for size, name in KNOWN.items() if embedding_rows in _pad_sizes(size) and size != ids]
     text = read_english()[:2000]
     numbers = {"ids": ids, "rows": embedding_rows}
-    if ids <= embedding_rows and embedding_rows in _padded(ids):
-        survives = _survives(tokenizer, text)
+    if ids <= embedding_rows and embedding_rows in _pad_sizes(ids):
+        survives = _survives_encoding(tokenizer, text)
         got = (
             f"{ids:,} ids for {embedding_rows:,} rows, text {'survives' if survives else 'does not survive'}"
         )
@@ -85,7 +85,7 @@ def judge_vocabulary(tokenizer, embedding_rows: int) -> Check:
     )
 
 
-def _survives(tokenizer, text: str) -> bool:
+def _survives_encoding(tokenizer, text: str) -> bool:
     """Whether the text comes back, give or take spaces at its ends, which some decoders drop."""
     try:
         return tokenizer.decode(tokenizer.encode(text)).strip() == text.strip()
@@ -93,7 +93,7 @@ def _survives(tokenizer, text: str) -> bool:
         return True
 
 
-def _padded(size: int) -> set[int]:
+def _pad_sizes(size: int) -> set[int]:
     """Rows that an embedding of `size` tokens may have."""
     return {-(-size // multiple) * multiple for multiple in (2**i for i in range(10))}
 

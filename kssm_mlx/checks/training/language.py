@@ -190,7 +190,7 @@ def degenerate_generation(ctx: Context) -> Check:
     limits, capped = _limits(_real_windows(ctx), breaks)
     sampled = _measure(_continuations(ctx, 0.8), breaks)
     greedy = _measure(_continuations(ctx, 0.0), breaks)
-    bad, bad_greedy = _beyond(sampled, limits), _beyond(greedy, limits)
+    bad, bad_greedy = _list_beyond(sampled, limits), _list_beyond(greedy, limits)
     shown = ", ".join(f"{name} {value:.3g}" for name, value in sampled.items())
     return verdict(
         "C19",
@@ -274,7 +274,7 @@ def _limits(real: np.ndarray, breaks: np.ndarray) -> tuple[dict[str, float], lis
     return {**limits, "loops": 2.0}, capped
 
 
-def _beyond(measured: dict[str, float], limits: dict[str, float]) -> list[str]:
+def _list_beyond(measured: dict[str, float], limits: dict[str, float]) -> list[str]:
     """The statistics on the wrong side of their limits."""
     low = ["distinct-2"] if not measured["distinct-2"] >= limits["distinct-2"] else []
     return low + [n for n in limits if n != "distinct-2" and not measured[n] <= limits[n]]

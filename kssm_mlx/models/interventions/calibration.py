@@ -26,7 +26,7 @@ def calibrate(model: RecurrentModel, batches: Iterable[mx.array], *, of: int = 4
     """
     found: dict[Place, list[Statistics]] = {}
     for tokens in batches:
-        for place, x in _vectors(model, tokens).items():
+        for place, x in _site_vectors(model, tokens).items():
             units = 1 if place[0] in ("S0", "S1") else of
             found.setdefault(place, []).append(
                 Statistics.of(mx.unflatten(x.astype(mx.float32), -1, (units, -1)))
@@ -40,17 +40,17 @@ def calibrate(model: RecurrentModel, batches: Iterable[mx.array], *, of: int = 4
     }
 
 
-def _vectors(model: RecurrentModel, tokens: mx.array) -> dict[Place, mx.array]:
+def _site_vectors(model: RecurrentModel, tokens: mx.array) -> dict[Place, mx.array]:
     """What stands at every site. Shapes: tokens [B, T] -> [B, T, C] each."""
     with training_mode(model, training=False):
         trace = model.hidden(tokens, None, Intervention(acts=(Observe(),)))[2]
         vectors = {(site, 0): trace[site] for site in ("S0", "S1")}
         if "S2" in model.act_sites:
             vectors |= {("S2", i): trace[f"block{i:02d}/units"] for i in range(len(model.layers))}
-        return vectors | (_states(model, tokens) if "S3" in model.act_sites else {})
+        return vectors | (_carried_states(model, tokens) if "S3" in model.act_sites else {})
 
 
-def _states(model: RecurrentModel, tokens: mx.array) -> dict[Place, mx.array]:
+def _carried_states(model: RecurrentModel, tokens: mx.array) -> dict[Place, mx.array]:
     cache, states = None, []
     for token in mx.split(tokens, tokens.shape[1], axis=1):
         cache = model.hidden(token, cache)[1]
@@ -85,7 +85,7 @@ def require_effect(model: RecurrentModel, intervention: Intervention, *, head_is
 def _require_equal_parts(model: RecurrentModel, intervention: Intervention) -> None:
     """Raises: ConfigError that names the act, its site and how wide that is."""
     divided = [act for act in intervention.acts if act.of > 1 and act.site not in ("", "routing")]
-    vectors = _vectors(model, mx.zeros((1, 1), mx.int32)) if divided else {}
+    vectors = _site_vectors(model, mx.zeros((1, 1), mx.int32)) if divided else {}
     for act in divided:
         for (site, block), x in vectors.items():
             if site == act.site.replace("S4", "S1") and (width := x.shape[-1]) % act.of:

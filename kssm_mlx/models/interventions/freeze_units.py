@@ -76,7 +76,7 @@ def units_of(model: LanguageModel, count: int = 4) -> Units:
     }
     claimed = [part for units in parts.values() for unit in units for part in unit]
     own = {name: shape for name, shape in shapes.items() if name.startswith(tuple(prefixes))}
-    return Units(parts["routing"], parts["slack"], tuple(_left(own, claimed)))
+    return Units(parts["routing"], parts["slack"], tuple(_unclaimed_parts(own, claimed)))
 
 
 def block_paths(model: LanguageModel) -> list[str]:
@@ -91,7 +91,7 @@ def _part(prefix: str, claim: Claim, unit: int, count: int) -> Part:
     return Part(prefix + claim.path, claim.axis, start, start + size)
 
 
-def _left(shapes: dict[str, tuple[int, ...]], claimed: Iterable[Part]) -> Iterator[Part]:
+def _unclaimed_parts(shapes: dict[str, tuple[int, ...]], claimed: Iterable[Part]) -> Iterator[Part]:
     """The runs of each parameter that no part has."""
     taken: dict[str, list[Part]] = {}
     for part in claimed:

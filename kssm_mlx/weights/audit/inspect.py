@@ -108,10 +108,10 @@ def inspect(
     if found.ok:
         _names(found)
     if found.ok or (go_on and found.model is not None):
-        _tensors(found, meter, keep)
-        _digests(found, expected or found.container.digests, promised, meter)
+        _summarize_tensors(found, meter, keep)
+        _check_digests(found, expected or found.container.digests, promised, meter)
     if found.ok or (go_on and found.model is not None):
-        _values(found)
+        _judge_values(found)
     return found
 
 
@@ -145,18 +145,18 @@ def _names(found: Inspection) -> None:
     found.findings += found.names.findings
 
 
-def _tensors(found: Inspection, meter: Meter, keep: Keep | None) -> None:
+def _summarize_tensors(found: Inspection, meter: Meter, keep: Keep | None) -> None:
     """The digest and the summary of every tensor, which L2 and L3 look at, side by side on two cores."""
     ours = {source: name for name, (source, _) in found.names.pairs.items()}
     fresh = flatten(found.model.parameters()) if found.model is not None else {}
     with ThreadPoolExecutor(1) as pool:
         for name, info in sorted(found.container.tensors.items(), key=lambda i: (i[1].file, i[1].offset)):
             stored = info.map()
-            digest = pool.submit(_digest, info, stored)
+            digest = pool.submit(_digest_stored, info, stored)
             summary = summarise(info, stored, embedding=is_embedding(ours.get(name, "")))
             found.digests[name] = digest.result()
             if name in ours and not is_weight(ours[name], summary) and is_small(info.size):
-                same = _initial(info, fresh[ours[name]]) == found.digests[name]
+                same = _initial_digest(info, fresh[ours[name]]) == found.digests[name]
                 summary = replace(summary, fresh=same)
             found.summaries[name] = summary
             if keep:
@@ -164,13 +164,13 @@ def _tensors(found: Inspection, meter: Meter, keep: Keep | None) -> None:
             meter.advance(info.nbytes)
 
 
-def _digests(
+def _check_digests(
     found: Inspection, expected: Mapping[str, str], promised: Mapping[str, str], meter: Meter
 ) -> None:
     """L2, and of L1 the tied head."""
     if found.names.unread:
         found.ran.append("W10")
-        found.findings += _tied(found)
+        found.findings += _check_tied_head(found)
     if expected:
         found.ran.append("W11")
         found.findings += compare(found.digests, expected)
@@ -184,7 +184,7 @@ def _digests(
         found.ran.append("W12")
 
 
-def _tied(found: Inspection) -> list[Finding]:
+def _check_tied_head(found: Inspection) -> list[Finding]:
     """W10: a head beside an embedding that it is tied to has the same bytes."""
     source = {ours: name for ours, (name, _) in found.names.pairs.items()}
     fix = "set tie_word_embeddings to false if the head is trained of its own"
@@ -195,7 +195,7 @@ def _tied(found: Inspection) -> list[Finding]:
     ]
 
 
-def _values(found: Inspection) -> None:
+def _judge_values(found: Inspection) -> None:
     """L3."""
     found.ran += LAYERS["L3"]
     ours = {source: name for name, (source, _) in found.names.pairs.items()}
@@ -203,12 +203,12 @@ def _values(found: Inspection) -> None:
     found.findings += judge(Weights(taken, found.digests, ours, run=found.container.layout == "run"))
 
 
-def _digest(info: TensorInfo, stored: np.ndarray) -> str:
+def _digest_stored(info: TensorInfo, stored: np.ndarray) -> str:
     flat = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
     return stored_digest(info.dtype, info.shape, flat)
 
 
-def _initial(info: TensorInfo, fresh: mx.array) -> str:
+def _initial_digest(info: TensorInfo, fresh: mx.array) -> str:
     """The digest of a parameter's initial value, stored as `info` says."""
     value = fresh.astype(getattr(mx, info.dtype))
     raw = np.array(value.view(mx.uint16) if info.dtype == "bfloat16" else value)

@@ -58,7 +58,7 @@ def read_safetensors(path: Path) -> Read:
     findings = [Finding("W1", f"{path.name} has {some(map(_short, repeated))} twice")] if repeated else []
     tensors = {}
     for name, entry in header.items():
-        if wrong := f"a name of {len(name):,} characters" if len(name) > LONGEST_NAME else _wrong(entry):
+        if wrong := f"a name of {len(name):,} characters" if len(name) > LONGEST_NAME else _find_fault(entry):
             findings.append(Finding("W1", f"{_short(name)} in {path.name}: {wrong}"))
             continue
         begin, end = entry["data_offsets"]
@@ -76,7 +76,7 @@ def _once(pairs: list[tuple[str, Any]], repeated: list[str]) -> dict[str, Any]:
     return found
 
 
-def _wrong(entry: Any) -> str:
+def _find_fault(entry: Any) -> str:
     """Why a header's entry cannot be a tensor; empty if it can."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         return "its entry is not dtype, shape and data_offsets"
