@@ -4,7 +4,9 @@ Five public names, imported when first used so that `import kssm_mlx` stays inst
 `load`, `build`, `train`, `generate`, `verify`.
 """
 
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 from kssm_mlx import _blas, _caches, _memory
 
@@ -17,6 +19,11 @@ _PUBLIC = {
     "generate": "kssm_mlx.generation",
     "verify": "kssm_mlx.runner.verify",
 }
+build: Callable[..., Any]
+generate: Callable[..., Any]
+load: Callable[..., Any]
+train: Callable[..., Any]
+verify: Callable[..., Any]
 __all__ = ["build", "generate", "load", "train", "verify"]
 
 # mlx binds its matrix products to whatever BLAS is in the process first, and looks for its compiled kernels

@@ -114,7 +114,7 @@ def _wheel_library() -> Path:
     from importlib.util import find_spec
 
     spec = find_spec("scipy_openblas32")
-    for folder in spec.submodule_search_locations if spec else ():
+    for folder in (spec and spec.submodule_search_locations) or ():
         for path in Path(folder).glob("lib/libscipy_openblas*.so"):
             return path
     raise RuntimeError("no libopenblas.so.0 and no scipy-openblas32; pip install scipy-openblas32")

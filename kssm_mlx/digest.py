@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def tensor_digest(array) -> str:
 def stored_digest(dtype: str, shape: Sequence[int], data: Buffer) -> str:
     """The same of a tensor given as its dtype's name, its shape and its little-endian bytes, uncopied."""
     h = hashlib.sha256(f"{dtype}|{','.join(map(str, shape))}|".encode())
-    h.update(data)
+    h.update(cast(memoryview, data))  # an array gives its buffer as well
     return h.hexdigest()
 
 

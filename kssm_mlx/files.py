@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from kssm_mlx.errors import CheckpointError, ConfigError
 
@@ -45,7 +45,7 @@ def sync_folder(folder: str | Path) -> None:
         os.close(fd)
 
 
-def write_synced(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_synced(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Create `path`, which must not exist, let `write` fill it through a binary file, and flush it."""
     # O_EXCL: a link that somebody planted under this name is not followed, it is an error.
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o666)

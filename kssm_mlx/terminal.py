@@ -21,8 +21,8 @@ def printable(text: str) -> str:
 def prepare_streams() -> None:
     """Characters that standard output and error cannot encode are replaced, which is said once."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=_HANDLER)
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors=_HANDLER)
 
 
 class _Replace:

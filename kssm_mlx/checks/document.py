@@ -71,9 +71,9 @@ COLUMNS = (
 
 def render_table(entries: Iterable[Entry]) -> str:
     """The Markdown of docs/checks.md, a row per entry; false alarms are a column where they were counted."""
-    rows, columns, alarms = [_row(e) for e in entries], list(COLUMNS), false_alarms()
+    rows, alarms = [_row(e) for e in entries], false_alarms()
+    columns = [*COLUMNS, *(["false alarms"] if alarms else [])]
     if alarms:
-        columns.append("false alarms")
         rows = [[*row, "{} of {}".format(*alarms[row[0]]) if row[0] in alarms else ""] for row in rows]
     said = ALARMS.format(*map(sum, zip(*alarms.values(), strict=True))) if alarms else ""
     return INTRODUCTION + said + "".join(map(_line, [columns, ["---"] * len(columns), *rows]))

@@ -7,7 +7,7 @@ instant. Every error made on purpose becomes one line on stderr and its exit cod
 from __future__ import annotations
 
 import errno
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -35,7 +35,7 @@ from kssm_mlx.terminal import prepare_streams, printable
 DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
 
 # A command line that cannot be parsed; typer exports only its kinds.
-UsageError = typer.BadParameter.__base__
+UsageError: Any = typer.BadParameter.__base__
 
 
 class Commands(TyperGroup):

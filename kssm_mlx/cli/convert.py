@@ -47,14 +47,15 @@ def convert(
 
 
 def _rows(done: Any) -> list[tuple[str, str, str]]:
-    sizes = (f"{size / 1e6:,.2f} MB" for size in done.bytes)
+    before, after = (f"{size / 1e6:,.2f} MB" for size in done.bytes)
     losses = (
         f"not measured: {loss.reason}" if loss.nats is None else f"{loss.nats:.4f}" for loss in done.losses
     )
+    nats_before, nats_after = losses
     return [
-        ("size", *sizes),
+        ("size", before, after),
         ("quantised modules", "0", str(len(done.modules))),
-        ("nats/token", *losses),
+        ("nats/token", nats_before, nats_after),
     ]
 
 

@@ -18,7 +18,7 @@ def export(
     """Write a model for other tools.
 
     mlx-lm runs the folder with --trust-remote-code where kssm-mlx is installed. transformers loads Mamba,
-    FalconMamba, Mamba-2 and RWKV-4. Adapters are fused into their host.
+    FalconMamba, Mamba-2 and RWKV-4. Adapters are fused into their base model.
     """
     from kssm_mlx.cli.tables import warn_unverified
     from kssm_mlx.runner.convert import export as write

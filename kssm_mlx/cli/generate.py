@@ -42,13 +42,13 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Draw from tokens this likely relative to the best.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: recent tokens less likely.")] = 1.0,
     repetition_window: Annotated[int, typer.Option(help="How many tokens count as recent.")] = 64,
-    seed: Annotated[list[int], typer.Option(help="One, or one per prompt.")] = (0,),
+    seed: Annotated[list[int], typer.Option(help="One, or one per prompt.")] = [0],  # noqa: B006  typer reads it, and nobody changes it
     past_separator: Annotated[
         bool, typer.Option("--past-separator", help="Go on behind the end of a text.")
     ] = False,
     stop: Annotated[
         list[str], typer.Option(help="End a text before this string; more than one may be given.")
-    ] = (),
+    ] = [],  # noqa: B006  as above
     stream: Annotated[bool, typer.Option(help="Show one text as it comes.")] = True,
     state_out: Annotated[Path | None, typer.Option(help="Save where the texts stand to this file.")] = None,
     state_in: Annotated[Path | None, typer.Option(help="Go on from this file.")] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-INDENT = {"initial_indent": "    ", "subsequent_indent": "    "}
+INDENT: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    "}
 
 
 def recipes(

@@ -55,7 +55,7 @@ def _of_run(run: Path, path: Path, out: Path | None, overrides: dict[str, Any], 
             f"kssm train {run / RECIPE} --out FOLDER begins another one like it"
         )
     recipe = override(read_run_recipe(run), overrides)
-    if not again:
+    if out is not None and not again:
         return Choice(recipe, out)
     manifest = read_manifest(run) if (run / MANIFEST).is_file() else {}
     return Choice(recipe, run, manifest.get("verify", True), manifest.get("waivers", {}))

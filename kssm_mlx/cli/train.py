@@ -86,8 +86,8 @@ def train(
 
 
 def disable_verification(recipe: Any) -> Any:
-    """The recipe with verify = false for its host, where it has one."""
-    if not hasattr(recipe.model, "host"):
+    """The recipe with verify = false for its base model, where it has one."""
+    if not hasattr(recipe.model, "base"):
         return recipe
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"verify": False})})
 

@@ -42,14 +42,14 @@ def verify_weights(
         )
     if write_manifest:
         verify_weights.record_manifest(done, write_manifest, text=judged_on)
-    shown = _chosen([c.to_json() for c in done.checks], only)
+    shown = _select_checks([c.to_json() for c in done.checks], only)
     _show(shown, source, done, as_json)
     if write_manifest and not as_json:
         typer.echo(f"written: {write_manifest}")
     raise typer.Exit(0 if done.ok else 1)
 
 
-def _chosen(checks: list[dict[str, Any]], only: str | None) -> list[dict[str, Any]]:
+def _select_checks(checks: list[dict[str, Any]], only: str | None) -> list[dict[str, Any]]:
     """The checks of the given layers and ids, in capitals or not.
 
     Raises: ConfigError for one that does not exist.
@@ -91,10 +91,10 @@ def _show(checks: list[dict[str, Any]], source: str, done: Any, as_json: bool) -
     show_fixes(screen, checks)
     if done.inspection.root:
         screen.print(f"root {done.inspection.root}", soft_wrap=True)
-    screen.print(f"{source}: {_conclusion(done)}", soft_wrap=True, markup=False)
+    screen.print(f"{source}: {_conclude(done)}", soft_wrap=True, markup=False)
 
 
-def _conclusion(done: Any) -> str:
+def _conclude(done: Any) -> str:
     """What it comes to, over all checks, whichever are shown."""
     failed = [c.id for c in done.checks if not c.ok]
     if failed:
@@ -103,5 +103,5 @@ def _conclusion(done: Any) -> str:
     if reached != "L5":
         return f"passed L0 to {reached}; without --quick it is run and judged as well"
     if not done.speaks:
-        return "passed, but was not seen to read a text (W24), so kssm train does not take it as a host"
-    return "passed; kssm train takes it as a host"
+        return "passed, but was not seen to read a text (W24), so kssm train does not take it as a base model"
+    return "passed; kssm train takes it as a base model"

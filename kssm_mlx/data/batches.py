@@ -37,20 +37,21 @@ def random_batch(split: TokenSplit, seed: int, step: int, batch_size: int, conte
     Raises: DataError if the split or its rows are shorter than one window.
     """
     _require_windows(split, context)
-    windows, offsets, stride = _layout(split, context)
+    windows, offsets, stride = _lay_out_windows(split, context)
+    # From the step alone, with no iterator to save: a resumed run reads on at the same token.
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), windows)
     starts = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
-        offset, order = _epoch(seed, int(epoch), windows, offsets)
+        offset, order = _order_windows(seed, int(epoch), windows, offsets)
         rows = epochs == epoch
         starts[rows] = offset + order[places[rows]] * stride
-    return _cut(split, starts, context)
+    return _cut_windows(split, starts, context)
 
 
 def windows_per_epoch(split: TokenSplit, context: int) -> int:
     """How many windows `random_batch` visits before it begins again."""
     _require_windows(split, context)
-    return _layout(split, context)[0]
+    return _lay_out_windows(split, context)[0]
 
 
 def track_batch(split: TokenSplit, step: int, batch_size: int, context: int) -> Batch:
@@ -64,7 +65,7 @@ def track_batch(split: TokenSplit, step: int, batch_size: int, context: int) -> 
     """
     if split.row is not None:
         raise DataError("the rows of a task do not go on into each other; set train.hand_off = false")
-    _require(
+    _require_tokens(
         split,
         batch_size * context + 1,
         f"{batch_size} tracks of context {context}",
@@ -75,6 +76,7 @@ def track_batch(split: TokenSplit, step: int, batch_size: int, context: int) -> 
     starts = np.arange(batch_size) * track + place * context
     positions = starts[:, None] + np.arange(context + 1)
     resets = _document_starts(split, positions[:, :-1])
+    # At the wrap the state comes from the end of the track, which is not what came before its beginning.
     resets[:, 0] |= place == 0
     return Batch(split.ids[positions].astype(np.int32), resets)
 
@@ -90,10 +92,12 @@ def evaluation_windows(split: TokenSplit, tokens: int, context: int, batch_size:
     stride = split.row or context
     windows = split.starts.size if split.row else (split.ids.size - 1) // context
     starts = np.arange(max(1, min(windows, tokens // context))) * stride
-    return (_cut(split, starts[i : i + batch_size], context) for i in range(0, starts.size, batch_size))
+    return (
+        _cut_windows(split, starts[i : i + batch_size], context) for i in range(0, starts.size, batch_size)
+    )
 
 
-def _layout(split: TokenSplit, context: int) -> tuple[int, int, int]:
+def _lay_out_windows(split: TokenSplit, context: int) -> tuple[int, int, int]:
     """(windows per epoch, number of possible offsets, places between windows), the same for every epoch."""
     if split.row is not None:
         return split.starts.size, 1, split.row
@@ -103,13 +107,13 @@ def _layout(split: TokenSplit, context: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, windows: int, offsets: int) -> tuple[int, np.ndarray]:
+def _order_windows(seed: int, epoch: int, windows: int, offsets: int) -> tuple[int, np.ndarray]:
     """The offset and the order of the windows of one epoch."""
     random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
     return int(random.integers(offsets)), random.permutation(windows)
 
 
-def _cut(split: TokenSplit, starts: np.ndarray, context: int) -> Batch:
+def _cut_windows(split: TokenSplit, starts: np.ndarray, context: int) -> Batch:
     positions = starts[:, None] + np.arange(context + 1)
     tokens = split.ids[positions].astype(np.int32)
     if split.row is not None and split.scored is not None:
@@ -127,7 +131,7 @@ def _document_starts(split: TokenSplit, positions: np.ndarray) -> np.ndarray:
 
 
 def _require_windows(split: TokenSplit, context: int) -> None:
-    _require(split, context + 1, f"context {context} and the token after it", "train.context")
+    _require_tokens(split, context + 1, f"context {context} and the token after it", "train.context")
     if split.row is not None and context >= split.row:
         raise DataError(
             f"context {context} is longer than the rows of this task, which have {split.row - 1} targets; "
@@ -135,7 +139,7 @@ def _require_windows(split: TokenSplit, context: int) -> None:
         )
 
 
-def _require(split: TokenSplit, needed: int, what: str, key: str) -> None:
+def _require_tokens(split: TokenSplit, needed: int, what: str, key: str) -> None:
     if split.ids.size < needed:
         raise DataError(
             f"the {split.name} split has {split.ids.size} tokens, but {what} need {needed}; "

@@ -45,12 +45,18 @@ _NPY_MAGIC = b"\x93NUMPY"
 class DataRecipe(Protocol):
     """The fields of a recipe's [data] section; those that came later may be missing."""
 
-    source: str
-    tokenizer: str
-    split: str
-    validation: float
-    seed: int
-    task: dict[str, Any]
+    @property
+    def source(self) -> str: ...
+    @property
+    def tokenizer(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def validation(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def task(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Literal
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from rich.console import Console
 
@@ -34,7 +33,7 @@ from kssm_mlx.data.tokens import TokenData, TokenSplit
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.experiments.clamp_rule import CONDITIONS, Outcome
 from kssm_mlx.metrics.amplitude import amplitude, signal
-from kssm_mlx.models.base import Intervention, training_mode
+from kssm_mlx.models.base import Intervention, LanguageModel, flatten, training_mode
 from kssm_mlx.models.interventions.calibration import Place, calibrate
 from kssm_mlx.models.interventions.freeze_units import free_routing
 from kssm_mlx.models.interventions.spec import Amplitude, Observe, Statistics
@@ -44,7 +43,6 @@ from kssm_mlx.training.constraints import Constraints, build_constraints
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.losses import split_rows
 from kssm_mlx.training.recipe import Recipe, parse
-from kssm_mlx.training.state import flatten
 
 BATCHES = 8  # of rows, for statistics and amplitudes
 Measured = dict[Place, Statistics]
@@ -155,7 +153,7 @@ def _frozen(act: Amplitude, block: int | None, measured: Statistics) -> Amplitud
     return Amplitude(block, act.units, act.of, act.site, act.kind, "frozen", act.target, measured)
 
 
-def require_acting(model: nn.Module, initial: nn.Module, held: Constraints, rows: mx.array) -> None:
+def require_acting(model: LanguageModel, initial: LanguageModel, held: Constraints, rows: mx.array) -> None:
     """Raises: CheckFailed when a frozen slice moved, nothing else did, or the clamp changes no logit."""
     before, after = flatten(initial.parameters()), flatten(model.parameters())
     for name, mask in held.masks.items():

@@ -40,20 +40,20 @@ def start(
 ) -> GenerationState:
     """The state after reading each row's tokens from a blank cache; every row has at least one token."""
     history = np.full((len(rows), window), NOTHING, dtype=np.int32)
-    cache, pending = _read(model, model.make_cache(), rows)
+    cache, pending = _read_prompts(model, model.make_cache(), rows)
     keys = mx.stack([mx.random.key(seed) for seed in seeds])
-    return GenerationState(cache, pending, keys, _remember(history, rows), tokenizer_digest)
+    return GenerationState(cache, pending, keys, _append_history(history, rows), tokenizer_digest)
 
 
 def resume(
     model: LanguageModel, state: GenerationState, rows: list[np.ndarray], window: int
 ) -> GenerationState:
     """The state after reading more tokens, possibly none, in each row; the random numbers go on."""
-    unread = [np.concatenate([[p], row]) for p, row in zip(state.pending.tolist(), rows)]
-    cache, pending = _read(model, state.cache, unread)
+    unread = [np.concatenate([[p], row]) for p, row in zip(np.array(state.pending), rows)]
+    cache, pending = _read_prompts(model, state.cache, unread)
     missing = max(window - state.history.shape[1], 0)
     history = np.pad(np.array(state.history), [(0, 0), (missing, 0)], constant_values=NOTHING)[:, -window:]
-    return replace(state, cache=cache, pending=pending, history=_remember(history, rows))
+    return replace(state, cache=cache, pending=pending, history=_append_history(history, rows))
 
 
 def prefill(model: LanguageModel, cache: Cache, rows: list[np.ndarray], chunk: int = CHUNK) -> Cache:
@@ -88,10 +88,11 @@ def decode(
     following = step(state, mx.ones(len(state), dtype=mx.bool_))
     for i in range(max_tokens):
         current = following
+        # One step ahead: the device computes the next token while this one is being written.
         if i + 1 < max_tokens:
             following = step(current.state, current.active)
         yield current
-        if not any(current.active.tolist()):
+        if not mx.any(current.active).item():
             return
 
 
@@ -129,6 +130,7 @@ def _step_function(
     stops = mx.array(list(stop_tokens), dtype=mx.int32)[None]
 
     def step(cache, pending, keys, history, active):
+        # A row that has ended reads nothing more, so its state stays where its text ends.
         lengths = active.astype(mx.int32) if pending.shape[0] > 1 else None
         output = _forward(model, pending[:, None], cache, lengths)
         logits = output.logits[:, -1, :vocab_size].astype(mx.float32)
@@ -137,6 +139,7 @@ def _step_function(
         logprob = chosen - mx.logsumexp(logits, axis=-1)
         new_history = mx.concatenate([history[:, 1:], token[:, None]], axis=-1)
         token = mx.where(active, token, pending)
+        # Its random numbers stand still too: a continued text does not depend on how long others ran on.
         keys = mx.where(active[:, None], new_keys, keys)
         history = mx.where(active[:, None], new_history, history)
         still = active & mx.all(token[:, None] != stops, axis=-1) if stops.size else active
@@ -151,13 +154,13 @@ def _forward(model: LanguageModel, tokens: mx.array, cache: Cache, lengths: mx.a
         return model.forward(tokens, cache, lengths=lengths)
 
 
-def _read(model: LanguageModel, cache: Cache, rows: list[np.ndarray]) -> tuple[Cache, mx.array]:
+def _read_prompts(model: LanguageModel, cache: Cache, rows: list[np.ndarray]) -> tuple[Cache, mx.array]:
     """Read all but the last token of each row; the last one is pending: the first step reads it."""
     cache = prefill(model, cache, [row[:-1] for row in rows])
     return cache, mx.array(np.array([row[-1] for row in rows], dtype=np.int32))
 
 
-def _remember(history: np.ndarray, rows: list[np.ndarray]) -> mx.array:
+def _append_history(history: np.ndarray, rows: list[np.ndarray]) -> mx.array:
     W = history.shape[1]
     latest = [np.concatenate([old, row])[-W:] for old, row in zip(history, rows)]
     return mx.array(np.stack(latest).astype(np.int32))

@@ -63,7 +63,7 @@ def coherence_temperature(trace: dict[str, Any]) -> mx.array:
         raise ConfigError(
             "temperature R follows the order parameter, and this model has none; give a number, such as 0.8"
         )
-    return (1.5 - 0.5 * sum(R) / len(R))[:, None]
+    return (1.5 - 0.5 * sum(R, start=mx.array(0.0)) / len(R))[:, None]
 
 
 def repetition_penalty(logits: mx.array, history: mx.array, penalty: float) -> mx.array:
@@ -119,8 +119,8 @@ def filtered(
         logits = repetition_penalty(logits, history, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits
-    follows = sampling.temperature == "R"
-    logits = logits / (coherence_temperature(trace or {}) if follows else sampling.temperature)
+    t = sampling.temperature
+    logits = logits / (coherence_temperature(trace or {}) if isinstance(t, str) else t)
     if sampling.top_k:
         logits = top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
@@ -142,6 +142,7 @@ def sample(
     logits = filtered(logits, history, sampling, trace)
     if sampling.temperature == 0:
         return mx.argmax(logits, axis=-1).astype(mx.int32), keys
+    # A key per row: what a row draws does not depend on who else is in the batch.
     halves = mx.vmap(mx.random.split)(keys)
     draw = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))
     return draw(logits, halves[:, 1]).astype(mx.int32), halves[:, 0]

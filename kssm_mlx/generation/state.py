@@ -11,18 +11,18 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
 from kssm_mlx import files
 from kssm_mlx.data.tokenizers.streaming import Tail
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError
 from kssm_mlx.generation.sampling import NOTHING
-from kssm_mlx.models.base import Cache, LanguageModel, training_mode
+from kssm_mlx.models.base import Cache, LanguageModel, flatten, training_mode
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.weights.io.safetensors_header import read_safetensors
 
@@ -52,8 +52,8 @@ class GenerationState:
     def row(self, i: int) -> GenerationState:
         """Conversation i alone, as a state with B = 1."""
         cache = tree_map(lambda a: a[i : i + 1], self.cache)
-        arrays = (a[i : i + 1] for a in (self.pending, self.keys, self.history))
-        return GenerationState(cache, *arrays, self.tokenizer_digest, self.tails[i : i + 1])
+        pending, keys, history = (a[i : i + 1] for a in (self.pending, self.keys, self.history))
+        return GenerationState(cache, pending, keys, history, self.tokenizer_digest, self.tails[i : i + 1])
 
 
 def stack(states: list[GenerationState]) -> GenerationState:
@@ -61,12 +61,13 @@ def stack(states: list[GenerationState]) -> GenerationState:
     first, *rest = states
 
     def join(*arrays: mx.array) -> mx.array:
-        return mx.concatenate(arrays)
+        return mx.concatenate(list(arrays))
 
     cache = tree_map(join, first.cache, *(s.cache for s in rest))
-    arrays = (join(*(getattr(s, name) for s in states)) for name in ("pending", "keys", "history"))
+    names = ("pending", "keys", "history")
+    pending, keys, history = (join(*(getattr(s, name) for s in states)) for name in names)
     tails = tuple(tail for s in states for tail in s.tails or (Tail(),) * len(s))
-    return GenerationState(cache, *arrays, first.tokenizer_digest, tails)
+    return GenerationState(cache, pending, keys, history, first.tokenizer_digest, tails)
 
 
 def save_state(path: str | Path, state: GenerationState, weights_digest: str) -> None:
@@ -74,7 +75,7 @@ def save_state(path: str | Path, state: GenerationState, weights_digest: str) ->
 
     Raises: CheckpointError if the file cannot be written; what was there before is then untouched.
     """
-    tensors = {f"cache.{name}": array for name, array in tree_flatten(state.cache)}
+    tensors = {f"cache.{name}": array for name, array in flatten(state.cache).items()}
     tensors |= {"pending": state.pending, "keys": state.keys, "history": state.history}
     metadata = {
         "format": FORMAT,
@@ -95,7 +96,7 @@ def refuse_other_file(path: str | Path) -> None:
     """Before a text is written: is there a file in the way that is no state? Raises: CheckpointError."""
     if Path(path).exists():
         try:
-            _read(path)
+            _read_file(Path(path))
         except CheckpointError:
             raise CheckpointError(f"{path} is there and is no state file; choose another name") from None
 
@@ -106,7 +107,7 @@ def load_state(path: str | Path, weights_digest: str) -> GenerationState:
     Raises: CheckpointError if there is no such file, or it is not a state, was changed, or is of
     other weights. `require_fit` compares a state with a model.
     """
-    tensors, metadata = _read(Path(path))
+    tensors, metadata = _read_file(Path(path))
     if metadata["weights"] != weights_digest:
         raise CheckpointError(
             f"{path} is a state of weights {metadata['weights'][:12]}, this model has {weights_digest[:12]}; "
@@ -116,12 +117,12 @@ def load_state(path: str | Path, weights_digest: str) -> GenerationState:
         names = {name.removeprefix("cache."): a for name, a in tensors.items() if name.startswith("cache.")}
         cache = tree_unflatten(names) if names else []
         tails = tuple(Tail(tuple(ids), shown) for ids, shown in parse_json(metadata["tails"]))
-        arrays = (tensors[name] for name in _OWN)
-        state = GenerationState(cache, *arrays, metadata["tokenizer"], tails)
+        pending, keys, history = (tensors[name] for name in _OWN)
+        state = GenerationState(cache, pending, keys, history, metadata["tokenizer"], tails)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
-        raise _foreign(path, f"it is incomplete ({e})") from None
+        raise _foreign_file(path, f"it is incomplete ({e})") from None
     if wrong := _inconsistent(state, set(tensors)):
-        raise _foreign(path, wrong)
+        raise _foreign_file(path, wrong)
     return state
 
 
@@ -150,31 +151,31 @@ def _wrong_ids(state: GenerationState, vocab_size: int) -> str:
 
 def _wrong_cache(state: GenerationState, model: LanguageModel) -> str:
     """Against the caches after one and two tokens: an axis on which they differ grows with the text."""
-    one, two = (_after(model, len(state), T) for T in (1, 2))
-    got = dict(tree_flatten(state.cache))
+    one, two = (_cache_after(model, len(state), T) for T in (1, 2))
+    got = flatten(state.cache)
     if got.keys() != one.keys():
         other = sorted(got.keys() ^ one.keys())
         return f"its cache has other parts ({', '.join(other[:3])})"
     for name, array in got.items():
-        shapes = (getattr(a, "shape", None) for a in (array, one[name], two[name]))
-        shape, first, second = shapes
-        free = first is not None and second is not None and len(first) == len(second)
-        if not free or shape is None or len(shape) != len(first) or array.dtype != one[name].dtype:
+        arrays = (array, one[name], two[name])
+        shape, first, second = (getattr(a, "shape", ()) for a in arrays)
+        alike = all(isinstance(a, mx.array) for a in arrays) and len(shape) == len(first) == len(second)
+        if not alike or array.dtype != one[name].dtype:
             return f"{name} of its cache is of another kind"
         if any(n != a and a == b for n, a, b in zip(shape, first, second, strict=True)):
             return f"{name} of its cache has shape {list(shape)}, not like {list(first)}"
     return ""
 
 
-def _after(model: LanguageModel, B: int, T: int) -> dict[str, Any]:
+def _cache_after(model: LanguageModel, B: int, T: int) -> dict[str, Any]:
     with training_mode(model, False):
         cache = model.forward(mx.zeros((B, T), mx.int32), model.make_cache()).cache
-    return dict(tree_flatten(cache))
+    return flatten(cache)
 
 
 def _inconsistent(state: GenerationState, names: set[str]) -> str:
     """Why the tensors of a file are no state of any model."""
-    rows = {array.shape[:1] for name, array in tree_flatten(state.cache)}
+    rows = {array.shape[:1] for array in flatten(state.cache).values()}
     for name, (dtype, dimensions) in _OWN.items():
         array = getattr(state, name)
         rows.add(array.shape[:1])
@@ -194,22 +195,24 @@ def _digest(tensors: dict[str, mx.array], metadata: dict[str, str]) -> str:
     return root_digest({**digests, "metadata": hashlib.sha256(said.encode()).hexdigest()})
 
 
-def _foreign(path: str | Path, why: str) -> CheckpointError:
+def _foreign_file(path: str | Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a readable state file: {why}; it was not written by --state-out")
 
 
-def _read(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """All tensors, evaluated (mx.load is lazy and reads the file again later), and the metadata."""
     if not path.is_file():
         raise CheckpointError(f"no state file {path}; --state-out writes one")
     try:
         _, findings = read_safetensors(path)
         if findings:
-            raise _foreign(path, findings[0].got)
-        tensors, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+            raise _foreign_file(path, findings[0].got)
+        tensors, metadata = cast(
+            tuple[dict, dict], mx.load(str(path), format="safetensors", return_metadata=True)
+        )
         mx.eval(tensors)
     except (RuntimeError, ValueError, OSError, TypeError) as e:
-        raise _foreign(path, (str(e).splitlines() or [type(e).__name__])[0]) from None
+        raise _foreign_file(path, (str(e).splitlines() or [type(e).__name__])[0]) from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {json.dumps(metadata.get('format'))}, expected {FORMAT!r}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def stream(
     state: GenerationState | None = None,
     stop_at_separator: bool = True,
     stop: Sequence[str] = (),
-    **sampling: float | str,
+    **sampling: Any,
 ) -> Generator[Piece, None, list[Completion]]:
     """Continue one or several prompts as one batch; yields text as it comes, returns the completions.
 
@@ -102,12 +102,12 @@ def stream(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     settings = Sampling(**sampling)
     seeds = [seed] * len(prompts) if seeds is None else seeds
-    _refuse(tokenizer, prompts, max_tokens, seeds, state, stop)
+    _refuse_options(tokenizer, prompts, max_tokens, seeds, state, stop)
     if state is not None:
         require_fit(state, model, tokenizer.vocab_size)
     steps = decode(
         model,
-        _begin(model, tokenizer, prompts, seeds, state, settings.repetition_window),
+        _begin_state(model, tokenizer, prompts, seeds, state, settings.repetition_window),
         settings,
         vocab_size=tokenizer.vocab_size,
         stop_tokens=tokenizer.stop_ids if stop_at_separator else (),
@@ -116,7 +116,7 @@ def stream(
     tails = state.tails if state is not None and state.tails else [Tail()] * len(prompts)
     writers = [_Writer(i, text, tokenizer, tails[i], stop) for i, text in enumerate(prompts)]
     for step in steps:
-        yield from _advance(writers, step)
+        yield from _hand_out(writers, step)
         if all(writer.finished for writer in writers):
             break
     yield from (piece for writer in writers if (piece := writer.close(step.state)))
@@ -130,7 +130,7 @@ class _Writer:
     """
 
     def __init__(self, row: int, prompt: str, tokenizer: Tokenizer, tail: Tail, stop: Sequence[str]):
-        self.row, self.prompt, self.decoder = row, prompt, _decoder(tokenizer, prompt, tail)
+        self.row, self.prompt, self.decoder = row, prompt, _make_decoder(tokenizer, prompt, tail)
         self.stop, self.kept = stop, ""
         self.text, self.ids, self.logprobs = "", [], []
         self.finished: Literal["length", "separator", "stop"] | None = None
@@ -140,11 +140,11 @@ class _Writer:
         self.ids.append(token)
         self.logprobs.append(logprob)
         self.kept += self.decoder.push(token)
-        at = _first(self.kept, self.stop)
+        at = _find_stop(self.kept, self.stop)
         if at is not None:
             self.kept = self.kept[:at]
             self.end("stop", state)
-        return self._emit(len(self.kept) if self.finished else _settled(self.kept, self.stop))
+        return self._emit(len(self.kept) if self.finished else _count_settled(self.kept, self.stop))
 
     def end(self, why: Literal["length", "separator", "stop"], state: GenerationState) -> None:
         self.finished = why
@@ -159,6 +159,7 @@ class _Writer:
         return self._emit(len(self.kept))
 
     def completion(self) -> Completion:
+        assert self.finished and self.state  # `close` came before
         ids, logprobs = tuple(self.ids), tuple(self.logprobs)
         return Completion(self.prompt, self.text, ids, logprobs, self.finished, self.state)
 
@@ -168,19 +169,19 @@ class _Writer:
         return Piece(self.row, new) if new else None
 
 
-def _decoder(tokenizer: Tokenizer, prompt: str, tail: Tail) -> StreamDecoder:
+def _make_decoder(tokenizer: Tokenizer, prompt: str, tail: Tail) -> StreamDecoder:
     """Behind the prompt: the first token may begin with a space that is dropped at the start of a text."""
     if not prompt:
         return StreamDecoder(tokenizer, tail)
     return StreamDecoder.after(tokenizer, [*tail.ids, *tokenizer.encode_special(prompt)])
 
 
-def _first(text: str, stop: Sequence[str]) -> int | None:
+def _find_stop(text: str, stop: Sequence[str]) -> int | None:
     """Where the first stop string begins; None where there is none."""
     return min((at for word in stop if (at := text.find(word)) >= 0), default=None)
 
 
-def _settled(text: str, stop: Sequence[str]) -> int:
+def _count_settled(text: str, stop: Sequence[str]) -> int:
     """How many characters of a text cannot belong to a stop string any more."""
     longest = max(
         (n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])),
@@ -189,9 +190,10 @@ def _settled(text: str, stop: Sequence[str]) -> int:
     return len(text) - longest
 
 
-def _advance(writers: list[_Writer], step: Step) -> Generator[Piece, None, None]:
+def _hand_out(writers: list[_Writer], step: Step) -> Generator[Piece, None, None]:
     """Hand each row that was still going its token; a stop token ends a row and is not part of its text."""
-    values = zip(writers, step.token.tolist(), step.logprob.tolist(), step.active.tolist())
+    columns = (cast(list, column.tolist()) for column in (step.token, step.logprob, step.active))
+    values = zip(writers, *columns)
     for writer, token, logprob, active in values:
         if writer.finished:
             continue
@@ -201,7 +203,7 @@ def _advance(writers: list[_Writer], step: Step) -> Generator[Piece, None, None]
             yield piece
 
 
-def _begin(
+def _begin_state(
     model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: list[str],
@@ -218,7 +220,7 @@ def _begin(
     return start(model, rows, seeds, window, tokenizer.digest)
 
 
-def _refuse(
+def _refuse_options(
     tokenizer: Tokenizer | None,
     prompts: list[str],
     max_tokens: int,

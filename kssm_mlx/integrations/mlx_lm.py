@@ -6,6 +6,7 @@ one thing it must get from us is its own cache class: it merges, filters and sav
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -14,6 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
 from kssm_mlx import models
+from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.weights.naming.configs import from_file
 
 
@@ -26,7 +28,7 @@ class ModelArgs:
         return from_file(values)
 
 
-class WithArraysCache:
+class WithArraysCache(LanguageModel):
     """Makes caches of mlx-lm's class, with as many slots as the model's own."""
 
     def make_cache(self) -> list[ArraysCache]:
@@ -35,11 +37,11 @@ class WithArraysCache:
 
 def Model(config) -> nn.Module:
     """The model of a configuration, with mlx-lm's caches; freshly initialised, for mlx-lm to load."""
-    return _hosted(models.FAMILIES[models.family_of(config)].load()[2])(config)
+    return _with_their_caches(models.FAMILIES[models.family_of(config)].load()[2])(config)
 
 
 @cache
-def _hosted(model_class: type[nn.Module]) -> type[nn.Module]:
+def _with_their_caches(model_class: type[nn.Module]) -> Callable[..., nn.Module]:
     return type(model_class.__name__, (WithArraysCache, model_class), {})
 
 

@@ -49,7 +49,7 @@ def margins(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     logits = np.asarray(logits, np.float64)
     true = np.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return true - _without(logits, targets).max(axis=-1)
+    return true - _without_target(logits, targets).max(axis=-1)
 
 
 def signal(x: np.ndarray, weight: np.ndarray, targets: np.ndarray, bias: np.ndarray | float = 0.0) -> Signal:
@@ -59,7 +59,7 @@ def signal(x: np.ndarray, weight: np.ndarray, targets: np.ndarray, bias: np.ndar
     """
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     logits = x @ weight.T + bias
-    direction = weight[targets] - weight[_without(logits, targets).argmax(axis=-1)]
+    direction = weight[targets] - weight[_without_target(logits, targets).argmax(axis=-1)]
     a = (x * direction).sum(axis=-1) / np.maximum(np.linalg.norm(direction, axis=-1), 1e-12)
     spread = float(a.std(ddof=1))
     return Signal(
@@ -72,7 +72,7 @@ def snr_db(clean: np.ndarray, sigma: float) -> float:
     return 10 * math.log10(float(np.var(np.asarray(clean, np.float64))) / sigma**2)
 
 
-def _without(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _without_target(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The logits with the target's at minus infinity."""
     others = logits.copy()
     np.put_along_axis(others, targets[:, None], -np.inf, axis=-1)

@@ -48,7 +48,7 @@ def ngram_ladder(
     Raises: DataError for fewer than 3 tokens on either side, ids outside the vocabulary, and no scored token.
     Source: Witten, Bell 1991, method C.
     """
-    sides = [_ids(train, "training", vocab_size), _ids(validation, "validation", vocab_size)]
+    sides = [_require_ids(train, "training", vocab_size), _require_ids(validation, "validation", vocab_size)]
 
     def rung(contexts: Callable[[np.ndarray], np.ndarray], lower: np.ndarray) -> np.ndarray:
         counted, asked = (_Sample(contexts(ids), ids[LONGEST:]) for ids in sides)
@@ -63,11 +63,11 @@ def ngram_ladder(
     lower = np.full(sides[1].size - LONGEST, 1 / vocab_size)
     ladder = {"uniform": math.log(vocab_size)}
     for order, name in enumerate(("unigram", "bigram", "trigram")):
-        lower = rung(partial(_last, order=order, vocab_size=base), lower)
-        ladder[name] = _nats(lower[counts])
+        lower = rung(partial(_encode_context, order=order, vocab_size=base), lower)
+        ladder[name] = _mean_nats(lower[counts])
         if name == "bigram" and period:
-            placed = partial(_placed, vocab_size=base, period=period)
-            ladder["position_bigram"] = _nats(rung(placed, lower)[counts])
+            placed = partial(_encode_place, vocab_size=base, period=period)
+            ladder["position_bigram"] = _mean_nats(rung(placed, lower)[counts])
     return {**ladder, "bigram_entropy": bigram_entropy(sides[0], base)}
 
 
@@ -87,6 +87,7 @@ def _witten_bell(counted: _Sample, asked: _Sample, lower: np.ndarray, vocab_size
     n_cx = _look_up(pairs, pair_counts, asked.contexts * vocab_size + asked.tokens)
     n_c = _look_up(known, np.add.reduceat(pair_counts, first), asked.contexts)
     t_c = _look_up(known, kinds, asked.contexts)
+    # A context that was never counted has no say: the rung below stands.
     return np.divide(n_cx + t_c * lower, n_c + t_c, out=lower.copy(), where=n_c > 0)
 
 
@@ -96,7 +97,7 @@ def _look_up(keys: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndar
     return np.where(keys[at] == asked, values[at], 0)
 
 
-def _last(ids: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
+def _encode_context(ids: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
     """One number for the `order` tokens before each token from the third on."""
     code = np.zeros(ids.size - LONGEST, np.int64)
     for lag in range(order, 0, -1):
@@ -104,12 +105,12 @@ def _last(ids: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
     return code
 
 
-def _placed(ids: np.ndarray, vocab_size: int, period: int) -> np.ndarray:
+def _encode_place(ids: np.ndarray, vocab_size: int, period: int) -> np.ndarray:
     """One number for the token before each token from the third on and its position modulo `period`."""
-    return np.arange(LONGEST, ids.size) % period * vocab_size + _last(ids, 1, vocab_size)
+    return np.arange(LONGEST, ids.size) % period * vocab_size + _encode_context(ids, 1, vocab_size)
 
 
-def _nats(probabilities: np.ndarray) -> float:
+def _mean_nats(probabilities: np.ndarray) -> float:
     return float(-np.log(probabilities).mean())
 
 
@@ -119,7 +120,7 @@ def _entropy(codes: np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _ids(ids: np.ndarray, name: str, vocab_size: int) -> np.ndarray:
+def _require_ids(ids: np.ndarray, name: str, vocab_size: int) -> np.ndarray:
     """The ids as int64. One beyond the vocabulary would be counted as another bigram, so it is refused."""
     ids = np.asarray(ids, dtype=np.int64)
     if ids.size <= LONGEST:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+
+Unit = TypeVar("Unit", bound=Hashable)
 
 ALPHA, POWER = 0.05, 0.8
 ROUNDING = 2.0**-40  # of the size of the values: a deviation below it is that of float64 sums, not of units
@@ -62,7 +64,7 @@ def average_by_unit(values: Iterable[float], units: Iterable[Hashable]) -> dict[
     return {unit: float(np.mean(group)) for unit, group in groups.items()}
 
 
-def compare_paired(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Comparison:
+def compare_paired(a: Mapping[Unit, float], b: Mapping[Unit, float]) -> Comparison:
     """The comparison of arms that saw the same units, on the units of both; effect is the paired d.
 
     Source: Student's t of the differences.

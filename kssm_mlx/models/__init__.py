@@ -107,9 +107,10 @@ def family_of(config) -> str:
 def _refuse_beyond_memory(model, config) -> None:
     """Raises: ConfigError for parameters that this machine cannot hold; nothing is allocated before."""
     import mlx.core as mx
-    from mlx.utils import tree_flatten
 
-    arrays = [array for _, array in tree_flatten(model.parameters())]
+    from kssm_mlx.models.base import flatten
+
+    arrays = flatten(model.parameters()).values()
     needed, there = sum(array.nbytes for array in arrays), mx.get_memory_limit()
     if needed > there:
         raise ConfigError(
@@ -120,10 +121,10 @@ def _refuse_beyond_memory(model, config) -> None:
 
 def count_parameters(config) -> int:
     """How many parameters a model of this configuration has; none is allocated."""
-    from mlx.utils import tree_flatten
+    from kssm_mlx.models.base import flatten
 
     _, _, model_class = _family(family_of(config)).load()
-    return sum(array.size for _, array in tree_flatten(model_class(config, seed=0).parameters()))
+    return sum(array.size for array in flatten(model_class(config, seed=0).parameters()).values())
 
 
 def build(config, seed: int = 0):

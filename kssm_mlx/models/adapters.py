@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA): beside a frozen projection W two small trained matrices, y = W x + α/r B A x.
 
 Names and shapes are mlx-lm's, `in_proj.lora_a` [in, r] and `in_proj.lora_b` [r, out], so that its tools read
-the adapters trained here. They are fp32 whatever the host's weights are.
+the adapters trained here. They are fp32 whatever the base model's weights are.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
 """
@@ -13,6 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import LanguageModel
 
 MATRICES = ("lora_a", "lora_b")
 
@@ -45,7 +46,7 @@ class LoRALinear(nn.Module):
         return fused
 
 
-def attach_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> list[str]:
+def attach_lora(model: LanguageModel, rank: int, alpha: float, seed: int = 0) -> list[str]:
     """Freeze `model` and put an adapter beside each wide projection of its blocks; returns their names.
 
     Wide is what `quant_predicate` lets be quantised: the projections that set the dynamics stay untouched.
@@ -59,10 +60,12 @@ def attach_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> lis
         if type(module) is nn.Linear and id(module) in blocks and allows(path, module)
     }
     if not found:
-        raise ConfigError("the host has no unquantised projection to adapt; give the unquantised model")
+        raise ConfigError("the base model has no unquantised projection to adapt; give the unquantised model")
     smallest = min(min(module.weight.shape) for module in found.values())
     if rank > smallest:
-        raise ConfigError(f"rank {rank} is above {smallest}, the width of the host's smallest projection")
+        raise ConfigError(
+            f"rank {rank} is above {smallest}, the width of the base model's smallest projection"
+        )
     names, model_keys = sorted(found), mx.random.split(mx.random.key(seed), len(found))
     adapted = {name: LoRALinear(found[name], key, rank, alpha / rank) for name, key in zip(names, model_keys)}
     model.freeze()
@@ -73,7 +76,7 @@ def attach_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> lis
     return names
 
 
-def fuse_lora(model: nn.Module) -> nn.Module:
+def fuse_lora(model: LanguageModel) -> LanguageModel:
     """`model` with every adapter added into its projection, in place; one without any is left as it is."""
     fused = [(name, m.fused()) for name, m in model.named_modules() if isinstance(m, LoRALinear)]
     if fused:

@@ -54,24 +54,24 @@ class Attention(nn.Module):
         q, k, v = mx.split(self.qkv(x), 3, axis=-1)
         q, k = (inside.routing(z) for z in (q, k)) if inside else (q, k)
         q, k, v = (mx.unflatten(z, -1, (self._heads, -1)) for z in (q, k, v))
-        past = self._blank(k) if entry[0] is None else entry
+        past = self._blank_entry(k) if entry[0] is None else entry
         at = positions(past[2], resets, lengths, x.shape[1])
         document = mx.zeros_like(at)
         if resets is not None:
             document = mx.cumsum(begins(resets, lengths).astype(mx.int32), axis=1)
-        keys, values, where = (mx.concatenate(parts, axis=1) for parts in zip(past, (k, v, at)))
-        y = self._look(q, keys, values, where, at, document)
-        cache = self._kept(keys, values, _of_last(where, document), lengths, x.shape[1])
+        keys, values, where = (mx.concatenate(list(parts), axis=1) for parts in zip(past, (k, v, at)))
+        y = self._attend(q, keys, values, where, at, document)
+        cache = self._trim_cache(keys, values, _of_last(where, document), lengths, x.shape[1])
         y = hold(y, clamps).flatten(-2)
         return self.out(inside.units(y, trace) if inside else y), cache
 
-    def _blank(self, k: mx.array) -> list[mx.array]:
+    def _blank_entry(self, k: mx.array) -> list[mx.array]:
         """The cache before the first token: empty, or `reach` places where there is nothing."""
         B, _, H, d = k.shape
         nothing = mx.zeros((B, self._reach or 0, H, d), k.dtype)
         return [nothing, nothing, mx.full(nothing.shape[:2], UNSEEN)]
 
-    def _look(self, q, keys, values, where, at, document) -> mx.array:
+    def _attend(self, q, keys, values, where, at, document) -> mx.array:
         """What each query finds. Shapes: q [B, T, H, d]; keys, values [B, S + T, H, d] -> [B, T, H, d]."""
         visible = self._visible(where, at, document)
         if self._rotary:
@@ -95,7 +95,7 @@ class Attention(nn.Module):
             seen = seen & (distance <= self._reach)
         return seen | (mx.arange(S + T) == S + mx.arange(T)[:, None])
 
-    def _kept(self, keys, values, where, lengths, T: int) -> list[mx.array]:
+    def _trim_cache(self, keys, values, where, lengths, T: int) -> list[mx.array]:
         """The cache after the call; of fixed size, it ends with each row's last valid token."""
         if self._reach is None:
             return [keys, values, where]

@@ -9,19 +9,21 @@ which is the calling convention of mlx-lm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import reduce
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.interventions.spec import Act, Inside, Noise
 
 Cache = list
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class Output(NamedTuple):
@@ -112,7 +114,7 @@ def _show(value: float | mx.array) -> str:
     return f"array{list(value.shape)}" if isinstance(value, mx.array) else f"{value:g}"
 
 
-class LanguageModel(Protocol):
+class LanguageModel(nn.Module):
     """The interface of mlx-lm's models, plus `forward` and the names of what can be clamped.
 
     `resets` [B, T] bool: True where a document begins; the state before that token is the initial one.
@@ -121,9 +123,14 @@ class LanguageModel(Protocol):
 
     args: Any
     model_type: str
-    clamp_sites: tuple[str, ...]
+    clamp_sites: tuple[str, ...] = ()
+    act_sites: tuple[str, ...] = ()
+    # Only of a model whose head can be applied to a part of the positions; `hasattr` asks.
+    hidden: Callable[..., tuple[mx.array, Cache, dict[str, Any]]]
+    project: Callable[[mx.array], mx.array]
 
-    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array: ...
+    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
+        return continue_in_place(self, tokens, cache)
 
     def forward(
         self,
@@ -133,20 +140,29 @@ class LanguageModel(Protocol):
         *,
         resets: mx.array | None = None,
         lengths: mx.array | None = None,
-    ) -> Output: ...
+        key: mx.array | None = None,
+    ) -> Output:
+        """Shapes: tokens [B, T] int -> logits [B, T, V], new cache, trace `"block00/state"`, ..."""
+        raise NotImplementedError
 
-    def make_cache(self) -> Cache: ...
-
-    @property
-    def layers(self) -> list[nn.Module]: ...
-
-    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]: ...
-
-    @property
-    def cast_predicate(self): ...
+    def make_cache(self) -> Cache:
+        raise NotImplementedError
 
     @property
-    def quant_predicate(self): ...
+    def layers(self) -> Sequence[nn.Module]:
+        """The blocks."""
+        raise NotImplementedError
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        return weights
+
+    @property
+    def cast_predicate(self) -> Callable[[str], bool]:
+        raise NotImplementedError
+
+    @property
+    def quant_predicate(self) -> Callable[[str, nn.Module], bool]:
+        raise NotImplementedError
 
 
 MOST_BLOCKS, MOST_COUNT = 4096, 2**24
@@ -221,7 +237,17 @@ def clamp_output(
     return y
 
 
-def with_parameters(model: nn.Module, parameters: Mapping, call):
+def flatten(tree: Any) -> dict[str, mx.array]:
+    """A nested tree, such as `model.parameters()`, as `{dotted.name: array}`."""
+    return cast(dict[str, mx.array], tree_flatten(tree, destination={}))
+
+
+def number(array: mx.array) -> float:
+    """The value of an array [] of real numbers."""
+    return cast(float, array.item())
+
+
+def with_parameters(model: nn.Module, parameters: dict[str, Any], call):
     """`call()` with the model's parameters replaced by `parameters`, which may be traced, and then restored.
 
     This is how a stateful `nn.Module` serves a pure function of its parameters: nothing traced stays behind.
@@ -235,7 +261,7 @@ def with_parameters(model: nn.Module, parameters: Mapping, call):
 
 
 @contextmanager
-def training_mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
+def training_mode(model: Net, training: bool) -> Iterator[Net]:
     """The model in training or evaluation mode, put back as it was."""
     before = model.training
     model.train(training)
@@ -258,8 +284,9 @@ def component_of(model: nn.Module, path: str) -> str:
     """What a parameter is part of: rwkv, mamba, fusion, norm, embedding, head, attention, mlp, oscillator or
     mixer. A model with several kinds of mixer says it itself, in a method `component(path)`.
     """
-    if hasattr(model, "component"):
-        return model.component(path)
+    own: Callable[[str], str] | None = getattr(model, "component", None)
+    if own is not None:
+        return own(path)
     names = path.split(".")
     if any("norm" in name or name.startswith("ln") or name.endswith("_ln") for name in names):
         return "norm"
@@ -272,7 +299,7 @@ def component_of(model: nn.Module, path: str) -> str:
     return next((tag for tag in mixers if tag in family or tag in names), "mixer")
 
 
-def head_of(model: nn.Module, parameters: Mapping) -> dict[str, Any]:
+def head_of(model: nn.Module, parameters: dict[str, Any]) -> dict[str, Any]:
     """The part of a tree of parameters that `model.project` reads: the head's, or the embedding's where tied.
 
     What is frozen is not in `parameters` and is taken from the model.
@@ -320,7 +347,7 @@ class Trained:
     It unpacks into the two: `model, tokenizer = kssm_mlx.load(path)`.
     """
 
-    model: nn.Module
+    model: LanguageModel
     tokenizer: Any
     source: str
     digest: str

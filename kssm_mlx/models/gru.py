@@ -11,7 +11,7 @@ Source: Cho et al. 2014, arXiv 1406.1078; Elman 1990.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -44,7 +44,7 @@ class GRUConfig:
         return self.state_size or self.d_model
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"d_model": 64, "n_layers": 2, "mlp_hidden": 96},
     "s": {"d_model": 128, "n_layers": 3, "mlp_hidden": 176},
     "m": {"d_model": 384, "n_layers": 8, "mlp_hidden": 768},

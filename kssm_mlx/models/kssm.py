@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -70,7 +70,7 @@ class KSSMConfig:
 
 
 QUIET = 64  # tokens of `free_states` in memory at once
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"d_model": 64, "n_layers": 2, "n_groups": 64, "mlp_hidden": 96},
     "s": {"d_model": 128, "n_layers": 3, "n_groups": 128, "mlp_hidden": 176},
     "m": {"d_model": 384, "n_layers": 8, "n_groups": 384, "mlp_hidden": 768},
@@ -129,6 +129,7 @@ class Mixer(nn.Module):
             z = clamp_states(z, clamp, clamp.value, 0)
         harmonics = [z**n for n in range(1, self._harmonics + 1)]
         features = mx.concatenate([part for zn in harmonics for part in (zn.re, zn.im)], axis=-1)
+        # The free states go on, unless a clamp says "state": a clamped readout must not change the dynamics.
         carried = mx.stack([free.re[:, -1], free.im[:, -1]], axis=1)
         trace = {
             "R": mx.sqrt(z.abs2),
@@ -215,7 +216,7 @@ class KSSM(Stack):
 
         Shapes: z0 [S, 2, G], real and imaginary parts as in the cache -> [S, 2, G].
         """
-        populations, z = self.blocks[block].mixer.populations, _state(z0)
+        populations, z = self.blocks[block].mixer.populations, Planar(z0[:, 0], z0[:, 1])
         for start in range(0, steps, QUIET):
             silence = mx.zeros((z0.shape[0], min(QUIET, steps - start), self.args.d_model))
             z = populations.evolve(*populations.drive(silence, None), z).map(lambda x: x[:, -1])

@@ -18,6 +18,7 @@ Source: Gu & Dao 2023, "Mamba"; Zuo et al. 2024, "Falcon Mamba", section 3.1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,7 +131,7 @@ def padded_vocabulary(values: dict[str, Any]) -> int:
     return -(-vocabulary // multiple) * multiple
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"hidden_size": 64, "num_hidden_layers": 4},
     "s": {"hidden_size": 128, "num_hidden_layers": 6},
     "m": {"hidden_size": 384, "num_hidden_layers": 16},
@@ -217,7 +218,7 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """The tree that the files call `backbone`."""
 
-    def __init__(self, config: MambaConfig, mixer_class: type[nn.Module], key: mx.array):
+    def __init__(self, config: MambaConfig, mixer_class: Callable[..., nn.Module], key: mx.array):
         super().__init__()
         keys = mx.random.split(key, config.num_hidden_layers + 1)
         V, D = config.vocab_size, config.hidden_size
@@ -238,7 +239,7 @@ class Mamba(RecurrentModel):
     fp32 = ("A_log", ".D", "dt_proj.bias")
     no_decay = ("A_log", ".D", "bias", "norm.weight", "norm_f.weight", "conv1d.weight")
     no_quant = ("x_proj", "dt_proj", "conv1d")
-    mixer_class: type[nn.Module] = Mixer
+    mixer_class: Callable[..., nn.Module] = Mixer
 
     def __init__(self, config: MambaConfig, seed: int = 0):
         super().__init__(config)
@@ -260,7 +261,7 @@ class Mamba(RecurrentModel):
         return self.backbone.embeddings.as_linear(hidden) if tied else self.lm_head(hidden)
 
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         return self.backbone.layers
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -125,7 +125,7 @@ def limits(pair: Any) -> tuple[float, float]:
     return low, high
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"hidden_size": 64, "num_hidden_layers": 4, "num_heads": 4},
     "s": {"hidden_size": 128, "num_hidden_layers": 6, "num_heads": 8},
     "m": {"hidden_size": 384, "num_hidden_layers": 16, "num_heads": 12, "head_dim": 64},

@@ -185,6 +185,7 @@ def _clamped_states(
     """
     T = like.shape[1]
     start = min(T, max(0, min(c.start for c in clamps)))
+    # Before and behind the clamp the scan is parallel; only where it holds is every token waited for.
     stop = max(start, min(T, max(T if c.stop is None else c.stop for c in clamps)))
     pieces = [step(0, start, z0)] if start else []
     z = pieces[-1].map(lambda x: x[:, -1]) if pieces else z0

@@ -8,19 +8,21 @@ a K-SSM block; None elsewhere).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.nn.utils import checkpoint
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import (
     Cache,
     Intervention,
+    LanguageModel,
     Output,
     clamp_output,
-    continue_in_place,
     refuse_unknown_clamps,
 )
 from kssm_mlx.models.interventions import apply
@@ -28,8 +30,8 @@ from kssm_mlx.models.interventions import apply
 EVERY_SITE = ("S0", "S1", "S2", "S3", "S4", "routing")  # of a family whose blocks take `inside` (acts.py)
 
 
-class RecurrentModel(nn.Module):
-    """The part of `models.base.LanguageModel` that does not depend on the family.
+class RecurrentModel(LanguageModel):
+    """The part of a `LanguageModel` that does not depend on the family.
 
     slots: the names of a cache entry's arrays. fp32: suffixes of parameters that keep fp32 whatever the
     weights are. no_quant: suffixes of modules that are never quantised.
@@ -40,15 +42,13 @@ class RecurrentModel(nn.Module):
     slots: tuple[str, ...]
     fp32: tuple[str, ...]
     no_quant: tuple[str, ...]
+    no_decay: tuple[str, ...]
 
     def __init__(self, config):
         super().__init__()
         self.args = config
         self.model_type = config.model_type
         self.checkpoint_blocks = False
-
-    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
-        return continue_in_place(self, tokens, cache)
 
     def forward(
         self,
@@ -64,7 +64,9 @@ class RecurrentModel(nn.Module):
         hidden, new, trace = self.hidden(tokens, cache, intervention, resets=resets, lengths=lengths, key=key)
         return Output(self.project(hidden), new, trace)
 
-    def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None):
+    def hidden(
+        self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None
+    ) -> tuple[mx.array, Cache, dict[str, Any]]:
         """What the head reads, [B, T, D], with the new cache and the trace.
 
         key: for a family that draws random numbers in training (`stochastic`); the others have no use for it.
@@ -74,7 +76,7 @@ class RecurrentModel(nn.Module):
             intervention, key = apply.prepare_intervention(intervention, cache, key)
             if intervention.at("S3"):
                 return apply.run_token_by_token(self, tokens, cache, intervention, resets, lengths, key)
-        trace = {"intervention": intervention.describe()} if intervention else {}
+        trace: dict[str, Any] = {"intervention": intervention.describe()} if intervention else {}
         if lengths is not None:
             # A chunk of a longer prompt may end before a row does, or begin after it ended.
             lengths = mx.clip(lengths, 0, tokens.shape[1])
@@ -89,6 +91,18 @@ class RecurrentModel(nn.Module):
             return apply.apply_before_head(self, x, intervention, trace), new, trace
         return self.finish(x), new, trace
 
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Shapes: [B, T] -> [B, T, D]."""
+        raise NotImplementedError
+
+    def finish(self, x: mx.array) -> mx.array:
+        """What the head reads of the stream. Shapes: [B, T, D] -> [B, T, D]."""
+        raise NotImplementedError
+
+    def project(self, hidden: mx.array) -> mx.array:
+        """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
+        raise NotImplementedError
+
     def enter(self, tokens, cache, resets, lengths, key):
         """The stream and what is carried beside it, as the first block gets them."""
         return self.embed(tokens), None
@@ -98,7 +112,7 @@ class RecurrentModel(nn.Module):
         block = self.layers[i]
         inside = intervention.inside(i) if intervention and "S2" in self.act_sites else None
         run = partial(block, inside=inside) if inside else block
-        return nn.utils.checkpoint(block, run) if self.checkpoint_blocks else run
+        return checkpoint(block, run) if self.checkpoint_blocks else run
 
     def state_view(self, entry: list) -> mx.array:
         """The state in a cache entry as vectors whose equal parts are the units. Shapes: -> [B, C]."""
@@ -121,9 +135,6 @@ class RecurrentModel(nn.Module):
         """One entry per block, its arrays in the order of `slots_of`, None before the first token."""
         return [[None] * len(self.slots_of(i)) for i in range(len(self.layers))]
 
-    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        return weights
-
     @property
     def cast_predicate(self):
         """False for names that stay fp32 under a cast: decays, step sizes and what else sets the dynamics."""
@@ -138,8 +149,13 @@ class RecurrentModel(nn.Module):
 class Stack(RecurrentModel):
     """A model of `embedding`, `blocks`, `norm` and `head`, or the embedding again where there is no head."""
 
+    blocks: list
+    embedding: nn.Embedding
+    norm: Callable[[mx.array], mx.array]
+    head: nn.Linear
+
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         return self.blocks
 
     def embed(self, tokens: mx.array) -> mx.array:

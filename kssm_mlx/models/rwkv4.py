@@ -76,7 +76,7 @@ class RWKV4Config:
         )
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"hidden_size": 64, "num_hidden_layers": 2},
     "s": {"hidden_size": 128, "num_hidden_layers": 3},
     "m": {"hidden_size": 384, "num_hidden_layers": 8},
@@ -101,7 +101,7 @@ class TimeMixing(nn.Module):
         ratio = 1 - layer / config.num_hidden_layers
         channel = mx.arange(A) / max(A - 1, 1)
         self.time_decay = -5 + 8 * channel ** (0.7 + 1.3 * depth)
-        self.time_first = mx.log(0.3) + 0.5 * ((mx.arange(A) + 1) % 3 - 1)
+        self.time_first = mx.log(mx.array(0.3)) + 0.5 * ((mx.arange(A) + 1) % 3 - 1)
         position = (mx.arange(D) / D)[None, None]
         self.time_mix_key = position**ratio
         self.time_mix_value = position**ratio + 0.3 * depth
@@ -240,7 +240,7 @@ class RWKV4(RecurrentModel):
         return self.rwkv.embeddings.as_linear(hidden) if tied else self.head(hidden)
 
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         return self.rwkv.blocks
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

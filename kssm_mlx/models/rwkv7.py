@@ -22,6 +22,7 @@ Source: Peng et al. 2025, "RWKV-7 Goose with Expressive Dynamic State Evolution"
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,7 +132,7 @@ def low_rank(hidden: int, factor: float) -> int:
     return max(32, 32 * round(factor * hidden**0.5 / 32))
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"hidden_size": 64, "num_hidden_layers": 2, "head_dim": 32},
     "s": {"hidden_size": 128, "num_hidden_layers": 3, "head_dim": 32},
     "m": {"hidden_size": 384, "num_hidden_layers": 8},
@@ -142,7 +143,7 @@ SIZES = {
 def preset(size: str, vocab_size: int, context: int) -> RWKV7Config:
     """The configuration behind one word; decays span all time scales whatever the context is."""
     hidden = SIZES[size]["hidden_size"]
-    ranks = {name: low_rank(hidden, factor) for name, factor in LOW_RANKS.items()}
+    ranks: dict[str, Any] = {name: low_rank(hidden, factor) for name, factor in LOW_RANKS.items()}
     return RWKV7Config(vocab_size=vocab_size, **SIZES[size], **ranks)
 
 
@@ -328,7 +329,7 @@ class RWKV7(RecurrentModel):
         return self.model.embeddings.as_linear(hidden) if tied else self.lm_head(hidden)
 
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         return self.model.layers
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -76,8 +76,8 @@ class SelfCoupledPopulations(Populations):
             return moved.re, moved.im
 
         one, none = mx.ones_like(before.re), mx.zeros_like(before.re)
-        _, (a, c) = mx.jvp(after, (before.re, before.im), (one, none))
-        _, (b, d) = mx.jvp(after, (before.re, before.im), (none, one))
+        _, (a, c) = mx.jvp(after, [before.re, before.im], [one, none])
+        _, (b, d) = mx.jvp(after, [before.re, before.im], [none, one])
         return 0.5 * mx.log(mx.maximum(mx.abs(a * d - b * c), 1e-37))
 
 

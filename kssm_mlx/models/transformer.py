@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -73,7 +73,7 @@ class TransformerConfig:
         return 4 * self.d_model if self.d_ff is None else self.d_ff
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"d_model": 64, "n_layers": 2},
     "s": {"d_model": 128, "n_layers": 4},
     "m": {"d_model": 384, "n_layers": 6, "n_heads": 6},
@@ -115,13 +115,13 @@ class Block(nn.Module):
         key, k_attention, k_mlp = (None,) * 3 if key is None else mx.random.split(key, 3)
         normed = x if self._post else self.norm1(x)
         y, entry = self.attention(normed, entry, resets, lengths, clamps, inside, trace)
-        x = x + self._drop(y, k_attention)
+        x = x + self._drop_out(y, k_attention)
         x = self.norm1(x) if self._post else x
         if "mlp" in self:
-            x = x + self._drop(self.mlp(x if self._post else self.norm2(x)), k_mlp)
+            x = x + self._drop_out(self.mlp(x if self._post else self.norm2(x)), k_mlp)
         return self.norm2(x) if self._post else x, entry, key, trace
 
-    def _drop(self, y: mx.array, key: mx.array | None) -> mx.array:
+    def _drop_out(self, y: mx.array, key: mx.array | None) -> mx.array:
         return dropout(y, self._dropout, key) if self.training else y
 
 

@@ -59,8 +59,8 @@ def kernel(op: str, impl: str, like: mx.array | None = None, **variant: int) -> 
     if impl == "compiled" or (impl == "auto" and (double or op in COMPILED_BY_DEFAULT)):
         return None
     if impl == "auto":
-        found = _standing(op, **variant) if runs(op) else None
-        return _taking(_guarded(op), op, found) if found and found.ok else None
+        found = _current_verdict(op, **variant) if runs(op) else None
+        return _with_way(_guarded_kernel(op), op, found) if found and found.ok else None
     if not runs(op):
         raise ConfigError(
             f"{op}: impl='kernel' cannot run on {mx.default_device()} ({native.why_not()}); use 'auto'"
@@ -68,7 +68,7 @@ def kernel(op: str, impl: str, like: mx.array | None = None, **variant: int) -> 
     if double:
         raise ConfigError(f"{op}: kernels compute in float32, got float64; use impl='compiled'")
     name = verdicts.identity(op, **variant)
-    return _taking(_kernel(op), op, _found.get(name) or _recorded(name))
+    return _with_way(_kernel(op), op, _found.get(name) or _recorded_verdict(name))
 
 
 @cache
@@ -108,7 +108,7 @@ def taking(op: str, way: Variant) -> Iterator[None]:
         _ways.pop(op) if before is None else _ways.update({op: before})
 
 
-def _taking(kernel: Callable, op: str, found: Verdict | None) -> Callable:
+def _with_way(kernel: Callable, op: str, found: Verdict | None) -> Callable:
     way = _ways.get(op, found.way if found else {})
     return partial(kernel, **way) if way else kernel
 
@@ -134,6 +134,7 @@ def with_fallback(op: Callable) -> Callable:
             return op(*args, impl=impl, **options)
         except _Raised as raised:
             failure = raised
+        # Where this raises as well, the arguments are at fault, and the kernel stays on.
         found = op(*args, impl="compiled", **options)
         _switch_off(*failure.args)
         return found
@@ -142,7 +143,7 @@ def with_fallback(op: Callable) -> Callable:
 
 
 @cache
-def _guarded(op: str) -> Callable:
+def _guarded_kernel(op: str) -> Callable:
     def call(*args, **options):
         try:
             return _kernel(op)(*args, **options)
@@ -188,8 +189,9 @@ _off: dict[tuple[str, str | None], Verdict] = {}
 
 
 def _switch_off(op: str, error: Exception) -> None:
+    # That this text is too long for it says nothing against the kernel on others.
     if not isinstance(error, gpu.TooLong):
-        _off[op, gpu.dialect()] = _told(proof.broken(op, error))
+        _off[op, gpu.dialect()] = _warn_if_off(proof.broken(op, error))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -198,10 +200,10 @@ def _switch_off(op: str, error: Exception) -> None:
 
 def trusted(op: str, **variant: int) -> bool:
     """Whether the kernel of `op` has agreed with the compiled form on the default device."""
-    return _standing(op, **variant).ok
+    return _current_verdict(op, **variant).ok
 
 
-def _standing(op: str, **variant: int) -> Verdict:
+def _current_verdict(op: str, **variant: int) -> Verdict:
     if _off and (off := _off.get((op, gpu.dialect()))):
         return off
     return _verdict(op, verdicts.identity(op, **variant), tuple(variant.items()))
@@ -216,17 +218,18 @@ def judge(op: str, **variant: int) -> Verdict:
 
 @cache
 def _verdict(op: str, identity: str, variant: tuple[tuple[str, int], ...]) -> Verdict:
-    found = _recorded(identity)
+    # A verdict on disk stands until something in its identity changes; proving anew costs compilations.
+    found = _recorded_verdict(identity)
     if found is None and gpu.dialect() in PROVEN:
-        found = _told(proof.build(op, case(op), **dict(variant)))
+        found = _warn_if_off(proof.build(op, case(op), **dict(variant)))
     elif found is None:
-        found = _told(judge(op, **dict(variant)))
+        found = _warn_if_off(judge(op, **dict(variant)))
     _found[identity] = found
     return found
 
 
 @cache
-def _recorded(identity: str) -> Verdict | None:
+def _recorded_verdict(identity: str) -> Verdict | None:
     return verdicts.recorded().get(identity)
 
 
@@ -234,7 +237,7 @@ def _recorded(identity: str) -> Verdict | None:
 _found: dict[str, Verdict] = {}
 
 
-def _told(verdict: Verdict) -> Verdict:
+def _warn_if_off(verdict: Verdict) -> Verdict:
     if not verdict.ok:
         said = f"{verdict.op}: the kernel is off ({verdict.why}); see kssm doctor"
         warnings.warn(said, KssmWarning, stacklevel=3)
@@ -253,6 +256,6 @@ def record(found: dict[str, Verdict]) -> Path:
 def forget() -> None:
     """Ask again about every kernel: the record first, then the kernels themselves."""
     _verdict.cache_clear()
-    _recorded.cache_clear()
+    _recorded_verdict.cache_clear()
     _found.clear()
     _off.clear()

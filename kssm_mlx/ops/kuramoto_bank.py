@@ -111,6 +111,7 @@ def _bank(S: int, H: int):
         _, unit, z = _Bank.of(theta)
         carried = (theta, unit.re, unit.im, z.re, z.im)
         for t in range(drive[0].shape[1]):
+            # Phases before each token are all that is kept: the adjoint computes the rest again from them.
             before.append(carried[0])
             *carried, re, im = token(*carried, omega, *(x[:, t, :, None] for x in drive))
             read.append((re, im))

@@ -68,6 +68,7 @@ def mobius_scan(
     a, k = a.map(_at_least_fp32), k.map(_at_least_fp32)
     B, _, G = k.shape
     z0 = Planar.zeros((B, G), k.dtype) if z0 is None else z0.map(lambda x: x.astype(k.dtype))
+    # A number 0 is known before tracing: the affine form saves the division. An array [] may become 0 later.
     if isinstance(kappa, (int, float)) and kappa == 0:
         return Planar(*_differentiable(AFFINE)(z0.re, z0.im, a.re, a.im, k.re, k.im))
     return Planar(*_differentiable(KICK)(z0.re, z0.im, a.re, a.im, k.re, k.im, mx.array(kappa, k.dtype)))
@@ -158,6 +159,7 @@ def _scan(form: Form, p: Arrays, z0: Planar) -> Planar:
     if L >= T:
         return _serial(form, moving, constant, z0)
     chunked = tuple(_cut(x, L, fill) for x, fill in zip(moving, form.identity))
+    # Composites are general disc maps, whatever form the tokens' maps have; there are sqrt(T) of them.
     ends = _scan(DISC, _composites(form, chunked, constant), z0)
     starts = Planar(*(mx.concatenate([s[None], e[:-1]]) for s, e in zip((z0.re, z0.im), (ends.re, ends.im))))
     z = _serial(form, chunked, constant, starts)

@@ -37,6 +37,7 @@ def linear_scan(a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
 @linear_scan.vjp
 def _(primals, cotangent, h):
     a, _, h0 = primals
+    # The adjoint of a linear recurrence is the same recurrence backwards in time.
     adjoint = linear_scan(_after(a)[::-1], cotangent[::-1], mx.zeros_like(h0))[::-1]
     return adjoint * before(h, h0), adjoint, a[0] * adjoint[0]
 
@@ -80,6 +81,7 @@ def _recurrence(times, plus, a: mx.array, b: mx.array, h0: mx.array) -> mx.array
     """
     T = b.shape[0]
     L = T if h0.size >= FEW_LANES and T <= MANY_STEPS else max(1, round(T**0.5))
+    # Chunks of so few tokens would cost more steps than they save.
     if T <= 8 or T == L:
         return mx.concatenate(_serial(times, plus, tree_split(a), tree_split(b), h0[None]))
     decays, adds = _side_by_side(a, L), _side_by_side(b, L)

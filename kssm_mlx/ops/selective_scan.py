@@ -59,8 +59,10 @@ def selective_scan(
     T, batch = x.shape[1], x.shape[0]
     if T == 1:
         return _one_token(x, dt, A, B, C, state, resets, lengths)
+    # Padding lasts no time: its decay is 1 and it adds nothing.
     if lengths is not None:
         dt = mx.where(inside(lengths, T)[..., None], dt, 0)
+    # Before Δ is stretched for resets: the token itself is read as it is.
     dtx = dt * x
     if resets is not None:
         # Δ so long that nothing is left: exp(ΔA) is exactly 0.

@@ -62,11 +62,13 @@ def ssd(
     """
     if kernel := dispatch.kernel("ssd", impl, x):
         return kernel(x, dt, A, B, C, state, resets=resets, lengths=lengths)
+    # A token alone shares no work with others: this is a step of generation.
     if x.shape[1] == 1:
         return ssd_reference(x, dt, A, B, C, state, resets=resets, lengths=lengths)
     x, dt, A, B, C = float32(x, dt, A, B, C)
     batch, T, H, P = x.shape
     N, L = B.shape[-1], min(chunk, T)
+    # Padding lasts no time: its decay is 1 and it adds nothing.
     if lengths is not None:
         dt = mx.where(inside(lengths, T)[..., None], dt, 0)
     if resets is not None:
@@ -77,6 +79,7 @@ def ssd(
     B, C = (mx.repeat(in_chunks(v, L), H // v.shape[2], axis=2) for v in (B, C))
 
     # 1. Inside a chunk: attention with the decay from source j to target i as its mask.
+    # -inf before exp, not 0 behind it: above the diagonal exp overflows, and inf times 0 is a NaN gradient.
     decay = exp(mx.where(causal, log_decay[..., :, None] - log_decay[..., None, :], -mx.inf))
     y = ((C @ B.swapaxes(-1, -2)) * decay) @ dtx
     # 2. What each chunk adds to the state.

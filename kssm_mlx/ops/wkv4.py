@@ -19,6 +19,7 @@ from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.scan import before, begins, float32, inside, linear_scan, max_plus_scan
 
+# Not -inf: where two empty sums meet, -inf less -inf is NaN. exp makes 0 of either.
 EMPTY = -1e38
 
 
@@ -97,6 +98,7 @@ def wkv4(
     num, den = before(sums, sums0).swapaxes(0, 1)
     if resets is not None:
         m_past = mx.where(resets.T[..., None], EMPTY, m_past)
+    # The stabiliser cancels in the quotient: its gradient would be rounding alone.
     q = mx.stop_gradient(mx.maximum(m_past, u + k))
     old, now = exp(m_past - q), exp((k - q) + u)
     y = (old * num + now * v) / (old * den + now)

@@ -77,6 +77,7 @@ def wkv7(
     L = min(chunk, T)
     if lengths is not None:
         valid = inside(lengths, T)[..., None, None]
+        # Decay 1 and nothing written leave the state alone; what padding reads out is nobody's.
         log_w, k, b = (mx.where(valid, x, 0) for x in (log_w, k, b))
     if resets is not None:
         resets = in_chunks(begins(resets, lengths), L)
@@ -92,10 +93,12 @@ def _chunks(r, log_w, k, v, a, b, S0, causal, entered, leaves) -> tuple[mx.array
     Shapes: r, log_w, k, a, b [C, B, H, L, K]; v [C, B, H, L, V]; S0 [B, H, V, K].
     """
     entered, leaves = entered[..., None], leaves[..., None]
+    # A token removes from the state before its own write, so its own column is not among what it removes.
     strictly = causal & ~mx.eye(r.shape[-2], dtype=mx.bool_)
 
     # Decays relative to the start of the chunk: targets carry W, sources 1/W, the end W_L/W.
     log_W = mx.cumsum(log_w, axis=-2)
+    # r reads the state behind the token's decay, a the one before it: one decay less.
     r, a = r * exp(log_W), a * exp(log_W - log_w)
     b_in, k_in = b * exp(-log_W), k * exp(-log_W)
     to_end = mx.where(leaves, exp(log_W[..., -1:, :] - log_W), 0)
@@ -105,6 +108,7 @@ def _chunks(r, log_w, k, v, a, b, S0, causal, entered, leaves) -> tuple[mx.array
     # u = solve (a0 S0ᵀ + M_ak v): the part that needs the entering state, and the part that does not.
     solve = unit_lower_inverse(mx.where(strictly, a @ _T(b_in), 0))
     u_state, u_own = solve @ a0, solve @ (mx.where(strictly, a @ _T(k_in), 0) @ v)
+    # The state that enters a chunk reaches its end by its decay and through every removal in between.
     carry = _T(u_state) @ b_end + _diagonal(mx.where(entered, exp(log_W), 0)[..., -1, :])
     added = _T(u_own) @ b_end + _T(v) @ k_end
     S = matrix_scan(carry, added, S0)

@@ -33,7 +33,7 @@ def turn(h: Pair, angle: mx.array) -> Pair:
     return h[0] * cos - h[1] * sin, h[0] * sin + h[1] * cos
 
 
-def velocity(cos: mx.array, sin: mx.array, omega: mx.array, h: Pair) -> mx.array:
+def velocity(cos: mx.array, sin: mx.array, omega: mx.array | float, h: Pair) -> mx.array:
     """omega + 2 Im(h exp(-i theta)): the speed of phases in the field h."""
     return omega + 2 * (h[1] * cos - h[0] * sin)
 
@@ -46,7 +46,7 @@ def external(cos: mx.array, sin: mx.array, x: mx.array, y: mx.array) -> Pair:
     return x, y
 
 
-def mean_field(cos: mx.array, sin: mx.array, K: mx.array) -> Pair:
+def mean_field(cos: mx.array, sin: mx.array, K: mx.array | float) -> Pair:
     """All-to-all coupling K R sin(psi - theta), h = K Z / 2.
 
     Truth: Lorentzian frequencies of width gamma give R = sqrt(1 - 2 gamma / K).

@@ -123,18 +123,18 @@ def _unit(measured: list[Measured]) -> str:
 
 
 def _over_seeds(ours: list[Measured], theirs: list[Measured], unit: str) -> Comparison:
-    return stats.compare_unpaired(*([_in(m, unit) for m in side] for side in (ours, theirs)))
+    return stats.compare_unpaired(*([_value_in(m, unit) for m in side] for side in (ours, theirs)))
 
 
 def _over_windows(ours: Measured, theirs: Measured, unit: str) -> Comparison:
     # A loss of 0 has no spread to convert.
-    scales = [_in(m, unit) / (m.nats.value or 1.0) for m in (ours, theirs)]
+    scales = [_value_in(m, unit) / (m.nats.value or 1.0) for m in (ours, theirs)]
     sides = zip((ours, theirs), scales, strict=True)
-    moments = [(_in(m, unit), m.spread * scale, m.windows) for m, scale in sides]
+    moments = [(_value_in(m, unit), m.spread * scale, m.windows) for m, scale in sides]
     return stats.compare_moments(*moments)
 
 
-def _in(measured: Measured, unit: str) -> float:
+def _value_in(measured: Measured, unit: str) -> float:
     return measured.nats.value if unit == measured.nats.unit else measured.bits.value
 
 

@@ -6,16 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlx.nn as nn
-from mlx.utils import tree_flatten
-
 from kssm_mlx.checks.core.registry import NotMeasurable
-from kssm_mlx.checks.pretrained.subject import Host
+from kssm_mlx.checks.pretrained.subject import Subject
 from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.adapters import fuse_lora
-from kssm_mlx.models.base import Trained
+from kssm_mlx.models.base import LanguageModel, Trained, flatten
 from kssm_mlx.runner.load import load
 from kssm_mlx.weights import export as folders
 from kssm_mlx.weights import side_files
@@ -46,7 +43,7 @@ def export(
     verify: bool = True,
     on_open: Callable[[Trained], None] | None = None,
 ) -> Path:
-    """Write a run or a model as a folder for mlx-lm or transformers, adapters fused into their host.
+    """Write a run or a model as a folder for mlx-lm or transformers, adapters fused into their base model.
 
     verify: see `load`. on_open: is shown what was opened, before it is changed.
     Raises: ConfigError, DataError for what the format or its tokenizer files cannot hold; WeightMismatch,
@@ -78,9 +75,9 @@ def convert(
     folders.refuse_used(folder)
     trained = _open_for_export(source, verify, on_open)
     model = fuse_lora(trained.model)
-    bytes_before, loss_before = _count_bytes(model), _score(trained, text)
+    bytes_before, loss_before = _count_bytes(model), _score_text(trained, text)
     modules = quantize(model, bits, mode, group_size)
-    loss_after = _score(trained, text)
+    loss_after = _score_text(trained, text)
     _write(trained, folder, "mlx-lm", tokenizer)
     return Conversion(modules, (bytes_before, _count_bytes(model)), (loss_before, loss_after))
 
@@ -89,7 +86,8 @@ def _open_for_export(source: str | Path, verify: bool, on_open: Callable[[Traine
     trained = load(source, verify=verify)
     if hasattr(trained.model, "graft"):
         raise ConfigError(
-            f"{source} is a graft, which other tools have no place for; its host can be exported by itself"
+            f"{source} is a graft, which other tools have no place for; "
+            "its base model can be exported by itself"
         )
     if on_open:
         on_open(trained)
@@ -119,13 +117,15 @@ def _with_end(named: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, A
     return {**named, "eos_token_id": list(tokenizer.stop_ids)}
 
 
-def _score(trained: Trained, text: str | None) -> Loss:
-    """A fresh Host each time: it remembers what it has measured."""
+def _score_text(trained: Trained, text: str | None) -> Loss:
+    """A fresh Subject each time: it remembers what it has measured."""
     try:
-        return Loss(Host(trained.model, tokenizer=trained.tokenizer, text=text).evaluation["nats_per_token"])
+        return Loss(
+            Subject(trained.model, tokenizer=trained.tokenizer, text=text).evaluation["nats_per_token"]
+        )
     except NotMeasurable as e:
         return Loss(None, str(e))
 
 
-def _count_bytes(model: nn.Module) -> int:
-    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+def _count_bytes(model: LanguageModel) -> int:
+    return sum(array.nbytes for array in flatten(model.parameters()).values())

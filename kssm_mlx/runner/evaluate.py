@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from kssm_mlx.checks.core.registry import NotMeasurable
 from kssm_mlx.checks.pretrained.behaviour import count_ngrams
-from kssm_mlx.checks.pretrained.subject import TOKENS, Host
+from kssm_mlx.checks.pretrained.subject import TOKENS, Subject
 from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.tasks import Task
@@ -58,7 +58,7 @@ def evaluate(
         "data": reading.name,
         **numbers,
         **{name: gain[name] for name in ("context_gain", "context_gain_se")},
-        "ladder": reading.ladder(numbers["tokens"]),
+        "ladder": reading.ladder(int(numbers["tokens"])),
     }
 
 
@@ -66,7 +66,7 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
     recipe = read_recipe(folder)
     data = TokenData.open(folder / "data")
     special = data.index["special_tokens"]
-    split = data.validation if source is None else _foreign(source, trained.tokenizer, special)
+    split = data.validation if source is None else _read_foreign(source, trained.tokenizer, special)
 
     def windows(count: int) -> Iterator[Batch]:
         return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])
@@ -84,22 +84,22 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
 def _of_model(trained: Trained, source: str | None) -> Reading:
     """The text as L5 of `kssm verify-weights` reads it. Raises: DataError without a tokenizer for it."""
     text = None if source is None else "\n".join(open_corpus(source).scored)
-    host = Host(model=trained.model, tokenizer=trained.tokenizer, text=text)
+    subject = Subject(model=trained.model, tokenizer=trained.tokenizer, text=text)
     try:
-        text_read = host.reading
+        text_read = subject.reading
     except NotMeasurable as e:
         raise DataError(f"{trained.source}: {trained.notes.get('hint') or e}") from None
     ids, V = text_read.validation.ids, trained.model.args.vocab_size
     name = source or "the English of the package"
     return Reading(
         name,
-        host.windows,
+        subject.windows,
         TOKENS,
         text_read.bytes_per_target,
         lambda targets: count_ngrams(ids, targets + 1, V),
     )
 
 
-def _foreign(source: str, tokenizer: Tokenizer, special_tokens: bool) -> TokenSplit:
+def _read_foreign(source: str, tokenizer: Tokenizer, special_tokens: bool) -> TokenSplit:
     """All of another corpus, or its own validation, as one split; special_tokens as in the run's text."""
     return encode_documents(source, open_corpus(source).scored, tokenizer, special_tokens=special_tokens)

@@ -18,6 +18,7 @@ from kssm_mlx import files, models
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.models.base import LanguageModel
 
 Breakage = Callable[[Context], Context]
 FAILURES: dict[str, Breakage] = {}
@@ -51,9 +52,9 @@ def recast_model(model: Any, *defects: type) -> Any:
 
 @register_failure("weights-never-loaded")
 def weights_never_loaded(context: Context) -> Context:
-    """The loader is a stub: what the host's files hold never reaches the host that is trained on."""
-    host = getattr(context.model, "host", context.model)
-    host.update(models.build(host.args, seed=1).parameters())
+    """The loader is a stub: what the base model's files hold never reaches the model that is trained on."""
+    base = getattr(context.model, "host", context.model)
+    base.update(models.build(base.args, seed=1).parameters())
     return context
 
 
@@ -64,7 +65,7 @@ def random_logits(context: Context) -> Context:
     return context
 
 
-class RandomLogits:
+class RandomLogits(LanguageModel):
     def forward(self, tokens, *args, **options):
         out = super().forward(tokens, *args, **options)
         return out._replace(logits=mx.random.normal(out.logits.shape))

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import environment, files, models
-from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.checks.pretrained.files import host_verdict
+from kssm_mlx.checks.core.registry import Context, given
+from kssm_mlx.checks.pretrained.files import base_model_verdict
 from kssm_mlx.checks.suite import write_checks
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.files import writing
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runs.arms import DERIVED
 from kssm_mlx.runs.layout import MANIFEST, RECIPE, is_run
 from kssm_mlx.runs.records import read_recipe
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import flatten
 
 
 def write_description(
@@ -28,17 +28,18 @@ def write_description(
 
     waivers, verify: which checks may fail and why, and whether any check may stop the run.
     """
+    initial = given(context.initial, "initial")
     described = {**recipe.model_dump(), "configuration": models.config_to_dict(context.config)}
-    if context.host:
-        described["host_digest"] = context.host
-        write_checks(folder, "host", [host_verdict(context.host, context.host_notes)])
+    if context.base_digest:
+        described["host_digest"] = context.base_digest
+        write_checks(folder, "host", [base_model_verdict(context.base_digest, context.base_notes)])
     manifest = {
         "command": " ".join(["kssm", *sys.argv[1:]]) if sys.argv[0].endswith("kssm") else None,
         "parameters": sum(array.size for array in flatten(context.model.parameters()).values()),
-        "trained_parameters": sum(array.size for array in context.initial.values()),
-        "initial_digest": root_digest({n: tensor_digest(a) for n, a in context.initial.items()}),
+        "trained_parameters": sum(array.size for array in initial.values()),
+        "initial_digest": root_digest({n: tensor_digest(a) for n, a in initial.items()}),
         "data": context.data.index,
-        "host": {"root": context.host, **context.host_notes} if context.host else None,
+        "host": {"root": context.base_digest, **context.base_notes} if context.base_digest else None,
         "environment": environment.facts(),
         "waivers": waivers,
         "verify": verify,

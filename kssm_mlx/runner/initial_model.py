@@ -1,7 +1,7 @@
-"""The model a run starts from: freshly initialised, or a host that somebody else trained, verified.
+"""The model a run starts from: freshly initialised, or a base model that somebody else trained, verified.
 
 Both are the same on every start, so a checkpoint need only hold what is trained: every parameter, or the
-adapters and the graft beside a frozen host.
+adapters and the graft beside a frozen base model.
 """
 
 from __future__ import annotations
@@ -10,50 +10,48 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from kssm_mlx import models
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
 from kssm_mlx.models import adapters
-from kssm_mlx.models.base import Trained
+from kssm_mlx.models.base import LanguageModel, Trained, flatten
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
 from kssm_mlx.runner.base_model_cache import locate_base_model
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runs.layout import RECIPE
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.recipe_sections import Host
-from kssm_mlx.training.state import flatten
+from kssm_mlx.training.recipe_sections import Pretrained
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.hub.resolve import resolve
 
 
 @dataclass(frozen=True)
 class InitialModel:
-    """model: with what the recipe trains made trainable; host: the root digest of its weights, or None;
-    host_notes: how far these were verified ("verified") and what was found ("findings").
+    """model: with what the recipe trains made trainable; base_digest: the root digest of its weights, or
+    None; base_notes: how far these were verified ("verified") and what was found ("findings").
     """
 
-    model: nn.Module
-    host: str | None = None
-    host_notes: dict[str, Any] = field(default_factory=dict)
+    model: LanguageModel
+    base_digest: str | None = None
+    base_notes: dict[str, Any] = field(default_factory=dict)
 
 
 def build_initial_model(
-    recipe: Recipe, data: TokenData, *, host: str | None = None, verify: bool = True
+    recipe: Recipe, data: TokenData, *, base_digest: str | None = None, verify: bool = True
 ) -> InitialModel:
     """The model before the first step.
 
-    host: the root digest that the host had when the run began. verify: False, or verify = false in the
-    recipe, takes a host that has not passed verification.
-    Raises: ConfigError for a configuration or a host that cannot be trained on this data; WeightMismatch for
-        a host that has not passed `kssm verify-weights`, or that has changed since the run began; CheckFailed
-        for a host trained here that does not pass.
+    base_digest: the root digest that the base model had when the run began. verify: False, or verify = false
+    in the recipe, takes a base model that has not passed verification.
+    Raises: ConfigError for a configuration or a base model that cannot be trained on this data;
+        WeightMismatch for one that has not passed `kssm verify-weights`, or that has changed since the run
+        began; CheckFailed for one trained here that does not pass.
     """
     section, seed = recipe.model, recipe.train.seed
-    if isinstance(section, Host):
-        return _build_on_base(section, data, seed, host, verify)
+    if isinstance(section, Pretrained):
+        return _build_on_base(section, data, seed, base_digest, verify)
     config = models.configure(
         section.family,
         section.size,
@@ -68,7 +66,7 @@ def rebuild_initial_model(
     recipe: Recipe, data: TokenData, saved: dict[str, Any], *, verify: bool = True
 ) -> InitialModel:
     """The model that a run began with; `saved` is its recipe.json. The rest as `build_initial_model`."""
-    if isinstance(recipe.model, Host):
+    if isinstance(recipe.model, Pretrained):
         return _build_on_base(recipe.model, data, recipe.train.seed, saved.get("host_digest"), verify)
     configuration = saved.get("configuration")
     if not isinstance(configuration, dict):
@@ -80,7 +78,7 @@ def rebuild_initial_model(
     return InitialModel(models.build(config, seed=recipe.train.seed))
 
 
-def load_trained_parameters(model: nn.Module, trained: dict[str, mx.array]) -> None:
+def load_trained_parameters(model: LanguageModel, trained: dict[str, mx.array]) -> None:
     """Load what a checkpoint holds, which must be exactly what is trained in `model`.
 
     Raises: CheckpointError that names what is missing or unknown.
@@ -97,17 +95,17 @@ def load_trained_parameters(model: nn.Module, trained: dict[str, mx.array]) -> N
 
 
 def _build_on_base(
-    section: Host, data: TokenData, seed: int, expected: str | None, verify: bool
+    section: Pretrained, data: TokenData, seed: int, expected: str | None, verify: bool
 ) -> InitialModel:
     verify, source = verify and section.verify, locate_base_model(section)
-    host = _open_verified(source) if verify else open_model(source, verify=False)
-    if expected not in (None, host.digest):
+    base = _open_verified(source) if verify else open_model(source, verify=False)
+    if expected not in (None, base.digest):
         raise WeightMismatch(
-            f"{section.host} has root digest {host.digest[:12]}, the run began with {expected[:12]}; "
-            "give the run its own host back, or start a new run"
+            f"{section.base} has root digest {base.digest[:12]}, the run began with {expected[:12]}; "
+            "give the run its own base model back, or start a new run"
         )
-    _refuse_other_tokens(host, data)
-    model = host.model
+    _refuse_other_tokens(base, data)
+    model = base.model
     if section.train == "lora":
         adapters.attach_lora(model, section.rank, section.alpha, seed)
     if section.train == "frozen":
@@ -116,39 +114,39 @@ def _build_on_base(
         model = graft(model, configure(section.graft), seed)
     if not flatten(model.trainable_parameters()):
         raise ConfigError(
-            'model.train = "frozen" leaves nothing to train in a host without additions; '
+            'model.train = "frozen" leaves nothing to train in a base model without additions; '
             'take "lora" or "full", or give it a [model.graft]'
         )
-    return InitialModel(model, host.digest, host.notes)
+    return InitialModel(model, base.digest, base.notes)
 
 
 def _open_verified(source: str) -> Trained:
-    """The host, if all of `kssm verify-weights` has passed for exactly these weights."""
+    """The base model, if all of `kssm verify-weights` has passed for exactly these weights."""
     passed = verified.is_verified(resolve(source).path, "L5")
     advice = f"run kssm verify-weights {source}"
     if passed is None:
         raise WeightMismatch(
             f"{source} has not passed verification, or its files were touched since; {advice}"
         )
-    host = open_model(source)
-    if host.digest != passed["root"]:
+    base = open_model(source)
+    if base.digest != passed["root"]:
         raise WeightMismatch(
-            f"{source} has root digest {host.digest[:12]}, what passed verification had "
+            f"{source} has root digest {base.digest[:12]}, what passed verification had "
             f"{passed['root'][:12]}; {advice}"
         )
-    return replace(host, notes={**host.notes, "verified": passed["level"]})
+    return replace(base, notes={**base.notes, "verified": passed["level"]})
 
 
-def _refuse_other_tokens(host: Trained, data: TokenData) -> None:
-    """Raises: ConfigError when the data's ids would mean other text to the host."""
-    if host.tokenizer is not None and host.tokenizer.digest != data.tokenizer.digest:
+def _refuse_other_tokens(base: Trained, data: TokenData) -> None:
+    """Raises: ConfigError when the data's ids would mean other text to the base model."""
+    if base.tokenizer is not None and base.tokenizer.digest != data.tokenizer.digest:
         raise ConfigError(
-            f"data.tokenizer is {data.tokenizer.name!r}, which is not the host's own; "
-            f'set data.tokenizer = "hf:{host.source}"'
+            f"data.tokenizer is {data.tokenizer.name!r}, which is not the base model's own; "
+            f'set data.tokenizer = "hf:{base.source}"'
         )
-    rows = host.model.args.vocab_size
+    rows = base.model.args.vocab_size
     if data.vocab_size > rows:
         raise ConfigError(
-            f"the tokenizer has {data.vocab_size} tokens, the host's embedding {rows} rows; "
-            "use the tokenizer that the host was trained with"
+            f"the tokenizer has {data.vocab_size} tokens, the base model's embedding {rows} rows; "
+            "use the tokenizer that the base model was trained with"
         )

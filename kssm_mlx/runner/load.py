@@ -27,8 +27,9 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     file with weights, or of a repository on the hub.
 
     Everything is verified and evaluated, nothing is read later: a run against its checkpoint's manifest,
-    its host by the verdict of `kssm verify-weights`, other weights by L0 to L3. verify: False takes a host or
-    other weights as they are, and says so in the notes. dtype: of other weights, see `open_model`.
+    its base model by the verdict of `kssm verify-weights`, other weights by L0 to L3. verify: False takes a
+    base model or other weights as they are, and says so in the notes. dtype: of other weights, see
+    `open_model`.
     Raises: CheckpointError, WeightMismatch, ConfigError for what is missing, damaged or not a model.
     """
     folder = find_run(Path(path))
@@ -42,8 +43,8 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     trained = snapshot.tensors[recipe.model.trained_file]
     load_trained_parameters(began.model, trained)
     digests = {name: tensor_digest(array) for name, array in trained.items()}
-    digest = root_digest({**digests, **({"host": began.host} if began.host else {})})
-    notes = {**began.host_notes, "step": snapshot.step}
+    digest = root_digest({**digests, **({"host": began.base_digest} if began.base_digest else {})})
+    notes = {**began.base_notes, "step": snapshot.step}
     held = build_constraints(recipe, began.model).intervention
     model = ModelWithIntervention(began.model, held) if held else began.model
     return Trained(model, data.tokenizer, str(chosen), digest, notes)

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.checks.core.registry import Context, NotMeasurable
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Intervention, Output, Trained, refuse_unknown_clamps
+from kssm_mlx.models.base import Intervention, LanguageModel, Output, Trained, refuse_unknown_clamps
 
 
 def open_own_model(spec: str) -> Context:
@@ -44,13 +44,13 @@ def open_own_model(spec: str) -> Context:
         model=model,
         config=model.args,
         tokenizer=opened.tokenizer,
-        host=opened.digest or None,
-        host_notes=opened.notes,
-        builder=partial(_again, build, spec) if takes_seed else None,
+        base_digest=opened.digest or None,
+        base_notes=opened.notes,
+        builder=partial(_build_again, build, spec) if takes_seed else None,
     )
 
 
-def _again(build: Callable, spec: str, seed: int) -> nn.Module:
+def _build_again(build: Callable, spec: str, seed: int) -> nn.Module:
     """Another model of the same kind."""
     return wrap_model(_pair(build(seed=seed))[0], spec)
 
@@ -100,10 +100,10 @@ def _keeps_protocol(model: nn.Module, tokens: mx.array) -> bool:
         return False
     noise = {"key": None} if getattr(model, "stochastic", False) else {}
     try:
-        out = model.forward(tokens, None, None, resets=None, **noise)
+        out = cast(LanguageModel, model).forward(tokens, None, None, resets=None, **noise)
     except Exception:  # a function of another kind, whose arguments are its own affair
         return False
-    return isinstance(out, Output) and out.logits.shape == (*tokens.shape, model.args.vocab_size)
+    return isinstance(out, Output) and out.logits.shape == (*tokens.shape, cast(Any, model).args.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -155,4 +155,4 @@ class Plain(nn.Module):
         if resets is not None:
             raise NotMeasurable(f"{self.model_type} takes no resets, and there is more than one document")
         refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers))
-        return Output(self(tokens, cache), cache, {})
+        return Output(self(tokens, cache), cast(list, cache), {})  # None, of a call without one

@@ -17,6 +17,7 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import ConfigError, DataError
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.failures import break_context
 from kssm_mlx.runner.folder import drop_keys, read_base_digest, read_run_recipe
 from kssm_mlx.runner.initial_model import (
@@ -32,7 +33,7 @@ from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import flatten, from_arrays, initial_state
+from kssm_mlx.training.state import from_arrays, initial_state
 
 
 def prepare_data(recipe: Recipe, folder: Path, resume: bool, allow_change: bool) -> TokenData:
@@ -43,7 +44,7 @@ def prepare_data(recipe: Recipe, folder: Path, resume: bool, allow_change: bool)
     if not resume:
         return prepare(recipe.data, folder / "data")
     kept = _reopen_data(recipe, folder)
-    if found := _changes(recipe, folder):
+    if found := _list_changes(recipe, folder):
         if not allow_change:
             raise ConfigError(
                 f"the recipe is not the one {folder} began with: {'; '.join(found)}; "
@@ -53,7 +54,7 @@ def prepare_data(recipe: Recipe, folder: Path, resume: bool, allow_change: bool)
     return kept or prepare(recipe.data, folder / "data")
 
 
-def _changes(recipe: Recipe, folder: Path) -> list[str]:
+def _list_changes(recipe: Recipe, folder: Path) -> list[str]:
     """One phrase per key of the recipe that is not as the run in `folder` has it."""
     if not is_run(folder):
         return []
@@ -66,7 +67,7 @@ def _changes(recipe: Recipe, folder: Path) -> list[str]:
 
 def _reopen_data(recipe: Recipe, folder: Path) -> TokenData | None:
     """The run's own token files, if they are what the recipe asks for and can be opened."""
-    if not is_run(folder) or any(phrase.startswith("data.") for phrase in _changes(recipe, folder)):
+    if not is_run(folder) or any(phrase.startswith("data.") for phrase in _list_changes(recipe, folder)):
         return None
     with contextlib.suppress(DataError):
         return TokenData.open(folder / "data")
@@ -81,7 +82,7 @@ def _check_resumable(recipe: Recipe, folder: Path, kept: TokenData | None) -> No
     saved = latest.snapshot
     with tempfile.TemporaryDirectory(prefix="kssm-resume-") as elsewhere:
         data = kept or prepare(recipe.data, elsewhere)
-        model = build_initial_model(recipe, data, host=read_base_digest(folder)).model
+        model = build_initial_model(recipe, data, base_digest=read_base_digest(folder)).model
         identity.require_unchanged(
             saved.state["identity"], identity.describe_identity(model, recipe, data), allow=True
         )
@@ -90,10 +91,10 @@ def _check_resumable(recipe: Recipe, folder: Path, kept: TokenData | None) -> No
         identity.require_same_parameters(restored, initial_state(model, recipe.train))
 
 
-def prepare_context(recipe: Recipe, folder: Path, data: TokenData, host: str | None = None) -> Context:
-    """Data and model before the first step; `host` is the digest that the run's host must have."""
+def prepare_context(recipe: Recipe, folder: Path, data: TokenData, base_digest: str | None = None) -> Context:
+    """Data and model before the first step; `base_digest` is that which the run's base model must have."""
     _refuse_unusable(data, recipe)
-    return _make_context(recipe, folder, data, build_initial_model(recipe, data, host=host))
+    return _make_context(recipe, folder, data, build_initial_model(recipe, data, base_digest=base_digest))
 
 
 def _make_context(recipe: Recipe, folder: Path, data: TokenData, began: InitialModel) -> Context:
@@ -106,11 +107,11 @@ def _make_context(recipe: Recipe, folder: Path, data: TokenData, began: InitialM
         tokenizer=data.tokenizer,
         initial=flatten(began.model.trainable_parameters()),
         run_folder=folder,
-        host=began.host,
-        host_notes=began.host_notes,
+        base_digest=began.base_digest,
+        base_notes=began.base_notes,
         intervention=held.intervention,
         masks=held.masks,
-        builder=None if began.host else partial(models.build, began.model.args),
+        builder=None if began.base_digest else partial(models.build, began.model.args),
     )
     return break_context(context) if recipe.failure else context
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 from kssm_mlx.checks.pretrained.arithmetic import judge_vocabulary
 from kssm_mlx.data.tokenizers.factory import load_tokenizer
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
-from kssm_mlx.data.tokenizers.protocol import FILE, Tokenizer
+from kssm_mlx.data.tokenizers.protocol import FILE, DescribedTokenizer, Tokenizer
 from kssm_mlx.data.tokenizers.rwkv_world import VOCABULARY, WorldTokenizer
 from kssm_mlx.errors import ConfigError, WeightMismatch
 from kssm_mlx.models.base import Trained
@@ -57,7 +57,7 @@ def find_manifest(resolved: Resolved) -> Manifest:
     return shipped_manifests().get(resolved.repo or "") or Manifest()
 
 
-def tokenizer_of(container: Container, rows: int, known: Manifest) -> Tokenizer | None:
+def tokenizer_of(container: Container, rows: int, known: Manifest) -> DescribedTokenizer | None:
     """The tokenizer beside the weights; without one, bytes where the embedding has 256 rows, else the one the
     manifest names, from its own repository; None where that cannot be had.
     """

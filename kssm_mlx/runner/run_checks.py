@@ -42,7 +42,7 @@ class RunChecks:
     _told: set[str] = field(default_factory=set)
 
     def before(self) -> None:
-        self._examine("P", "preflight", "before step 1")
+        self._run_suite("P", "preflight", "before step 1")
 
     def during(self, step: int, state: TrainState) -> None:
         """The model holds the parameters of that step while it is asked; the last answer is kept."""
@@ -51,7 +51,7 @@ class RunChecks:
 
     def _ask_during(self, step: int) -> None:
         if suite.list_suite("R"):
-            self._examine("R", "during", f"after step {step}")
+            self._run_suite("R", "during", f"after step {step}")
         asked = self.context.recipe.eval
         if asked.checks and step % (asked.checks_every or asked.every) == 0:
             write_probes(self.context.run_folder, step, self._probe(asked.checks))
@@ -62,9 +62,9 @@ class RunChecks:
         return suite.run_suite(context, select_probes(ids))
 
     def after(self) -> None:
-        self._examine("S", "final", "at the end", smoke=bool(self.context.recipe.smoke))
+        self._run_suite("S", "final", "at the end", smoke=bool(self.context.recipe.smoke))
 
-    def _examine(self, level: str, stage: str, when: str, smoke: bool = False) -> None:
+    def _run_suite(self, level: str, stage: str, when: str, smoke: bool = False) -> None:
         """smoke: whether what was not learned stops nothing."""
         found = suite.run_suite(self._context_now(level), level, self.waivers)
         suite.write_checks(self.context.run_folder, stage, found)
@@ -72,7 +72,7 @@ class RunChecks:
         require_no_failure(c for c in found if c not in spared)
         for check in spared:
             if not check.ok:
-                self._tell(check, when, "--smoke" if self.verify else "--no-verify")
+                self._log_verdicts(check, when, "--smoke" if self.verify else "--no-verify")
 
     def _context_now(self, level: str) -> Context:
         """With the rows logged so far; there are none before step 1."""
@@ -80,7 +80,7 @@ class RunChecks:
             return self.context
         return replace(self.context, history=read_metrics(self.context.run_folder))
 
-    def _tell(self, check: Check, when: str, mercy: str) -> None:
+    def _log_verdicts(self, check: Check, when: str, mercy: str) -> None:
         """Once per check: what fails at one evaluation mostly fails at the next."""
         if check.id not in self._told:
             self._told.add(check.id)

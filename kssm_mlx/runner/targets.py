@@ -10,6 +10,7 @@ from typing import Literal
 from kssm_mlx.checks.core import evidence
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.own_model import open_own_model
 from kssm_mlx.runner.prepare import open_run_context, prepare_recipe_context
 from kssm_mlx.runner.pretrained import open_model
@@ -17,7 +18,6 @@ from kssm_mlx.runs.layout import is_run
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import flatten
 
 
 def open_targets(targets: Sequence[str | Path], model: str | None = None) -> Context:
@@ -63,8 +63,8 @@ def _open_weights(source: str | Path) -> Context:
         model=opened.model,
         config=opened.model.args,
         tokenizer=opened.tokenizer,
-        host=opened.digest,
-        host_notes=opened.notes,
+        base_digest=opened.digest,
+        base_notes=opened.notes,
     )
 
 
@@ -89,8 +89,8 @@ def _with_model(context: Context, spec: str) -> Context:
         tokenizer=own.tokenizer or context.tokenizer,
         initial=flatten(own.model.trainable_parameters()),
         history=None,
-        host=own.host,
-        host_notes=own.host_notes,
+        base_digest=own.base_digest,
+        base_notes=own.base_notes,
         intervention=held and held.intervention,
         masks=held.masks if held else {},
         builder=own.builder,

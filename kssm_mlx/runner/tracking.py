@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def open_tracker(project: str | None, folder: Path, recipe: Recipe, *, resume: b
         yield lambda step, row: None
         return
     require_tracker(project)
-    import trackio
+    trackio = import_module("trackio")  # an optional package
 
     run = trackio.init(
         project=project,

@@ -15,9 +15,10 @@ import mlx.core as mx
 from rich.console import Console
 
 from kssm_mlx.checks import suite
-from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.checks.core.registry import Context, given
 from kssm_mlx.files import writing
 from kssm_mlx.generation import generate
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.base_models import ensure_base_model
 from kssm_mlx.runner.folder import read_base_digest, write_description
 from kssm_mlx.runner.prepare import prepare_context, prepare_data
@@ -29,7 +30,7 @@ from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.loop import Callbacks, Result, refuse_second_run, train_loop
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import flatten
+from kssm_mlx.training.state import TrainState
 
 PROMPT_TOKENS = 16  # of held-out text, where a recipe gives no prompt and the tokenizer no separator
 
@@ -76,6 +77,11 @@ def train(
         examination = RunChecks(context, waivers, verify, console)
         examination.before()
         with open_tracker(track, folder, recipe, resume=resume) as log:
+
+            def on_eval(step: int, state: TrainState, row: dict[str, Any]) -> None:
+                log(step, row)
+                examination.during(step, state)
+
             result = train_loop(
                 context.model,
                 recipe,
@@ -86,7 +92,7 @@ def train(
                 hooks=Callbacks(
                     sample=partial(_samples, context=context),
                     on_step=log,
-                    on_eval=lambda step, state, row: (log(step, row), examination.during(step, state)),
+                    on_eval=on_eval,
                 ),
                 console=console,
                 masks=held.masks or None,
@@ -124,7 +130,7 @@ def _samples(model, key: mx.array, context: Context) -> list[dict[str, Any]]:
 
 def _summary(context: Context) -> str:
     """One line on what is about to be trained on what."""
-    trained = sum(array.size for array in context.initial.values())
+    trained = sum(array.size for array in given(context.initial, "initial").values())
     size = sum(array.size for array in flatten(context.model.parameters()).values())
     adapters = f", {trained:,} of them trained" if trained < size else ""
     splits = context.data.index["splits"]

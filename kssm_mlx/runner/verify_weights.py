@@ -10,7 +10,7 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Check
 from kssm_mlx.checks.pretrained.arithmetic import fingerprint_of
 from kssm_mlx.checks.pretrained.behaviour import measure_behaviour
-from kssm_mlx.checks.pretrained.subject import Host
+from kssm_mlx.checks.pretrained.subject import Subject
 from kssm_mlx.errors import CheckFailed
 from kssm_mlx.runner.pretrained import find_manifest as known_of
 from kssm_mlx.runner.pretrained import tokenizer_of
@@ -63,6 +63,7 @@ def verify_weights(
         keep=None if quick else arrays.keep,
     )
     checks = [check for level in ("L0", "L1", "L2", "L3") for check in suite.run_level(level, found)]
+    # Nothing is computed with weights that the files alone have condemned.
     if found.ok and not quick:
         fill(found, arrays)
         subject = make_subject(found, known, text)
@@ -74,9 +75,9 @@ def verify_weights(
     return done
 
 
-def make_subject(found: Inspection, known: Manifest, text: str | None = None) -> Host:
+def make_subject(found: Inspection, known: Manifest, text: str | None = None) -> Subject:
     """What L4 and L5 look at: the model of an inspection, its tokenizer, what its manifest says of it."""
-    return Host(
+    return Subject(
         model=found.model,
         config=found.config,
         tokenizer=tokenizer_of(found.container, found.config.vocab_size, known),

@@ -101,7 +101,7 @@ def this_process() -> Owner:
     return Owner(os.getpid(), start_time(os.getpid()), socket.gethostname(), machine_id())
 
 
-def _elsewhere(owner: Owner, here: Owner) -> bool:
+def _is_elsewhere(owner: Owner, here: Owner) -> bool:
     """Whether the owner is a process of another machine, of which nothing can be seen from here.
 
     Linux's id tells machines of one name apart, and no more: clones and containers share it.
@@ -113,12 +113,12 @@ def _elsewhere(owner: Owner, here: Owner) -> bool:
 
 def mine(folder: str | Path) -> bool:
     """Whether this very process holds the lock of `folder`."""
-    return _read(Path(folder) / NAME) == this_process()
+    return _read_owner(Path(folder) / NAME) == this_process()
 
 
 def is_held(folder: str | Path) -> bool:
     """Whether a process of this machine that lives holds the lock of `folder`."""
-    owner = _read(Path(folder) / NAME)
+    owner = _read_owner(Path(folder) / NAME)
     return owner is not None and alive(owner.pid) and start_time(owner.pid) in (owner.start, "")
 
 
@@ -131,15 +131,16 @@ def hold(folder: str | Path) -> Iterator[Path]:
     path = Path(folder) / NAME
     with writing(NAME, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(path)
+        _acquire_lock(path)
     try:
         yield path
     finally:
+        # Not if somebody has deleted the file, and another run has the folder by now.
         if mine(folder):
             path.unlink(missing_ok=True)
 
 
-def _acquire(path: Path) -> None:
+def _acquire_lock(path: Path) -> None:
     with _one_at_a_time(path):
         if path.exists():
             _refuse_if_held(path)
@@ -152,12 +153,13 @@ def _acquire(path: Path) -> None:
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
     """A kernel lock around judging and creating `path`; it cannot go stale, and its empty file stays."""
+    # Never deleted: who waits for it would hold a lock on a file that the next process does not see.
     with open(path.with_name(f".{path.name}.guard"), "a") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         yield
 
 
-def _read(path: Path) -> Owner | None:
+def _read_owner(path: Path) -> Owner | None:
     """The owner written in a lock file; None if there is none, or it died before it had written its name."""
     try:
         owner = Owner(**parse_json(path.read_bytes()))
@@ -169,15 +171,16 @@ def _read(path: Path) -> Owner | None:
 
 
 def _refuse_if_held(path: Path) -> None:
-    owner, here = _read(path), this_process()
+    owner, here = _read_owner(path), this_process()
     if owner is None:
         return
     who = f"process {owner.pid} on {owner.host}"
-    if _elsewhere(owner, here):
+    if _is_elsewhere(owner, here):
         raise CheckpointError(
             f"{path.parent} is in use by {who}, and from {here.host} I cannot see whether that run is alive; "
             f"if it is over, delete {path}"
         )
+    # A start that cannot be read counts as the same process: better a folder refused than one shared.
     if alive(owner.pid) and start_time(owner.pid) in (owner.start, ""):
         raise CheckpointError(
             f"{path.parent} is in use by {who}, which is running; wait for it or choose another folder"

@@ -11,10 +11,12 @@ from kssm_mlx.parsing import parse_json, read_json_object
 from kssm_mlx.runs import kinds
 from kssm_mlx.runs.layout import CHECKS, MANIFEST, METRICS, RECIPE, SAMPLES
 
+OLD_KEYS = {"model.host": "model.base"}  # of recipes up to 0.1.0
+
 
 def read_recipe(run: Path) -> dict[str, Any]:
     """recipe.json: the recipe that the run began with, with what was derived from it (`DERIVED`)."""
-    recipe = read_json_object(run / RECIPE, CheckpointError)
+    recipe = rename_old_keys(read_json_object(run / RECIPE, CheckpointError))
     kinds.require_kinds(recipe, kinds.RECIPE, run / RECIPE)
     kinds.require_kinds(recipe.get("train", {}), kinds.TRAIN, f"{run / RECIPE}: train")
     kinds.require_kinds(recipe.get("eval", {}), kinds.EVAL, f"{run / RECIPE}: eval")
@@ -22,6 +24,17 @@ def read_recipe(run: Path) -> dict[str, Any]:
     kinds.require_kinds(about, kinds.ABOUT, f"{run / RECIPE}: about")
     if expected := about.get("expected"):
         kinds.require_kinds(expected, kinds.EXPECTED, f"{run / RECIPE}: about.expected", all=True)
+    return recipe
+
+
+def rename_old_keys(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's table under the names that its keys have today; the one given stays as it is."""
+    for old, new in OLD_KEYS.items():
+        (section, was), name = old.split("."), new.split(".")[1]
+        table = recipe.get(section)
+        if isinstance(table, dict) and was in table and name not in table:
+            table = {name if key == was else key: value for key, value in table.items()}
+            recipe = {**recipe, section: table}
     return recipe
 
 

@@ -7,18 +7,17 @@ recipe again.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Intervention, component_of
+from kssm_mlx.models.base import Intervention, LanguageModel, component_of, flatten
 from kssm_mlx.models.interventions.calibration import require_effect
 from kssm_mlx.models.interventions.freeze_units import block_paths, freeze_masks
 from kssm_mlx.models.interventions.spec import Act, Amplitude, Detach, Noise, Silence
+from kssm_mlx.models.recurrent import RecurrentModel
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import flatten
 from kssm_mlx.training.steering_sections import Clamp, Freeze
 from kssm_mlx.training.steering_sections import Noise as NoiseSection
 
@@ -33,7 +32,7 @@ class Constraints(NamedTuple):
     warnings: list[str]
 
 
-def build_constraints(recipe: Recipe, model: nn.Module) -> Constraints:
+def build_constraints(recipe: Recipe, model: LanguageModel) -> Constraints:
     """The masks and the intervention of [freeze], [clamp] and [noise].
 
     Raises: ConfigError for units that the model does not have, a clamp that would do nothing, a tied head
@@ -47,16 +46,18 @@ def build_constraints(recipe: Recipe, model: nn.Module) -> Constraints:
     )
     intervention = Intervention(acts=acts) if acts else None
     head = freeze is not None and freeze.head
-    warnings = require_effect(model, intervention, head_is_trained=not head) if intervention else []
-    return Constraints(_masks(freeze, model) if freeze else {}, intervention, warnings)
+    # A model without `hidden` lists no sites, and its acts are refused by then.
+    recurrent = cast(RecurrentModel, model)
+    warnings = require_effect(recurrent, intervention, head_is_trained=not head) if intervention else []
+    return Constraints(_make_masks(freeze, model) if freeze else {}, intervention, warnings)
 
 
-def _masks(freeze: Freeze, model: nn.Module) -> dict[str, mx.array]:
+def _make_masks(freeze: Freeze, model: LanguageModel) -> dict[str, mx.array]:
     held = freeze_masks(model, freeze.units, mode=freeze.mode, count=freeze.of, shared=freeze.shared)
-    return held | (_head(model) if freeze.head else {})
+    return held | (_mask_head(model) if freeze.head else {})
 
 
-def _head(model: nn.Module) -> dict[str, mx.array]:
+def _mask_head(model: LanguageModel) -> dict[str, mx.array]:
     """Masks that hold the head and the final norm."""
     arrays, blocks = flatten(model.parameters()), tuple(f"{path}." for path in block_paths(model))
     tags = {name: component_of(model, name) for name in arrays if not name.startswith(blocks)}

@@ -67,7 +67,7 @@ def advise(curve: Curve, cuts: tuple[int, ...], options: Patience) -> Advice:
     since = [step for step in cuts if step > improved]
     idle, interval = now - max([improved, *since]), improvement_interval(curve, options.improvement)
     if interval is not None and idle >= options.intervals * interval:
-        return _impatient(idle, interval, len(since), options)
+        return _judge_patience(idle, interval, len(since), options)
     if lower_envelope(curve.held_out, options.improvement) == "flat" and list_unresolved(curve):
         return Advice("WAIT", "T9", f"the last {WINDOW} evaluations scatter by no less than they improve")
     return Advice("CONTINUE", "", "improving, or within patience")
@@ -131,7 +131,7 @@ def list_unresolved(curve: Curve) -> bool:
     return bool(scatter >= -slope)
 
 
-def _impatient(idle: int, interval: float, cuts: int, options: Patience) -> Advice:
+def _judge_patience(idle: int, interval: float, cuts: int, options: Patience) -> Advice:
     spent = f"no improvement for {idle} steps, {options.intervals:g} times their interval of {interval:.0f}"
     if cuts >= options.cuts:
         return Advice("STOP", "T8", f"{spent}, after {cuts} cuts of the learning rate")

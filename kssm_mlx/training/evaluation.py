@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from kssm_mlx.data.tasks import Task
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.metrics.language import summarize_losses
-from kssm_mlx.models.base import Intervention, training_mode, with_parameters
+from kssm_mlx.models.base import Intervention, LanguageModel, training_mode, with_parameters
 from kssm_mlx.training.losses import chunk_for, chunked_token_scores, split_rows, token_scores
 
 PerTarget = Callable[[int], float]
@@ -42,7 +41,7 @@ class Scores(NamedTuple):
 
 
 def make_evaluator(
-    model: nn.Module,
+    model: LanguageModel,
     *,
     task: Task | None = None,
     intervention: Intervention | None = None,
@@ -62,7 +61,7 @@ def make_evaluator(
 
 
 def evaluate(
-    model: nn.Module, windows: Iterable, bytes_per_target: PerTarget, task: Task | None = None
+    model: LanguageModel, windows: Iterable, bytes_per_target: PerTarget, task: Task | None = None
 ) -> dict[str, float]:
     """nats_per_token, se, perplexity, perplexity_se, bits_per_byte, accuracy, tokens and windows of `model`
     on `windows`, over the targets that are scored; on a task also what `task_metrics` adds.
@@ -74,7 +73,7 @@ def evaluate(
     return make_evaluator(model, task=task)(model.parameters(), windows, bytes_per_target)
 
 
-def context_gain(model: nn.Module, windows: Iterable, *, compile: bool = True) -> dict[str, float]:
+def context_gain(model: LanguageModel, windows: Iterable, *, compile: bool = True) -> dict[str, float]:
     """What context is worth: nats per token seeing one token only, less nats per token in full context.
 
     Every position of a window becomes a sequence of its own, of length one, with a fresh state: an exact cut
@@ -99,7 +98,7 @@ def context_gain(model: nn.Module, windows: Iterable, *, compile: bool = True) -
     }
 
 
-def window_losses(model: nn.Module, windows: Iterable, *, compile: bool = True) -> np.ndarray:
+def window_losses(model: LanguageModel, windows: Iterable, *, compile: bool = True) -> np.ndarray:
     """Nats per token of each window, the independent units of a comparison. Raises: as `evaluate`.
 
     Shapes: [windows].
@@ -141,7 +140,7 @@ def task_metrics(scores: Scores, task: Task) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _make_score(model: nn.Module, compile: bool, intervention: Intervention | None = None):
+def _make_score(model: LanguageModel, compile: bool, intervention: Intervention | None = None):
     """`score(params, tokens, resets) -> Scores`."""
 
     def score(params, tokens, resets):
@@ -158,10 +157,11 @@ def _make_score(model: nn.Module, compile: bool, intervention: Intervention | No
     return evaluated
 
 
-def _token_scores(model: nn.Module, tokens: mx.array, resets: mx.array | None, intervention) -> mx.array:
+def _token_scores(model: LanguageModel, tokens: mx.array, resets: mx.array | None, intervention) -> mx.array:
     """Of every target; where the vocabulary is large, never all logits at once."""
     inputs, targets = split_rows(tokens)
-    chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
+    (B, T), chunked = inputs.shape, hasattr(model, "hidden")
+    chunk = chunk_for(B, T, model.args.vocab_size) if chunked else None
     if chunk is None:
         return token_scores(model.forward(inputs, None, intervention, resets=resets).logits, targets)
     hidden = model.hidden(inputs, None, intervention, resets=resets)[0]

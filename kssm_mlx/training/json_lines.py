@@ -27,7 +27,7 @@ class Rows:
     def __init__(self, path: str | Path, step: int):
         self.path = Path(path)
         with writing(self.path.name, self.path.parent):
-            files.replace(self.path, "".join(_through(self.path, step)))
+            files.replace(self.path, "".join(_lines_until(self.path, step)))
             self._file = open(self.path, "a")  # noqa: SIM115  open as long as the run
 
     def write(self, row: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def to_plain(value: Any) -> Any:
     return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
-def _through(path: Path, step: int) -> list[str]:
+def _lines_until(path: Path, step: int) -> list[str]:
     """The whole lines of `path` whose step is at most `step`."""
     lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n") and _step_of(line) <= step]

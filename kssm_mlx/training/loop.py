@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from rich.console import Console
 
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.errors import CheckFailed, CheckpointError
 from kssm_mlx.files import writing
-from kssm_mlx.models.base import Intervention
+from kssm_mlx.models.base import Intervention, LanguageModel
 from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.early_stopping import Advice
@@ -51,7 +50,7 @@ class Callbacks:
     that step; on_step(step, row), with the row just written; on_eval(step, state, row).
     """
 
-    sample: Callable[[nn.Module, mx.array], list[Row]] | None = None
+    sample: Callable[[LanguageModel, mx.array], list[Row]] | None = None
     on_step: Callable[[int, Row], None] | None = None
     on_eval: Callable[[int, TrainState, Row], None] | None = None
 
@@ -76,7 +75,7 @@ class Result:
 
 
 def train_loop(
-    model: nn.Module,
+    model: LanguageModel,
     recipe: Recipe,
     data: Any,
     folder: str | Path,
@@ -99,6 +98,7 @@ def train_loop(
         not finite; CheckpointError, ConfigError, DataError in one line for what cannot be used or written.
     """
     _set_cache_limit()
+    # kssm train took the lock before it prepared the data; taken twice, it would refuse itself.
     held = contextlib.nullcontext() if lock.mine(folder) else lock.hold(folder)
     progress = Progress(recipe.train.steps, console, clock)
     with held, StopRequest() as stop, progress, contextlib.ExitStack() as open_files:
@@ -167,7 +167,7 @@ class _Run:
         if loaded:
             self._restore(loaded, allow_change)
         elif again:
-            self._tell("resume", f"{self.folder} has no checkpoint yet: starting from step 0")
+            self._log_event("resume", f"{self.folder} has no checkpoint yet: starting from step 0")
 
     def _restore(self, loaded: checkpoint.Loaded, allow_change: bool) -> None:
         """Become the run that wrote the checkpoint. Nothing on disk changes before everything is accepted."""
@@ -178,39 +178,40 @@ class _Run:
         identity.require_same_parameters(restored, fresh)
         keeps_carry = identity.carry_fits(restored.carry, self.recipe)
         carry = restored.carry if keeps_carry else None
+        # What an older checkpoint does not have begins as in a fresh run.
         knobs, buffers = {**fresh.knobs, **restored.knobs}, {**fresh.buffers, **restored.buffers}
         self.state = restored._replace(carry=carry, knobs=knobs, buffers=buffers)
         self.step = self.started_at = saved.step
         self.tokens, self.best, self.evaluation = (saved.state[k] for k in ("tokens", "best", "evaluation"))
         self.watch.visits = saved.state.get("visits", self.watch.visits)
         self.course.memory = saved.state.get("course", self.course.memory)
-        self._tell_restored(loaded, changed)
+        self._log_restored(loaded, changed)
         with writing("checkpoints", self.checkpoints):
-            self._repair(loaded)
+            self._repair_checkpoints(loaded)
 
-    def _tell_restored(self, loaded: checkpoint.Loaded, changed: list[str]) -> None:
+    def _log_restored(self, loaded: checkpoint.Loaded, changed: list[str]) -> None:
         for reason in loaded.skipped.values():
-            self._tell("damaged", f"{reason}; falling back to {loaded.path.name}")
+            self._log_event("damaged", f"{reason}; falling back to {loaded.path.name}")
         done = f"{self.step} of {self.recipe.train.steps} steps are done"
         if self.course.stopped:
             more = "to train on, take [monitor.patience] out and pass --allow-config-change"
             self.progress.say(f"{self.folder} was stopped by {self.course.stopped}; {more}")
         elif self.step < self.recipe.train.steps:
-            self._tell("resume", f"resuming {self.folder}: {done}")
+            self._log_event("resume", f"resuming {self.folder}: {done}")
         else:
             more = "to train longer, raise train.steps and pass --allow-config-change"
             self.progress.say(f"{self.folder} is finished: {done}; {more}")
         for difference in changed:
-            self._tell("change", f"allowed change: {difference}")
+            self._log_event("change", f"allowed change: {difference}")
         for difference in identity.list_differences(loaded.snapshot.state["environment"], self.environment):
-            self._tell("change", f"{difference}: bitwise equality is not promised")
+            self._log_event("change", f"{difference}: bitwise equality is not promised")
 
-    def _repair(self, loaded: checkpoint.Loaded) -> None:
+    def _repair_checkpoints(self, loaded: checkpoint.Loaded) -> None:
         """Set damaged checkpoints aside, and make LATEST and BEST name good ones."""
         for path in loaded.skipped:
             checkpoint.set_aside(path)
         checkpoint.write_pointer(self.checkpoints, layout.LATEST, loaded.path)
-        best = layout.list_checkpoints(self.checkpoints).get(self.best.get("step"))
+        best = layout.list_checkpoints(self.checkpoints).get(self.best.get("step", -1))
         if best:
             checkpoint.write_pointer(self.checkpoints, layout.BEST, best)
         else:  # somebody deleted it: the next evaluation is the best there is
@@ -233,31 +234,33 @@ class _Run:
                 "compiling the first step: with an empty cache a minute or two, otherwise seconds"
             )
         while self._goes_on():
-            self._advance()
-            improved = self._due(self.recipe.eval.every) and self._evaluate()
+            self._take_one_step()
+            improved = self._is_due(self.recipe.eval.every) and self._evaluate()
             signal = stop.signal
-            if self._due(self.recipe.save.every) or improved or signal or self.course.stopped:
-                self._save(improved, pinned=signal.name if signal else "")
+            if self._is_due(self.recipe.save.every) or improved or signal or self.course.stopped:
+                self._save_checkpoint(improved, pinned=signal.name if signal else "")
             if signal:
                 raise make_interrupted(
                     signal, f"saved after step {self.step}; to go on: kssm train {self.folder} --resume"
                 )
-        self.model.update(self._parameters())
+        # A step leaves the model as it found it: what was trained is in the state until here.
+        self.model.update(self._run_parameters())
 
-    def _parameters(self) -> dict[str, Any]:
+    def _run_parameters(self) -> dict[str, Any]:
         return with_knobs(self.state.params, self.state.untrained)
 
     def _goes_on(self) -> bool:
         return self.step < self.recipe.train.steps and not self.course.stopped
 
-    def _due(self, every: int) -> bool:
+    def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.train.steps
 
-    def _advance(self) -> None:
+    def _take_one_step(self) -> None:
         """One step and its row."""
         began = self.clock()
-        tokens, resets = self._batch()
+        tokens, resets = self._read_batch()
         self.state, metrics = self.take_step(self.state, tokens, resets)
+        # Here, so that the time of a step is its own, and no graph grows from step to step.
         mx.eval(self.state, metrics)
         self.step += 1
         row = {
@@ -276,7 +279,7 @@ class _Run:
         if self.hooks.on_step:
             self.hooks.on_step(self.step, row)
 
-    def _batch(self) -> tuple[mx.array, mx.array | None]:
+    def _read_batch(self) -> tuple[mx.array, mx.array | None]:
         """The batch of this step: a pure function of the recipe and the cursor."""
         train, split = self.recipe.train, self.data.train
         if train.hand_off:
@@ -298,45 +301,46 @@ class _Run:
         windows = evaluation_windows(
             self.data.validation, self.recipe.eval.tokens, train.context, train.batch_size
         )
-        numbers = self.score(self._parameters(), windows, self.data.bytes_per_target)
+        numbers = self.score(self._run_parameters(), windows, self.data.bytes_per_target)
         numbers = {name: to_plain(value) for name, value in numbers.items()}
         self.evaluation = {"kind": "eval", "step": self.step, **numbers, **self.watch.residence()}
-        improved = _better(self.evaluation, self.best)
+        improved = _is_better(self.evaluation, self.best)
         self.best = self.evaluation if improved else self.best
         self.metrics.write({**self.evaluation, "seconds": self.clock() - began})
         self.progress.evaluation(self.evaluation)
-        self._heed(self.course.evaluated(self.evaluation))
-        self._sample()
+        self._apply_early_stopping(self.course.evaluated(self.evaluation))
+        self._write_samples()
         if self.hooks.on_eval:
-            self._ask(improved)
+            self._run_eval_checks(self.hooks.on_eval, improved)
         return improved
 
-    def _heed(self, advice: Advice | None) -> None:
+    def _apply_early_stopping(self, advice: Advice | None) -> None:
         """Do what the rules say of the held-out loss, and write it down; stopping is up to `go`."""
         if advice is None:
             return
-        if advice.action == "CUT":
-            self.state = self.state._replace(rate=self.state.rate * self.recipe.monitor.patience.cut)
+        if advice.action == "CUT" and self.course.options:
+            self.state = self.state._replace(rate=self.state.rate * self.course.options.cut)
         message = f"{advice.action} ({advice.rule}): {advice.reason}"
         self.progress.say(f"step {self.step}: {message}")
         self.metrics.write({"kind": "event", "step": self.step, "event": "patience", "message": message})
 
-    def _ask(self, improved: bool) -> None:
+    def _run_eval_checks(self, on_eval: Callable[[int, TrainState, Row], None], improved: bool) -> None:
         """Let others judge the evaluation; who stops the run over it leaves a checkpoint that can go on."""
         try:
-            self.hooks.on_eval(self.step, self.state, self.evaluation)
+            on_eval(self.step, self.state, self.evaluation)
         except CheckFailed:
-            self._save(improved, pinned="a failed check")
+            self._save_checkpoint(improved, pinned="a failed check")
             raise
 
-    def _sample(self) -> None:
+    def _write_samples(self) -> None:
         if not self.hooks.sample:
             return
-        self.model.update(self._parameters())
+        self.model.update(self._run_parameters())
         for row in self.hooks.sample(self.model, self.state.key):
             self.samples.write({"step": self.step, **row})
 
-    def _save(self, best: bool, pinned: str) -> None:
+    def _save_checkpoint(self, best: bool, pinned: str) -> None:
+        # The rows first: no checkpoint knows of a step that metrics.jsonl may lose in a crash.
         for rows in (self.metrics, self.samples):
             rows.sync()
         trained, rest = to_arrays(self.state)
@@ -356,13 +360,13 @@ class _Run:
         snapshot = checkpoint.Snapshot(self.step, tensors, state, pinned)
         checkpoint.save(self.checkpoints, snapshot, keep=self.recipe.save.keep, best=best)
 
-    def _tell(self, event: str, message: str) -> None:
+    def _log_event(self, event: str, message: str) -> None:
         """Say it now, and write it as a row once metrics.jsonl is open."""
         self.progress.say(message)
         self.events.append({"kind": "event", "step": self.step, "event": event, "message": message})
 
 
-def _better(new: Row, best: Row) -> bool:
+def _is_better(new: Row, best: Row) -> bool:
     """Whether an evaluation has the lowest nats per token so far; one that is not finite never has."""
     nats = new["nats_per_token"]
     return nats is not None and (not best or nats < best["nats_per_token"])
@@ -370,5 +374,5 @@ def _better(new: Row, best: Row) -> bool:
 
 def _set_cache_limit() -> None:
     """Let MLX keep freed buffers for the next step, but not the whole of a Mac's memory as it would."""
-    memory = mx.device_info().get("max_recommended_working_set_size", 4 << 30)
+    memory = int(mx.device_info().get("max_recommended_working_set_size", 4 << 30))
     mx.set_cache_limit(memory // 4)

@@ -219,7 +219,7 @@ def _term(name: str, options: Mapping[str, Any]) -> Term:
     if name not in TERMS:
         raise ConfigError(f"unknown term {name!r}{nearest(name, TERMS)}; the terms are {', '.join(TERMS)}")
     function = inspect.unwrap(TERMS[name])
-    allowed = get_type_hints(function, include_extras=True) | {"weight": FiniteFloat}
+    allowed: dict[str, Any] = get_type_hints(function, include_extras=True) | {"weight": FiniteFloat}
     known = {
         "weight",
         *(n for n, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY),

@@ -7,7 +7,7 @@ counts for nothing: `-1` is padding, `-2 - id` an id that is read and not scored
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
@@ -79,15 +79,18 @@ def chunked_cross_entropy(
     @total.vjp
     def total_vjp(primals, cotangent, _):
         hidden, *leaves = primals
+        # In fp32, since hundreds of chunks add up; the dtype of the weights comes back at the end.
         pieces, sums = [], [mx.zeros(leaf.shape, mx.float32) for leaf in leaves]
         for span in spans:
+            # As in the forward pass: a chunk begins when the one before has given its gradients back.
             arguments = mx.depends([hidden[:, span], *leaves], sums + pieces[-1:])
             _, (piece, *grads) = mx.vjp(lambda *a, span=span: nats_of(span, *a), arguments, [cotangent])
             sums = [total + g for total, g in zip(sums, grads, strict=True)]
             pieces.append(piece)
         return mx.concatenate(pieces, axis=1), *tree_map(lambda g, p: g.astype(p.dtype), sums, leaves)
 
-    return total(hidden, *leaves), mx.sum(targets >= 0).astype(mx.int32)
+    nats = cast(mx.array, total(hidden, *leaves))  # custom_function does not say what it returns
+    return nats, mx.sum(targets >= 0).astype(mx.int32)
 
 
 def token_scores(logits: mx.array, targets: mx.array) -> mx.array:

@@ -12,10 +12,12 @@ from typing import Any
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import number
 from kssm_mlx.oscillators import zones
 from kssm_mlx.training.controllers import apply_control, refuse_without_knobs
 from kssm_mlx.training.early_stopping import Advice, Curve, advise
 from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.steering_sections import Control, Monitor
 
 Row = dict[str, Any]
 Knobs = dict[str, mx.array]
@@ -37,12 +39,12 @@ class Monitoring:
 
     def step(self, row: Row, knobs: Knobs) -> tuple[Row, Knobs]:
         """The row with its new columns, and the knobs for the next step."""
-        if not self.active:
+        if self.monitor is None:
             return row, knobs
         R = row.get("R")
         row = row | ({} if R is None else {"tone": zones.tone(min(R, 1.0), self.monitor.profile)})
-        self._count(row)
-        return self._controlled(row, knobs) if self.control else (row, knobs)
+        self._count(row, self.monitor)
+        return self._controlled(row, knobs, self.control) if self.control else (row, knobs)
 
     def residence(self) -> Row:
         """The shares since they were last asked for; {} where nothing was counted."""
@@ -50,24 +52,24 @@ class Monitoring:
         names = ("R", "joint") if visits["steps"] else ()
         return {f"residence_{name}": visits[name] / visits["steps"] for name in names}
 
-    def _count(self, row: Row) -> None:
+    def _count(self, row: Row, monitor: Monitor) -> None:
         R, U, RU = (row.get(name) for name in ("R", "U", "RU"))
-        if R is None or U is None:
+        if R is None or U is None or RU is None:
             return
-        aim = zones.TARGETS[self.monitor.target]
+        aim = zones.TARGETS[monitor.target]
         here = zones.inside(R, aim.R)
-        joint = here and zones.inside(U, aim.U) and zones.inside(RU, self.monitor.product)
+        joint = here and zones.inside(U, aim.U) and zones.inside(RU, monitor.product)
         now = {"steps": 1, "R": here, "joint": joint}
         self.visits = {name: self.visits[name] + now[name] for name in now}
 
-    def _controlled(self, row: Row, knobs: Knobs) -> tuple[Row, Knobs]:
+    def _controlled(self, row: Row, knobs: Knobs, control: Control) -> tuple[Row, Knobs]:
         if "R" not in row:
             raise ConfigError(
                 "[control] needs R, which this model's trace does not have; take the section out"
             )
-        ran_with = {f"knob_{name}": array.item() for name, array in knobs.items()}
-        before = knobs if self.control.persist else self.at_rest
-        decided = apply_control(self.control, row, {name: array.item() for name, array in before.items()})
+        ran_with = {f"knob_{name}": number(array) for name, array in knobs.items()}
+        before = knobs if control.persist else self.at_rest
+        decided = apply_control(control, row, {name: number(array) for name, array in before.items()})
         row = row | {"action": decided.action, "reason": decided.reason} | ran_with
         return row, {name: mx.array(value, mx.float32) for name, value in decided.knobs.items()}
 
@@ -102,7 +104,8 @@ class EarlyStopping:
         known["held_out"].append(row["nats_per_token"])
         known["training"].append(known["loss"] / rows)
         known |= {"loss": 0.0, "rows": 0}
-        curve = Curve(*(tuple(known[name]) for name in ("steps", "held_out", "training")), self.planned)
+        steps, held_out, training = (tuple(known[name]) for name in ("steps", "held_out", "training"))
+        curve = Curve(steps, held_out, training, self.planned)
         advice = advise(curve, tuple(known["cuts"]), self.options)
         if advice.action == "CUT":
             known["cuts"].append(row["step"])

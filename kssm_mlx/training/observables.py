@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
+from kssm_mlx.models.base import flatten
 from kssm_mlx.ops.elementary import cos, exp, logsumexp, sin
 
 MEANS = ("R", "h", "lyapunov", "U")
@@ -61,13 +61,13 @@ def average_over_blocks(averages: dict[str, mx.array], params: dict[str, Any]) -
         columns["RU"] = columns["R"] * averages["U"]
     for angle in ANGLES[::-1]:
         c, s = _named(averages, f"cos {angle}_"), _named(averages, f"sin {angle}_")
-        if c is not None:
+        if c is not None and s is not None:
             c, s = mx.mean(c), mx.mean(s)
             columns["phase_mean"] = mx.arctan2(s, c)
             # Mardia and Jupp 2000, Directional Statistics, eq. 2.3.14: the standard deviation on a circle.
             columns["phase_std"] = mx.sqrt(-mx.log(mx.clip(c * c + s * s, 1e-12, 1.0)))
             break
-    omega = [mx.flatten(p) for name, p in tree_flatten(params) if name.rpartition(".")[2] == "omega"]
+    omega = [mx.flatten(p) for name, p in flatten(params).items() if name.rpartition(".")[2] == "omega"]
     if omega:
         every = mx.concatenate(omega)
         columns["omega_mean"], columns["omega_std"] = mx.mean(every), mx.std(every)

@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+from mlx.utils import tree_map, tree_map_with_path
 
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.models.base import component_of
+from kssm_mlx.models.base import LanguageModel, component_of, flatten
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.steering_sections import Group
 
@@ -37,13 +36,13 @@ class AdamW(NamedTuple):
     rates: Tree
 
 
-def adamw(model: nn.Module, train: Train) -> AdamW:
+def adamw(model: LanguageModel, train: Train) -> AdamW:
     """The optimizer of this model under this recipe.
 
     Raises: ConfigError for a group of parameters that the model does not have.
     """
     params = model.trainable_parameters()
-    tags = {name: component_of(model, name) for name, _ in tree_flatten(params)}
+    tags = {name: component_of(model, name) for name in flatten(params)}
     for tag in train.groups:
         if tag not in tags.values():
             known = sorted(set(tags.values()))
@@ -80,28 +79,25 @@ def decay_mask(params: Tree, no_decay: tuple[str, ...]) -> Tree:
     return tree_map_with_path(lambda name, p: p.ndim >= 2 and not name.endswith(tuple(no_decay)), params)
 
 
-def global_norm(tree: Tree) -> mx.array:
+def global_norm(tree: Any) -> mx.array:
     """The Euclidean norm of all leaves together, fp32 []."""
-    leaves = [leaf for _, leaf in tree_flatten(tree)]
-    return mx.sqrt(sum(mx.sum(mx.square(leaf.astype(mx.float32))) for leaf in leaves))
+    squares = (mx.sum(mx.square(leaf.astype(mx.float32))) for leaf in flatten(tree).values())
+    return mx.sqrt(sum(squares, start=mx.array(0.0)))
 
 
-def component_rms(model: nn.Module, grads: Tree, always: bool) -> dict[str, mx.array]:
+def component_rms(model: LanguageModel, grads: Tree, always: bool) -> dict[str, mx.array]:
     """`grad_rms_rwkv`, ...: sqrt(mean g²) over the parameters of each tag, fp32 [].
 
     Only for a model in which two kinds of mixer meet, unless `always`. A mean, so that components of
     different size compare (a ratio of norms grows with the number of parameters).
     """
     members: dict[str, list[mx.array]] = {}
-    for name, gradient in tree_flatten(grads):
+    for name, gradient in flatten(grads).items():
         members.setdefault(component_of(model, name), []).append(gradient)
     if not always and len(BRANCHES & members.keys()) < 2:
         return {}
     sizes = {tag: sum(g.size for g in found) for tag, found in members.items()}
-    return {
-        f"grad_rms_{tag}": global_norm(dict(enumerate(members[tag]))) * sizes[tag] ** -0.5
-        for tag in sorted(members)
-    }
+    return {f"grad_rms_{tag}": global_norm(members[tag]) * sizes[tag] ** -0.5 for tag in sorted(members)}
 
 
 def clip_gradient(grads: Tree, limit: float) -> tuple[Tree, mx.array]:

@@ -24,7 +24,8 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self.steps, self._start = steps, 0
+        self.steps = steps
+        self._start: int | None = 0
         self.console = console or Console(highlight=False)
         self._clock, self._began = clock, clock()
         columns = (
@@ -74,7 +75,7 @@ class Progress:
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def _remaining(self, step: int) -> str:
-        if step == self._start:
+        if self._start is None or step == self._start:
             return "unknown yet"
         seconds = (self._clock() - self._began) / (step - self._start) * (self.steps - step)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

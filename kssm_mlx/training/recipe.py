@@ -2,7 +2,7 @@
 
     [about]  question, hardware, minutes, expected number and tolerance (the same words as the file's header)
     [data]   where the text comes from, how it is cut into tokens, what is held out
-    [model]  family, size and any field of that family's configuration; or host, a verified model to train on
+    [model]  family, size and any field of that family's configuration; or base, a verified model to train on
     [train]  steps, batch, schedule, optimizer
     [loss]   terms beside the cross-entropy, each a table: [loss.uncertainty] weight = 0.1
     [monitor] the tone map and the target zone whose names and residence are logged
@@ -32,18 +32,20 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from kssm_mlx.data.tasks import PREFIX, make_task
 from kssm_mlx.errors import ConfigError, nearest, quote
 from kssm_mlx.parsing import LONGEST_KEY, parse_toml
+from kssm_mlx.runs.records import OLD_KEYS, rename_old_keys
 from kssm_mlx.training.recipe_sections import (
     MODEL_KINDS,
     About,
     Data,
     Eval,
     Failure,
-    Host,
     Model,
+    Pretrained,
     Save,
     Train,
     _kind_of_model,
@@ -59,7 +61,7 @@ class Recipe(Section):
     about: About = About()
     data: Data = Data()
     model: Annotated[
-        Annotated[Model, Tag("(fresh)")] | Annotated[Host, Tag("(host)")], Discriminator(_kind_of_model)
+        Annotated[Model, Tag("(fresh)")] | Annotated[Pretrained, Tag("(base)")], Discriminator(_kind_of_model)
     ] = Model()
     train: Train = Train()
     loss: dict[str, dict[str, Any]] = setting(
@@ -89,8 +91,9 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _watched(cls, values: Any) -> Any:
-        """A controller needs R and U, and a run with both needs a profile and a target."""
+    def _complete(cls, values: Any) -> Any:
+        """Today's names of keys; and a controller needs R and U, so it brings a profile and a target."""
+        values = rename_old_keys(values) if isinstance(values, dict) else values
         return {"monitor": {}, **values} if isinstance(values, dict) and values.get("control") else values
 
     @field_validator("loss")
@@ -111,7 +114,7 @@ def list_shipped() -> dict[str, Path]:
 
 
 def list_failures() -> dict[str, Path]:
-    """The same of the published runs that failed, `failures/NAME`, and of the host that some of them take."""
+    """The same of the published runs that failed, `failures/NAME`, and of the base model of some of them."""
     return {f"failures/{p.stem}": p for p in _recipe_files("failures")}
 
 
@@ -143,6 +146,7 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
         raise ConfigError(f"{path} is not valid TOML: {e}") from None
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
+    table = rename_old_keys(table)
     changes = table.pop("smoke", {})
     if smoke:
         _make_smoke(table, changes, str(name_or_path))
@@ -208,7 +212,7 @@ def _set_all(table: dict[str, Any], changes: dict[str, Any], section: str = "") 
 
 
 def _set_key(table: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
+    *sections, key = OLD_KEYS.get(dotted, dotted).split(".")
     if len(sections) >= LONGEST_KEY:
         raise ConfigError(f"--set {dotted[:40]}...: a key of more than {LONGEST_KEY} parts")
     for section in sections:
@@ -221,14 +225,14 @@ def _set_key(table: dict[str, Any], dotted: str, value: Any) -> None:
         table[key] = value
 
 
-def _explain_error(error: dict[str, Any]) -> str:
+def _explain_error(error: ErrorDetails) -> str:
     """One pydantic error as words for a stranger."""
     loc = [str(part) for part in error["loc"]]
     name = ".".join(part for part in loc if part not in MODEL_KINDS)
-    if error["type"] == "extra_forbidden" and loc[:2] == ["model", "(host)"]:
-        fields = Host.model_fields
+    if error["type"] == "extra_forbidden" and loc[:2] == ["model", "(base)"]:
+        fields = Pretrained.model_fields
         return (
-            f"unknown key {name!r}{nearest(loc[-1], fields)}: model.host is a model of its own kind, beside "
+            f"unknown key {name!r}{nearest(loc[-1], fields)}: model.base is a model of its own kind, beside "
             f"which model.family and its keys have no meaning; --set {name}= takes one out"
         )
     if error["type"] == "extra_forbidden":
@@ -240,7 +244,8 @@ def _explain_error(error: dict[str, Any]) -> str:
             section = next((a for a in options if hasattr(a, "model_fields")), section)
         return f"unknown key {name!r}{nearest(loc[-1], section.model_fields)}"
     if error["type"] == "value_error":  # of the whole recipe, it names its keys itself
-        return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
+        said = error.get("ctx", {}).get("error")
+        return f"{name}: {said}" if name else str(said)
     if error["type"] == "missing":
         return f"{name} is missing"
     if error["type"] == "model_type":

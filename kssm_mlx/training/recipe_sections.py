@@ -18,7 +18,7 @@ from kssm_mlx.errors import nearest
 from kssm_mlx.training.steering_sections import Group, Section, setting
 
 LARGEST_SEED = 2**63 - 1  # MLX and numpy take more, and not the same
-RECIPE = "recipe:"  # of a host: trained here by this recipe, a name or a file
+RECIPE = "recipe:"  # of a base model: trained here by this recipe, a name or a file
 
 
 class Expected(Section):
@@ -121,10 +121,10 @@ class Model(BaseModel):
         return "model"
 
 
-class Host(Section):
+class Pretrained(Section):
     """A pretrained model to train on, in place of a fresh one."""
 
-    host: str = setting(
+    base: str = setting(
         ...,
         "a folder, a weight file or a repository, verified beforehand; or `recipe:NAME`, which is "
         "trained here first",
@@ -142,14 +142,14 @@ class Host(Section):
         True, "false takes a model that has not passed `kssm verify-weights`; the run records it"
     )
 
-    @field_validator("host")
+    @field_validator("base")
     @classmethod
-    def _from_anywhere(cls, host: str) -> str:
+    def _from_anywhere(cls, base: str) -> str:
         """A path without the folder it was meant in: the run is opened from others."""
-        kind = RECIPE if host.startswith(RECIPE) else ""
-        path = Path(host.removeprefix(kind)).expanduser()
+        kind = RECIPE if base.startswith(RECIPE) else ""
+        path = Path(base.removeprefix(kind)).expanduser()
         there = path.is_file() if kind else path.exists()
-        return f"{kind}{path.resolve()}" if there else host
+        return f"{kind}{path.resolve()}" if there else base
 
     @field_validator("graft")
     @classmethod
@@ -163,8 +163,8 @@ class Host(Section):
 
     @property
     def recipe(self) -> str | None:
-        """The recipe that the host is trained by; None for one that exists."""
-        return self.host.removeprefix(RECIPE) if self.host.startswith(RECIPE) else None
+        """The recipe that the base model is trained by; None for one that exists."""
+        return self.base.removeprefix(RECIPE) if self.base.startswith(RECIPE) else None
 
     @property
     def trained_file(self) -> str:
@@ -175,12 +175,12 @@ class Host(Section):
 
 
 # The two kinds of [model], under names that no key of a recipe has.
-MODEL_KINDS = {"(fresh)": Model, "(host)": Host}
+MODEL_KINDS = {"(fresh)": Model, "(base)": Pretrained}
 
 
 def _kind_of_model(value: Any) -> str:
-    hosted = isinstance(value, Host) or (isinstance(value, dict) and "host" in value)
-    return "(host)" if hosted else "(fresh)"
+    pretrained = isinstance(value, Pretrained) or (isinstance(value, dict) and "base" in value)
+    return "(base)" if pretrained else "(fresh)"
 
 
 class Train(Section):

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.models.base import LanguageModel, flatten
 from kssm_mlx.training import optim
 from kssm_mlx.training.recipe_sections import Train
 
@@ -47,21 +47,19 @@ class TrainState(NamedTuple):
         return {**self.knobs, **self.buffers}
 
 
-def initial_state(model: nn.Module, train: Train) -> TrainState:
+def initial_state(model: LanguageModel, train: Train) -> TrainState:
     """The state before the first step: the model's trainable parameters in fp32, moments zero.
 
     Raises: ConfigError for a knob of the model that is not a frozen array [].
     """
-    params = _canonical(
-        {name: _master(a) for name, a in tree_flatten(model.trainable_parameters(), destination={}).items()}
-    )
+    params = _sorted_tree({name: _as_master(a) for name, a in flatten(model.trainable_parameters()).items()})
     state = TrainState(
         params=params,
         opt=optim.initial_moments(params),
         key=mx.random.key(train.seed),
         step=mx.array(0, mx.int32),
         cursor=mx.array(0, mx.int32),
-        knobs=_knobs(model),
+        knobs=_read_knobs(model),
         buffers=buffers_of(model),
         rate=mx.array(1.0),
     )
@@ -74,7 +72,7 @@ def with_knobs(params: dict[str, Any], knobs: dict[str, mx.array]) -> dict[str, 
     return tree_unflatten([*flatten(params).items(), *knobs.items()]) if knobs else params
 
 
-def buffers_of(model: nn.Module) -> dict[str, mx.array]:
+def buffers_of(model: LanguageModel) -> dict[str, mx.array]:
     """The model's buffers as they stand."""
     names = getattr(model, "buffers", ())
     arrays = flatten(model.parameters()) if names else {}
@@ -93,7 +91,7 @@ def to_arrays(state: TrainState) -> tuple[dict[str, mx.array], dict[str, mx.arra
 
 def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainState:
     """The inverse of `to_arrays`. Raises: CheckpointError when a field is missing or unknown."""
-    fields = _canonical(rest)
+    fields = _sorted_tree(rest)
     needed = {"opt", "key", "step", "cursor"}
     if missing := needed - fields.keys():
         raise CheckpointError(
@@ -105,16 +103,11 @@ def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainS
         )
     knobs, buffers = (flatten(fields.pop(name, {})) for name in ("knobs", "buffers"))
     params = {name: array for name, array in model.items() if name not in knobs.keys() | buffers.keys()}
-    rest = {"rate": mx.array(1.0), **fields}
-    return TrainState(params=_canonical(params), knobs=knobs, buffers=buffers, **rest)
+    others: dict[str, Any] = {"rate": mx.array(1.0), **fields}
+    return TrainState(params=_sorted_tree(params), knobs=knobs, buffers=buffers, **others)
 
 
-def flatten(tree: Any) -> dict[str, mx.array]:
-    """A nested tree as `{dotted.name: array}`."""
-    return tree_flatten(tree, destination={})
-
-
-def _knobs(model: nn.Module) -> dict[str, mx.array]:
+def _read_knobs(model: LanguageModel) -> dict[str, mx.array]:
     """The model's knobs as they stand. Raises: ConfigError as `initial_state`."""
     arrays, trained = flatten(model.parameters()), flatten(model.trainable_parameters())
     names = getattr(model, "knobs", ())
@@ -127,7 +120,7 @@ def _knobs(model: nn.Module) -> dict[str, mx.array]:
     return {name: arrays[name].astype(mx.float32) for name in sorted(names)}
 
 
-def _canonical(arrays: dict[str, mx.array]) -> dict[str, Any]:
+def _sorted_tree(arrays: dict[str, mx.array]) -> dict[str, Any]:
     """The nested tree of a flat dict, sorted by name.
 
     Files return names in any order, and the order of leaves is the order in which the norm of the gradient
@@ -136,5 +129,5 @@ def _canonical(arrays: dict[str, mx.array]) -> dict[str, Any]:
     return tree_unflatten(sorted(arrays.items())) if arrays else {}
 
 
-def _master(array: mx.array) -> mx.array:
+def _as_master(array: mx.array) -> mx.array:
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array

@@ -22,7 +22,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _rising(value: tuple[float, float]) -> tuple[float, float]:
+def _require_rising(value: tuple[float, float]) -> tuple[float, float]:
     low, high = value
     if not low < high:
         raise ValueError(f"a range goes from the lower to the higher number, got {list(value)}")
@@ -32,8 +32,8 @@ def _rising(value: tuple[float, float]) -> tuple[float, float]:
 # An R, a U and their product are shares. Ranges come from TOML, where a list is the only tuple.
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[float, Field(ge=0)]
-Shares = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_rising)]
-Bounds = Annotated[tuple[Size, Size], Field(strict=False), AfterValidator(_rising)]
+Shares = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_require_rising)]
+Bounds = Annotated[tuple[Size, Size], Field(strict=False), AfterValidator(_require_rising)]
 
 
 class Group(Section):
@@ -72,7 +72,7 @@ class Monitor(Section):
     patience: Patience | None = setting(None, "rules on the held-out loss that act; none by default")
 
     @model_validator(mode="after")
-    def _possible(self):
+    def _require_possible(self):
         for name, known in ((self.profile, zones.PROFILES), (self.target, zones.TARGETS)):
             if name not in known:
                 raise ValueError(
@@ -143,7 +143,7 @@ class Clamp(Section):
     of: int = setting(1, "number of equal units", unit="units", ge=1)
 
     @model_validator(mode="after")
-    def _possible(self):
+    def _require_possible(self):
         if self.kind == "mean-preserving" and self.scope == "token":
             raise ValueError('one vector has no mean over tokens; set clamp.scope = "batch"')
         if isinstance(self.target, list) and len(self.target) != self.of:
@@ -168,7 +168,7 @@ class Noise(Section):
     of: int = setting(1, "number of equal units", unit="units", ge=1)
 
     @model_validator(mode="after")
-    def _possible(self):
+    def _require_possible(self):
         if isinstance(self.rms, list) and len(self.rms) != self.of:
             raise ValueError(f"{len(self.rms)} rms for noise.of = {self.of} units; give one each")
         return self

@@ -16,18 +16,25 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+from mlx.utils import tree_map, tree_map_with_path
 
 from kssm_mlx.errors import ConfigError, nearest
-from kssm_mlx.models.base import Cache, Intervention, head_of, training_mode, with_parameters
+from kssm_mlx.models.base import (
+    Cache,
+    Intervention,
+    LanguageModel,
+    flatten,
+    head_of,
+    training_mode,
+    with_parameters,
+)
 from kssm_mlx.ops.dispatch import with_second_try
 from kssm_mlx.training import loss_terms, observables, optim
 from kssm_mlx.training.loss_terms import Term, isolate_node
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
-from kssm_mlx.training.state import TrainState, buffers_of, flatten, with_knobs
+from kssm_mlx.training.state import TrainState, buffers_of, with_knobs
 
 Step = Callable[[TrainState, mx.array, mx.array | None], tuple[TrainState, dict[str, mx.array]]]
 
@@ -47,7 +54,7 @@ class Totals(NamedTuple):
 
 
 def make_step(
-    model: nn.Module,
+    model: LanguageModel,
     train: Train,
     *,
     loss: Sequence[Term] | None = None,
@@ -94,7 +101,7 @@ def _build_step(model, train, compiled, *, loss, masks, intervention, monitor) -
 
 
 def make_gradient(
-    model: nn.Module,
+    model: LanguageModel,
     train: Train,
     *,
     loss: Sequence[Term] | None = None,
@@ -115,19 +122,18 @@ def make_gradient(
         nats, count, logits, cache, trace, buffers = score(own, inputs, targets, carry, resets, key)
         terms = {k: v * count for k, v in loss_terms.compute_columns(loss, logits, targets, trace).items()}
         total = nats + sum(v for k, v in terms.items() if k.startswith("term_"))
-        carry = _handed_off(model, carry, cache) if train.hand_off else None
+        carry = _require_fixed_size(model, carry, cache) if train.hand_off else None
         return total, nats, count, terms, observables.average_observables(trace), buffers, carry
 
     def gradient(params, tokens, resets, carry, untrained=None, key=None):
-        (_, *summed, carry), grads = mx.value_and_grad(objective)(
-            params, tokens, resets, carry, untrained or {}, key
-        )
-        return Totals(grads, *summed), carry
+        found, grads = mx.value_and_grad(objective)(params, tokens, resets, carry, untrained or {}, key)
+        _, nats, count, terms, observed, buffers, carry = found
+        return Totals(grads, nats, count, terms, observed, buffers), carry
 
     return gradient
 
 
-def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: bool, keep_logits: bool):
+def make_score(model: LanguageModel, intervention: Intervention | None, *, monitor: bool, keep_logits: bool):
     """`score(params, inputs, targets, carry, resets, key) -> (nats, tokens, logits, cache, trace, buffers)`.
 
     Where the vocabulary is large, never all logits at once: they are None then, unless `keep_logits`.
@@ -144,7 +150,8 @@ def make_score(model: nn.Module, intervention: Intervention | None, *, monitor: 
             return with_parameters(model, params, run)
 
     def score(params, inputs, targets, carry, resets, key):
-        chunk = chunk_for(*inputs.shape, model.args.vocab_size) if hasattr(model, "hidden") else None
+        (B, T), chunked = inputs.shape, hasattr(model, "hidden")
+        chunk = chunk_for(B, T, model.args.vocab_size) if chunked else None
         if chunk is None or keep_logits:
             logits, cache, trace, buffers = call(model.forward, params, inputs, carry, resets, key)
             watched = (
@@ -171,31 +178,35 @@ def accumulate_gradients(gradient, pieces: int):
         rows, sums, carries, keys = tokens.shape[0] // pieces, None, [], mx.random.split(key, pieces)
         for i in range(pieces):
             piece = slice(i * rows, (i + 1) * rows)
-            totals, left = gradient(params, *_rows([tokens, resets, carry], piece), untrained, keys[i])
+            totals, left = gradient(params, *_take_rows([tokens, resets, carry], piece), untrained, keys[i])
             sums = totals if sums is None else tree_map(mx.add, sums, totals)
             sums, untrained = sums._replace(buffers=totals.buffers), {**untrained, **totals.buffers}
+            # Now, or the graphs of all pieces would be in memory together.
             mx.eval(sums, left)
             carries.append(left)
+        assert sums is not None  # there is at least one piece
         observed = tree_map(lambda a: a / pieces, sums.observed)
-        joined = None if left is None else tree_map(lambda *parts: mx.concatenate(parts), *carries)
+        joined = None if left is None else tree_map(lambda *parts: mx.concatenate(list(parts)), *carries)
         return sums._replace(observed=observed), joined
 
     return total
 
 
-def _rows(tree, piece: slice):
+def _take_rows(tree, piece: slice):
     return tree_map(lambda a: None if a is None else a[piece], tree)
 
 
 def make_update(
-    model: nn.Module, train: Train, *, masks: dict[str, mx.array] | None = None, monitor: bool = False
+    model: LanguageModel, train: Train, *, masks: dict[str, mx.array] | None = None, monitor: bool = False
 ):
     """`update(state, totals) -> (state, metrics)`: divide, clip, step, count."""
     learning_rate, adam = schedule(train), optim.adamw(model, train)
-    hold = _holding(masks or {}, flatten(model.trainable_parameters()))
+    hold = _make_hold(masks or {}, flatten(model.trainable_parameters()))
 
     def update(state: TrainState, totals: Totals):
+        # A batch of padding alone moves nothing, in place of 0 / 0.
         count = mx.maximum(totals.tokens, 1)
+        # Before the norm is taken: what does not move must not shrink the rest by the clip.
         grads = hold(tree_map(lambda g: g / count, totals.grads), None)
         rms = optim.component_rms(model, grads, train.component_gradients)
         grads, norm = optim.clip_gradient(grads, train.clip)
@@ -217,6 +228,7 @@ def make_update(
             **(observables.average_over_blocks(totals.observed, state.params) if monitor else {}),
         }
         return state._replace(
+            # And again here: weight decay moves what has no gradient.
             params=hold(params, state.params),
             opt=opt,
             buffers={**state.buffers, **left},
@@ -228,7 +240,7 @@ def make_update(
     return update
 
 
-def _holding(masks: dict[str, mx.array], params: dict[str, mx.array]):
+def _make_hold(masks: dict[str, mx.array], params: dict[str, mx.array]):
     """(new, old) -> new where the masks let it move and old elsewhere; an old of None counts as zero.
 
     Raises: ConfigError for a mask of what is not trained, or of another shape.
@@ -253,7 +265,7 @@ def _holding(masks: dict[str, mx.array], params: dict[str, mx.array]):
     return hold
 
 
-def _compute_copy(model: nn.Module, train: Train):
+def _compute_copy(model: LanguageModel, train: Train):
     """params -> params in the precision of the computation; the master weights stay fp32."""
     if train.precision == "float32":
         return lambda params: params
@@ -265,9 +277,9 @@ def _compute_copy(model: nn.Module, train: Train):
     return lambda params: tree_map_with_path(cast, params)
 
 
-def _handed_off(model: nn.Module, before: Cache | None, after: Cache) -> Cache:
+def _require_fixed_size(model: LanguageModel, before: Cache | None, after: Cache) -> Cache:
     """The cache for the next batch, refused while tracing if it grows: each step would compile anew."""
-    shapes = [[a.shape for _, a in tree_flatten(cache)] for cache in (before, after) if cache is not None]
+    shapes = [[a.shape for a in flatten(cache).values()] for cache in (before, after) if cache is not None]
     if shapes[0] != shapes[-1]:
         raise ConfigError(
             f"hand_off needs a state of fixed size, but the cache of {model.model_type} goes from "
@@ -276,7 +288,7 @@ def _handed_off(model: nn.Module, before: Cache | None, after: Cache) -> Cache:
     return after
 
 
-def _use_checkpoints(model: nn.Module, train: Train) -> None:
+def _use_checkpoints(model: LanguageModel, train: Train) -> None:
     if hasattr(model, "checkpoint_blocks"):
         model.checkpoint_blocks = train.checkpoint_blocks
     elif train.checkpoint_blocks:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import FAMILIES
+from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.weights.naming.configs import SHIM_NAME, to_file
 from kssm_mlx.weights.quantize import quantization_of
 
@@ -36,7 +36,7 @@ Weights = dict[str, mx.array]
 
 
 def export(
-    model: nn.Module,
+    model: LanguageModel,
     folder: str | Path,
     *,
     format: str = "mlx-lm",
@@ -72,13 +72,13 @@ def refuse_used(folder: str | Path) -> None:
         raise ConfigError(f"{folder} is in use; write into a new folder")
 
 
-def _mlx_lm(model: nn.Module) -> tuple[dict[str, Any], Weights]:
+def _mlx_lm(model: LanguageModel) -> tuple[dict[str, Any], Weights]:
     quantization = quantization_of(model)
     stored = {"quantization": quantization} if quantization else {}
     return {**to_file(model.args), "model_file": SHIM_NAME, **stored}, _weights(model)
 
 
-def _transformers(model: nn.Module) -> tuple[dict[str, Any], Weights]:
+def _transformers(model: LanguageModel) -> tuple[dict[str, Any], Weights]:
     _refuse_unless_transformers_has_it(model)
     config = {**to_file(model.args), "architectures": [FAMILIES[model.args.model_type].architecture]}
     weights = {
@@ -90,7 +90,7 @@ def _transformers(model: nn.Module) -> tuple[dict[str, Any], Weights]:
     return config, weights
 
 
-def _refuse_unless_transformers_has_it(model: nn.Module) -> None:
+def _refuse_unless_transformers_has_it(model: LanguageModel) -> None:
     config = model.args
     known = [name for name, family in FAMILIES.items() if family.architecture]
     if config.model_type not in known:
@@ -117,7 +117,7 @@ def _multiplied_back(weights: Weights, every: int) -> Weights:
     }
 
 
-def _weights(model: nn.Module) -> Weights:
+def _weights(model: LanguageModel) -> Weights:
     return dict(tree_flatten(model.parameters()))
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
+from kssm_mlx.digest import root_digest
+from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.audit.findings import LAYERS, require
 from kssm_mlx.weights.audit.inspect import Inspection, Meter, inspect
@@ -24,7 +25,7 @@ STRUCTURE = (*LAYERS["L0"], "W6", "W7", "W8")  # without these there is no model
 class LoadedWeights:
     """model: every array in memory. notes: what a run that uses them should record."""
 
-    model: nn.Module
+    model: LanguageModel
     config: Any
     inspection: Inspection
     notes: dict[str, Any] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class LoadedWeights:
     @property
     def digest(self) -> str:
         """The root digest of the files."""
-        return self.inspection.root
+        return root_digest(self.inspection.digests)
 
 
 class Arrays(dict):
@@ -63,16 +64,18 @@ def load_weights(
         path, expected=expected, promised=promised, meter=meter, keep=arrays.keep, go_on=not verify
     )
     require((f for f in found.findings if verify or f.check in STRUCTURE), path)
-    fill(found, arrays, dtype)
+    model = fill(found, arrays, dtype)
     if verify:
         verified.remember(found, "L3")
     notes = {"verified": "L3" if verify else None, "findings": [str(f) for f in found.findings]}
-    return LoadedWeights(found.model, found.config, found, notes)
+    return LoadedWeights(model, found.config, found, notes)
 
 
-def fill(found: Inspection, arrays: Arrays, dtype: mx.Dtype | None = None) -> None:
+def fill(found: Inspection, arrays: Arrays, dtype: mx.Dtype | None = None) -> LanguageModel:
     """Give the model of an inspection its numbers; each tensor of the files is let go when ours is made."""
-    may_cast = getattr(found.model, "cast_predicate", lambda path: True)
+    model = found.model
+    assert model is not None  # the findings of STRUCTURE were raised
+    may_cast = getattr(model, "cast_predicate", lambda path: True)
     weights = []
     for ours, (source, transform) in found.names.pairs.items():
         array = TRANSFORMS[transform](arrays.pop(source))
@@ -81,5 +84,6 @@ def fill(found: Inspection, arrays: Arrays, dtype: mx.Dtype | None = None) -> No
         array = mx.contiguous(array)
         mx.eval(array)
         weights.append((ours, array))
-    found.model.load_weights(weights, strict=True)
-    mx.eval(found.model.parameters())
+    model.load_weights(weights, strict=True)
+    mx.eval(model.parameters())
+    return model

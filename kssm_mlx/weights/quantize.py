@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import LanguageModel
 
 # mode -> group sizes that MLX has kernels for, the first is the default, and bits.
 MODES = {
@@ -37,7 +38,9 @@ def settings(bits: int, mode: str = "affine", group_size: int | None = None) -> 
     return {"group_size": group_size, "bits": bits, "mode": mode}
 
 
-def quantize(model: nn.Module, bits: int, mode: str = "affine", group_size: int | None = None) -> list[str]:
+def quantize(
+    model: LanguageModel, bits: int, mode: str = "affine", group_size: int | None = None
+) -> list[str]:
     """Quantise what `model.quant_predicate` allows, in place; returns the names of the modules.
 
     A module whose rows are no multiple of the group size stays as it is.
@@ -51,7 +54,8 @@ def quantize(model: nn.Module, bits: int, mode: str = "affine", group_size: int 
     def wanted(path: str, module: nn.Module) -> bool:
         if not hasattr(module, "to_quantized"):
             return False
-        return module.weight.shape[-1] % chosen["group_size"] == 0 and bool(allows(path, module))
+        weight: mx.array = module["weight"]
+        return weight.shape[-1] % chosen["group_size"] == 0 and bool(allows(path, module))
 
     nn.quantize(model, **chosen, class_predicate=wanted)
     names = _quantised(model)
@@ -64,7 +68,7 @@ def quantize(model: nn.Module, bits: int, mode: str = "affine", group_size: int 
     return list(names)
 
 
-def quantization_of(model: nn.Module) -> dict[str, Any] | None:
+def quantization_of(model: LanguageModel) -> dict[str, Any] | None:
     """The "quantization" of config.json: settings, and again under each module's name; None without any."""
     modules = _quantised(model)
     if not modules:
@@ -72,7 +76,7 @@ def quantization_of(model: nn.Module) -> dict[str, Any] | None:
     return {**next(iter(modules.values())), **modules}
 
 
-def apply_quantization(model: nn.Module, config: dict[str, Any], names: Collection[str]) -> nn.Module:
+def apply_quantization(model: LanguageModel, config: dict[str, Any], names: Collection[str]) -> LanguageModel:
     """Give `model` the quantised modules that a folder's weights need, in place, ready to load them.
 
     config: the folder's config.json. names: of the tensors in its files: mlx-lm names in config.json only
@@ -101,7 +105,7 @@ def apply_quantization(model: nn.Module, config: dict[str, Any], names: Collecti
     return model
 
 
-def _quantised(model: nn.Module) -> dict[str, dict[str, Any]]:
+def _quantised(model: LanguageModel) -> dict[str, dict[str, Any]]:
     return {
         path: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
         for path, module in model.named_modules()

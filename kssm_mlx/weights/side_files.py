@@ -31,9 +31,9 @@ def ends_of_text(folder: Path, id_of: Callable[[str], int | None]) -> tuple[int,
     """
     ends: list[int] = []
     for name in (CONFIG, GENERATION):
-        ends += _ids(_table(folder / name).get("eos_token_id"), folder / name)
+        ends += _ids(_read_table(folder / name).get("eos_token_id"), folder / name)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _table(folder / name).get("eos_token")
+        token = _read_table(folder / name).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and (id := id_of(token)) is not None:
             ends.append(id)
@@ -42,7 +42,7 @@ def ends_of_text(folder: Path, id_of: Callable[[str], int | None]) -> tuple[int,
 
 def token_ids(folder: Path) -> dict[str, Any]:
     """What config.json says of special tokens, as it says it."""
-    table = _table(folder / CONFIG)
+    table = _read_table(folder / CONFIG)
     return {key: table[key] for key in TOKEN_IDS if table.get(key) is not None}
 
 
@@ -52,12 +52,12 @@ def carried(folder: Path, tokenizer: bool) -> dict[str, bytes]:
     Raises: ConfigError for one that cannot be read.
     """
     names = (GENERATION, *(OF_THE_TOKENIZER if tokenizer else ()))
-    return {name: _bytes(folder / name) for name in names if (folder / name).is_file()}
+    return {name: _read_bytes(folder / name) for name in names if (folder / name).is_file()}
 
 
 def has_huggingface_tokenizer(folder: Path) -> bool:
     """Whether the folder's tokenizer.json is one of the tokenizers library, which other tools read."""
-    return "model" in _table(folder / "tokenizer.json")
+    return "model" in _read_table(folder / "tokenizer.json")
 
 
 def _ids(value: Any, path: Path) -> list[int]:
@@ -67,12 +67,12 @@ def _ids(value: Any, path: Path) -> list[int]:
     return ids
 
 
-def _table(path: Path) -> dict[str, Any]:
+def _read_table(path: Path) -> dict[str, Any]:
     """{} where there is no such file."""
     return read_json_object(path, ConfigError) if path.is_file() else {}
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:

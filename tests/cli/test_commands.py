@@ -189,9 +189,9 @@ def test_the_real_process_exits_with_the_code(arguments, code):
     assert process.returncode == code and "Traceback" not in process.stderr
 
 
-def test_no_verify_is_for_checks_and_for_hosts(runs, tmp_path):
+def test_no_verify_is_for_checks_and_for_base_models(runs, tmp_path):
     recipe = tmp_path / "host.toml"
-    recipe.write_text('[data]\nsource = "pydoc"\n[model]\nhost = "somewhere"\n')
+    recipe.write_text('[data]\nsource = "pydoc"\n[model]\nbase = "somewhere"\n')
     kssm("train", recipe, "--no-verify")
     kssm("train", "default", "--no-verify")
     kssm("train", "default")

@@ -80,7 +80,7 @@ def test_nothing_to_train_says_what_to_type(tmp_path):
     [
         (["train", "defualt"], "did you mean 'default'?; kssm recipes lists"),
         (["train", "default", "--set", "data.source=task:nope"], "source: no task 'nope'; known: toy"),
-        (["train", "default", "--set", "model.host=x"], "--set model.family= takes one out"),
+        (["train", "default", "--set", "model.base=x"], "--set model.family= takes one out"),
         (["train", "default", "--set", "train.context=100000000000"], "train.context"),
         (["train", "default", "--track", "p"], "--track needs trackio"),
         (["verify", "default", "--only", " , "], "--only takes ids of checks such as C1,C7"),

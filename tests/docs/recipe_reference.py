@@ -29,7 +29,7 @@ SECTIONS: dict[str, type] = {
     "about.expected": sections.Expected,
     "data": sections.Data,
     "model": sections.Model,
-    "model, with host": sections.Host,
+    "model, with base": sections.Pretrained,
     "train": sections.Train,
     "train.groups.TAG": steering.Group,
     "monitor": steering.Monitor,
@@ -70,7 +70,7 @@ A name with `legacy_` in front is the same value without a gradient.
 TASK = """With `source = "task:NAME"`, any field of the task; `train.context` must be the number of targets
 of a row.
 """
-GRAFT = """With `host`, phase cores inside it; [Recipes](../recipes.md#grafts) says what they are.
+GRAFT = """With `base`, phase cores inside it; [Recipes](../recipes.md#grafts) says what they are.
 """
 FAMILY = """Beside `family` and `size`, any field of the family's configuration. Defaults are those of size
 `s` with a vocabulary of 256 and a context of 128, which come from the data and `train.context`.

@@ -102,3 +102,18 @@ def test_tau_is_where_half_is_left(accuracy, tau):
 
 def test_eta_is_what_only_the_important_has():
     assert state.selectivity(0.8, 0.2) == pytest.approx(0.75) and state.selectivity(0.0, 0.2) == 0
+
+
+def test_entropy_and_rank_are_of_the_last_axis():
+    """Two rows of three tokens with four entries each: no other axis is that long."""
+    one = np.zeros((2, 3, 4))
+    one[..., 1] = np.arange(1, 7).reshape(2, 3)
+    assert state.energy_entropy(one) == pytest.approx(0, abs=1e-12)
+    assert state.effective_rank(state.spectrum(one)) == pytest.approx(1)
+    assert state.energy_entropy(np.ones((2, 3, 4))) == pytest.approx(1)
+
+
+def test_the_share_of_the_five_largest():
+    assert state.top_share(np.ones(10)) == pytest.approx(0.5)
+    assert state.top_share(np.ones(10), k=1) == pytest.approx(0.1)
+    assert math.isnan(state.top_share(np.zeros(3)))

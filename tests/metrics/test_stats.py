@@ -143,3 +143,13 @@ def test_welch_over_sizes(n_a, n_b):
     interval = expected.confidence_interval()
     assert got.p == pytest.approx(expected.pvalue, rel=1e-9)
     assert (got.low, got.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+
+
+def test_an_effect_is_in_units_of_the_pooled_deviation():
+    """By hand: sqrt((1 + 9) / 2), of arms whose deviations are 1 and 3."""
+    got = stats.compare_moments((2.0, 1.0, 10), (0.0, 3.0, 12))
+    assert got.effect == pytest.approx(2 / math.sqrt(5)) and got.n == 10
+    v = (0.1, 0.75)
+    freedom = sum(v) ** 2 / (v[0] ** 2 / 9 + v[1] ** 2 / 11)
+    half = scipy_stats.t.ppf(0.975, freedom) * math.sqrt(sum(v))
+    assert (got.low, got.high) == pytest.approx((2 - half, 2 + half))

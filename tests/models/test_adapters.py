@@ -62,7 +62,7 @@ def test_only_adapters_train_and_fusing_them_changes_no_logits(family):
     assert mx.abs(fused(TOKENS) - adapted).max() < 1e-4 * mx.abs(adapted).max()
 
 
-def test_adapters_of_a_half_precision_host_are_fp32():
+def test_adapters_of_a_half_precision_base_model_are_fp32():
     model = tiny("mamba")
     allows = model.cast_predicate
     model.load_weights([(n, a.astype(mx.bfloat16) if allows(n) else a) for n, a in flat(model).items()])
@@ -112,7 +112,7 @@ def test_a_rank_above_the_projections_is_refused():
         attach_lora(tiny("mamba"), rank=33, alpha=1)
 
 
-def test_a_quantised_host_is_refused():
+def test_a_quantised_base_model_is_refused():
     model = tiny("mamba")
     quantize(model, 8, group_size=32)
     with pytest.raises(ConfigError, match="give the unquantised model"):

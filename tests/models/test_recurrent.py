@@ -1,4 +1,4 @@
-"""What every host promises: states hand over, rows are alone, resets forget, calls are pure."""
+"""What every base model promises: states hand over, rows are alone, resets forget, calls are pure."""
 
 import math
 
@@ -13,10 +13,10 @@ from mlx.utils import tree_flatten
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import build, config_from_dict, config_to_dict, configure
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
-from tests.support.base_models import CONFIGS, V, host, leaves, tokens
+from tests.support.base_models import CONFIGS, V, base_model, leaves, tokens
 
 CLOSE = {"atol": 3e-5, "rtol": 3e-5}
-every_host = pytest.mark.parametrize("name", CONFIGS)
+every_family = pytest.mark.parametrize("name", CONFIGS)
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
@@ -29,9 +29,9 @@ def assert_same_states(ours, expected):
         assert_close(a, b)
 
 
-@every_host
+@every_family
 def test_token_by_token_is_the_full_sequence(name):
-    model, x = host(name), tokens(2, 37)
+    model, x = base_model(name), tokens(2, 37)
     full = model.forward(x)
     cache, steps = model.make_cache(), []
     for t in range(37):
@@ -40,21 +40,21 @@ def test_token_by_token_is_the_full_sequence(name):
     assert_same_states(cache, full.cache)
 
 
-@every_host
+@every_family
 @pytest.mark.parametrize("cut", [1, 16, 36])
 def test_chunked_prefill_is_one_prefill(name, cut):
-    model, x = host(name), tokens(2, 37)
+    model, x = base_model(name), tokens(2, 37)
     full, first = model.forward(x), model.forward(x[:, :cut])
     second = model.forward(x[:, cut:], first.cache)
     assert_close(mx.concatenate([first.logits, second.logits], axis=1), full.logits)
     assert_same_states(second.cache, full.cache)
 
 
-@every_host
+@every_family
 @settings(max_examples=8)
 @given(lengths=st.lists(st.integers(0, 21), min_size=1, max_size=4), warm=st.booleans())
 def test_a_row_of_a_batch_gets_what_it_would_get_alone(name, lengths, warm):
-    model, B, T = host(name), len(lengths), 21
+    model, B, T = base_model(name), len(lengths), 21
     x = tokens(B, T)
     start = model.forward(tokens(B, 3, seed=7)).cache if warm else None
     batch = model.forward(x, start, lengths=mx.array(lengths))
@@ -69,16 +69,16 @@ def test_a_row_of_a_batch_gets_what_it_would_get_alone(name, lengths, warm):
             assert_same_states(ends, own)
 
 
-@every_host
+@every_family
 def test_an_empty_row_continues_as_if_it_had_never_been_in_the_batch(name):
-    model, x = host(name), tokens(2, 9)
+    model, x = base_model(name), tokens(2, 9)
     cache = model.forward(x, lengths=mx.array([9, 0])).cache
     assert_close(model.forward(x, cache).logits[1], model.forward(x).logits[1])
 
 
-@every_host
+@every_family
 def test_after_a_reset_nothing_leaks(name):
-    model, x = host(name), tokens(1, 40)
+    model, x = base_model(name), tokens(1, 40)
     starts = [0, 5, 6, 23]
     resets = mx.array([[t in starts for t in range(40)]])
     packed = model.forward(x, model.forward(tokens(1, 4, seed=3)).cache, resets=resets)
@@ -88,9 +88,9 @@ def test_after_a_reset_nothing_leaks(name):
     assert_same_states(packed.cache, alone.cache)
 
 
-@every_host
+@every_family
 def test_a_reset_in_the_padding_leaves_the_state_alone(name):
-    model, x = host(name), tokens(1, 8)
+    model, x = base_model(name), tokens(1, 8)
     resets = mx.array([[False] * 5 + [True] * 3])
     padded = model.forward(x, resets=resets, lengths=mx.array([5]))
     assert_same_states(padded.cache, model.forward(x[:, :5]).cache)
@@ -105,10 +105,10 @@ class MlxLmCache(list):
         self.lengths = self.lengths - n
 
 
-@every_host
+@every_family
 def test_right_padded_prompts_in_chunks_as_mlx_lm_feeds_them(name):
     """Rows end in the first chunk, at its end, and in the last one."""
-    model, x, lengths = host(name), tokens(3, 12), [3, 5, 12]
+    model, x, lengths = base_model(name), tokens(3, 12), [3, 5, 12]
     cache = [MlxLmCache(entry) for entry in model.make_cache()]
     for entry in cache:
         entry.lengths = mx.array(lengths)
@@ -119,9 +119,9 @@ def test_right_padded_prompts_in_chunks_as_mlx_lm_feeds_them(name):
         assert_same_states([[a[row : row + 1] for a in entry] for entry in cache], solo)
 
 
-@every_host
+@every_family
 def test_forward_changes_nothing_that_it_is_given(name):
-    model, x = host(name), tokens(2, 5)
+    model, x = base_model(name), tokens(2, 5)
     cache = model.forward(x).cache
     before = [np.array(a) for a in leaves(cache)]
     empty = model.make_cache()
@@ -132,9 +132,9 @@ def test_forward_changes_nothing_that_it_is_given(name):
         np.testing.assert_array_equal(np.array(a), b)
 
 
-@every_host
+@every_family
 def test_states_and_decays_stay_fp32_under_bf16_weights(name):
-    model = host(name, mx.bfloat16)
+    model = base_model(name, mx.bfloat16)
     out = model.forward(tokens(2, 9))
     states = {slot: a.dtype for slot, a in zip(model.slots, out.cache[0])}
     for slot in {"state", "num", "den", "max"} & states.keys():
@@ -145,47 +145,47 @@ def test_states_and_decays_stay_fp32_under_bf16_weights(name):
     assert len(kept) == len(model.fp32) * len(model.layers)
 
 
-@every_host
+@every_family
 def test_trace_names_what_happened_in_each_block(name):
-    trace = host(name).forward(tokens(2, 9)).trace
+    trace = base_model(name).forward(tokens(2, 9)).trace
     assert {"block00/state", "block01/state", "block00/decay"} <= trace.keys()
     decay = np.array(trace["block01/decay"])
     assert (decay > 0).all() and (decay < 1).all()
 
 
-@every_host
+@every_family
 def test_every_suffix_that_is_never_decayed_exists(name):
-    model = host(name)
+    model = base_model(name)
     paths = [path for path, _ in tree_flatten(model.parameters())]
     assert all(any(path.endswith(suffix) for path in paths) for suffix in model.no_decay)
     decayed = [x for path, x in tree_flatten(model.parameters()) if not path.endswith(model.no_decay)]
     assert all(x.ndim == 2 for x in decayed)
 
 
-@every_host
+@every_family
 def test_clamping_an_output_to_zero_takes_the_block_out(name):
-    model, x = host(name), tokens(2, 9)
+    model, x = base_model(name), tokens(2, 9)
     out = model.forward(x, intervention=Intervention((Clamp("output", 0.0),)))
     assert_close(out.logits, model.project(model.finish(model.embed(x))))
     assert out.trace["intervention"] == ["output=0 block=all units=all tokens=0: readout"]
 
 
-@every_host
+@every_family
 def test_an_unknown_clamp_is_refused(name):
     with pytest.raises(ConfigError, match="no clamp site 'R'; this model has output"):
-        host(name).forward(tokens(1, 2), intervention=Intervention((Clamp("R", 0.0),)))
+        base_model(name).forward(tokens(1, 2), intervention=Intervention((Clamp("R", 0.0),)))
 
 
-@every_host
+@every_family
 def test_sanitize_is_idempotent_and_total(name):
-    model = host(name)
+    model = base_model(name)
     weights = dict(tree_flatten(model.parameters()))
     again = model.sanitize(model.sanitize(weights))
     assert again.keys() == weights.keys()
     assert all(again[path].shape == weights[path].shape for path in weights)
 
 
-@every_host
+@every_family
 def test_a_fresh_model_knows_nothing_and_learns(name):
     """The first loss is close to ln V; a few steps on one batch lower it, through every parameter."""
     model_class, config = CONFIGS[name]
@@ -211,10 +211,10 @@ def test_a_fresh_model_knows_nothing_and_learns(name):
 
 
 @pytest.mark.slow  # g++ builds up to 60 kernels, whatever T is; they are cached on disk
-@every_host
+@every_family
 def test_a_compiled_gradient_is_the_eager_one(name):
     """Training compiles; resets are an argument there, and a Python constant baked in would show."""
-    model = host(name)
+    model = base_model(name)
 
     def loss(parameters, x, resets):
         call = lambda: model.forward(x[:, :-1], resets=resets).logits  # noqa: E731
@@ -229,9 +229,9 @@ def test_a_compiled_gradient_is_the_eager_one(name):
             assert_close(g, eager[path])
 
 
-@every_host
+@every_family
 def test_checkpointed_blocks_give_the_same_gradient(name):
-    model, x = host(name), tokens(2, 17)
+    model, x = base_model(name), tokens(2, 17)
 
     def gradient():
         loss = lambda m: nn.losses.cross_entropy(m(x[:, :-1]), x[:, 1:]).mean()  # noqa: E731
@@ -243,7 +243,7 @@ def test_checkpointed_blocks_give_the_same_gradient(name):
         assert_close(g, plain[path])
 
 
-@every_host
+@every_family
 @pytest.mark.parametrize("size", ["xs", "s", "m"])
 def test_sizes_build_by_name_and_the_first_loss_is_the_uniform_one(name, size):
     config = configure(name, size, vocab_size=256, context=64)
@@ -255,7 +255,7 @@ def test_sizes_build_by_name_and_the_first_loss_is_the_uniform_one(name, size):
     assert abs(loss - math.log(256)) < 0.2
 
 
-@every_host
+@every_family
 def test_the_same_seed_gives_the_same_bits_and_leaves_global_randomness_out(name):
     model_class, config = CONFIGS[name]
     mx.random.seed(1)

@@ -7,7 +7,7 @@ import pytest
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.recurrent import orthogonal
 from kssm_mlx.models.rwkv4 import RWKV4, RWKV4Config, preset
-from tests.support.base_models import host, tokens
+from tests.support.base_models import base_model, tokens
 
 RWKV_4_169M_PILE = {
     "architectures": ["RwkvForCausalLM"],
@@ -35,7 +35,7 @@ def test_a_file_without_a_vocabulary_is_refused():
 
 
 def test_rescaling_halves_the_stream_and_not_the_logits():
-    model, x = host("rwkv"), tokens(2, 9)
+    model, x = base_model("rwkv"), tokens(2, 9)
     config = RWKV4Config(**{**vars(model.args), "rescale_every": 0})
     plain = RWKV4(config)
     plain.update(model.parameters())

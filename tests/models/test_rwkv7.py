@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.rwkv7 import RWKV7, RWKV7Config, low_rank, preset, unit
-from tests.support.base_models import host, tokens
+from tests.support.base_models import base_model, tokens
 
 RWKV7_04B = {
     "model_type": "rwkv7",
@@ -56,7 +56,7 @@ def test_a_configuration_that_would_be_computed_wrongly_is_refused(change, messa
 
 
 def test_decay_never_falls_below_exp_of_minus_exp_of_minus_half():
-    trace = host("rwkv7").forward(10 * tokens(1, 9) % 17).trace
+    trace = base_model("rwkv7").forward(10 * tokens(1, 9) % 17).trace
     decay, rate = np.array(trace["block01/decay"]), np.array(trace["block01/rate"])
     assert decay.min() > np.exp(-np.exp(-0.5)) and decay.max() < 1
     assert rate.min() > 0 and rate.max() < 1

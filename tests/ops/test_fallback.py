@@ -96,7 +96,7 @@ def test_every_op_falls_back(op, monkeypatch):
         raise RuntimeError("no")
 
     monkeypatch.setattr(dispatch.module(op), op, raising)
-    monkeypatch.setattr(dispatch, "_told", lambda verdict: verdict)
+    monkeypatch.setattr(dispatch, "_warn_if_off", lambda verdict: verdict)
     ours, theirs = (case.call(case.form(form), list(arrays), {}) for form in ("auto", "compiled"))
     assert all(mx.array_equal(x, y) for x, y in zip(ours, theirs, strict=True))
     assert (op, "cpp") in dispatch._off

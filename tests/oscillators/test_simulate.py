@@ -7,7 +7,7 @@ import pytest
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.oscillators.cases import CASES
-from kssm_mlx.oscillators.simulate import parse_couplings, prepare, simulate
+from kssm_mlx.oscillators.simulate import LARGEST, parse_couplings, prepare, simulate
 
 pytestmark = pytest.mark.usefixtures("uncompiled")  # these runs are shorter than a compilation
 
@@ -82,3 +82,21 @@ def test_refuses_what_cannot_be_simulated(options, message):
 def test_refuses_couplings_it_cannot_read(text):
     with pytest.raises(ConfigError, match="K must be a number or FIRST:LAST:COUNT"):
         parse_couplings(text)
+
+
+def test_what_theory_says_at_the_edges():
+    """No coupling, no order; and with noise only identical oscillators have a closed form."""
+    assert CASES["mean-field"].steady(prepare(distribution="identical"), 0.0) == {"random": 0.0}
+    assert CASES["mean-field"].steady(prepare(distribution="identical"), 0.1) == {"random": 1.0}
+    spread = {"distribution": "lorentzian", "width": 0.5}
+    noisy = prepare("noisy", **spread)
+    assert math.isnan(CASES["noisy"].steady(noisy, 3.0)["random"])
+    quiet = CASES["noisy"].steady(prepare("noisy", noise=0.0, **spread), 3.0)
+    assert quiet == CASES["mean-field"].steady(prepare(**spread), 3.0)
+
+
+def test_the_largest_that_is_simulated():
+    assert len(parse_couplings("0:1:1000")) == 1000
+    assert prepare(n=LARGEST, K=(1.0,), model="mean-field").n == LARGEST
+    with pytest.raises(ConfigError, match=f"are more than {LARGEST:,}; take --n {LARGEST}"):
+        prepare(n=LARGEST + 1, K=(1.0,), model="mean-field")

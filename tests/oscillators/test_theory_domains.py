@@ -108,3 +108,13 @@ def test_a_result_that_is_not_finite_is_an_error(monkeypatch):
 def test_what_no_machine_can_do_is_refused_before_it_is_tried(options, remedy):
     with pytest.raises(ConfigError, match=remedy):
         prepare("mean-field", **options)
+
+
+@pytest.mark.parametrize("dimensions, mean", [(3, 1 / 2), (4, 0), (5, 3 / 8), (7, 5 / 16)])
+def test_the_onset_on_spheres_is_the_mean_cosine(dimensions, mean):
+    assert theory.sphere_onset(dimensions) == pytest.approx(mean)
+
+
+def test_uniform_frequencies_jump_at_their_threshold():
+    below, above = (theory.uniform(K * 4 / math.pi, 1.0) for K in (0.999, 1.001))
+    assert below == 0 and above > math.pi / 4

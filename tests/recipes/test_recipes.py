@@ -16,13 +16,13 @@ from kssm_mlx.models import build, configure
 from kssm_mlx.models.hybrids.fusions import FUSIONS
 from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage
 from kssm_mlx.training.recipe import list_shipped, load, parse_override
-from kssm_mlx.training.recipe_sections import Host
+from kssm_mlx.training.recipe_sections import Pretrained
 from kssm_mlx.training.schedules import schedule
 from tests.support.pages import ROOT
 
 RECIPES = list_shipped()
 every_recipe = pytest.mark.parametrize("name", RECIPES)
-FRESH = [name for name in RECIPES if not isinstance(load(name).model, Host)]
+FRESH = [name for name in RECIPES if not isinstance(load(name).model, Pretrained)]
 
 
 def header(name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A host that counts as verified, and runs that take no longer than what they show."""
+"""A base model that counts as verified, and runs that take no longer than what they show."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def quick(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def host(tmp_path):
-    """A host folder that counts as verified."""
+def base_model(tmp_path):
+    """A base model folder that counts as verified."""
     folder = exported(tiny("mamba"), tmp_path / "host")
     passed(folder)
     return folder

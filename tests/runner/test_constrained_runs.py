@@ -13,7 +13,7 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.training import overfit, resumption
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Intervention
+from kssm_mlx.models.base import Intervention, flatten
 from kssm_mlx.models.interventions.spec import Observe
 from kssm_mlx.runner.load import load
 from kssm_mlx.runner.prepare import open_run_context, prepare_context
@@ -21,7 +21,6 @@ from kssm_mlx.runner.train import train
 from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.loop import train_loop
 from kssm_mlx.training.recipe import parse
-from kssm_mlx.training.state import flatten
 from tests.support.check_contexts import measure
 
 pytestmark = pytest.mark.usefixtures("uncompiled")

@@ -33,22 +33,22 @@ SAID = {
     "untrained-model-metrics": ("C17", "nats/token"),
     "wrong-tokenizer": ("C13", "vocabulary of model 57, tokenizer 114, data 57"),
 }
-HOSTED = ("attempt-2", "hook-noop-in-eval", "pooled-mean-leak")
+GRAFTED = ("attempt-2", "hook-noop-in-eval", "pooled-mean-leak")
 SMALLER = {"model.family": "kssm", "train.steps": 1}
 
 
-def changes(name: str, host) -> dict:
-    """What makes a run of seconds of it: a host that lies ready, no larger a model than needed."""
-    if name in HOSTED:
-        return {"model.host": str(host), "data.source": "pydoc"}
+def changes(name: str, base_model) -> dict:
+    """What makes a run of seconds of it: a base model that lies ready, no larger a model than needed."""
+    if name in GRAFTED:
+        return {"model.base": str(base_model), "data.source": "pydoc"}
     return SMALLER if name == "untrained-model-metrics" else {}
 
 
-def stopped(name: str, folder, host) -> str:
+def stopped(name: str, folder, base_model) -> str:
     """What the run says when it is stopped."""
     console = Console(file=io.StringIO())
     with pytest.raises(CheckFailed) as error:
-        kssm_mlx.train(load(f"failures/{name}", changes(name, host)), folder, console=console)
+        kssm_mlx.train(load(f"failures/{name}", changes(name, base_model)), folder, console=console)
     return str(error.value)
 
 
@@ -70,17 +70,17 @@ def test_each_has_its_message_here():
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_the_named_check_stops_it(name, its_own, tmp_path, host):
+def test_the_named_check_stops_it(name, its_own, tmp_path, base_model):
     its_own(name)
     id, said = SAID[name]
-    message = stopped(name, tmp_path / "run", host)
+    message = stopped(name, tmp_path / "run", base_model)
     assert id in load(f"failures/{name}").failure.stopped_by
     assert f"{id} {list_entries()[id].title}: got " in message and said in message
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_every_check_it_names_fails(name, quick, host, tmp_path):
-    recipe = load(f"failures/{name}", changes(name, host))
+def test_every_check_it_names_fails(name, quick, base_model, tmp_path):
+    recipe = load(f"failures/{name}", changes(name, base_model))
     context = prepare_context(recipe, tmp_path, prepare(recipe.data, tmp_path / "data"))
     found = suite.run_suite(replace(context, untrained=True), recipe.failure.stopped_by)
     assert [(c.id, c.verdict) for c in found if c.verdict != "fail"] == []

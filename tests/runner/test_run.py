@@ -14,9 +14,8 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import LEVELS
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import flatten, with_parameters
 from kssm_mlx.training.recipe import Recipe, parse
-from kssm_mlx.training.state import flatten
 from tests.support.compiling import uncompiled
 from tests.support.small_runs import sentences
 

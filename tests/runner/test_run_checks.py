@@ -9,10 +9,10 @@ import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import REGISTRY, Check, Definition, verdict
 from kssm_mlx.errors import CheckFailed, ConfigError
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runner import run_checks
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.recipe import parse
-from kssm_mlx.training.state import flatten
 from tests.runner.test_run import contents, small_recipe, train, verdicts
 
 pytestmark = pytest.mark.usefixtures("uncompiled")

@@ -14,10 +14,9 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import REGISTRY, Context, Definition, NotMeasurable, run_checks, verdict
 from kssm_mlx.checks.training import overfit
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Clamp, Intervention
+from kssm_mlx.models.base import Clamp, Intervention, flatten
 from kssm_mlx.runner.own_model import Plain
 from kssm_mlx.runner.targets import open_targets
-from kssm_mlx.training.state import flatten
 from tests.support.cli_fakes import kssm
 from tests.support.exported import exported, tiny
 from tests.support.fakes import TinyRecurrent
@@ -118,7 +117,7 @@ def test_what_it_returns_may_be_a_model_a_pair_or_what_load_gives(own):
     )
     assert isinstance(alone.model, Plain) and alone.model.args.vocab_size == 16
     assert pair.tokenizer == "a tokenizer" and not pair.trained
-    assert loaded.trained and loaded.host == "d" * 64
+    assert loaded.trained and loaded.base_digest == "d" * 64
 
 
 def test_a_builder_that_takes_a_seed_gives_checks_fresh_models(own):

@@ -44,7 +44,7 @@ def test_what_names_no_checkpoint_is_no_pointer(run, name, content):
     assert layout.pick_checkpoint(run).name == "step_00000003"
     with pytest.raises(CheckpointError):  # these three hold nothing; none is outside of the run
         checkpoint.load_latest(run / layout.CHECKPOINTS)
-    assert [path.parent for path in checkpoint._candidates(run / layout.CHECKPOINTS)] == [
+    assert [path.parent for path in checkpoint._list_candidates(run / layout.CHECKPOINTS)] == [
         run / layout.CHECKPOINTS
     ] * 3
 

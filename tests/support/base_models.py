@@ -1,4 +1,4 @@
-"""The four host families, small, with no parameter left at a value that hides a mistake."""
+"""The four base model families, small, with no parameter left at a value that hides a mistake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIGS = {
 }
 
 
-def host(name: str, dtype: mx.Dtype = mx.float32):
+def base_model(name: str, dtype: mx.Dtype = mx.float32):
     """A model whose parameters have all been moved, cast as its `cast_predicate` says."""
     model_class, config = CONFIGS[name]
     model = model_class(config, seed=1)

@@ -1,4 +1,4 @@
-"""Language models made of counts of a text: a host that speaks without training, and poorer relatives."""
+"""Language models made of counts of a text: one that speaks without training, and poorer relatives."""
 
 from __future__ import annotations
 

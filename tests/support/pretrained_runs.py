@@ -1,4 +1,4 @@
-"""Runs of a dozen steps on a tiny host that counts as verified."""
+"""Runs of a dozen steps on a tiny base model that counts as verified."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def passed(folder):
     verified.remember(inspect(folder), "L5")
 
 
-def recipe(host, steps: int = 24, tokenizer: str = "bytes", **section):
-    text = host.parent / "text.txt"
+def recipe(base_model, steps: int = 24, tokenizer: str = "bytes", **section):
+    text = base_model.parent / "text.txt"
     text.write_text(sentences(600, 0))
     return parse(
         {
             "data": {"source": f"file:{text}", "tokenizer": tokenizer},
-            "model": {"host": str(host), "rank": 2, **section},
+            "model": {"base": str(base_model), "rank": 2, **section},
             "train": {"steps": steps, "batch_size": 4, "context": 16, "warmup": 2, "learning_rate": 0.01},
             "eval": {"every": 12, "tokens": 256, "sample_tokens": 4, "prompt": "ada "},
             "save": {"every": 12},
@@ -37,11 +37,11 @@ def recipe(host, steps: int = 24, tokenizer: str = "bytes", **section):
     )
 
 
-def train(host, folder, **options):
+def train(base_model, folder, **options):
     out = io.StringIO()
     keep = {name: options.pop(name) for name in ("resume", "allow_config_change") if name in options}
     console = Console(file=out, width=200)
-    result = kssm_mlx.train(recipe(host, **options), folder, waivers=WAIVED, console=console, **keep)
+    result = kssm_mlx.train(recipe(base_model, **options), folder, waivers=WAIVED, console=console, **keep)
     return result, out.getvalue()
 
 

@@ -135,7 +135,7 @@ FAULTS = {
     "before rename": (os, "rename", lambda old, new: new.name.startswith("step_0000"), 2),
     "before LATEST": (checkpoint, "write_pointer", lambda folder, name, to: name == "LATEST", 2),
     "before BEST": (checkpoint, "write_pointer", lambda folder, name, to: name == "BEST", 2),
-    "before pruning": (checkpoint, "_prune", lambda folder, keep: True, 2),
+    "before pruning": (checkpoint, "_prune_checkpoints", lambda folder, keep: True, 2),
     "before a row": (Rows, "write", lambda rows, row: row["step"] == 7, 1),
 }
 

@@ -17,12 +17,12 @@ from kssm_mlx import _blas
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError, Interrupted
 from kssm_mlx.models import build, configure
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.json_lines import Rows
 from kssm_mlx.training.loop import SKIPS_ALLOWED, Callbacks
 from kssm_mlx.training.progress import format_numbers
-from kssm_mlx.training.state import flatten
 from tests.support.fakes import TinyRecurrent
 from tests.support.tiny_run import STEPS, command, in_process, rows, saved, tiny_model, tiny_recipe, tiny_run
 

@@ -8,9 +8,10 @@ import pytest
 from mlx.utils import tree_unflatten
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import flatten
 from kssm_mlx.training.loss_terms import TERMS, compute_columns, parse_terms
 from kssm_mlx.training.recipe_sections import Train
-from kssm_mlx.training.state import flatten, initial_state
+from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_gradient, make_step
 from tests.support.tiny_model import TinyModel, random_tokens
 

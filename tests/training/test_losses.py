@@ -6,7 +6,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from kssm_mlx.training.losses import chunked_cross_entropy, cross_entropy, split_rows, token_nats
+from kssm_mlx.training.losses import (
+    MOST_LOGITS,
+    chunk_for,
+    chunked_cross_entropy,
+    chunked_token_scores,
+    cross_entropy,
+    split_rows,
+    token_nats,
+    token_scores,
+)
 
 
 def problem(rows=2, T=10, D=5, V=13, seed=0):
@@ -106,3 +115,19 @@ def test_chunks_never_hold_all_the_logits():
 def test_rows_say_what_is_padding_and_what_is_only_read():
     inputs, targets = split_rows(mx.array([[3, -2 - 7, 5, -1]]))
     assert inputs.tolist() == [[3, 7, 5]] and targets.tolist() == [[-9, 5, -1]]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10, 64])
+def test_scores_in_chunks_are_the_scores(chunk):
+    hidden, head, targets = problem()
+    targets = mx.where(mx.arange(10) < 8, targets, -1)
+    whole = token_scores(project(hidden, head), targets)
+    parts = chunked_token_scores(hidden, lambda part: project(part, head), targets, chunk)
+    np.testing.assert_allclose(np.array(parts), np.array(whole), rtol=1e-5)
+    assert whole.shape == (2, 2, 10) and not mx.any(whole[..., 8:]).item()
+
+
+def test_how_many_positions_have_their_logits_in_memory():
+    assert chunk_for(2, 64, MOST_LOGITS // 128) is None
+    assert chunk_for(2, 65, MOST_LOGITS // 128) == 64
+    assert chunk_for(4, 8, MOST_LOGITS) == 1

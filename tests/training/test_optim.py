@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
+from kssm_mlx.models.base import flatten
 from kssm_mlx.training import optim
-from kssm_mlx.training.state import flatten
 
 HYPER = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8}
 

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.runs.records import read_recipe
 from kssm_mlx.training import recipe, recipe_sections
 
 
@@ -133,12 +134,12 @@ def test_a_misspelt_name_of_a_shipped_recipe_gets_the_nearest(monkeypatch, tmp_p
         recipe.load("defualt")
 
 
-def test_a_host_takes_the_place_of_a_family(tmp_path):
+def test_a_base_model_takes_the_place_of_a_family(tmp_path):
     path = tmp_path / "host.toml"
-    path.write_text('[model]\nhost = "folder"\nrank = 4\n')
+    path.write_text('[model]\nbase = "folder"\nrank = 4\n')
     model = recipe.load(path).model
-    assert isinstance(model, recipe_sections.Host)
-    assert (model.host, model.train, model.rank, model.alpha) == ("folder", "lora", 4, 16.0)
+    assert isinstance(model, recipe_sections.Pretrained)
+    assert (model.base, model.train, model.rank, model.alpha) == ("folder", "lora", 4, 16.0)
     again = recipe.parse(recipe.load(path).model_dump())
     assert again.model == model
 
@@ -146,24 +147,38 @@ def test_a_host_takes_the_place_of_a_family(tmp_path):
 @pytest.mark.parametrize(
     "table, message",
     [
-        ({"host": "folder", "rnak": 4}, "unknown key 'model.rnak'; did you mean 'rank'"),
-        ({"host": "folder", "family": "mamba"}, "unknown key 'model.family'"),
-        ({"host": "folder", "train": "some"}, "model.train: input should be 'lora', 'full' or 'frozen'"),
-        ({"host": "folder", "rank": 0}, "model.rank: .*greater than or equal to 1"),
-        ({"host": ""}, "model.host: "),
+        ({"base": "folder", "rnak": 4}, "unknown key 'model.rnak'; did you mean 'rank'"),
+        ({"base": "folder", "family": "mamba"}, "unknown key 'model.family'"),
+        ({"base": "folder", "train": "some"}, "model.train: input should be 'lora', 'full' or 'frozen'"),
+        ({"base": "folder", "rank": 0}, "model.rank: .*greater than or equal to 1"),
+        ({"base": ""}, "model.base: "),
         ({"family": 3}, "model.family: input should be a valid string"),
     ],
 )
-def test_a_host_section_is_strict(table, message):
+def test_a_base_model_section_is_strict(table, message):
     with pytest.raises(ConfigError, match=message):
         recipe.parse({"model": table})
+
+
+def test_the_base_model_was_once_called_host(tmp_path):
+    """Recipes, settings and run folders of 0.1.0 say `model.host`."""
+    assert recipe.parse({"model": {"host": "folder"}}).model.base == "folder"
+    path = tmp_path / "old.toml"
+    path.write_text('[model]\nhost = "one"\n[smoke]\nmodel = { host = "two" }\n')
+    assert [recipe.load(path, smoke=s).model.base for s in (False, True)] == ["one", "two"]
+    assert recipe.load(path, {"model.host": "three"}).model.base == "three"
+    assert recipe.load("phase-mamba", {"model.host": "four"}).model.base == "four"
+    (tmp_path / "recipe.json").write_text('{"model": {"host": "five", "rank": 4}}')
+    assert read_recipe(tmp_path)["model"] == {"base": "five", "rank": 4}
+    with pytest.raises(ConfigError, match=r"unknown key 'model.host'"):
+        recipe.parse({"model": {"host": "one", "base": "two"}})
 
 
 def test_what_is_trained_lies_in_a_file_of_its_name():
     def stem(**section):
         return recipe.parse({"model": section}).model.trained_file
 
-    assert [stem(), stem(host="x"), stem(host="x", train="full")] == ["model", "adapters", "model"]
+    assert [stem(), stem(base="x"), stem(base="x", train="full")] == ["model", "adapters", "model"]
 
 
 def test_a_key_can_be_taken_out():

@@ -68,3 +68,10 @@ def test_a_compiled_schedule_is_traced_once():
 
     assert len({lr(mx.array(i)).item() for i in range(4)}) > 1
     assert len(traces) == 1
+
+
+def test_a_run_of_one_step_behind_the_warm_up_ends_at_the_floor_and_stays_there():
+    lr = rates("linear", steps=12)
+    assert lr[10] == pytest.approx(0.5) and lr[11] == pytest.approx(0.05)
+    beyond = schedule(Train(steps=12, warmup=10, learning_rate=0.5, schedule="linear"))(mx.array([12, 500]))
+    assert np.array(beyond) == pytest.approx(0.05)

@@ -6,9 +6,10 @@ import pytest
 from mlx.utils import tree_map
 
 from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.models.base import flatten
 from kssm_mlx.training.losses import cross_entropy
 from kssm_mlx.training.recipe_sections import Train
-from kssm_mlx.training.state import flatten, from_arrays, initial_state, to_arrays
+from kssm_mlx.training.state import from_arrays, initial_state, to_arrays
 from kssm_mlx.training.step import make_gradient, make_step
 from tests.support.tiny_model import GrowingModel, TinyModel, random_tokens
 

@@ -6,11 +6,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Clamp, Intervention
+from kssm_mlx.models.base import Clamp, Intervention, flatten
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.recipe_sections import Train
-from kssm_mlx.training.state import flatten, from_arrays, initial_state, to_arrays, with_knobs
+from kssm_mlx.training.state import from_arrays, initial_state, to_arrays, with_knobs
 from kssm_mlx.training.step import make_gradient, make_step
 from tests.support.controlled_model import VOCAB, ControlledModel
 from tests.support.tiny_model import TinyModel

@@ -1,4 +1,5 @@
-"""What is tested of every architecture; `python -m tests.weights.table` writes docs/results/hosts.md from it.
+"""What is tested of every architecture; `python -m tests.weights.table` writes docs/results/base-models.md
+from it.
 
 A cell is what it says and the tests that say so; test_table.py asserts that pytest collects each of them.
 Parity errors are those that `make parity` measured.
@@ -44,7 +45,7 @@ def rows() -> dict[str, list[Cell]]:
 
 
 def render() -> str:
-    """The Markdown of docs/results/hosts.md."""
+    """The Markdown of docs/results/base-models.md."""
     table = rows()
     return f"{INTRODUCTION}{_table(table)}" + "".join(_backing(name, cells) for name, cells in table.items())
 
@@ -110,4 +111,4 @@ def _backing(name: str, cells: list[Cell]) -> str:
 
 
 if __name__ == "__main__":
-    files.replace(RESULTS / "hosts.md", render())
+    files.replace(RESULTS / "base-models.md", render())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kssm_mlx.checks.core.model_size import count_parameters
 from kssm_mlx.checks.core.probes import as_run
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, given, verdict
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.digest import root_digest
 from kssm_mlx.errors import ConfigError
@@ -33,15 +33,14 @@ def fair_comparison(ctx: Context) -> Check:
     nats/token of v3.
     Sabotage: runs of two tokenizers; of two texts; a loss with a regulariser in it; twice the tokens.
     """
-    ctx.need("runs")
-    runs = [*ctx.runs, *(ctx.baseline or ())]
+    runs = [*given(ctx.runs, "runs"), *(ctx.baseline or ())]
     if len(runs) < 2:
         raise NotMeasurable("one run compares with nothing")
-    unit, problems = _unit(runs)
+    unit, problems = _common_unit(runs)
     problems += _impure(runs)
     sizes, tokens = [count_parameters(run.model) for run in runs], [_tokens(run) for run in runs]
-    unequal = [f"{min(sizes):,} to {max(sizes):,} parameters"] if not _alike(sizes, SAME_SIZE) else []
-    unequal += [f"{min(tokens):,} to {max(tokens):,} tokens"] if not _alike(tokens, SAME_TOKENS) else []
+    unequal = [f"{min(sizes):,} to {max(sizes):,} parameters"] if not _are_alike(sizes, SAME_SIZE) else []
+    unequal += [f"{min(tokens):,} to {max(tokens):,} tokens"] if not _are_alike(tokens, SAME_TOKENS) else []
     return verdict(
         "C34",
         "fail" if problems else "warn" if unequal else "pass",
@@ -70,7 +69,7 @@ def _evaluation(run: Context) -> dict:
     return found[-1]
 
 
-def _unit(runs: list[Context]) -> tuple[str, list[str]]:
+def _common_unit(runs: list[Context]) -> tuple[str, list[str]]:
     """The unit in which all compare with the first, and why there is none."""
     losses = [_loss(run) for run in runs]
     for unit, values in (
@@ -117,5 +116,5 @@ def _tokens(run: Context) -> int:
     return sum(row["tokens"] for row in run.history or () if row.get("kind") == "train")
 
 
-def _alike(values: list[int], share: float) -> bool:
+def _are_alike(values: list[int], share: float) -> bool:
     return max(values) - min(values) <= share * max(values)

@@ -8,7 +8,7 @@ import numpy as np
 
 from kssm_mlx.checks.core.evidence import group_contexts
 from kssm_mlx.checks.core.probes import as_run
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict, check, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict, check, given, verdict
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.metrics import stats
 from kssm_mlx.metrics.stats import Comparison
@@ -37,10 +37,10 @@ def arms_differ(ctx: Context) -> Check:
     texts called "no effect"; verdicts by counting significant tests.
     Sabotage: two seeds of one arm; the same run twice; a text of fewer than 30 windows.
     """
-    ctx.need("runs", "baseline")
-    _refuse_other_tokens([*ctx.runs, *ctx.baseline])
-    base = _losses(ctx.baseline)
-    losses = {name: _losses(runs) for name, runs in group_contexts(ctx.runs).items()}
+    runs, baseline = given(ctx.runs, "runs"), given(ctx.baseline, "baseline")
+    _refuse_other_tokens([*runs, *baseline])
+    base = _losses(baseline)
+    losses = {name: _losses(arm) for name, arm in group_contexts(runs).items()}
     found = {name: stats.compare_paired(_by_window(of), _by_window(base)) for name, of in losses.items()}
     found = dict(zip(found, stats.correct_for_multiplicity(list(found.values()))))
     seeds = {name: stats.compare_unpaired(of.mean(axis=1), base.mean(axis=1)) for name, of in losses.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx.checks.core.model_size import count_parameters
-from kssm_mlx.checks.core.registry import Check, Context, check, verdict
+from kssm_mlx.checks.core.registry import Check, Context, check, given, verdict
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError
 from kssm_mlx.runs.layout import CHECKPOINTS, list_checkpoints
@@ -22,8 +22,8 @@ from kssm_mlx.training.checkpoints import checkpoint, identity
 def result_is_traceable(ctx: Context) -> Check:
     """Of each run, what manifest.json and the newest checkpoint say against what there is: digests of corpus,
     tokenizer and token files; vocabulary; number of parameters, all and trained; digest of the weights before
-    step 1, built anew from configuration and seed; recipe and configuration by hash; the host's digest; the
-    commit of the code.
+    step 1, built anew from configuration and seed; recipe and configuration by hash; the base model's digest;
+    the commit of the code.
 
     Threshold: exact. Warns where the code had changes that no commit has, or is of no commit.
     Caught: results of v1 kept under kssm_v2; "84K parameters" for 48,833.
@@ -33,12 +33,12 @@ def result_is_traceable(ctx: Context) -> Check:
     for run in runs:
         run.need("model", "recipe", "data", "initial", "run_folder", "manifest")
     wrong = [phrase for run in runs for phrase in _differences(run)]
-    loose = [f"{run.run_folder.name}: {phrase}" for run in runs if (phrase := _loose_code(run.manifest))]
+    loose = [f"{run.run_folder.name}: {phrase}" for run in runs if (phrase := _loose_code(_manifest(run)))]
+    commit = _manifest(runs[0]).get("environment", {}).get("commit") or ""
     return verdict(
         "C36",
         "fail" if wrong else "warn" if loose else "pass",
-        "; ".join(wrong[:3] or loose[:3])
-        or f"{len(runs)} of {len(runs)} as recorded, commit {runs[0].manifest['environment']['commit'][:12]}",
+        "; ".join(wrong[:3] or loose[:3]) or f"{len(runs)} of {len(runs)} as recorded, commit {commit[:12]}",
         "code, data, tokenizer, configuration and counts as recorded",
         "report the run that made the number; commit the code before the run that is to be reported",
         wrong=wrong,
@@ -58,26 +58,31 @@ def _differences(run: Context) -> list[str]:
 
 
 def _read_recorded(run: Context) -> dict[str, Any]:
-    manifest = run.manifest
+    manifest = _manifest(run)
     index = manifest["data"]
     return {
         **_of_data(index),
         "parameters": manifest["parameters"],
         "trained parameters": manifest["trained_parameters"],
         "weights before step 1": manifest["initial_digest"],
-        "host": (manifest["host"] or {}).get("root"),
+        "base model": (manifest["host"] or {}).get("root"),
         **_of_checkpoint(run),
     }
 
 
+def _manifest(run: Context) -> dict[str, Any]:
+    return given(run.manifest, "manifest")
+
+
 def _now(run: Context) -> dict[str, Any]:
+    initial = given(run.initial, "initial")
     own = identity.describe_identity(run.model, run.recipe, run.data)
     return {
         **_of_data(run.data.index),
         "parameters": count_parameters(run.model),
-        "trained parameters": sum(array.size for array in run.initial.values()),
-        "weights before step 1": root_digest({n: tensor_digest(a) for n, a in run.initial.items()}),
-        "host": run.host,
+        "trained parameters": sum(array.size for array in initial.values()),
+        "weights before step 1": root_digest({n: tensor_digest(a) for n, a in initial.items()}),
+        "base model": run.base_digest,
         "recipe and configuration": own["config_hash"],
         "tokenizer of the checkpoint": own["tokenizer"]["digest"],
     }

@@ -8,14 +8,14 @@ the code and the options, which the small model shares; what depends on the weig
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from kssm_mlx import models
 from kssm_mlx.checks.core.registry import Context, Definition
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.training.state import flatten
+from kssm_mlx.models.base import flatten
 
 LARGE = 1_000_000_000
 PASSES = 8
@@ -38,7 +38,7 @@ def fit_context(definition: Definition, ctx: Context) -> tuple[Context, str]:
         return ctx, f"{own}: there is no small model like it"
     model = _built(small, ctx.seed)
     note = f"a fresh model of {count_parameters(model):,} parameters with the same options"
-    fresh = dict.fromkeys(("host", "initial", "history", "run_folder", "manifest"))
+    fresh = dict.fromkeys(("base_digest", "initial", "history", "run_folder", "manifest"))
     return replace(ctx, model=model, config=small, **fresh), note
 
 
@@ -52,11 +52,12 @@ def reduce_model(config: Any) -> Any | None:
     if family not in models.FAMILIES:
         return None
     own = models.config_to_dict(config)
-    small, large = (asdict(models.configure(family, s, vocab_size=config.vocab_size)) for s in ("xs", "l"))
+    sizes = (models.configure(family, s, vocab_size=config.vocab_size) for s in ("xs", "l"))
+    small, large = map(models.config_to_dict, sizes)
     derived = {n for n, value in small.items() if value is None and type(own[n]) is int}
-    sizes = {n: value for n, value in small.items() if n in derived or value != large[n]}
+    changed = {n: value for n, value in small.items() if n in derived or value != large[n]}
     try:
-        return models.config_from_dict({**own, **sizes})
+        return models.config_from_dict({**own, **changed})
     except ConfigError:  # an option of the large one that the small widths do not divide into
         return None
 
@@ -67,7 +68,7 @@ def count_parameters(model: Any) -> int:
 
 
 def _trains_everything(model: Any) -> bool:
-    """False for adapters or additions beside a frozen host, which no fresh model has."""
+    """False for adapters or additions beside a frozen base model, which no fresh model has."""
     return flatten(model.trainable_parameters()).keys() == flatten(model.parameters()).keys()
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable
-from kssm_mlx.models.base import training_mode
+from kssm_mlx.models.base import LanguageModel, flatten, training_mode
 from kssm_mlx.models.interventions.calibration import ModelWithIntervention
 from kssm_mlx.training import losses
 
@@ -43,7 +44,7 @@ def random_tokens(ctx: Context, rows: int, length: int, stream: int = 0) -> np.n
     return rng.integers(0, vocabulary_size(ctx.model), (rows, length), dtype=np.int32)
 
 
-def as_run(ctx: Context) -> nn.Module:
+def as_run(ctx: Context) -> LanguageModel:
     """The model as its run trains and scores it: under the intervention of the recipe, where it has one."""
     return ModelWithIntervention(ctx.model, ctx.intervention) if ctx.intervention else ctx.model
 
@@ -54,7 +55,7 @@ def swap_token(tokens: np.ndarray, vocab_size: int, stream: int = 0) -> np.ndarr
     return (tokens + rng.integers(1, max(2, vocab_size), tokens.shape, dtype=np.int32)) % vocab_size
 
 
-def logits_of(model: nn.Module, tokens: np.ndarray, training: bool = False, seed: int = 0) -> np.ndarray:
+def logits_of(model: LanguageModel, tokens: np.ndarray, training: bool = False, seed: int = 0) -> np.ndarray:
     """float32 logits [B, T, V] of a call without a cache; dropout, if there is any, repeats with `seed`."""
     with training_mode(model, training):
         if training:
@@ -74,18 +75,18 @@ def perturb_zero_init(measure: Callable[[Context], Check]) -> Callable[[Context]
         asleep = _zero_matrices(ctx.model) if ctx.step == 0 else []
         if not asleep:
             return measure(ctx)
-        ctx.model.update(nn.utils.tree_unflatten(_randomized(asleep, ctx.seed)))
+        ctx.model.update(tree_unflatten(_randomized(asleep, ctx.seed)))
         try:
             return measure(ctx)
         finally:
-            ctx.model.update(nn.utils.tree_unflatten(asleep))
+            ctx.model.update(tree_unflatten(asleep))
 
     return measured
 
 
-def _zero_matrices(model: nn.Module | None) -> list[tuple[str, mx.array]]:
-    flat = nn.utils.tree_flatten(model.parameters()) if isinstance(model, nn.Module) else []
-    return [(name, p) for name, p in flat if p.ndim == 2 and not mx.any(p != 0)]
+def _zero_matrices(model: LanguageModel | None) -> list[tuple[str, mx.array]]:
+    arrays = flatten(model.parameters()) if isinstance(model, nn.Module) else {}
+    return [(name, p) for name, p in arrays.items() if p.ndim == 2 and not mx.any(p != 0)]
 
 
 def _randomized(asleep: list[tuple[str, mx.array]], seed: int) -> list[tuple[str, mx.array]]:
@@ -115,13 +116,13 @@ def logit_deviation(a: np.ndarray, b: np.ndarray, scale: float) -> float:
     return float(np.max(np.abs(a - b))) / scale
 
 
-def dtype_tolerance(model: nn.Module, float32: float, half: float = 2e-2) -> float:
+def dtype_tolerance(model: LanguageModel, float32: float, half: float = 2e-2) -> float:
     """The rounding allowed at the model's precision: `half` as soon as one matrix is not float32."""
-    matrices = [p for _, p in nn.utils.tree_flatten(model.parameters()) if p.ndim >= 2]
+    matrices = [p for p in flatten(model.parameters()).values() if p.ndim >= 2]
     return float32 if all(p.dtype == mx.float32 for p in matrices) else half
 
 
-def cross_entropy(model: nn.Module, tokens: mx.array) -> mx.array:
+def cross_entropy(model: LanguageModel, tokens: mx.array) -> mx.array:
     """Mean CE in nats per scored token of tokens[:, 1:] given tokens[:, :-1], in float32."""
     inputs, targets = losses.split_rows(tokens)
     nats, count = losses.cross_entropy(model(inputs), targets.astype(mx.int32))

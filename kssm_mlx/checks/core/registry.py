@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kssm_mlx.errors import CheckFailed, ConfigError, nearest
 
@@ -41,11 +41,21 @@ WEIGHT_LEVELS = {
     "L4": "arithmetic",
     "L5": "behaviour",
 }
+# A check takes a Context, the base model under test, facts of the machine, or nothing.
+Run = TypeVar("Run", bound=Callable[..., Any])
+Given = TypeVar("Given")
 START, DOCTOR = "start", "doctor"  # told when a run starts; asked of the machine by `kssm doctor`
 
 
 class NotMeasurable(Exception):
     """Raised inside a check when something it needs is absent; the message says what."""
+
+
+def given(value: Given | None, name: str) -> Given:
+    """The value. Raises: NotMeasurable that says what is absent."""
+    if value is None:
+        raise NotMeasurable(f"needs {name}, none given")
+    return value
 
 
 @dataclass(frozen=True)
@@ -96,10 +106,10 @@ class Context:
 
     model: any LanguageModel; config: its configuration; recipe: the Recipe; data: the TokenData; tokenizer:
     the tokenizer the model is used with; initial: the trainable parameters before step 1 (flat dict);
-    history: rows of metrics.jsonl; run_folder: where the run lives; host: the root digest of the verified
-    weights that the model started from, None for a fresh one; host_notes: how far these were verified and
-    what was found; manifest: the run's manifest.json; seed: of every random draw a check makes; intervention
-    and masks: what the recipe's [clamp] and [freeze] hold, see training/constraints.py.
+    history: rows of metrics.jsonl; run_folder: where the run lives; base_digest: the root digest of the
+    verified weights that the model started from, None for a fresh one; base_notes: how far these were
+    verified and what was found; manifest: the run's manifest.json; seed: of every random draw a check makes;
+    intervention and masks: what the recipe's [clamp] and [freeze] hold, see training/constraints.py.
 
     For comparisons: builder: seed -> a fresh model of the same configuration; seeds: of what is repeated;
     interventions: name -> models.base.Intervention that a claim is about; runs: one Context per run folder
@@ -118,8 +128,8 @@ class Context:
     initial: dict[str, Any] | None = None
     history: list[dict[str, Any]] | None = None
     run_folder: Any = None
-    host: str | None = None
-    host_notes: dict[str, Any] = field(default_factory=dict)
+    base_digest: str | None = None
+    base_notes: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     manifest: dict[str, Any] | None = None
     intervention: Any = None
@@ -146,8 +156,8 @@ class Context:
 
     @property
     def trained(self) -> bool:
-        """Whether the model has learned anything: here, or as somebody's host before."""
-        return self.step > 0 or self.host is not None
+        """Whether the model has learned anything: here, or as somebody's base model before."""
+        return self.step > 0 or self.base_digest is not None
 
 
 def parse_explanation(text: str) -> dict[str, str]:
@@ -167,7 +177,7 @@ class Definition:
     level: str
     title: str
     source: str
-    run: Callable[[Context], Check]
+    run: Callable[..., Any]
     also: str = ""
     needs_training: bool = False
     passes: int = 0
@@ -229,7 +239,7 @@ def check(
     if unknown := {level, *also}.difference(levels):
         raise ValueError(f"check {id}: no level {', '.join(sorted(unknown))}; levels are {', '.join(levels)}")
 
-    def register(function: Callable[[Context], Check]) -> Callable[[Context], Check]:
+    def register(function: Run) -> Run:
         if id in REGISTRY:
             raise ValueError(f"two checks are called {id}: {REGISTRY[id].run.__name__}, {function.__name__}")
         REGISTRY[id] = Definition(

@@ -45,7 +45,7 @@ def refuse_stateless(model: Any) -> None:
 
 
 def view_states(model: Any, cache: Cache) -> Views:
-    """The memories in a cache, of a graft those of its host. Shapes: [B, n] each.
+    """The memories in a cache, of a graft those of its base model. Shapes: [B, n] each.
 
     Raises: NotMeasurable where there is none.
     """

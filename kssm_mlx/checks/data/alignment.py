@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from kssm_mlx.checks.core.conditions import log_softmax
@@ -19,7 +18,7 @@ from kssm_mlx.checks.core.probes import (
 from kssm_mlx.checks.core.registry import Check, Context, check, verdict
 from kssm_mlx.data.batches import Batch, evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.tokens import TokenSplit
-from kssm_mlx.models.base import Output, training_mode
+from kssm_mlx.models.base import LanguageModel, Output, number, training_mode
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.losses import cross_entropy, split_rows
 from kssm_mlx.training.recipe_sections import Train
@@ -31,7 +30,7 @@ SURE = 20.0  # the logit of an oracle: right it costs 1e-8 nats, wrong it costs 
 RUN, BATCHES = 16, 8  # equal tokens in a row that count as padding; batches that are looked at
 
 
-class Oracle(nn.Module):
+class Oracle(LanguageModel):
     """Says, and is sure, that the cycle 0 1 .. 6 0 1 .. goes on `shift` places further."""
 
     model_type = "oracle"
@@ -69,7 +68,7 @@ def target_alignment(ctx: Context) -> Check:
     for shift in SHIFTS:
         losses["training"][shift] = _trained_loss(Oracle(shift), train)
         losses["evaluation"][shift] = _evaluated_loss(Oracle(shift), train)
-    least = {where: min(at, key=at.get) for where, at in losses.items()}
+    least = {where: min(at, key=at.__getitem__) for where, at in losses.items()}
     wrong = [where for where in losses if least[where] != 1 or not losses[where][1] < 0.01]
     where = (wrong or ["training"])[0]
     return verdict(
@@ -94,9 +93,9 @@ def _trained_loss(oracle: Oracle, train: Train) -> float:
         batch = track_batch(split, 0, train.batch_size, train.context)
     else:
         batch = random_batch(split, train.seed, 0, train.batch_size, train.context)
-    tokens, resets = (None if a is None else mx.array(a) for a in batch)
+    tokens, resets = mx.array(batch.tokens), None if batch.resets is None else mx.array(batch.resets)
     step = make_step(oracle, train, compile=False)
-    return step(initial_state(oracle, train), tokens, resets)[1]["loss"].item()
+    return number(step(initial_state(oracle, train), tokens, resets)[1]["loss"])
 
 
 def _evaluated_loss(oracle: Oracle, train: Train) -> float:
@@ -179,7 +178,7 @@ def _by_the_trainer(ctx: Context, rows: np.ndarray) -> float:
     inputs, targets = split_rows(mx.array(rows))
     with training_mode(ctx.model, False):
         nats, count = cross_entropy(ctx.model.forward(inputs).logits, targets)
-    return nats.item() / count.item()
+    return number(nats) / number(count)
 
 
 def _by_hand(logits: np.ndarray, targets: np.ndarray, real: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, given, verdict
 from kssm_mlx.data.tasks import Task
 from kssm_mlx.data.tokens import TokenSplit
 from kssm_mlx.metrics.incontext import in_context
@@ -41,6 +41,7 @@ def task_of(ctx: Context) -> Task:
 
 def rows_of(split: TokenSplit, most: int = SEQUENCES) -> Rows:
     """The first rows of a split."""
+    assert split.row is not None and split.scored is not None  # a task has both
     count = min(most, split.starts.size) * split.row
     ids, scored = (np.asarray(a[:count]).reshape(-1, split.row) for a in (split.ids, split.scored))
     return Rows(ids.astype(np.int64), scored.astype(bool) & (np.arange(split.row) > 0))
@@ -165,8 +166,7 @@ def above_chance(ctx: Context) -> Check:
 
 def evaluations(ctx: Context) -> list[dict]:
     """The rows of the evaluations of a run. Raises: NotMeasurable where there was none."""
-    ctx.need("history")
-    found = [row for row in ctx.history if row.get("kind") == "eval"]
+    found = [row for row in given(ctx.history, "history") if row.get("kind") == "eval"]
     if not found:
         raise NotMeasurable("the run has no evaluation yet")
     return found
@@ -195,7 +195,7 @@ def target_entropy(ctx: Context) -> Check:
     entropy = {int(t): _entropy(rows.ids[rows.scored[:, t], t]) for t in scored}
     needed = ENTROPY * min(math.log(ctx.data.vocab_size), math.log(rows.ids.shape[0]))
     known = [t for t, nats in entropy.items() if not nats >= needed]
-    least = min(entropy, key=entropy.get)
+    least = min(entropy, key=entropy.__getitem__)
     return verdict(
         "G5",
         not known,

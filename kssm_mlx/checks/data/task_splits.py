@@ -51,6 +51,7 @@ def splits_are_disjoint(ctx: Context) -> Check:
 
 
 def _rows(split: TokenSplit) -> np.ndarray:
+    assert split.row is not None  # of a task
     return np.asarray(split.ids).reshape(-1, split.row).astype(np.int64)
 
 

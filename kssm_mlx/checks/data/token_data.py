@@ -32,8 +32,8 @@ def tokenizer_identity(ctx: Context) -> Check:
     ends aside.
 
     Threshold: digests equal, round trip exact, less than 1e-5 of the text lost, U+FFFD < 1e-5. Sizes equal,
-    except that a model's table may be padded by less than 1 %, as published hosts are (50,280 rows for 50,277
-    tokens).
+    except that a model's table may be padded by less than 1 %, as published base models are (50,280 rows for
+    50,277 tokens).
     Caught: token files of GPT-2 (50,257) read with cl100k (100,277); v1's validation table of 61 symbols
     against 65; RWKV with a foreign vocabulary.
     Sabotage: a character tokenizer of another text of the same size; a model with one row too many; a
@@ -49,7 +49,7 @@ def tokenizer_identity(ctx: Context) -> Check:
     if used.vocab_size != V or not 0 <= rows - V < max(1, 0.01 * V):
         problems.append(f"vocabulary of model {rows}, tokenizer {used.vocab_size}, data {V}")
     if not problems:  # the text of foreign ids means nothing
-        problems += _lost(ctx.data.index["splits"])
+        problems += _list_lost(ctx.data.index["splits"])
         problems += _round_trip(used, ctx.data.validation.ids[: 1 << 18])
     return verdict(
         "C13",
@@ -62,7 +62,7 @@ def tokenizer_identity(ctx: Context) -> Check:
     )
 
 
-def _lost(sides: dict[str, dict]) -> list[str]:
+def _list_lost(sides: dict[str, dict]) -> list[str]:
     """What the tokenizer threw away of the documents; nothing of files that do not say."""
     shares = {name: side.get("lost") or 0.0 for name, side in sides.items()}
     return [
@@ -142,12 +142,13 @@ def split_hygiene(ctx: Context) -> Check:
     overlap = measure_overlap(train, validation)
     kl, limit = unigram_kl(validation, train, ctx.data.vocab_size), kl_limit(ctx.data.vocab_size)
     corpus = ctx.data.index["corpus"]
-    foreign = ctx.recipe is not None and not _is_corpus(ctx.recipe.data, corpus)
+    recipe = ctx.recipe and ctx.recipe.data
+    foreign = recipe is not None and not _is_corpus(recipe, corpus)
     return verdict(
         "C15",
         overlap < 1e-3 and kl < limit and not foreign,
         f"overlap {overlap:.3%}, KL {kl:.3f} nats"
-        + (f", ids of {corpus['source']}, recipe of {ctx.recipe.data.source}" if foreign else ""),
+        + (f", ids of {corpus['source']}, recipe of {recipe.source}" if recipe and foreign else ""),
         f"overlap < 0.1 %, KL < {limit:.2f} nats, one corpus",
         _remedy(ctx, overlap, kl >= limit, foreign),
         overlap=overlap,
@@ -183,7 +184,7 @@ def _shared_text(ctx: Context) -> str:
     known = np.unique(hash_passages(train, GRAM))
     first = int(np.flatnonzero(np.isin(mine, known))[0])
     passage = validation[first : first + GRAM]
-    tokenizer = ctx.tokenizer or getattr(ctx.data, "tokenizer", None)
+    tokenizer: Any = ctx.tokenizer or getattr(ctx.data, "tokenizer", None)
     try:
         return tokenizer.decode(passage)[:60]
     except (KssmError, AttributeError):  # another tokenizer's ids, which C13 tells, or none
@@ -298,5 +299,5 @@ def best_by_counting(train: np.ndarray, validation: np.ndarray, vocab_size: int,
         coder = in_context(validation[: count * length].reshape(count, length), vocab_size)
         name = f"in-context order {coder.order} stride {coder.stride}"
         rungs[name], scored[name] = coder.code_length, count * (length - 1)
-    best = min(rungs, key=rungs.get)
+    best = min(rungs, key=rungs.__getitem__)
     return {"name": best, "best": rungs[best], "scored": scored[best], "unigram": rungs["unigram"]}

@@ -7,13 +7,12 @@ import numpy as np
 
 from kssm_mlx.checks.core.conditions import read_passage, run_arm
 from kssm_mlx.checks.core.probes import cross_entropy, short_context, to_numpy
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict, check, verdict
 from kssm_mlx.checks.core.thresholds import RANK, Band, judge_by_band, root_mean_square
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.models.base import Intervention, component_of, training_mode, with_parameters
+from kssm_mlx.models.base import Intervention, component_of, flatten, number, training_mode, with_parameters
 from kssm_mlx.models.interventions.spec import Observe
 from kssm_mlx.training.optim import BRANCHES, component_rms
-from kssm_mlx.training.state import flatten
 
 RATIO = Band(0.1, 10.0, 0.3, 3.0)
 ALIVE, LOUD = Band(low=0.01, warn_low=0.05), Band(0.01, 100.0, 0.1, 10.0)
@@ -46,7 +45,7 @@ def gradient_ratio(ctx: Context) -> Check:
     if len(tags) < 2:
         raise NotMeasurable("there is one kind of mixer, and nothing to compare it with")
     size = component_rms(ctx.model, _gradient(ctx), always=True)
-    found = {tag: size[f"grad_rms_{tag}"].item() for tag in tags}
+    found = {tag: number(size[f"grad_rms_{tag}"]) for tag in tags}
     pairs = {f"{tags[0]}/{tag}": _ratio(found[tags[0]], found[tag]) for tag in tags[1:]}
     return judge_by_band(
         "D3", pairs, RATIO, "one mixer learns faster: give it [train.groups] of its own", rms=found
@@ -95,7 +94,7 @@ def mixers_vary(ctx: Context) -> Check:
     }
     weakest = ALIVE.worst(alive)
     ratio = f", RMS rwkv/mamba {heard[LOUD.worst(heard)]:.3g} ({LOUD.worst(heard)})" if heard else ""
-    words = [ALIVE.judge(alive[weakest]), *map(LOUD.judge, heard.values())]
+    words: list[Verdict] = [ALIVE.judge(alive[weakest]), *map(LOUD.judge, heard.values())]
     return verdict(
         "D4",
         max(words, key=RANK.index),

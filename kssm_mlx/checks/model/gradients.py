@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.probes import (
     cross_entropy,
@@ -16,8 +16,8 @@ from kssm_mlx.checks.core.probes import (
     to_numpy,
     vocabulary_size,
 )
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import component_of, training_mode, with_parameters
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, given, verdict
+from kssm_mlx.models.base import LanguageModel, component_of, flatten, number, training_mode, with_parameters
 from kssm_mlx.runs.layout import CHECKPOINTS
 from kssm_mlx.training.loss_terms import Term, parse_terms
 from kssm_mlx.training.optim import global_norm
@@ -99,14 +99,14 @@ def _term_gradients(ctx: Context) -> dict[str, tuple[float, float]]:
     return {term.name: _term_gradient(ctx.model, term, tokens) for term in found}
 
 
-def _term_gradient(model: nn.Module, term: Term, tokens: mx.array) -> tuple[float, float]:
+def _term_gradient(model: LanguageModel, term: Term, tokens: mx.array) -> tuple[float, float]:
     def weighted(parameters) -> mx.array:
         out = with_parameters(model, parameters, lambda: model.forward(tokens[:, :-1]))
         return term.weight * term.function(out.logits, tokens[:, 1:], out.trace)[0]
 
     with training_mode(model, True):
         value, gradient = mx.value_and_grad(weighted)(model.trainable_parameters())
-    return value.item(), global_norm(gradient).item()
+    return number(value), number(global_norm(gradient))
 
 
 def _largest_gradients(ctx: Context) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -117,11 +117,11 @@ def _largest_gradients(ctx: Context) -> tuple[dict[str, np.ndarray], np.ndarray]
     with training_mode(model, True):
         for i in range(BATCHES):
             tokens = random_tokens(ctx, ROWS, length + 1, stream=70 + i)
-            flat = nn.utils.tree_flatten(gradient(parameters, mx.array(tokens)))
-            moved = dict(nn.utils.tree_flatten(parameters))
-            parameters = nn.utils.tree_unflatten([(n, moved[n] - 1e-3 * mx.sign(g)) for n, g in flat])
+            gradients = flatten(gradient(parameters, mx.array(tokens)))
+            moved = flatten(parameters)
+            parameters = tree_unflatten([(n, moved[n] - 1e-3 * mx.sign(g)) for n, g in gradients.items()])
             mx.eval(parameters)
-            for name, g in flat:
+            for name, g in gradients.items():
                 largest[name] = np.maximum(largest.get(name, 0.0), np.abs(to_numpy(g)))
             ids.append(tokens[:, :-1])
     return largest, np.unique(ids)
@@ -155,17 +155,18 @@ def weights_moved(ctx: Context) -> Check:
     Sabotage: a tensor that stays; an optimiser file of zeros; a frozen tensor that weight decay shrinks.
     """
     ctx.need("model", "initial")
+    initial = given(ctx.initial, "initial")
     if ctx.history is not None and ctx.step < 20:
         raise NotMeasurable(f"{ctx.step} steps done, 20 needed")
-    now = dict(nn.utils.tree_flatten(ctx.model.trainable_parameters()))
-    missing = sorted(set(now) ^ set(ctx.initial))
-    changes = {n: _change(now[n], ctx.initial[n], ctx.masks.get(n)) for n in now if n in ctx.initial}
+    now = flatten(ctx.model.trainable_parameters())
+    missing = sorted(set(now) ^ set(initial))
+    changes = {n: _change(now[n], initial[n], ctx.masks.get(n)) for n in now if n in initial}
     moved = {n: change for n, (change, _) in changes.items() if change is not None}
     at_rest = _groups_at_rest(ctx)
     still = [n for n, change in moved.items() if not change > 1e-6 and not at_rest(n)] + missing
     loose = [n for n, (_, kept) in changes.items() if not kept]
     optimiser = _optimiser_moments(ctx.run_folder)
-    least = min(moved, key=moved.get)
+    least = min(moved, key=moved.__getitem__)
     problems = [f"{len(still)} of {len(now)} tensors did not move: {', '.join(still[:4])}"] if still else []
     problems += [f"frozen, and moved all the same: {', '.join(loose[:4])}"] if loose else []
     problems += ["optimiser state empty"] if optimiser == 0 else []
@@ -206,4 +207,5 @@ def _optimiser_moments(folder: Path | None) -> int | None:
     files = sorted(Path(folder).glob(f"{CHECKPOINTS}/step_*/optimizer.safetensors")) if folder else []
     if not files:
         return None
-    return sum(bool(mx.any(t != 0)) for t in mx.load(str(files[-1])).values())
+    moments = flatten(mx.load(str(files[-1])))
+    return sum(bool(mx.any(t != 0)) for t in moments.values())

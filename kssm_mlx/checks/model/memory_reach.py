@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from kssm_mlx.data.tasks.streams import Toy
 ROWS, MOST, FELT = 4, 7, 1e-6
 
 # Task -> between the input that is asked for and the one that asks, in tokens; a subclass before its parent.
-NEEDED: dict[type[Task], Callable[[Task], range | list[int]]] = {
+NEEDED: dict[type[Task], Callable[[Any], range | list[int]]] = {
     SelectiveCopy: lambda t: range(t.symbols, t.span + 1),
     Copy: lambda t: [t.symbols],
     Passkey: lambda t: [t.digits + d for d in t.distances],
@@ -60,7 +61,7 @@ def memory_reach(ctx: Context) -> Check:
         tokens[:, -1 - lag] = swap_token(base[:, -1 - lag], vocabulary_size(ctx.model), stream=lag)
         e[lag] = logit_deviation(logits_of(ctx.model, tokens)[:, -1], reference, scale)
     missing = [lag for lag in lags if not e[lag] > FELT]
-    weakest = min(e, key=e.get)
+    weakest = min(e, key=e.__getitem__)
     return verdict(
         "G7",
         not missing,

@@ -7,7 +7,7 @@ import numpy as np
 
 from kssm_mlx.checks.core.conditions import noise, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import training_mode, with_parameters
+from kssm_mlx.models.base import number, training_mode, with_parameters
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.optim import global_norm
 
@@ -85,7 +85,7 @@ def barriers_push_back(ctx: Context) -> Check:
     ctx.need("model", "recipe")
     if not ctx.recipe.loss:
         raise NotMeasurable("the recipe adds no term to the loss")
-    felt = {name: _felt(ctx, name) for name in _parts(ctx, ctx.model.trainable_parameters())}
+    felt = {name: _measure_gradient(ctx, name) for name in _parts(ctx, ctx.model.trainable_parameters())}
     dead = [name for name, (value, norm) in felt.items() if value != 0 and not norm > ALIVE]
     least = (dead or sorted(felt, key=lambda name: felt[name][1]))[0]
     return verdict(
@@ -98,10 +98,10 @@ def barriers_push_back(ctx: Context) -> Check:
     )
 
 
-def _felt(ctx: Context, name: str) -> tuple[float, float]:
+def _measure_gradient(ctx: Context, name: str) -> tuple[float, float]:
     """(value, norm of the gradient) of one part."""
     value, gradient = mx.value_and_grad(lambda p: _parts(ctx, p)[name])(ctx.model.trainable_parameters())
-    return value.item(), global_norm(gradient).item()
+    return number(value), number(global_norm(gradient))
 
 
 def _parts(ctx: Context, parameters: dict) -> dict[str, mx.array]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 
 from kssm_mlx import models
 from kssm_mlx.checks.core.conditions import mean_kl
@@ -29,7 +29,7 @@ from kssm_mlx.checks.core.probes import (
 )
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.core.thresholds import Band, judge_by_band
-from kssm_mlx.models.base import Clamp, Intervention, training_mode, with_parameters
+from kssm_mlx.models.base import Clamp, Intervention, flatten, training_mode, with_parameters
 
 NOISE_OFF = {"dropout": 0.0, "noise": "off"}  # fields of a configuration, and what they are without noise
 
@@ -216,11 +216,11 @@ def _trained_without_noise(ctx: Context, tokens: np.ndarray) -> np.ndarray:
     knobs = [name for name in getattr(model, "knobs", ()) if name.endswith("sigma")]
     if not (off or knobs):
         raise NotMeasurable(f"the model draws in training, and its args have no {' or '.join(NOISE_OFF)}")
-    weights, quiet = dict(nn.utils.tree_flatten(model.parameters())), model
+    weights, quiet = (flatten(model.parameters())), model
     if off:
         quiet = models.build(replace(model.args, **off))
         quiet.__class__ = type(model)
-    silent = nn.utils.tree_unflatten(list({**weights, **dict.fromkeys(knobs, mx.array(0.0))}.items()))
+    silent = tree_unflatten(list({**weights, **dict.fromkeys(knobs, mx.array(0.0))}.items()))
     return with_parameters(quiet, silent, lambda: logits_of(quiet, tokens, True, ctx.seed))
 
 

@@ -62,7 +62,7 @@ def has_two_states(ctx: Context) -> Check:
         raise NotMeasurable('how many populations a block has is not known: the trace has no "block00/R"')
     portraits = {b: _portraits(ctx.model, b, R.shape[-1], ctx.seed) for b, R in widths.items()}
     share = {b: float(np.mean([p.bistable for p in found])) for b, found in portraits.items()}
-    worst = min(share, key=share.get, default=None)
+    worst = min(share, key=share.__getitem__, default=-1)
     return verdict(
         "C26",
         carried and share[worst] > 0,
@@ -99,7 +99,9 @@ def _portraits(model: Any, block: int, groups: int, seed: int) -> list[Portrait]
 
 def _quiet(model: Any, block: int, z: np.ndarray) -> np.ndarray:
     """States [S, G] after the tokens that say nothing."""
-    out = np.array(model.free_states(block, STEPS, mx.array(np.stack([z.real, z.imag], axis=1), mx.float32)))
+    out = np.array(
+        model.free_states(block, STEPS, mx.array(np.stack([np.real(z), np.imag(z)], axis=1), mx.float32))
+    )
     return out[:, 0].astype(np.float64) + 1j * out[:, 1]
 
 
@@ -107,7 +109,7 @@ def draw_portrait(later: np.ndarray, kicked: np.ndarray) -> Portrait:
     """Of final states, and of the same after a kick and as long again. Shapes: [S], [S]."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    points = np.stack([later.real, later.imag], axis=-1)
+    points = np.stack([np.real(later), np.imag(later)], axis=-1)
     labels = fcluster(linkage(points, "single"), LINK, "distance")
     sizes, off = np.bincount(labels)[1:], float(np.max(np.abs(kicked - later)))
     if len(sizes) < 2:

@@ -8,10 +8,10 @@ import numpy as np
 
 from kssm_mlx.checks.core.conditions import mean_R, noise, read_passage
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import training_mode, with_parameters
+from kssm_mlx.models.base import flatten, training_mode, with_parameters
 from kssm_mlx.training.controllers import COUPLINGS, RULES
 from kssm_mlx.training.monitoring import Knobs, Monitoring
-from kssm_mlx.training.state import flatten, with_knobs
+from kssm_mlx.training.state import with_knobs
 
 ACTIONS, MOVED, BEYOND = 20, 0.01, 0.1
 

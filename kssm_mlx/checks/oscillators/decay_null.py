@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.conditions import mean_R, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import flatten, with_parameters
 from kssm_mlx.training.optim import adamw
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
-from kssm_mlx.training.state import flatten
 
 MOVED, WARN, FAIL = 0.01, 0.2, 0.5
 PHYSICS = ("omega", "gamma", "phase", "phases", "theta", "spread", "delta", "sigma")
@@ -60,7 +61,7 @@ def decay_null(ctx: Context) -> Check:
     return verdict(
         "C9",
         "pass" if share <= WARN else "warn" if share <= FAIL else "fail",
-        f"R moved by {_farthest(trained):+.3f}, by decay alone {_farthest(drift):+.3f}: {share:.0%} of it",
+        f"R moved by {_largest(trained):+.3f}, by decay alone {_largest(drift):+.3f}: {share:.0%} of it",
         f"<= {WARN:.0%} (fails above {FAIL:.0%})",
         'take the oscillators out of weight decay: train.decay = "matrices", and name them in no_decay',
         share=share,
@@ -70,7 +71,7 @@ def decay_null(ctx: Context) -> Check:
     )
 
 
-def decay_of(model, train: Train) -> dict[str, float]:
+def decay_of(model, train: Train) -> dict[str, Any]:
     """What each trainable parameter loses per unit of learning rate."""
     adam = adamw(model, train)
     rates = flatten(adam.rates)
@@ -101,5 +102,5 @@ def _of_the_recipe(shrinking: list[str]) -> Check:
     )
 
 
-def _farthest(change: np.ndarray) -> float:
+def _largest(change: np.ndarray) -> float:
     return float(change[np.argmax(np.abs(change))])

@@ -5,6 +5,7 @@ floor and against a placebo.
 from __future__ import annotations
 
 from itertools import product
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -83,7 +84,8 @@ def coherence_matters(ctx: Context) -> Check:
 def _treat(ctx: Context, tokens: mx.array, free: Arm, clamp: Clamp) -> tuple[float, float, float]:
     """(|R - R*|, KL of the treatment, KL of its placebo)."""
     held = run_arm(ctx.model, tokens, ctx.seed, Intervention((clamp,)))
-    missed = np.max(np.abs(blocks_with(held.trace, "R")[clamp.block] - clamp.value))
+    block = cast(int, clamp.block)  # each clamp here is of one block
+    missed = np.max(np.abs(blocks_with(held.trace, "R")[block] - clamp.value))
     before = hidden_of(ctx.model, tokens, ctx.seed)
     moved = hidden_of(ctx.model, tokens, ctx.seed, Intervention((clamp,))) - before
     pushed = (before + measure_placebo(moved, ctx.seed)).astype(np.float32)

@@ -47,8 +47,8 @@ def list_contradictions(recipe: Recipe) -> list[str]:
     R, U, _ = zones.TARGETS[monitor.target]
     found = [
         f"{name} wants {quantity} in {_show(wanted)}, the target {monitor.target!r} in {_show(aim)}"
-        for name, quantity, wanted in _wishes(recipe)
-        if not _meet(wanted, aim := (R if quantity == "R" else U or ANY))
+        for name, quantity, wanted in _list_pushes(recipe)
+        if not _ranges_meet(wanted, aim := (R if quantity == "R" else U or ANY))
     ]
     called = zones.tone(sum(R) / 2, monitor.profile)
     if called == TOO_MUCH:
@@ -58,7 +58,7 @@ def list_contradictions(recipe: Recipe) -> list[str]:
     return found
 
 
-def _wishes(recipe: Recipe) -> list[tuple[str, str, Range]]:
+def _list_pushes(recipe: Recipe) -> list[tuple[str, str, Range]]:
     """(who, "R" or "U", the range it leaves alone) of what pushes."""
     wishes = []
     if section := recipe.control:
@@ -70,21 +70,21 @@ def _wishes(recipe: Recipe) -> list[tuple[str, str, Range]]:
         if kind == "tonal":
             wishes.append((f"loss.{name}", "R", (0.0, options.get("limit", 0.8))))
         elif kind == "coherence":
-            wishes.append((f"loss.{name}", "R", _unpunished(**options)))
+            wishes.append((f"loss.{name}", "R", _free_range(**options)))
         elif kind == "uncertainty":
             target = options.get("target", 0.5)
             wishes.append((f"loss.{name}", "U", (target, target)))
     return wishes
 
 
-def _unpunished(kind: str = "band", target: float = 0.45, width: float = 0.1, **_: float) -> Range:
+def _free_range(kind: str = "band", target: float = 0.45, width: float = 0.1, **_: float) -> Range:
     """The R that the coherence term costs nothing."""
     return {"ceiling": (0.0, target), "center": (target, target), "band": (target - width, target + width)}[
         kind
     ]
 
 
-def _meet(a: Range, b: Range) -> bool:
+def _ranges_meet(a: Range, b: Range) -> bool:
     """Whether two ranges overlap; ends that touch do not, but a range of one point lies in another."""
     low, high = max(a[0], b[0]), min(a[1], b[1])
     return low < high or (low == high and (a[0] == a[1] or b[0] == b[1]))

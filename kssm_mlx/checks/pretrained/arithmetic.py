@@ -1,4 +1,4 @@
-"""L4: does the host compute? Its tokenizer fits, its numbers are finite and the same in every form."""
+"""L4: does the base model compute? Its tokenizer fits, its numbers are finite and the same in every form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.probes import (
     dtype_tolerance,
@@ -15,12 +15,12 @@ from kssm_mlx.checks.core.probes import (
 )
 from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check, verdict
 from kssm_mlx.checks.model.sequence import step_by_step
-from kssm_mlx.checks.pretrained.subject import Host, read_english
+from kssm_mlx.checks.pretrained.subject import Subject, read_english
 from kssm_mlx.errors import DataError
-from kssm_mlx.models.base import training_mode, with_parameters
+from kssm_mlx.models.base import flatten, training_mode, with_parameters
 from kssm_mlx.weights.audit.manifest_tables import Fingerprint
 
-# How many ids the tokenizers people use give; embeddings have that many rows or a few more, see `_padded`.
+# How many ids the tokenizers people use give; embeddings have that many rows or a few more, see `_pad_sizes`.
 KNOWN = {
     256: "bytes",
     32_000: "Llama 2",
@@ -36,18 +36,18 @@ SAME_LOGITS = 1e-2, 5e-2  # float32 weights, weights with a matrix in half preci
 
 
 @check("W28", level="L4", title="sizes of the manifest", source="docs/background/weights.md#six-layers")
-def manifest_sizes(host: Host) -> Check:
+def manifest_sizes(subject: Subject) -> Check:
     """architecture, embedding rows, width and depth of the configuration against the manifest's.
 
     Threshold: equal.
     Caught: a repository whose name promises another size than its files have.
     Sabotage: a manifest of a model twice as deep.
     """
-    host.need("model")
-    if host.facts is None:
+    subject.need("model")
+    if subject.facts is None:
         raise NotMeasurable("no manifest says how large it is")
-    facts = host.facts.model_dump()
-    got = {name: getattr(host.model.args, name, None) for name in facts}
+    facts = subject.facts.model_dump()
+    got = {name: getattr(subject.model.args, name, None) for name in facts}
     wrong = [name for name in facts if got[name] != facts[name]]
     return verdict(
         "W28",
@@ -61,11 +61,11 @@ def manifest_sizes(host: Host) -> Check:
 def judge_vocabulary(tokenizer, embedding_rows: int) -> Check:
     """W20 of a tokenizer and an embedding, see `vocabulary_fits`."""
     ids = tokenizer.vocab_size
-    fits = [name for size, name in KNOWN.items() if embedding_rows in _padded(size) and size != ids]
+    fits = [name for size, name in KNOWN.items() if embedding_rows in _pad_sizes(size) and size != ids]
     text = read_english()[:2000]
     numbers = {"ids": ids, "rows": embedding_rows}
-    if ids <= embedding_rows and embedding_rows in _padded(ids):
-        survives = _survives(tokenizer, text)
+    if ids <= embedding_rows and embedding_rows in _pad_sizes(ids):
+        survives = _survives_encoding(tokenizer, text)
         got = (
             f"{ids:,} ids for {embedding_rows:,} rows, text {'survives' if survives else 'does not survive'}"
         )
@@ -85,7 +85,7 @@ def judge_vocabulary(tokenizer, embedding_rows: int) -> Check:
     )
 
 
-def _survives(tokenizer, text: str) -> bool:
+def _survives_encoding(tokenizer, text: str) -> bool:
     """Whether the text comes back, give or take spaces at its ends, which some decoders drop."""
     try:
         return tokenizer.decode(tokenizer.encode(text)).strip() == text.strip()
@@ -93,13 +93,13 @@ def _survives(tokenizer, text: str) -> bool:
         return True
 
 
-def _padded(size: int) -> set[int]:
+def _pad_sizes(size: int) -> set[int]:
     """Rows that an embedding of `size` tokens may have."""
     return {-(-size // multiple) * multiple for multiple in (2**i for i in range(10))}
 
 
 @check("W20", level="L4", title="tokenizer and embedding", source="docs/background/k-ssm.md#two-tokenizers")
-def vocabulary_fits(host: Host) -> Check:
+def vocabulary_fits(subject: Subject) -> Check:
     """the number of ids of the tokenizer against the rows of the embedding, and a text there and back.
 
     Threshold: as many rows as ids, or that many rounded up to a multiple of a power of two up to 512, which
@@ -108,10 +108,10 @@ def vocabulary_fits(host: Host) -> Check:
     Caught: GPT-2's and cl100k's ids in Mamba and RWKV, "compatible because the largest id is below 50,277".
     Sabotage: every pair of known tokenizers.
     """
-    host.need("model")
-    if host.tokenizer is None:
+    subject.need("model")
+    if subject.tokenizer is None:
         raise NotMeasurable("no tokenizer; put the tokenizer.json of the model beside the weights")
-    return judge_vocabulary(host.tokenizer, host.model.args.vocab_size)
+    return judge_vocabulary(subject.tokenizer, subject.model.args.vocab_size)
 
 
 def fingerprint_of(model) -> Fingerprint:
@@ -129,7 +129,7 @@ def fingerprint_of(model) -> Fingerprint:
 
 
 @check("W21", level="L4", title="fingerprint", source="docs/background/weights.md#six-layers")
-def matches_fingerprint(host: Host) -> Check:
+def matches_fingerprint(subject: Subject) -> Check:
     """the logits of the fixed prompt against those the manifest keeps, as max |Δ| / std(kept logits).
 
     Threshold: <= 1e-2: TF32 products round by 1e-3, and other weights move logits by their own size. 5e-2
@@ -137,15 +137,15 @@ def matches_fingerprint(host: Host) -> Check:
     Caught: weights that load without an error and are not those that were verified.
     Sabotage: one matrix scaled by 1.05; another model.
     """
-    host.need("model")
-    if host.fingerprint is None:
+    subject.need("model")
+    if subject.fingerprint is None:
         raise NotMeasurable("the manifest has no fingerprint; --write-manifest adds one")
-    kept, got = (np.array(f.logits) for f in (host.fingerprint, fingerprint_of(host.model)))
-    if kept.shape != got.shape or host.fingerprint.vocab_size != host.model.args.vocab_size:
+    kept, got = (np.array(f.logits) for f in (subject.fingerprint, fingerprint_of(subject.model)))
+    if kept.shape != got.shape or subject.fingerprint.vocab_size != subject.model.args.vocab_size:
         gap = float("inf")
     else:
         gap = float(np.abs(got - kept).max()) / logit_spread(kept)
-    limit = dtype_tolerance(host.model, *SAME_LOGITS)
+    limit = dtype_tolerance(subject.model, *SAME_LOGITS)
     return verdict(
         "W21",
         gap <= limit,
@@ -162,33 +162,33 @@ def matches_fingerprint(host: Host) -> Check:
     title="parallel = recurrent",
     source="docs/background/phase-grafts.md#a-token-without-its-state",
 )
-def parallel_is_recurrent(host: Host) -> Check:
-    """C5 on the host: logits of one call, of one token at a time, and of pieces with the state
+def parallel_is_recurrent(subject: Subject) -> Check:
+    """C5 on the base model: logits of one call, of one token at a time, and of pieces with the state
     handed over, as max |Δ| / std(logits).
 
     Threshold: <= 1e-4 in float32, 2e-2 below.
     Caught: measure.py and test_baseline, which fed one token at a time without state.
-    Sabotage: a host that ignores its state.
+    Sabotage: a base model that ignores its state.
     """
-    return replace(step_by_step(host), id="W22", title=REGISTRY["W22"].title, level="L4")
+    return replace(step_by_step(subject), id="W22", title=REGISTRY["W22"].title, level="L4")
 
 
 @check(
     "W23", level="L4", title="finite in float32 and bfloat16", source="docs/background/weights.md#six-layers"
 )
-def finite_logits(host: Host) -> Check:
+def finite_logits(subject: Subject) -> Check:
     """64 tokens with all float weights in float32, then in bfloat16 but for those that must stay.
 
     Threshold: every logit finite in both. How far they differ, in units of their spread, is reported.
     Caught: overflow in half precision, which shows as NaN only in the middle of a text.
     Sabotage: a NaN in a weight; a weight that only float32 can hold.
     """
-    host.need("model")
-    V = host.model.args.vocab_size
-    tokens = np.random.default_rng(host.seed).integers(0, V, (1, PROMPT))
-    logits = {d: _logits(host.model, tokens, d) for d in (mx.float32, mx.bfloat16)}
+    subject.need("model")
+    V = subject.model.args.vocab_size
+    tokens = np.random.default_rng(subject.seed).integers(0, V, (1, PROMPT))
+    logits = {d: _logits(subject.model, tokens, d) for d in (mx.float32, mx.bfloat16)}
     bad = [str(d).removeprefix("mlx.core.") for d, x in logits.items() if not np.isfinite(x).all()]
-    gap = None if bad else float(np.abs(logits[mx.float32] - logits[mx.bfloat16]).max())
+    gap = float(np.abs(logits[mx.float32] - logits[mx.bfloat16]).max())
     return verdict(
         "W23",
         not bad,
@@ -211,6 +211,6 @@ def _logits(model, tokens: np.ndarray, dtype: mx.Dtype) -> np.ndarray:
             else array.astype(dtype)
         )
 
-    weights = tree_unflatten([(n, cast(n, a)) for n, a in tree_flatten(model.parameters())])
+    weights = tree_unflatten([(n, cast(n, a)) for n, a in flatten(model.parameters()).items()])
     with training_mode(model, False):
         return with_parameters(model, weights, lambda: to_numpy(model(mx.array(tokens, mx.int32))))

@@ -1,6 +1,6 @@
 """A run that starts from somebody else's weights: are they in the model, and is it the model they were?
 
-W1 to W28 judge a host where it lies; these two look at what became of it in the run, adapted or grafted.
+W1 to W28 judge a base model where it lies; these two look at what became of it in the run.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.pretrained import behaviour
-from kssm_mlx.checks.pretrained.subject import Host
-from kssm_mlx.training.state import flatten
+from kssm_mlx.checks.pretrained.subject import Subject
+from kssm_mlx.models.base import flatten, number
 from kssm_mlx.weights.audit.shipped_manifests import shipped_manifests
 from kssm_mlx.weights.hub.resolve import resolve
 from kssm_mlx.weights.io.container import open_container
@@ -28,27 +28,27 @@ MOVED = 0.1
 @check(
     "C10",
     level="P",
-    title="the host's weights are in the model",
+    title="the base model's weights are in the model",
     source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
 )
-def host_tensors(ctx: Context) -> Check:
-    """Every tensor of the host's files, one at a time, against the parameter of the running model that it is,
-    bit for bit in the model's precision, wherever adapters and grafts have put it; once there were updates,
-    those that are not trained. And ‖w - w₀‖ / ‖w₀‖ of all matrices of the files against the initialisation w₀
-    that the family starts from.
+def base_model_tensors(ctx: Context) -> Check:
+    """Every tensor of the base model's files, one at a time, against the parameter of the running model that
+    it is, bit for bit in the model's precision, wherever adapters and grafts have put it; once there were
+    updates, those that are not trained. And ‖w - w₀‖ / ‖w₀‖ of all matrices of the files against the
+    initialisation w₀ that the family starts from.
 
     Threshold: 100 % of the tensors, all equal; distance > 0.1, where independent numbers are 1.4 apart. (W19
     looks for random numbers of other seeds.)
     Caught: Attempt 2, whose loader was a stub, so that 10.3 GB of weights lay unused beside random ones; the
     grafted block 32, which was built anew.
-    Sabotage: a host with one block initialised again; one without it; a fresh model in the host's place;
-    files of a fresh model.
+    Sabotage: a base model with one block initialised again; one without it; a fresh model in the base model's
+    place; files of a fresh model.
     """
-    pairs = list(_pairs(_need_host(ctx)))
+    pairs = list(_pairs(_need_base_model(ctx)))
     trained = flatten(ctx.model.trainable_parameters()) if ctx.step else {}
     frozen = [pair for pair in pairs if pair.ours not in trained]
     if not frozen:
-        raise NotMeasurable("the host's own weights are trained, so they have moved; see C8")
+        raise NotMeasurable("the base model's own weights are trained, so they have moved; see C8")
     absent = [pair.name for pair in frozen if pair.ours is None]
     other = [pair.name for pair in frozen if pair.ours is not None and not pair.same]
     distance = math.sqrt(sum(p.moved for p in pairs) / max(sum(p.size for p in pairs), 1e-12))
@@ -63,8 +63,8 @@ def host_tensors(ctx: Context) -> Check:
         not problems,
         "; ".join(problems)
         or f"{len(frozen)} of {len(pairs)} tensors bit for bit, {distance:.2g} from a fresh model",
-        f"all of the host's tensors, equal, > {MOVED:g} from a fresh model",
-        "load the host first and build around its arrays; never build a block anew in its place",
+        f"all of the base model's tensors, equal, > {MOVED:g} from a fresh model",
+        "load the base model first and build around its arrays; never build a block anew in its place",
         absent=absent,
         other=other,
         distance=distance,
@@ -72,8 +72,8 @@ def host_tensors(ctx: Context) -> Check:
 
 
 class Pair(NamedTuple):
-    """A tensor of the host's files: its name there; that of the parameter it is, or None; whether the two are
-    equal; of a matrix ‖w - w₀‖² and ‖w₀‖², else 0.
+    """A tensor of the base model's files: its name there; that of the parameter it is, or None; whether the
+    two are equal; of a matrix ‖w - w₀‖² and ‖w₀‖², else 0.
     """
 
     name: str
@@ -83,19 +83,19 @@ class Pair(NamedTuple):
     size: float
 
 
-def _need_host(ctx: Context) -> Context:
+def _need_base_model(ctx: Context) -> Context:
     """Raises: NotMeasurable for a model that began fresh, or whose files are not known."""
     ctx.need("model")
-    if ctx.host is None:
-        raise NotMeasurable("the model began fresh: there is no host")
-    if "path" not in ctx.host_notes:
-        raise NotMeasurable("where the host's files are is not recorded")
+    if ctx.base_digest is None:
+        raise NotMeasurable("the model began fresh: there is no base model")
+    if "path" not in ctx.base_notes:
+        raise NotMeasurable("where the base model's files are is not recorded")
     return ctx
 
 
 def _pairs(ctx: Context) -> Iterator[Pair]:
     """Every tensor of the files, one in memory at a time."""
-    container = open_container(resolve(ctx.host_notes["path"]).path)
+    container = open_container(resolve(ctx.base_notes["path"]).path)
     config = configuration(container)
     model = skeleton(config, container)
     names = map_names(container, config, model)
@@ -117,40 +117,42 @@ def _within(name: str, path: str) -> bool:
 
 
 def _same(stored: mx.array, running: mx.array) -> bool:
-    return stored.shape == running.shape and mx.array_equal(stored.astype(running.dtype), running).item()
+    return stored.shape == running.shape and bool(mx.array_equal(stored.astype(running.dtype), running))
 
 
 def _squares(stored: mx.array, fresh: mx.array) -> tuple[float, float]:
     if stored.ndim < 2 or not mx.issubdtype(stored.dtype, mx.floating):
         return 0.0, 0.0
     w, w0 = stored.astype(mx.float32), fresh.astype(mx.float32)
-    return mx.sum(mx.square(w - w0)).item(), mx.sum(mx.square(w0)).item()
+    return number(mx.sum(mx.square(w - w0))), number(mx.sum(mx.square(w0)))
 
 
 @check(
     "C11",
     level="P",
-    title="the host can read",
+    title="the base model can read",
     source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
     passes=8,
 )
-def host_quality(ctx: Context) -> Check:
+def base_model_quality(ctx: Context) -> Check:
     """W24 and W25 (`kssm verify --explain W24`) of the model as the run uses it, with what was put into it:
     nats/token on the first 8,192 tokens of the package's English under the run's tokenizer, at most 16
     windows of 512, against counting and against the figure of the manifest.
 
-    Threshold: below unigram, bigram and half of ln V; within 5 % of the figure, where there is one. A host
-    that passed `kssm verify-weights` on a text of its own may not read English: then it warns.
+    Threshold: below unigram, bigram and half of ln V; within 5 % of the figure, where there is one. A base
+    model that passed `kssm verify-weights` on a text of its own may not read English: then it warns.
     Caught: Attempt 2 and RWKV with the tokenizer of another model: one line of this would have ended both.
     Sabotage: random weights; a figure of another model; ids of another tokenizer.
     """
-    _need_host(ctx)
-    known = shipped_manifests().get(ctx.recipe.model.host) if ctx.recipe is not None else None
-    of_manifest = {name: getattr(known, name, None) for name in ("domain", "behaviour", "published")}
-    host = Host(model=ctx.model, config=ctx.config, tokenizer=ctx.tokenizer, **of_manifest)
-    reads, *figure = found = [behaviour.better_than_counting(host), *_figure(host)]
+    _need_base_model(ctx)
+    known = shipped_manifests().get(ctx.recipe.model.base) if ctx.recipe is not None else None
+    of_manifest: dict[str, Any] = {
+        name: getattr(known, name, None) for name in ("domain", "behaviour", "published")
+    }
+    subject = Subject(model=ctx.model, config=ctx.config, tokenizer=ctx.tokenizer, **of_manifest)
+    reads, *figure = found = [behaviour.better_than_counting(subject), *_figure(subject)]
     worst = min(found, key=lambda c: c.ok)
-    elsewhere = ctx.host_notes.get("verified") == "L5" and all(c.ok for c in figure)
+    elsewhere = ctx.base_notes.get("verified") == "L5" and all(c.ok for c in figure)
     return verdict(
         "C11",
         "pass" if worst.ok else "warn" if elsewhere else "fail",
@@ -161,8 +163,8 @@ def host_quality(ctx: Context) -> Check:
     )
 
 
-def _figure(host: Host) -> list[Check]:
+def _figure(subject: Subject) -> list[Check]:
     """W25, where the manifest has a figure for this text."""
     with suppress(NotMeasurable):
-        return [behaviour.manifest_figure(host)]
+        return [behaviour.manifest_figure(subject)]
     return []

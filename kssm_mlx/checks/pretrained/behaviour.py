@@ -1,4 +1,4 @@
-"""L5: does the host speak? Its loss on plain prose against counting, against itself, and what it writes."""
+"""L5: does a base model speak? Its loss on prose against counting and against itself, and what it writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from kssm_mlx.checks.core.registry import REGISTRY, Check, NotMeasurable, check, verdict
-from kssm_mlx.checks.pretrained.subject import ENGLISH, Host
+from kssm_mlx.checks.pretrained.subject import ENGLISH, Subject
 from kssm_mlx.checks.training.language import degenerate_generation
 from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.models.base import training_mode
@@ -20,13 +20,13 @@ FIGURE = 0.05
 GAIN, GAIN_TOKENS = 0.1, 4096  # each token costs a forward pass of its own
 
 
-def measure_behaviour(host: Host) -> Behaviour:
-    """Nats/token of the host on its text, for its manifest. Raises: NotMeasurable without a tokenizer."""
+def measure_behaviour(subject: Subject) -> Behaviour:
+    """Nats/token on the text, for the manifest. Raises: NotMeasurable without a tokenizer."""
     return Behaviour(
-        text_sha256=host.reading.sha256,
-        tokenizer_digest=host.tokenizer.digest,
-        context=host.reading.context,
-        nats_per_token=round(host.evaluation["nats_per_token"], 5),
+        text_sha256=subject.reading.sha256,
+        tokenizer_digest=subject.tokenizer.digest,
+        context=subject.reading.context,
+        nats_per_token=round(subject.evaluation["nats_per_token"], 5),
     )
 
 
@@ -48,7 +48,7 @@ def count_ngrams(ids: np.ndarray, scored: int, vocab_size: int) -> dict[str, flo
     title="better than counting",
     source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
 )
-def better_than_counting(host: Host) -> Check:
+def better_than_counting(subject: Subject) -> Check:
     """nats/token on the first 8,192 tokens of the text, in windows of 512, against the unigram and the
     bigram of the same text under the same tokenizer (`count_ngrams`).
 
@@ -56,9 +56,9 @@ def better_than_counting(host: Host) -> Check:
     Caught: Phase-Mamba Attempt 2, 72 minutes of training beside random weights; RWKV fed GPT-2 ids.
     Sabotage: fresh weights; shuffled ids; a model that knows the unigram only.
     """
-    _refuse_other_domain(host)
-    got, ids, V = host.evaluation, host.reading.validation.ids, host.model.args.vocab_size
-    rungs = count_ngrams(ids, got["tokens"] + 1, V)
+    _refuse_other_domain(subject)
+    got, ids, V = subject.evaluation, subject.reading.validation.ids, subject.model.args.vocab_size
+    rungs = count_ngrams(ids, int(got["tokens"]) + 1, V)
     limit = min(*rungs.values(), math.log(V) / 2)
     below = [name for name, nats in rungs.items() if got["nats_per_token"] < nats]
     return verdict(
@@ -80,29 +80,29 @@ def better_than_counting(host: Host) -> Check:
     title="the figure of the manifest",
     source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
 )
-def manifest_figure(host: Host) -> Check:
+def manifest_figure(subject: Subject) -> Check:
     """nats/token on the text against the manifest's figure for this text and tokenizer.
 
     Threshold: within 5 %: the same weights give the same number to some 1e-3, in bfloat16 to 1e-2; a lost
     layer costs more.
-    Caught: C11, a host that speaks, but worse than it should: a block lost on its way.
+    Caught: C11, a base model that speaks, but worse than it should: a block lost on its way.
     Sabotage: a figure of another model.
     """
-    kept = host.behaviour
+    kept = subject.behaviour
     if kept is None:
-        published = f"; published elsewhere: {host.published}" if host.published else ""
+        published = f"; published elsewhere: {subject.published}" if subject.published else ""
         raise NotMeasurable(f"the manifest has no figure for a text{published}; --write-manifest adds one")
-    if kept.text_sha256 != host.reading.sha256:
+    if kept.text_sha256 != subject.reading.sha256:
         raise NotMeasurable(f"the manifest's figure is of another text ({kept.text_sha256[:12]})")
-    if kept.tokenizer_digest != host.tokenizer.digest:
+    if kept.tokenizer_digest != subject.tokenizer.digest:
         return verdict(
             "W25",
             False,
-            f"tokenizer {host.tokenizer.digest[:12]}",
+            f"tokenizer {subject.tokenizer.digest[:12]}",
             f"tokenizer {kept.tokenizer_digest[:12]}, with which the figure was measured",
             "get the tokenizer files of the same revision as the weights",
         )
-    got = host.evaluation["nats_per_token"]
+    got = subject.evaluation["nats_per_token"]
     off = got / kept.nats_per_token - 1
     return verdict(
         "W25",
@@ -121,18 +121,18 @@ def manifest_figure(host: Host) -> Check:
     title="context lowers the loss",
     source="docs/background/k-ssm.md#no-path-from-token-to-token",
 )
-def context_is_used(host: Host) -> Check:
+def context_is_used(subject: Subject) -> Check:
     """nats/token where every token is predicted from the one before it alone, less nats/token in
     context, on the same windows, 4,096 tokens.
 
-    Threshold: >= 0.1 nats, what a bigram and noise cannot give; pretrained hosts gain more than 1.
-    Caught: a host whose recurrence is broken while its embedding and head still work as a bigram.
+    Threshold: >= 0.1 nats, what a bigram and noise cannot give; pretrained base models gain more than 1.
+    Caught: a base model whose recurrence is broken while its embedding and head still work as a bigram.
     Sabotage: a model that knows the bigram only.
     """
-    _refuse_other_domain(host)
-    windows = host.windows(GAIN_TOKENS)
-    with training_mode(host.model, False):
-        got = context_gain(host.model, windows)
+    _refuse_other_domain(subject)
+    windows = subject.windows(GAIN_TOKENS)
+    with training_mode(subject.model, False):
+        got = context_gain(subject.model, windows)
     return verdict(
         "W26",
         got["context_gain"] >= GAIN,
@@ -149,23 +149,23 @@ def context_is_used(host: Host) -> Check:
     title="generation is not degenerate",
     source="docs/background/phase-grafts.md#weights-that-were-never-loaded",
 )
-def generation_speaks(host: Host) -> Check:
-    """C19 with prompts from the text: repetition, loops, monotony of what the host writes.
+def generation_speaks(subject: Subject) -> Check:
+    """C19 with prompts from the text: repetition, loops, monotony of what the base model writes.
 
     Threshold: that of C19: distinct-2, longest run, top share and line breaks, loosened to what the text has.
     Caught: "is is is" of Phase-Mamba Attempt 2.
-    Sabotage: a host that repeats one token.
+    Sabotage: a base model that repeats one token.
     """
-    _refuse_other_domain(host)
-    context = replace(host, data=host.reading)
+    _refuse_other_domain(subject)
+    context = replace(subject, data=subject.reading)
     return replace(degenerate_generation(context), id="W27", title=REGISTRY["W27"].title, level="L5")
 
 
-def _refuse_other_domain(host: Host) -> None:
-    """A host of another domain is measured on English, but judged only on a text of its own."""
-    if host.domain not in (None, ENGLISH) and host.text is None:
-        nats = host.evaluation["nats_per_token"]
+def _refuse_other_domain(subject: Subject) -> None:
+    """A base model of another domain is measured on English, but judged only on a text of its own."""
+    if subject.domain not in (None, ENGLISH) and subject.text is None:
+        nats = subject.evaluation["nats_per_token"]
         raise NotMeasurable(
-            f"its manifest declares the domain {host.domain!r}; give --text FILE of that domain "
+            f"its manifest declares the domain {subject.domain!r}; give --text FILE of that domain "
             f"(on English it has {nats:.3f} nats/token)"
         )

@@ -33,12 +33,12 @@ ABSENT = {
     title="verified base model",
     source="docs/background/weights.md#why-weights-are-verified",
 )
-def host_verdict(digest: str, notes: dict[str, Any]) -> Check:
+def base_model_verdict(digest: str, notes: dict[str, Any]) -> Check:
     """Whether the weights that a run starts from passed `kssm verify-weights`, for its checks.json.
 
     Threshold: W1 to W28 passed for exactly this root digest, and no file was touched since.
     Caught: Phase-Mamba Attempt 2, trained for 72 minutes on random weights because its loader was a stub.
-    Sabotage: a host that was never verified; one exchanged after its verification.
+    Sabotage: a base model that was never verified; one exchanged after its verification.
     """
     findings = notes.get("findings", ())
     ok = notes.get("verified") == "L5"
@@ -68,19 +68,21 @@ def _judge(id: str, rule: Rule, found: Inspection) -> Check:
     reached = next((layer for layer in ("L3", "L2", "L1") if set(LAYERS[layer]) & set(found.ran)), "L0")
     if id not in found.ran and not own:
         early = found.ok is False and (rule.layer > reached or id in ("W7", "W8", "W9", "W10"))
-        got = f"{_failed(found.findings)} failed first" if early else ABSENT.get(id, "nothing to look at")
+        got = (
+            f"{_list_failed(found.findings)} failed first" if early else ABSENT.get(id, "nothing to look at")
+        )
         return verdict(id, "not measurable", got, rule.expected)
     word = "pass" if not own else "warn" if all(f.warning for f in own) else "fail"
-    got = "; ".join(f.got for f in own) or _good(id, found)
+    got = "; ".join(f.got for f in own) or _describe_good(id, found)
     fix = " ".join(dict.fromkeys(f.fix for f in own))
     return verdict(id, word, got, rule.expected, fix)
 
 
-def _failed(findings: Iterable[Finding]) -> str:
+def _list_failed(findings: Iterable[Finding]) -> str:
     return ", ".join(dict.fromkeys(f.check for f in findings if not f.warning))
 
 
-def _good(id: str, found: Inspection) -> str:
+def _describe_good(id: str, found: Inspection) -> str:
     """What a check that passed has seen, in numbers."""
     c = found.container
     n, files = len(c.tensors), len(c.files)

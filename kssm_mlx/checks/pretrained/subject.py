@@ -56,7 +56,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Host(Context):
+class Subject(Context):
     """A pretrained model, its tokenizer (None if it came without), and what is known about it.
 
     text: what it is judged on, by default the English of the package. Of its manifest, None where that is
@@ -73,7 +73,7 @@ class Host(Context):
 
     @cached_property
     def reading(self) -> Reading:
-        """The text as the host reads it.
+        """The text as the base model reads it.
 
         Raises: NotMeasurable without a tokenizer that can write the text and fits the embedding.
         """

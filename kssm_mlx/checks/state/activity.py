@@ -57,7 +57,7 @@ def state_moves(ctx: Context) -> Check:
     values with 95 %, "healthy" by every published rule.
     Sabotage: a state that is never written; one with a retention of 0.25.
     """
-    base, changed = _twice(ctx)
+    base, changed = _record_twice(ctx)
     cosine = {name: state.consecutive_cosine(s) for name, s in base.items()}
     lasting = {name: _half_life(base[name], changed[name]) for name in base}
     band = Band(high=FROZEN, warn_high=0.999)
@@ -83,7 +83,7 @@ def _recorded(ctx: Context) -> dict[str, np.ndarray]:
     return record_states(ctx.model, np.array(read_passage(ctx, ROWS))[:, :TOKENS])
 
 
-def _twice(ctx: Context) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _record_twice(ctx: Context) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The memories on held-out text, and on the same text with another first token."""
     ctx.need("model", "data")
     base = np.array(read_passage(ctx, ROWS))[:, :TOKENS]

@@ -70,13 +70,13 @@ def _by_distance(hits: np.ndarray, distances: np.ndarray) -> dict[int, float]:
 
 def _answers(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
     """Whether each digit of the answer comes first, and its distance. Shapes: [rows, digits], [rows]."""
-    ids, logits, places = _asked(ctx)
+    ids, logits, places = _ask_rows(ctx)
     hits = np.take_along_axis(logits, places[..., None] - 1, axis=1).argmax(axis=-1)
     answers = np.take_along_axis(ids, places, axis=1)
     return hits == answers, _distances(ids, ctx.data.task.digits)
 
 
-def _asked(ctx: Context, change=lambda ids: ids) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ask_rows(ctx: Context, change=lambda ids: ids) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, logits, places of the answer) of validation rows, of which the model reads a change."""
     task = ctx.data.task
     rows = min(ROWS, ctx.data.validation.starts.size)
@@ -136,10 +136,11 @@ def _influences(ctx: Context) -> tuple[float, float]:
         start = np.where(behind, key + 1 + task.digits, np.maximum(key - task.digits, 0))
         return _shifted(ids, start, task.digits, 12, task.vocab)
 
-    (_, plain, places), *changed = (_asked(ctx, change) for change in (lambda ids: ids, digits, filler))
+    (_, plain, places), *changed = (_ask_rows(ctx, change) for change in (lambda ids: ids, digits, filler))
     reference = log_softmax(np.take_along_axis(plain, places[..., None] - 1, axis=1))
     other = (log_softmax(np.take_along_axis(x, places[..., None] - 1, axis=1)) for _, x, _ in changed)
-    return tuple(float(np.mean(np.sum(np.exp(reference) * (reference - q), axis=-1))) for q in other)
+    one, two = (float(np.mean(np.sum(np.exp(reference) * (reference - q), axis=-1))) for q in other)
+    return one, two
 
 
 def _shifted(ids: np.ndarray, start: np.ndarray, count: int, lowest: int, kinds: int) -> np.ndarray:

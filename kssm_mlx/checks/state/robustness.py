@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.core.conditions import mean_kl
 from kssm_mlx.checks.core.probes import short_context, to_numpy, vocabulary_size
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict, check, verdict
 from kssm_mlx.checks.core.state_recording import Views, refuse_stateless, view_states, with_views
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.models.base import Cache, training_mode
+from kssm_mlx.models.base import Cache, number, training_mode
 from kssm_mlx.training.losses import cross_entropy, split_rows, token_nats
 
 ROWS, HALF = 8, 32
@@ -43,18 +44,20 @@ def survives_noise(ctx: Context) -> Check:
     Caught: nothing by name; GroundThink only sketches "add noise to state, compare scores".
     Sabotage: a readout that amplifies the state by 1e3; a model that ignores its state.
     """
-    start, second = _interrupted(ctx)
+    start, second = _read_half(ctx)
     random = np.random.default_rng(ctx.seed)
-    noisy = _moved(ctx.model, start, lambda view: mx.array(random.standard_normal(view.shape), mx.float32))
+    noisy = _disturb_state(
+        ctx.model, start, lambda view: mx.array(random.standard_normal(view.shape), mx.float32)
+    )
     empty = with_views(
         ctx.model, start, {n: mx.zeros_like(v) for n, v in view_states(ctx.model, start).items()}
     )
-    clean, disturbed = (_loss(ctx.model, cache, second).item() for cache in (start, noisy))
+    clean, disturbed = (number(_loss(ctx.model, cache, second)) for cache in (start, noisy))
     read = mean_kl(*(_logits(ctx.model, cache, second) for cache in (start, empty)))
     rise = (disturbed - clean) / max(clean, SOLVED * math.log(vocabulary_size(ctx.model)))
     return verdict(
         "D18",
-        _word(rise, NOISE) if read >= READ or not rise <= NOISE[0] else "warn",
+        _judge_value(rise, NOISE) if read >= READ or not rise <= NOISE[0] else "warn",
         f"loss {clean:.3f} to {disturbed:.3f} ({rise:+.1%}); a state of zeros moves it by {read:.2g} nats",
         f"<= {NOISE[0]:.0%} (fails above {NOISE[1]:.0%}), zeros >= {READ:g} nats",
         "a tenth of the state decides everything: look for a gain on the readout, or a norm of a small state"
@@ -84,16 +87,18 @@ def survives_poison(ctx: Context) -> Check:
     Caught: nothing by name; state poisoning is a risk that GroundThink lists and never tested.
     Sabotage: a readout that amplifies the state by 1e3.
     """
-    start, second = _interrupted(ctx)
-    clean, worst = _loss(ctx.model, start, second).item(), _attacked(ctx.model, start, second)
+    start, second = _read_half(ctx)
+    clean, worst = number(_loss(ctx.model, start, second)), _attack_state(ctx.model, start, second)
     random = np.random.default_rng(ctx.seed)
-    noisy = _moved(ctx.model, start, lambda view: mx.array(random.standard_normal(view.shape), mx.float32))
-    attacked, disturbed = (_loss(ctx.model, cache, second).item() for cache in (worst, noisy))
+    noisy = _disturb_state(
+        ctx.model, start, lambda view: mx.array(random.standard_normal(view.shape), mx.float32)
+    )
+    attacked, disturbed = (number(_loss(ctx.model, cache, second)) for cache in (worst, noisy))
     scale = math.log(vocabulary_size(ctx.model))
     rise = (attacked - clean) / scale
     return verdict(
         "D21",
-        _word(rise, ATTACK),
+        _judge_value(rise, ATTACK),
         f"loss {clean:.3f} to {attacked:.3f} ({rise:+.3f} ln V), by noise of that size to {disturbed:.3f}",
         f"<= {ATTACK[0]:g} ln V (fails above {ATTACK[1]:g})",
         "the prediction hangs on one direction of the state: reset between documents, or train with noise",
@@ -104,7 +109,7 @@ def survives_poison(ctx: Context) -> Check:
     )
 
 
-def _interrupted(ctx: Context) -> tuple[Cache, mx.array]:
+def _read_half(ctx: Context) -> tuple[Cache, mx.array]:
     """The state after the first half of rows of held-out text, and the second half with its targets."""
     ctx.need("model", "data", "recipe")
     refuse_stateless(ctx.model)
@@ -129,20 +134,20 @@ def _loss(model, cache: Cache, rows: mx.array) -> mx.array:
     return nats / mx.maximum(count, 1)
 
 
-def _moved(model, cache: Cache, direction: Callable[[mx.array], mx.array]) -> Cache:
+def _disturb_state(model, cache: Cache, direction: Callable[[mx.array], mx.array]) -> Cache:
     """The cache with every memory moved by LEVEL of its RMS along a direction, row by row."""
     before = view_states(model, cache)
-    return with_views(model, cache, {n: v + _within(direction(v), v) for n, v in before.items()})
+    return with_views(model, cache, {n: v + _limit_change(direction(v), v) for n, v in before.items()})
 
 
-def _within(change: mx.array, view: mx.array) -> mx.array:
+def _limit_change(change: mx.array, view: mx.array) -> mx.array:
     """`change`, as long as LEVEL of the row of `view` it belongs to; none where it is zero."""
     length = mx.linalg.norm(change, axis=-1, keepdims=True)
     allowed = LEVEL * mx.linalg.norm(view, axis=-1, keepdims=True)
     return change * mx.where(length > 0, allowed / mx.maximum(length, 1e-30), 0)
 
 
-def _attacked(model, cache: Cache, rows: mx.array) -> Cache:
+def _attack_state(model, cache: Cache, rows: mx.array) -> Cache:
     """The cache at the end of the search."""
     before = {name: mx.stop_gradient(view) for name, view in view_states(model, cache).items()}
 
@@ -152,7 +157,10 @@ def _attacked(model, cache: Cache, rows: mx.array) -> Cache:
     change = {name: mx.zeros_like(view) for name, view in before.items()}
     for _ in range(STEPS):
         found = mx.grad(loss)(change)
-        change = {n: _within(change[n] + _within(found[n], view) / 2, view) for n, view in before.items()}
+        change = {
+            n: _limit_change(change[n] + _limit_change(found[n], view) / 2, view)
+            for n, view in before.items()
+        }
         mx.eval(change)
     return with_views(model, cache, {n: before[n] + c for n, c in change.items()})
 
@@ -185,7 +193,7 @@ def old_sessions_leave_no_bias(ctx: Context) -> Check:
     fresh, after = _sessions(ctx)
     costs = (after - fresh) / math.log(vocabulary_size(ctx.model))
     late, (slope, p) = float(costs[-SESSIONS // 2 :].mean()), growth(costs)
-    word = _word(late, DRIFT)
+    word = _judge_value(late, DRIFT)
     return verdict(
         "N14",
         "warn" if word == "pass" and p < ALPHA and late > DRIFT[0] / 20 else word,
@@ -206,7 +214,8 @@ def growth(costs: np.ndarray) -> tuple[float, float]:
         return float(slopes.mean()), math.nan
     from scipy.stats import ttest_1samp
 
-    return float(slopes.mean()), float(ttest_1samp(slopes, 0.0, alternative="greater").pvalue)
+    test: Any = ttest_1samp(slopes, 0.0, alternative="greater")
+    return float(slopes.mean()), float(test.pvalue)
 
 
 def _sessions(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
@@ -236,6 +245,6 @@ def _row_losses(model, cache: Cache | None, rows: mx.array) -> np.ndarray:
     return to_numpy(nats / mx.maximum((targets >= 0).sum(axis=1), 1))
 
 
-def _word(value: float, limits: tuple[float, float]) -> str:
+def _judge_value(value: float, limits: tuple[float, float]) -> Verdict:
     warn, fail = limits
     return "pass" if value <= warn else "warn" if value <= fail else "fail"

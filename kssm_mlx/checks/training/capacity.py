@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from kssm_mlx.checks.core.model_size import count_parameters
@@ -15,7 +14,7 @@ from kssm_mlx.checks.data.task_learnability import SIGMA, rows_of, task_of
 from kssm_mlx.checks.training.overfit import MOST
 from kssm_mlx.data.batches import evaluation_windows, random_batch
 from kssm_mlx.models import FAMILIES, build
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import LanguageModel, number, with_parameters
 from kssm_mlx.training.evaluation import evaluate
 from kssm_mlx.training.losses import cross_entropy, split_rows
 from kssm_mlx.training.recipe_sections import Train
@@ -133,7 +132,7 @@ def _open(rows: np.ndarray) -> float:
     return float(nats / targets)
 
 
-def _fresh(ctx: Context) -> nn.Module:
+def _fresh(ctx: Context) -> LanguageModel:
     """A model of the same configuration before step 1. Raises: NotMeasurable where none can be made."""
     if ctx.builder is not None:
         model = ctx.builder(ctx.seed)
@@ -148,7 +147,7 @@ def _fresh(ctx: Context) -> nn.Module:
     return model
 
 
-def _train(model: nn.Module, batch: Callable[[int], tuple[mx.array, mx.array]], steps: int) -> None:
+def _train(model: LanguageModel, batch: Callable[[int], tuple[mx.array, mx.array]], steps: int) -> None:
     """Steps of the trainer's optimiser on (inputs, targets), in place."""
     recipe = Train(steps=steps, learning_rate=RATE, schedule="constant", warmup=5)
     state, update = initial_state(model, recipe), make_update(model, recipe)
@@ -163,6 +162,6 @@ def _train(model: nn.Module, batch: Callable[[int], tuple[mx.array, mx.array]], 
     model.update(state.params)
 
 
-def _loss(model: nn.Module, inputs: mx.array, targets: mx.array) -> float:
+def _loss(model: LanguageModel, inputs: mx.array, targets: mx.array) -> float:
     nats, count = cross_entropy(model(inputs), targets)
-    return nats.item() / max(1, count.item())
+    return number(nats) / max(1, number(count))

@@ -58,8 +58,10 @@ def checkpoint_is_the_model(ctx: Context) -> Check:
     tokens = random_tokens(ctx, 2, 16, stream=32)
     here = logits_of(as_run(ctx), tokens)
     with tempfile.TemporaryDirectory(prefix="kssm-checkpoint-") as folder:
-        lost = _lost(Path(folder) / "retention")
-        there, error = _elsewhere(_newest(ctx) or _rehearsal(ctx, Path(folder)), tokens, Path(folder))
+        lost = _list_lost(Path(folder) / "retention")
+        there, error = _elsewhere(
+            _current_checkpoint(ctx) or _rehearse_run(ctx, Path(folder)), tokens, Path(folder)
+        )
     gap = math.inf if there is None else logit_deviation(there, here, logit_spread(here))
     problems = [error or f"logits differ by {gap:.1e}"] if not gap <= 1e-6 else []
     problems += [f"pruned: {', '.join(lost)}"] if lost else []
@@ -74,18 +76,19 @@ def checkpoint_is_the_model(ctx: Context) -> Check:
     )
 
 
-def _newest(ctx: Context) -> Path | None:
+def _current_checkpoint(ctx: Context) -> Path | None:
     """The checkpoint of the weights that the model has now, if the run has one."""
     steps = list_checkpoints(Path(ctx.run_folder) / CHECKPOINTS) if ctx.run_folder else {}
     return steps.get(ctx.step)
 
 
-def _rehearsal(ctx: Context, folder: Path) -> Path:
+def _rehearse_run(ctx: Context, folder: Path) -> Path:
     """A run folder as `train` would leave it, with one checkpoint of the model as it is."""
     run = folder / "run"
     run.mkdir()
     table = {**ctx.recipe.model_dump(), "configuration": models.config_to_dict(ctx.config)}
-    (run / RECIPE).write_text(json.dumps({**table, **({"host_digest": ctx.host} if ctx.host else {})}))
+    base = {"host_digest": ctx.base_digest} if ctx.base_digest else {}
+    (run / RECIPE).write_text(json.dumps({**table, **base}))
     (run / "data").symlink_to(Path(ctx.data.folder).resolve(), target_is_directory=True)
     weights = to_arrays(initial_state(ctx.model, ctx.recipe.train))[0]
     snapshot = Snapshot(max(ctx.step, 0), {ctx.recipe.model.trained_file: weights}, {})
@@ -103,7 +106,7 @@ def _elsewhere(path: Path, tokens: np.ndarray, folder: Path) -> tuple[np.ndarray
     return np.load(made), ""
 
 
-def _lost(folder: Path) -> list[str]:
+def _list_lost(folder: Path) -> list[str]:
     """Which of the best, the pinned and the newest of six checkpoints are gone after pruning to one."""
     wanted = {1: "the best", 2: "the one of a signal", 6: "the newest"}
     for step in range(1, 7):

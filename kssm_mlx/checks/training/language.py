@@ -49,8 +49,8 @@ def initial_loss(ctx: Context) -> Check:
     ctx.need("model")
     if ctx.step > 0:
         raise NotMeasurable(f"the model has had {ctx.step} updates")
-    if ctx.host:
-        raise NotMeasurable("the model was trained before: it is a host")
+    if ctx.base_digest:
+        raise NotMeasurable("the model was trained before: it is a base model")
     T, V = probe_length(ctx), vocabulary_size(ctx.model)
     if ctx.data is None:
         tokens = random_tokens(ctx, 8, T + 1)
@@ -95,7 +95,7 @@ def better_than_ngrams(ctx: Context) -> Check:
     period = ctx.data.task.length + 1 if ctx.data.task else None
     counted = ngram_ladder(ctx.data.train.ids, ids, V, period, scored=targets)
     rungs = {rung: counted[rung] for rung in RUNGS if rung in counted}
-    best = min((rung for rung in rungs if rung.endswith("bigram")), key=rungs.get)
+    best = min((rung for rung in rungs if rung.endswith("bigram")), key=rungs.__getitem__)
     name, margin = (best, 0.1) if is_final(ctx) else ("unigram", 0.3)
     limit = min(rungs[name] - margin, math.log(V))
     below = [rung for rung in rungs if loss < rungs[rung]]
@@ -190,7 +190,7 @@ def degenerate_generation(ctx: Context) -> Check:
     limits, capped = _limits(_real_windows(ctx), breaks)
     sampled = _measure(_continuations(ctx, 0.8), breaks)
     greedy = _measure(_continuations(ctx, 0.0), breaks)
-    bad, bad_greedy = _beyond(sampled, limits), _beyond(greedy, limits)
+    bad, bad_greedy = _list_beyond(sampled, limits), _list_beyond(greedy, limits)
     shown = ", ".join(f"{name} {value:.3g}" for name, value in sampled.items())
     return verdict(
         "C19",
@@ -274,7 +274,7 @@ def _limits(real: np.ndarray, breaks: np.ndarray) -> tuple[dict[str, float], lis
     return {**limits, "loops": 2.0}, capped
 
 
-def _beyond(measured: dict[str, float], limits: dict[str, float]) -> list[str]:
+def _list_beyond(measured: dict[str, float], limits: dict[str, float]) -> list[str]:
     """The statistics on the wrong side of their limits."""
     low = ["distinct-2"] if not measured["distinct-2"] >= limits["distinct-2"] else []
     return low + [n for n in limits if n != "distinct-2" and not measured[n] <= limits[n]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from typing import IO, Any, cast
 
 from kssm_mlx.checks.core.registry import Check, Context, check, verdict
 
@@ -59,14 +60,15 @@ def lock_race(ctx: Context) -> Check:
 def _race(folder: str) -> list[str]:
     """What each of the racers answers, sorted; "" for one that ended without a word."""
     command = [sys.executable, "-c", RACER, LOCK, folder]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     racers = [subprocess.Popen(command, **pipes) for _ in range(RACERS)]
-    for racer in racers:
-        racer.stdout.readline()
-    for racer in racers:
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    answers = [racer.stdout.readline().strip() for racer in racers]
+    ends = [(cast(IO[str], racer.stdin), cast(IO[str], racer.stdout)) for racer in racers]  # they are pipes
+    for _, out in ends:
+        out.readline()
+    for into, _ in ends:
+        into.write("go\n")
+        into.flush()
+    answers = [out.readline().strip() for _, out in ends]
     for racer in racers:
         racer.communicate("done\n")
     return sorted(answers)

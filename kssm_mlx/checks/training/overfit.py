@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.conditions import log_softmax
 from kssm_mlx.checks.core.model_size import count_parameters
 from kssm_mlx.checks.core.probes import as_run, logits_of, short_context
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import number, with_parameters
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.losses import split_rows
 from kssm_mlx.training.recipe_sections import Train
@@ -48,7 +50,7 @@ def learns_one_batch(ctx: Context) -> Check:
             f"300 steps of {count_parameters(ctx.model):,} parameters; check a smaller size of it"
         )
     rows = random_batch(ctx.data.train, ctx.seed, 0, ROWS, short_context(ctx.recipe, 32)).tokens
-    before = nn.utils.tree_unflatten(list((ctx.initial or {}).items()))
+    before = tree_unflatten(list((ctx.initial or {}).items()))
     got = with_parameters(ctx.model, before, lambda: _learn(ctx, rows))
     steps, (first, first_permuted), (last, last_permuted) = got
     change, gap = abs(first_permuted - first), last_permuted - last
@@ -79,11 +81,11 @@ def _learn(ctx: Context, rows: np.ndarray):
     )
     held = {"masks": ctx.masks, "intervention": ctx.intervention, "loss": parse_terms(ctx.recipe.loss)}
     state, step = initial_state(ctx.model, train), make_step(ctx.model, train, **held, compile=False)
-    before, steps, loss = _losses(ctx, state.params, rows), 0, np.inf
+    before, steps, loss = _losses(ctx, state.params, rows), 0, math.inf
     while steps < STEPS and not loss < LEARNED / 2 * before[0]:
         state, metrics = step(state, mx.array(rows), None)
         mx.eval(state)
-        steps, loss = steps + 1, metrics["loss"].item()
+        steps, loss = steps + 1, number(metrics["loss"])
     return steps, before, _losses(ctx, state.params, rows)
 
 
@@ -93,4 +95,6 @@ def _losses(ctx: Context, params, rows: np.ndarray) -> tuple[float, float]:
     scored = targets >= 0
     p = log_softmax(with_parameters(ctx.model, params, lambda: logits_of(as_run(ctx), inputs)))[scored]
     permuted = np.random.default_rng(ctx.seed).permutation(targets[scored])
-    return tuple(-float(np.take_along_axis(p, t[:, None], -1).mean()) for t in (targets[scored], permuted))
+    both = (targets[scored], permuted)
+    true, false = (-float(np.take_along_axis(p, t[:, None], -1).mean()) for t in both)
+    return true, false

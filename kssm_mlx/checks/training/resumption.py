@@ -16,13 +16,13 @@ from rich.console import Console
 from kssm_mlx.checks.core.probes import short_context
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.errors import Interrupted
-from kssm_mlx.models.base import with_parameters
+from kssm_mlx.models.base import flatten, with_parameters
 from kssm_mlx.runs.layout import CHECKPOINTS, LATEST, list_checkpoints
 from kssm_mlx.runs.records import read_metrics
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.loop import train_loop
 from kssm_mlx.training.recipe import Recipe, parse
-from kssm_mlx.training.state import flatten, to_arrays
+from kssm_mlx.training.state import to_arrays
 
 STEPS, HALF, ROWS, CONTEXT = 20, 10, 2, 64
 LARGEST = 1 << 30  # bytes of a checkpoint that the check is willing to write four times
@@ -58,7 +58,9 @@ def resume_parity(ctx: Context) -> Check:
         rows = [_rows(run) for run in (whole, resumed)]
     gaps = _gaps(*rows)
     apart = [name for name, gap in gaps.items() if not gap <= LIMITS.get(name, 1e-3)]
-    apart += [name for name in ends[0] if not np.array_equal(ends[0][name], ends[1].get(name))]
+    apart += [
+        name for name in ends[0] if name not in ends[1] or not np.array_equal(ends[0][name], ends[1][name])
+    ]
     loss = gaps.get("loss", math.inf)
     return verdict(
         "C33",

@@ -37,7 +37,9 @@ def leak_alarm(ctx: Context) -> Check:
     Sabotage: a model that reads the next token; a log with a loss below the floor.
     """
     bound = task_of(ctx).bound()
-    found = [(z, word, row.get("step", ctx.step)) for row in _scores(ctx) for word, z in _beyond(row, bound)]
+    found = [
+        (z, word, row.get("step", ctx.step)) for row in _scores(ctx) for word, z in _errors_beyond(row, bound)
+    ]
     z, word, step = max(found)
     return verdict(
         "G6",
@@ -63,7 +65,7 @@ def _scores(ctx: Context) -> list[dict]:
     return [evaluate(as_run(ctx), windows, ctx.data.bytes_per_target)]
 
 
-def _beyond(row: dict, bound: Bound) -> list[tuple[str, float]]:
+def _errors_beyond(row: dict, bound: Bound) -> list[tuple[str, float]]:
     """How many standard errors the accuracy is above its ceiling, and the loss below its floor."""
     n = row["tokens"]
     binomial = math.sqrt(max(bound.accuracy * (1 - bound.accuracy), 1 / n) / n)

@@ -11,10 +11,10 @@ import numpy as np
 
 from kssm_mlx.checks.core.conditions import mean_R, noise
 from kssm_mlx.checks.core.probes import short_context
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, given, verdict
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.metrics.stats import autocorrelation, fit_trend
-from kssm_mlx.models.base import training_mode
+from kssm_mlx.models.base import number, training_mode
 from kssm_mlx.runs.layout import CHECKPOINTS, list_checkpoints
 from kssm_mlx.training.losses import cross_entropy, split_rows
 
@@ -42,9 +42,8 @@ def loss_trend(ctx: Context) -> Check:
     Sabotage: a loss of noise around a constant; one that climbs; one that is not finite.
     """
     ctx.need("history", "recipe")
-    rows = [
-        row for row in ctx.history if row.get("kind") == "train" and row["step"] > ctx.recipe.train.warmup
-    ]
+    history = given(ctx.history, "history")
+    rows = [row for row in history if row.get("kind") == "train" and row["step"] > ctx.recipe.train.warmup]
     if len(rows) < FEWEST:
         raise NotMeasurable(f"{len(rows)} steps after the warm-up, {FEWEST} needed")
     losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]
@@ -92,7 +91,7 @@ def state_memory(ctx: Context) -> Check:
     memory = {block: gap for block, gap in memory.items() if math.isfinite(gap)}
     if not memory and not broken:
         raise NotMeasurable("R is the same in every batch, see C22")
-    worst = max(memory, key=memory.get, default=None)
+    worst = max(memory, key=memory.__getitem__, default=-1)
     return verdict(
         "C38",
         not broken and memory[worst] <= BUFFER,
@@ -124,4 +123,4 @@ def _passes(ctx: Context) -> Iterable[tuple[dict, float]]:
         with training_mode(ctx.model, True):
             out = ctx.model.forward(inputs, **noise(ctx.model, i))
         nats, count = cross_entropy(out.logits, targets)
-        yield out.trace, nats.item() / max(1, count.item())
+        yield out.trace, number(nats) / max(1, number(count))

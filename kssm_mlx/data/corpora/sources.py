@@ -33,7 +33,7 @@ def open_corpus(source: str) -> Corpus:
     if kind not in _READERS or (kind == "pydoc" and target) or (kind not in _BUILT_IN and not target):
         raise ConfigError(
             f"data.source is {source!r}; expected pydoc, themes, file:PATH, dir:PATH, jsonl:PATH, "
-            f"gutenberg:FOLDER, wikitext:PATH, wikitext-joined:PATH or hf:NAME{_meant(source, kind)}"
+            f"gutenberg:FOLDER, wikitext:PATH, wikitext-joined:PATH or hf:NAME{_guess_meant(source, kind)}"
         )
     texts = Texts(*_READERS[kind](target))
     documents = [text for text in texts.documents if text.strip()]
@@ -44,7 +44,7 @@ def open_corpus(source: str) -> Corpus:
     return Corpus(name, source, documents, texts.licence, digest, texts.validation, texts.whole)
 
 
-def _meant(source: str, kind: str) -> str:
+def _guess_meant(source: str, kind: str) -> str:
     """What a source that is none may have been meant to be."""
     path = Path(source).expanduser()
     if path.is_dir():

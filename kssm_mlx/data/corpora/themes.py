@@ -57,7 +57,7 @@ def themed_samples(seed: int = 0, samples: int = SAMPLES) -> list[Sample]:
     themes, seen, made = load_phrases(), set(), []
     while len(made) < samples:
         for theme in random.permutation(sorted(themes))[: samples - len(made)]:
-            text = _new(random, themes[theme], seen)
+            text = _draw_unseen(random, themes[theme], seen)
             if text is None:
                 raise ConfigError(
                     f"{samples} samples cannot be made without repeating {PASSAGE} bytes: {theme!r} has "
@@ -85,7 +85,9 @@ def passages(text: str) -> set[bytes]:
     return {raw[i : i + PASSAGE] for i in range(max(1, len(raw) - PASSAGE + 1))}
 
 
-def _new(random: np.random.Generator, slots: Mapping[str, tuple[str, ...]], seen: set[bytes]) -> str | None:
+def _draw_unseen(
+    random: np.random.Generator, slots: Mapping[str, tuple[str, ...]], seen: set[bytes]
+) -> str | None:
     """A sample with nothing in `seen`, to which its passages are added; None after too many misses."""
     for _ in range(_MISSES):
         text = _draw(random, slots)

@@ -62,7 +62,7 @@ def read_articles(
     if unknown > UNKNOWN * text.count(" "):
         raise DataError(f"{path} has {unknown} <unk>: this is the tokenised WikiText; take the raw one")
     lines = text.split("\n")
-    found = {article.text: article for article in _cut(lines, advance or (lambda lines: None))}
+    found = {article.text: article for article in _cut_articles(lines, advance or (lambda lines: None))}
     if not found:
         raise DataError(f"{path} has no article: expected headings such as ' = Robert Boulter = '")
     if joined:
@@ -70,9 +70,11 @@ def read_articles(
     return list(found.values())
 
 
-def _cut(lines: list[str], advance: Callable[[int], None]) -> Iterator[Article]:
+def _cut_articles(lines: list[str], advance: Callable[[int], None]) -> Iterator[Article]:
     """Articles from lines. A heading stands between blank lines; what comes before the first is dropped."""
-    starts = [i for i, line in enumerate(lines) if _HEADING.fullmatch(line.strip()) and _alone(lines, i)]
+    starts = [
+        i for i, line in enumerate(lines) if _HEADING.fullmatch(line.strip()) and _stands_alone(lines, i)
+    ]
     for start, end in zip(starts, [*starts[1:], len(lines)]):
         body = [line for line in map(str.strip, lines[start:end]) if line]
         advance(end - start)
@@ -81,5 +83,5 @@ def _cut(lines: list[str], advance: Callable[[int], None]) -> Iterator[Article]:
             yield Article(heading[1] if heading else body[0], "\n".join(body))
 
 
-def _alone(lines: list[str], i: int) -> bool:
+def _stands_alone(lines: list[str], i: int) -> bool:
     return not "".join(lines[max(0, i - 1) : i] + lines[i + 1 : i + 2]).strip()

@@ -53,7 +53,9 @@ def train_bpe(documents: Iterable[str], vocab_size: int = VOCAB, name: str | Non
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
+        # First, so that it has id 0 whatever is learned.
         special_tokens=[SEPARATOR],
+        # All 256 bytes, also those that the text lacks: no later text is unknown.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty(),
     )

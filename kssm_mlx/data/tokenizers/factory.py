@@ -16,7 +16,7 @@ from kssm_mlx.data.tokenizers.protocol import (
     FILE,
     FORMAT,
     MOST_IDS,
-    Tokenizer,
+    DescribedTokenizer,
     encode_utf8,
     read_tokenizer_file,
 )
@@ -34,7 +34,7 @@ def make_tokenizer(
     train: Sequence[str] | None = None,
     *,
     special_tokens: bool = False,
-) -> Tokenizer:
+) -> DescribedTokenizer:
     """The tokenizer of a word or of a file.
 
     bytes                           the 256 bytes
@@ -48,6 +48,7 @@ def make_tokenizer(
         had or is another tokenizer.
     """
     kind, _, target = spec.partition(":")
+    documents = documents or ()
     if spec == "bytes":
         return ByteTokenizer()
     if spec in ("chars", "chars-reserved", f"bpe:{target}") and not documents:
@@ -71,7 +72,7 @@ def make_tokenizer(
     )
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path) -> DescribedTokenizer:
     """The tokenizer saved or exported into `folder` by us, or a plain Hugging Face `tokenizer.json`.
 
     Raises: DataError for a missing or broken file, or one whose digest is not that of its content.
@@ -99,7 +100,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def _from_description(described: dict[str, Any], name: str) -> Tokenizer:
+def _from_description(described: dict[str, Any], name: str) -> DescribedTokenizer:
     if described["kind"] == "hf":
         return HFTokenizer(json.dumps(described["content"]), name, template=False)
     if described["kind"] == "rwkv-world":
@@ -132,7 +133,7 @@ def _characters(value: Any) -> str:
     return value
 
 
-def _huggingface(content: str, name: str) -> Tokenizer:
+def _huggingface(content: str, name: str) -> DescribedTokenizer:
     """The tokenizer of a tokenizer.json: bytes or characters where it is an export of ours."""
     tokenizer = HFTokenizer(content, name)
     try:

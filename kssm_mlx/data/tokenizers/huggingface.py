@@ -15,7 +15,7 @@ from typing import Any
 from kssm_mlx.data.tokenizers.control_chars import CONTROL, RESERVED, UNKNOWN, ControlCharTokenizer
 from kssm_mlx.data.tokenizers.hf_backend import HFTokenizer
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
-from kssm_mlx.data.tokenizers.protocol import Tokenizer
+from kssm_mlx.data.tokenizers.protocol import DescribedTokenizer, Tokenizer
 from kssm_mlx.errors import DataError
 
 NUL = "\0"
@@ -39,7 +39,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
     }
 
 
-def ours(table: dict[str, Any]) -> Tokenizer | None:
+def ours(table: dict[str, Any]) -> DescribedTokenizer | None:
     """The byte or character tokenizer that a tokenizer.json describes; None for any other."""
     model = table["model"]
     vocabulary = model.get("vocab")

@@ -29,9 +29,15 @@ class Tokenizer(Protocol):
 
     name: str
     vocab_size: int
-    separator_id: int | None
-    stop_ids: tuple[int, ...]
-    digest: str
+
+    @property
+    def separator_id(self) -> int | None: ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def digest(self) -> str: ...
 
     def encode(self, text: str) -> np.ndarray:
         """A document's text, in which a special token is its characters."""
@@ -87,6 +93,10 @@ class DescribedTokenizer(ABC):
         return self.encode_special(text)
 
     @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer`."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the ids depend on, as plain values."""
 
@@ -100,13 +110,13 @@ class DescribedTokenizer(ABC):
         files.replace(Path(folder) / FILE, json.dumps(table, ensure_ascii=False, indent=1) + "\n")
 
     def _in_range(self, ids: Sequence[int]) -> np.ndarray:
-        ids = np.asarray(ids, dtype=np.int64).reshape(-1)
-        if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
-            bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
+        flat = np.asarray(ids, dtype=np.int64).reshape(-1)
+        if flat.size and not (flat.min() >= 0 and flat.max() < self.vocab_size):
+            bad = flat[(flat < 0) | (flat >= self.vocab_size)][0]
             raise DataError(
                 f"token id {bad} is not in the vocabulary 0..{self.vocab_size - 1} of {self.name}"
             )
-        return ids
+        return flat
 
 
 def read_tokenizer_file(path: Path) -> str:

@@ -36,9 +36,9 @@ class WorldTokenizer(DescribedTokenizer):
         """tokens: id -> bytes; every single byte must be among them, so that any text can be written."""
         self.name, self._tokens = name, dict(sorted(tokens.items()))
         self._ids = {token: id for id, token in self._tokens.items()}
-        _refuse(self._tokens, self._ids, name)
+        _refuse_vocabulary(self._tokens, self._ids, name)
         self.vocab_size = max(self._tokens) + 1
-        self._lengths = _lengths(self._ids)
+        self._lengths = _index_lengths(self._ids)
 
     @classmethod
     def from_file(cls, path: str | Path, name: str | None = None) -> WorldTokenizer:
@@ -52,7 +52,7 @@ class WorldTokenizer(DescribedTokenizer):
         tokens: dict[int, bytes] = {}
         for number, line in enumerate(read_tokenizer_file(path).split("\n"), 1):
             if line.strip():
-                id, token = _entry(line, f"{path}, line {number}")
+                id, token = _parse_entry(line, f"{path}, line {number}")
                 if id in tokens:
                     raise DataError(f"{path}, line {number}: id {id} was there before")
                 tokens[id] = token
@@ -85,7 +85,7 @@ class WorldTokenizer(DescribedTokenizer):
         return cls(tokens, name)
 
 
-def _lengths(ids: Mapping[bytes, int]) -> dict[bytes, tuple[int, ...]]:
+def _index_lengths(ids: Mapping[bytes, int]) -> dict[bytes, tuple[int, ...]]:
     """First two bytes -> the lengths of tokens that begin with them, longest first; 1 is always the last."""
     found: dict[bytes, set[int]] = {}
     for token in ids:
@@ -93,7 +93,7 @@ def _lengths(ids: Mapping[bytes, int]) -> dict[bytes, tuple[int, ...]]:
     return {start: tuple(sorted(lengths, reverse=True)) for start, lengths in found.items()}
 
 
-def _entry(line: str, where: str) -> tuple[int, bytes]:
+def _parse_entry(line: str, where: str) -> tuple[int, bytes]:
     """(id, bytes) of a line, whose stated length is checked."""
     try:
         if len(line) > LONGEST_LINE:
@@ -114,7 +114,7 @@ def _entry(line: str, where: str) -> tuple[int, bytes]:
     return id, token
 
 
-def _refuse(tokens: Mapping[int, bytes], ids: Mapping[bytes, int], name: str) -> None:
+def _refuse_vocabulary(tokens: Mapping[int, bytes], ids: Mapping[bytes, int], name: str) -> None:
     if len(ids) < len(tokens):
         twice = next(token for id, token in tokens.items() if ids[token] != id)
         raise DataError(f"{name}: the token {twice!r} has two ids; a vocabulary gives each token one")

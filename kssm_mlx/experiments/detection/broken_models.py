@@ -13,11 +13,10 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.oscillators.physics import package_step
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.sabotage import sabotage
-from kssm_mlx.models.base import Clamp, Intervention, with_parameters
+from kssm_mlx.models.base import Clamp, Intervention, flatten, with_parameters
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
 from kssm_mlx.runner.failures import recast_model
-from kssm_mlx.training.state import flatten
 
 
 def as_kind(context: Context, *defects: type) -> Context:
@@ -303,11 +302,11 @@ def bistable_in_name_only(bench: Bench) -> Context:
 
 
 @sabotage("C12")
-def graft_that_overrides_its_host(bench: Bench) -> Context:
-    """The published phase block in a host that reads: every channel halved, the rest standardised."""
-    host = bench.trained("mamba").model
-    host.freeze()
-    grafted = graft(host, configure({"core": "phase_block", "legacy": True}))
+def graft_that_overrides_its_base_model(bench: Bench) -> Context:
+    """The published phase block in a base model that reads: every channel halved, the rest standardised."""
+    base = bench.trained("mamba").model
+    base.freeze()
+    grafted = graft(base, configure({"core": "phase_block", "legacy": True}))
     context = bench.fresh("mamba")
     return replace(context, model=grafted, initial=flatten(grafted.trainable_parameters()))
 

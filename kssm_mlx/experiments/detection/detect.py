@@ -20,7 +20,7 @@ from kssm_mlx.runner.train import train
 from kssm_mlx.training import recipe as recipes
 
 SEEDS = range(5)
-HOSTED = "failures/attempt-2"  # whose host other failed runs share: trained before them
+GRAFTED = "failures/attempt-2"  # whose base model other failed runs share: trained before them
 
 
 def detect(home: Path, workers: int = 2, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -30,13 +30,13 @@ def detect(home: Path, workers: int = 2, say: Callable[[str], None] = print) -> 
     for family in CONTROLS:
         bench.data(bench.recipe(family))  # before several processes want them
     with _uncompiled(home), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        host = pool.submit(_host)
+        base = pool.submit(_train_base_model)
         runs = {(f, s): pool.submit(_healthy, home, f, s) for f in CONTROLS for s in SEEDS}
         said = {f: [c for s in SEEDS for c in runs[f, s].result()] for f in CONTROLS}
         controls = {f: matrix.count_verdicts(said[f], len(SEEDS)) for f in CONTROLS}
         for family in CONTROLS:
             say(f"control {family}: failed {', '.join(controls[family]['failed']) or 'none'}")
-        host.result()
+        base.result()
         claim = pool.submit(_claim, home)
         rows = {name: pool.submit(_row, home, name) for name in matrix.rows()}
         found = {}
@@ -56,8 +56,8 @@ def detect(home: Path, workers: int = 2, say: Callable[[str], None] = print) -> 
 
 @contextmanager
 def _uncompiled(home: Path) -> Iterator[None]:
-    """The processes begun here compile nothing, which takes longer than what is computed, and trust no host
-    that was verified elsewhere.
+    """The processes begun here compile nothing, which takes longer than what is computed, and trust no base
+    model that was verified elsewhere.
     """
     own = {"MLX_DISABLE_COMPILE": "1", "KSSM_CACHE": str(home / "cache")}
     before = {name: os.environ.get(name) for name in own}
@@ -71,8 +71,8 @@ def _uncompiled(home: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _host() -> None:
-    ensure_base_model(recipes.load(HOSTED).model, train)
+def _train_base_model() -> None:
+    ensure_base_model(recipes.load(GRAFTED).model, train)
 
 
 def _healthy(home: Path, family: str, seed: int) -> matrix.Said:

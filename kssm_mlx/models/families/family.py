@@ -75,8 +75,11 @@ def same(*names: str) -> KeyMap:
     return {name: (name, "same") for name in names}
 
 
-def claims(*rows: tuple[Any, ...]) -> list[Claim]:
-    return [Claim(*row) for row in rows]
+def rows(
+    role: Literal["routing", "slack"], width: int, *paths: str, at: int = 0, axis: int = 0
+) -> list[Claim]:
+    """`width` rows of each path, from row `at` on."""
+    return [Claim(role, path, axis, at, width) for path in paths]
 
 
 def ratio(a: int, b: int) -> int | float:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from kssm_mlx.models.families.family import Family, UnitTable, claims
+from kssm_mlx.models.families.family import Family, UnitTable, rows
 
 
 def units(c: Any, count: int) -> UnitTable:
     """The populations."""
-    G = c.n_groups
-    vectors = [("omega", 0, 0), ("log_gamma", 0, 0), ("field.weight", 0, 0), ("field.weight", 0, G)]
-    vectors += [
-        ("time_step.weight", 0, 0),
-        ("time_step.bias", 0, 0),
-        ("coupling", 1, 0),
-        ("self_coupling", 1, 0),
-    ]
+    G, own = c.n_groups, "populations."
+    vectors = ("omega", "log_gamma", "field.weight", "time_step.weight", "time_step.bias")
     return UnitTable(
         "mixer",
         G,
-        claims(
-            *(("routing", f"populations.{path}", axis, offset, G) for path, axis, offset in vectors),
-            *(("slack", "readout.weight", 1, i * G, G) for i in range(2 * c.harmonics)),
-        ),
+        [
+            *rows("routing", G, *(own + name for name in vectors)),
+            *rows("routing", G, own + "field.weight", at=G),
+            *rows("routing", G, own + "coupling", own + "self_coupling", axis=1),
+            *(
+                claim
+                for i in range(2 * c.harmonics)
+                for claim in rows("slack", G, "readout.weight", at=i * G, axis=1)
+            ),
+        ],
     )
 
 

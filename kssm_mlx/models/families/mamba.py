@@ -11,7 +11,7 @@ from kssm_mlx.models.families.config_keys import (
     run_time,
     transformers_keys,
 )
-from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, claims, ratio, same
+from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, ratio, rows, same
 
 HEAD = same("backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight")
 BLOCK = {
@@ -110,16 +110,16 @@ def units(c: Any, count: int) -> UnitTable:
     """Contiguous channels; x_proj's columns are what a unit contributes to Δ, B and C, which stay common."""
     I = c.channels
     routing = ("dt_proj.weight", "dt_proj.bias", "A_log", "conv1d.weight", "conv1d.bias")
-    slack = [("in_proj.weight", 0), ("in_proj.weight", I), ("in_proj.bias", 0), ("in_proj.bias", I), ("D", 0)]
     return UnitTable(
         "mixer",
         I,
-        claims(
-            *(("routing", path, 0, 0, I) for path in routing),
-            ("routing", "x_proj.weight", 1, 0, I),
-            *(("slack", path, 0, offset, I) for path, offset in slack),
-            ("slack", "out_proj.weight", 1, 0, I),
-        ),
+        [
+            *rows("routing", I, *routing),
+            *rows("routing", I, "x_proj.weight", axis=1),
+            *rows("slack", I, "in_proj.weight", "in_proj.bias", "D"),
+            *rows("slack", I, "in_proj.weight", "in_proj.bias", at=I),
+            *rows("slack", I, "out_proj.weight", axis=1),
+        ],
     )
 
 

@@ -10,7 +10,7 @@ from kssm_mlx.models.families.config_keys import (
     run_time,
     transformers_keys,
 )
-from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, claims, ratio, same
+from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, ratio, rows, same
 from kssm_mlx.models.families.mamba import (
     BLOCK,
     HEAD,
@@ -75,33 +75,22 @@ def derived(config: Any) -> dict[str, Any]:
 def units(c: Any, count: int) -> UnitTable:
     """The heads of the scan; B and C of a group only where every unit has groups of its own."""
     I, H, GN = c.channels, c.num_heads, c.n_groups * c.state_size
-    bc = [("in_proj.weight", 2 * I), ("in_proj.bias", 2 * I), ("conv1d.weight", I), ("conv1d.bias", I)]
-    grouped = (
-        [(path, offset + i * GN, GN) for path, offset in bc for i in (0, 1)]
-        if c.n_groups % count == 0
-        else []
-    )
-    dt = [(path, 2 * I + 2 * GN, H) for path in ("in_proj.weight", "in_proj.bias")]
-    routing = [
-        ("dt_bias", 0, H),
-        ("A_log", 0, H),
-        ("conv1d.weight", 0, I),
-        ("conv1d.bias", 0, I),
-        *dt,
-        *grouped,
-    ]
-    slack = [(f"in_proj.{name}", i * I, I) for i in (0, 1) for name in ("weight", "bias")]
+    into, conv = ("in_proj.weight", "in_proj.bias"), ("conv1d.weight", "conv1d.bias")
+    groups = (0, GN) if c.n_groups % count == 0 else ()
     return UnitTable(
         "mixer",
         H,
-        claims(
-            *(("routing", path, 0, offset, width) for path, offset, width in routing),
-            *(
-                ("slack", path, 0, offset, width)
-                for path, offset, width in [*slack, ("D", 0, H), ("norm.weight", 0, I)]
-            ),
-            ("slack", "out_proj.weight", 1, 0, I),
-        ),
+        [
+            *rows("routing", H, "dt_bias", "A_log"),
+            *rows("routing", I, *conv),
+            *rows("routing", H, *into, at=2 * I + 2 * GN),
+            *(claim for at in groups for claim in rows("routing", GN, *into, at=2 * I + at)),
+            *(claim for at in groups for claim in rows("routing", GN, *conv, at=I + at)),
+            *rows("slack", I, *into, "norm.weight"),
+            *rows("slack", I, *into, at=I),
+            *rows("slack", H, "D"),
+            *rows("slack", I, "out_proj.weight", axis=1),
+        ],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kssm_mlx.models.families.config_keys import run_time, transformers_keys
-from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, claims, same
+from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, rows, same
 
 KEYS: KeyMap = same(
     "rwkv.embeddings.weight",
@@ -77,15 +77,14 @@ def derived(config: Any) -> dict[str, Any]:
 def units(c: Any, count: int) -> UnitTable:
     """Contiguous channels."""
     A = c.channels
-    routing = ("receptance.weight", "key.weight", "time_decay", "time_first")
     return UnitTable(
         "attention",
         A,
-        claims(
-            *(("routing", path, 0, 0, A) for path in routing),
-            ("slack", "value.weight", 0, 0, A),
-            ("slack", "output.weight", 1, 0, A),
-        ),
+        [
+            *rows("routing", A, "receptance.weight", "key.weight", "time_decay", "time_first"),
+            *rows("slack", A, "value.weight"),
+            *rows("slack", A, "output.weight", axis=1),
+        ],
     )
 
 

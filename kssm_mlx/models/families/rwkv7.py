@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kssm_mlx.models.families.config_keys import run_time, transformers_keys
-from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, claims, same
+from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, rows, same
 
 AROUND = same(
     "model.embeddings.weight",
@@ -107,19 +107,19 @@ def derived(config: Any) -> dict[str, Any]:
 
 def units(c: Any, count: int) -> UnitTable:
     """The heads."""
-    D, outer = c.hidden_size, [f"{x}_lora.lora.2.{name}" for x in "wa" for name in ("weight", "bias")]
-    routing = ("r_proj.weight", "k_proj.weight", *outer, "k_k", "k_a")
-    mixed = [f"v_lora.lora.2.{name}" for name in ("weight", "bias")]
-    slack = ("v_proj.weight", *mixed, "g_lora.lora.2.weight", "g_norm.weight", "g_norm.bias")
+    D, parts = c.hidden_size, ("weight", "bias")
+    outer = [f"{x}_lora.lora.2.{part}" for x in "wa" for part in parts]
+    mixed = [f"v_lora.lora.2.{part}" for part in parts]
     return UnitTable(
         "attn",
         c.heads,
-        claims(
-            *(("routing", path, 0, 0, D) for path in routing),
-            ("routing", "r_k", 0, 0, c.heads),
-            *(("slack", path, 0, 0, D) for path in slack),
-            ("slack", "o_proj.weight", 1, 0, D),
-        ),
+        [
+            *rows("routing", D, "r_proj.weight", "k_proj.weight", *outer, "k_k", "k_a"),
+            *rows("routing", c.heads, "r_k"),
+            *rows("slack", D, "v_proj.weight", *mixed, "g_lora.lora.2.weight"),
+            *rows("slack", D, "g_norm.weight", "g_norm.bias"),
+            *rows("slack", D, "o_proj.weight", axis=1),
+        ],
     )
 
 

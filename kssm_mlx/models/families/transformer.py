@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from kssm_mlx.models.families.family import Family, UnitTable, claims
+from kssm_mlx.models.families.family import Family, UnitTable, rows
 
 
 def units(c: Any, count: int) -> UnitTable:
     """The heads."""
-    D = c.d_model
-    qkv = [
-        (role, f"qkv.{name}", 0, i * D, D)
-        for i, role in enumerate(("routing", "routing", "slack"))
-        for name in ("weight", "bias")
-    ]
-    return UnitTable("attention", c.n_heads, claims(*qkv, ("slack", "out.weight", 1, 0, D)))
+    D, qkv = c.d_model, ("qkv.weight", "qkv.bias")
+    return UnitTable(
+        "attention",
+        c.n_heads,
+        [
+            *rows("routing", D, *qkv),
+            *rows("routing", D, *qkv, at=D),
+            *rows("slack", D, *qkv, at=2 * D),
+            *rows("slack", D, "out.weight", axis=1),
+        ],
+    )
 
 
 FAMILY = Family(

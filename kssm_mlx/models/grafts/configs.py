@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +36,7 @@ class _Placed:
     layers: Layers = None
     legacy: bool = False
 
-    module: ClassVar[type[PhaseCore]]
+    module: ClassVar[Callable[..., PhaseCore]]
 
     def __post_init__(self):
         refuse_counts_below_one(self, section="model.graft")
@@ -50,7 +51,7 @@ class _Placed:
     def blocks(self, count: int) -> tuple[int, ...]:
         """Which of `count` blocks hold a core, in order.
 
-        Raises: ConfigError for a block that the host does not have.
+        Raises: ConfigError for a block that the base model does not have.
         """
         if self.site in ("final", "logits"):
             return (count - 1,)
@@ -61,11 +62,13 @@ class _Placed:
         layers = count // 2 if self.layers is None else self.layers
         chosen = tuple(sorted({layers} if isinstance(layers, int) else {*layers}))
         if not chosen or not 0 <= chosen[0] <= chosen[-1] < count:
-            raise ConfigError(f"model.graft.layers = {self.layers}, but the host has blocks 0 to {count - 1}")
+            raise ConfigError(
+                f"model.graft.layers = {self.layers}, but the base model has blocks 0 to {count - 1}"
+            )
         return chosen
 
-    def make(self, host: RecurrentModel, key: mx.array) -> PhaseCore:
-        return self.module(self, graft_channels(host, self.site), key)
+    def make(self, base: RecurrentModel, key: mx.array) -> PhaseCore:
+        return self.module(self, graft_channels(base, self.site), key)
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,10 @@ class HookGraft(_Placed):
     dt: float = 0.1
     sigma: float = 0.0
 
-    def make(self, host: RecurrentModel, key: mx.array) -> PhaseCore:
+    def make(self, base: RecurrentModel, key: mx.array) -> PhaseCore:
         """`hook` works in training only, `coupled` and `simplified` never: so they were published."""
         acts = "always" if not self.legacy else "in training" if self.core == "hook" else "never"
-        return HookCore(self, graft_channels(host, self.site), key, acts)
+        return HookCore(self, graft_channels(base, self.site), key, acts)
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ class LogitGraft(HookGraft):
     layers: None = None
     width: int = 512
 
-    def make(self, host: RecurrentModel, key: mx.array) -> PhaseCore:
-        return LogitCore(self, host.args.vocab_size, key)
+    def make(self, base: RecurrentModel, key: mx.array) -> PhaseCore:
+        return LogitCore(self, base.args.vocab_size, key)
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,10 @@ GRAFTS: dict[str, type[Graft]] = {
 }
 
 
-def graft_channels(host: RecurrentModel, site: str) -> int:
-    """The width of the host's stream at a site."""
-    inside = FAMILIES[host.model_type].graft_width if site == "mixer" else None
-    return inside(host.args) if inside else host.args.hidden_size
+def graft_channels(base: RecurrentModel, site: str) -> int:
+    """The width of the base model's stream at a site."""
+    inside = FAMILIES[base.model_type].graft_width if site == "mixer" else None
+    return inside(base.args) if inside else base.args.hidden_size
 
 
 def configure(values: dict[str, Any]) -> Graft:
@@ -174,5 +177,5 @@ def configure(values: dict[str, Any]) -> Graft:
     except ValidationError as e:
         error = e.errors()[0]
         raise ConfigError(
-            f"model.graft.{error['loc'][0]}: {error['msg'].lower()}, got {values[error['loc'][0]]!r}"
+            f"model.graft.{error['loc'][0]}: {error['msg'].lower()}, got {values[str(error['loc'][0])]!r}"
         ) from None

@@ -1,17 +1,19 @@
-"""A graft: phase cores inside a host that somebody else trained, none of whose weights is touched.
+"""A graft: phase cores inside a base model that somebody else trained, none of whose weights is touched.
 
     embedding   before the first block                     residual   after a block
     mixer       what a block's recurrence reads out, before its gate and output projection
     final       after the last norm                        logits     after the head
 
-The grafted model is a language model like its host. The host's parameters are under `host.`, the cores' under
-`graft.0`, `graft.1`, ... in the order of the blocks. A core that carries phases keeps them in the cache entry
-of its block, behind the host's arrays.
+The grafted model is a language model like its base model, whose parameters are under `host.`, the cores'
+under `graft.0`, `graft.1`, ... in the order of the blocks. A core that carries phases keeps them in the cache
+entry of its block, behind the base model's arrays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,10 +23,10 @@ from kssm_mlx.models import FAMILIES
 from kssm_mlx.models.base import (
     Cache,
     Intervention,
+    LanguageModel,
     Output,
     clamp_output,
     component_of,
-    continue_in_place,
     refuse_unknown_clamps,
 )
 from kssm_mlx.models.grafts.configs import Graft
@@ -32,15 +34,17 @@ from kssm_mlx.models.grafts.phase_cores import PhaseCore
 from kssm_mlx.models.recurrent import RecurrentModel
 
 
-def graft(host: nn.Module, config: Graft, seed: int = 0) -> nn.Module:
-    """`host` with the cores of `config` in it; its own parameters are the same arrays as before.
+def graft(base: LanguageModel, config: Graft, seed: int = 0) -> LanguageModel:
+    """`base` with the cores of `config` in it; its own parameters are the same arrays as before.
 
-    Raises: ConfigError for a host that takes none, or has no such block.
+    Raises: ConfigError for a base model that takes none, or has no such block.
     """
     known = [name for name, family in FAMILIES.items() if family.graft_width]
-    if host.model_type not in known:
-        raise ConfigError(f"{host.model_type} takes no graft; families that do: {', '.join(known)}")
-    grafted = (GraftedHead if config.site == "logits" else Grafted)(host, config, seed)
+    if base.model_type not in known:
+        raise ConfigError(f"{base.model_type} takes no graft; families that do: {', '.join(known)}")
+    # Every family with a graft_width is one.
+    below = cast(RecurrentModel, base)
+    grafted = (GraftedHead if config.site == "logits" else Grafted)(below, config, seed)
     mx.eval(grafted.parameters())
     return grafted
 
@@ -68,27 +72,27 @@ class Applied:
         return clamp_output(x, y, self.intervention, self.block, "graft")
 
 
-class _Hosted:
-    """What a grafted model says of itself: the host's word, and the graft's where it has one."""
+class _OnBase:
+    """What a grafted model says of itself: the base model's word, and the graft's where it has one."""
 
-    def plant(self, host: RecurrentModel, config: Graft, seed: int) -> None:
-        """Keep the host, and make the cores."""
-        self.host, self._site, self._blocks = host, config.site, config.blocks(len(host.layers))
+    def plant(self, base: RecurrentModel, config: Graft, seed: int) -> None:
+        """Keep the base model, and make the cores."""
+        self.host, self._site, self._blocks = base, config.site, config.blocks(len(base.layers))
         keys = mx.random.split(mx.random.key(seed), len(self._blocks))
-        self.graft = [config.make(host, key) for key in keys]
+        self.graft = [config.make(base, key) for key in keys]
 
     @property
-    def layers(self) -> list[nn.Module]:
+    def layers(self) -> Sequence[nn.Module]:
         return self.host.layers
 
     @property
     def clamp_sites(self) -> tuple[str, ...]:
-        """Those of the host, and what a core adds to the stream: held at 0, the core is not there."""
+        """Those of the base model, and what a core adds to the stream: held at 0, the core is not there."""
         return (*self.host.clamp_sites, "graft")
 
     @property
     def act_sites(self) -> tuple[str, ...]:
-        """Those of the host; a core after the last norm has its own state, which S3 would not reach."""
+        """Those of the base model; a core after the last norm has its own state, which S3 would not reach."""
         return tuple(site for site in self.host.act_sites if (site, self._site) != ("S3", "final"))
 
     def component(self, path: str) -> str:
@@ -134,7 +138,7 @@ class _Hosted:
         return (*self.host.slots_of(i), *(("phases",) if carries else ()))
 
     def own(self, i: int) -> int:
-        """How many arrays of block i's cache entry are the host's."""
+        """How many arrays of block i's cache entry are the base model's."""
         return len(self.host.slots_of(i))
 
     def at_the_end(self, x: mx.array, new: Cache, trace: dict, *call) -> mx.array:
@@ -150,12 +154,12 @@ class _Hosted:
         return x
 
 
-class Grafted(_Hosted, RecurrentModel):
-    """A host with cores at its blocks, before them or after them."""
+class Grafted(_OnBase, RecurrentModel):
+    """A base model with cores at its blocks, before them or after them."""
 
-    def __init__(self, host: RecurrentModel, config: Graft, seed: int = 0):
-        super().__init__(host.args)
-        self.plant(host, config, seed)
+    def __init__(self, base: RecurrentModel, config: Graft, seed: int = 0):
+        super().__init__(base.args)
+        self.plant(base, config, seed)
 
     def embed(self, tokens: mx.array) -> mx.array:
         return self.host.embed(tokens)
@@ -176,7 +180,7 @@ class Grafted(_Hosted, RecurrentModel):
         return self.host.disturbed(view, noise)
 
     def enter(self, tokens, cache, resets, lengths, key):
-        """Beside what the host carries from block to block goes the key of the noise."""
+        """Beside what the base model carries from block to block goes the key of the noise."""
         x, carried = self.host.enter(tokens, cache, resets, lengths, key)
         return x, (carried, key)
 
@@ -188,7 +192,7 @@ class Grafted(_Hosted, RecurrentModel):
         return x, new, trace
 
     def runner(self, i: int, intervention: Intervention | None):
-        """Block i of the host, with its core where it has one."""
+        """Block i of the base model, with its core where it has one."""
         inside = i in self._blocks and self._site != "final"
         tapped = inside and self._site == "mixer"
         # What a tap reads would be lost to the gradient of a checkpointed block.
@@ -216,16 +220,13 @@ class Grafted(_Hosted, RecurrentModel):
         return Applied(self.graft[n], i, phases, resets, lengths, key, intervention)
 
 
-class GraftedHead(_Hosted, nn.Module):
-    """A host with a core on its logits, which has to see all of them at once: there is no `hidden`."""
+class GraftedHead(_OnBase, LanguageModel):
+    """A base model with a core on its logits, which has to see all of them at once: there is no `hidden`."""
 
-    def __init__(self, host: RecurrentModel, config: Graft, seed: int = 0):
+    def __init__(self, base: RecurrentModel, config: Graft, seed: int = 0):
         super().__init__()
-        self.args, self.model_type = host.args, host.model_type
-        self.plant(host, config, seed)
-
-    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
-        return continue_in_place(self, tokens, cache)
+        self.args, self.model_type = base.args, base.model_type
+        self.plant(base, config, seed)
 
     def forward(
         self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None
@@ -242,6 +243,3 @@ class GraftedHead(_Hosted, nn.Module):
 
     def make_cache(self) -> Cache:
         return [[None] * len(self.slots_of(i)) for i in range(len(self.layers))]
-
-    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        return weights

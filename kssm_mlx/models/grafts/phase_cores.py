@@ -1,4 +1,4 @@
-"""Phase cores: small modules of coupled oscillators that change a stream of vectors inside a host.
+"""Phase cores: small modules of coupled oscillators that change a stream of vectors inside a base model.
 
     phase_block   per channel: θ₀ = π tanh(W_e x), S steps of θ' = ω_i + Σ_j K_ij sin(θ_j - θ_i), K = k U Vᵀ
     hook          N phases: φ' = 0.1 π tanh(W_p x) / dt + ω + K Im(Z e^{-iφ}), x (1 + 0.1 tanh(W_m sin φ))
@@ -8,7 +8,7 @@
 All are called `core(x, phases, resets, lengths, key) -> x, phases, trace`: what an earlier call left, where
 documents begin, how long rows are, and the key of the noise. `legacy = True` is what was published, defects
 included; without it a core starts as (almost) the identity, is causal, keeps rows apart, does the same in
-training and in evaluation, and carries its phases in the cache. fp32, whatever the host's weights are.
+training and in evaluation, and carries its phases in the cache. fp32, whatever the base model's weights are.
 
 `knobs` are arrays [] that controllers turn between steps and that no gradient moves. `buffers` are arrays
 that a call in training replaces for the next one: a step takes them from its state and leaves them there, so
@@ -39,6 +39,7 @@ class PhaseCore(nn.Module):
     knobs: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     carries = False
+    sigma: mx.array  # of a core that draws noise; one of its knobs
     no_decay = ("omega", "bias", "gate", "log_gamma", "time_step.weight")
 
     def turn_into_knobs(self, **values: float) -> None:
@@ -232,7 +233,7 @@ class CarriedCore(PhaseCore):
         self.populations = Populations(
             k_populations, width, G, memory=config.memory, kappa=1.0, leaf="kick", coupled=False
         )
-        # Zero: the host is unchanged at the start, to the bit.
+        # Zero: the base model is unchanged at the start, to the bit.
         self.readout = linear(k_readout, 2 * G * config.harmonics, width, std=0.0)
         self.turn_into_knobs(k_scale=config.k_scale)
         self._harmonics = config.harmonics

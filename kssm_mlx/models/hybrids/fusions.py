@@ -19,6 +19,7 @@ that remember (`slots`), q the share of R where there is one: [], [D], [B, T, 1]
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -36,7 +37,7 @@ class Fusion(nn.Module):
     slots: tuple[str, ...] = ()
 
     @staticmethod
-    def blend(r: mx.array, m: mx.array, q: mx.array) -> mx.array:
+    def blend(r: mx.array, m: mx.array, q: mx.array | float) -> mx.array:
         return q * r + (1 - q) * m
 
 
@@ -188,7 +189,7 @@ def gate(inputs: int, outputs: int, share: float) -> nn.Linear:
     return layer
 
 
-FUSIONS: dict[str, type[Fusion]] = {
+FUSIONS: dict[str, Callable[..., Fusion]] = {
     "hy": Normed,
     "fixed": Fixed,
     "ws": Weighted,

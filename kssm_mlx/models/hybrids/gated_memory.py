@@ -55,6 +55,13 @@ class StateNorm(nn.Module):
 class Memory(nn.Module):
     """Shapes: u [B, T, D] -> y [B, T, D], entry: conv [B, 3, D] with grounding, state [B, H, d, d]; trace."""
 
+    receptance: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    gate: nn.Linear
+    decay: nn.Linear
+    output: nn.Linear
+
     def __init__(self, config, key: mx.array):
         super().__init__()
         D, H, d = config.d_model, config.n_heads, config.d_model // config.n_heads

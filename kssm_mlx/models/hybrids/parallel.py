@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -101,7 +101,9 @@ class HybridConfig:
     @property
     def rwkv_part(self) -> rwkv7.RWKV7Config:
         """Its layers are those that have an RWKV mixer: the first of them is RWKV-7's first layer."""
-        ranks = {name: rwkv7.low_rank(self.d_model, factor) for name, factor in rwkv7.LOW_RANKS.items()}
+        ranks: dict[str, Any] = {
+            name: rwkv7.low_rank(self.d_model, factor) for name, factor in rwkv7.LOW_RANKS.items()
+        }
         return rwkv7.RWKV7Config(
             vocab_size=self.vocab_size,
             hidden_size=self.d_model,
@@ -111,7 +113,7 @@ class HybridConfig:
         )
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"d_model": 64, "n_layers": 4},
     "s": {"d_model": 128, "n_layers": 8},
     "m": {"d_model": 192, "n_layers": 8},
@@ -148,8 +150,9 @@ class RWKV(rwkv7.TimeMixing):
         self.o_proj = linear(k_out, D, D, std=(3 * D * config.n_layers) ** -0.5)
 
     def __call__(self, x, entry, v_first, resets, lengths):
-        y, *entry, v_first, trace = super().__call__(x, *entry, v_first, resets, lengths)
-        return y, entry, v_first, trace
+        shift, state = entry
+        y, shift, state, v_first, trace = super().__call__(x, shift, state, v_first, resets, lengths)
+        return y, [shift, state], v_first, trace
 
 
 class Mamba(mamba2.Mixer):
@@ -235,6 +238,5 @@ class Hybrid(Stack):
         return self.blocks[i].slots
 
     def runner(self, i: int, intervention: Intervention | None):
-        sites = () if intervention is None else ("rwkv", "mamba")
-        clamps = tuple(clamp for site in sites for clamp in intervention.of(site, i))
+        clamps = () if intervention is None else (*intervention.of("rwkv", i), *intervention.of("mamba", i))
         return partial(super().runner(i, intervention), clamps=clamps)

@@ -29,6 +29,10 @@ class PublishedRWKV(nn.Module):
     """Called as `hybrid.RWKV`, with a state only. Shapes: n [B, T, D] -> R [B, T, D]."""
 
     slots = ("rwkv",)
+    receptance: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Linear
 
     def __init__(self, config, key: mx.array, layer: int):
         super().__init__()

@@ -18,7 +18,7 @@ Source: the public GroundThink project, versions 3 and 0.2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -101,7 +101,7 @@ PUBLISHED = {
     "v020": {"wiring": "v020", "decay": "published", "init": "v020", "state_norm": "call", "grounding": False}
     | {"n_layers": 6, "groups": 32},
 }
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"d_model": 64, "n_layers": 3, "n_heads": 2},
     "s": {"d_model": 128, "n_layers": 6, "n_heads": 4},
     "m": {},

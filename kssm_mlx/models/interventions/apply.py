@@ -6,6 +6,7 @@ as generation does, so the result is the same however a text is cut.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ class RecurrentWalk(Protocol):
     """What is asked of a recurrent model here (`models.recurrent.RecurrentModel`, which stands above)."""
 
     @property
-    def layers(self) -> list: ...
+    def layers(self) -> Sequence: ...
 
     def hidden(
         self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Intervention, continue_in_place, training_mode
+from kssm_mlx.models.base import Intervention, LanguageModel, training_mode
 from kssm_mlx.models.interventions.spec import Amplitude, Observe, Statistics
+from kssm_mlx.models.recurrent import RecurrentModel
 
 Place = tuple[str, int]  # site and block; S0 and S1 are of block 0
 
 
-def calibrate(model: nn.Module, batches: Iterable[mx.array], *, of: int = 4) -> dict[Place, Statistics]:
+def calibrate(model: RecurrentModel, batches: Iterable[mx.array], *, of: int = 4) -> dict[Place, Statistics]:
     """Statistics of every site of `model`, the mean over batches of rows of ids, at S2 and S3 per unit.
 
     Source: docs/background/allostasis.md#clamps: in evaluation mode, of whatever weights the model has now.
@@ -26,7 +26,7 @@ def calibrate(model: nn.Module, batches: Iterable[mx.array], *, of: int = 4) -> 
     """
     found: dict[Place, list[Statistics]] = {}
     for tokens in batches:
-        for place, x in _vectors(model, tokens).items():
+        for place, x in _site_vectors(model, tokens).items():
             units = 1 if place[0] in ("S0", "S1") else of
             found.setdefault(place, []).append(
                 Statistics.of(mx.unflatten(x.astype(mx.float32), -1, (units, -1)))
@@ -35,30 +35,30 @@ def calibrate(model: nn.Module, batches: Iterable[mx.array], *, of: int = 4) -> 
     if not found:
         raise ConfigError("nothing to calibrate on; give at least one batch of rows")
     return {
-        place: Statistics(*(mx.stack(values).mean(axis=0) for values in zip(*each, strict=True)))
+        place: Statistics(*(mx.stack(list(values)).mean(axis=0) for values in zip(*each, strict=True)))
         for place, each in found.items()
     }
 
 
-def _vectors(model: nn.Module, tokens: mx.array) -> dict[Place, mx.array]:
+def _site_vectors(model: RecurrentModel, tokens: mx.array) -> dict[Place, mx.array]:
     """What stands at every site. Shapes: tokens [B, T] -> [B, T, C] each."""
     with training_mode(model, training=False):
         trace = model.hidden(tokens, None, Intervention(acts=(Observe(),)))[2]
         vectors = {(site, 0): trace[site] for site in ("S0", "S1")}
         if "S2" in model.act_sites:
             vectors |= {("S2", i): trace[f"block{i:02d}/units"] for i in range(len(model.layers))}
-        return vectors | (_states(model, tokens) if "S3" in model.act_sites else {})
+        return vectors | (_carried_states(model, tokens) if "S3" in model.act_sites else {})
 
 
-def _states(model: nn.Module, tokens: mx.array) -> dict[Place, mx.array]:
+def _carried_states(model: RecurrentModel, tokens: mx.array) -> dict[Place, mx.array]:
     cache, states = None, []
     for token in mx.split(tokens, tokens.shape[1], axis=1):
         cache = model.hidden(token, cache)[1]
         states.append([model.state_view(entry) for entry in cache])
-    return {("S3", i): mx.stack(views, axis=1) for i, views in enumerate(zip(*states, strict=True))}
+    return {("S3", i): mx.stack(list(views), axis=1) for i, views in enumerate(zip(*states, strict=True))}
 
 
-def require_effect(model: nn.Module, intervention: Intervention, *, head_is_trained: bool) -> list[str]:
+def require_effect(model: RecurrentModel, intervention: Intervention, *, head_is_trained: bool) -> list[str]:
     """What to warn of before a clamp experiment.
 
     Raises: ConfigError for units that do not divide what is at their site, and for a naive clamp on what only
@@ -82,10 +82,10 @@ def require_effect(model: nn.Module, intervention: Intervention, *, head_is_trai
     return warnings
 
 
-def _require_equal_parts(model: nn.Module, intervention: Intervention) -> None:
+def _require_equal_parts(model: RecurrentModel, intervention: Intervention) -> None:
     """Raises: ConfigError that names the act, its site and how wide that is."""
     divided = [act for act in intervention.acts if act.of > 1 and act.site not in ("", "routing")]
-    vectors = _vectors(model, mx.zeros((1, 1), mx.int32)) if divided else {}
+    vectors = _site_vectors(model, mx.zeros((1, 1), mx.int32)) if divided else {}
     for act in divided:
         for (site, block), x in vectors.items():
             if site == act.site.replace("S4", "S1") and (width := x.shape[-1]) % act.of:
@@ -95,26 +95,21 @@ def _require_equal_parts(model: nn.Module, intervention: Intervention) -> None:
                 )
 
 
-def _forgets_scale(model: nn.Module) -> bool:
+def _forgets_scale(model: RecurrentModel) -> bool:
     """Whether the final norm gives the same for x and 3 x."""
     x = model.hidden(mx.zeros((1, 8), mx.int32), None, Intervention(acts=(Observe(),)))[2]["S0"]
     x = 10 * x / mx.sqrt(mx.square(x).mean())
-    return mx.allclose(model.finish(x), model.finish(3 * x), rtol=1e-2, atol=1e-2).item()
+    return bool(mx.allclose(model.finish(x), model.finish(3 * x), rtol=1e-2, atol=1e-2).item())
 
 
-class ModelWithIntervention(nn.Module):
+class ModelWithIntervention(LanguageModel):
     """A model under an intervention, wherever models go: evaluation, generation, checks."""
 
-    clamp_sites = ()
-
-    def __init__(self, model: nn.Module, intervention: Intervention):
+    def __init__(self, model: LanguageModel, intervention: Intervention):
         super().__init__()
         self.model, self._intervention = model, intervention
         self.args, self.model_type = model.args, model.model_type
         self.train(model.training)
-
-    def __call__(self, tokens, cache=None):
-        return continue_in_place(self, tokens, cache)
 
     def forward(self, tokens, cache=None, intervention=None, **options):
         if intervention is not None:

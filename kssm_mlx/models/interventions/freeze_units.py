@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import FAMILIES
+from kssm_mlx.models.base import LanguageModel, flatten
 from kssm_mlx.models.families.family import Claim
 
 Mode = Literal["param", "route", "ablate", "coarse"]
@@ -51,7 +50,7 @@ class Units:
         return len(self.routing)
 
 
-def units_of(model: nn.Module, count: int = 4) -> Units:
+def units_of(model: LanguageModel, count: int = 4) -> Units:
     """The units of a model. Raises: ConfigError for a family without a table, or a count it cannot have."""
     tables = {name: family.units for name, family in FAMILIES.items() if family.units}
     if model.model_type not in tables:
@@ -61,7 +60,7 @@ def units_of(model: nn.Module, count: int = 4) -> Units:
         raise ConfigError(
             f"{model.model_type} has {finest} heads, channels or groups; {count} units cannot share them"
         )
-    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    shapes = {name: array.shape for name, array in flatten(model.parameters()).items()}
     prefixes = [f"{name}.{mixer}." for name in block_paths(model)]
     parts = {
         role: tuple(
@@ -77,10 +76,10 @@ def units_of(model: nn.Module, count: int = 4) -> Units:
     }
     claimed = [part for units in parts.values() for unit in units for part in unit]
     own = {name: shape for name, shape in shapes.items() if name.startswith(tuple(prefixes))}
-    return Units(parts["routing"], parts["slack"], tuple(_left(own, claimed)))
+    return Units(parts["routing"], parts["slack"], tuple(_unclaimed_parts(own, claimed)))
 
 
-def block_paths(model: nn.Module) -> list[str]:
+def block_paths(model: LanguageModel) -> list[str]:
     """The paths of the blocks."""
     names = {id(module): name for name, module in model.named_modules()}
     return [names[id(block)] for block in model.layers]
@@ -92,7 +91,7 @@ def _part(prefix: str, claim: Claim, unit: int, count: int) -> Part:
     return Part(prefix + claim.path, claim.axis, start, start + size)
 
 
-def _left(shapes: dict[str, tuple[int, ...]], claimed: Iterable[Part]) -> Iterator[Part]:
+def _unclaimed_parts(shapes: dict[str, tuple[int, ...]], claimed: Iterable[Part]) -> Iterator[Part]:
     """The runs of each parameter that no part has."""
     taken: dict[str, list[Part]] = {}
     for part in claimed:
@@ -107,7 +106,7 @@ def _left(shapes: dict[str, tuple[int, ...]], claimed: Iterable[Part]) -> Iterat
 
 
 def freeze_masks(
-    model: nn.Module,
+    model: LanguageModel,
     frozen: Iterable[int],
     *,
     mode: Mode = "param",
@@ -130,9 +129,9 @@ def freeze_masks(
     return make_masks(model, parts)
 
 
-def make_masks(model: nn.Module, parts: Iterable[Part]) -> dict[str, mx.array]:
+def make_masks(model: LanguageModel, parts: Iterable[Part]) -> dict[str, mx.array]:
     """Masks that hold these parts."""
-    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    shapes = {name: array.shape for name, array in flatten(model.parameters()).items()}
     moves: dict[str, np.ndarray] = {}
     for path, axis, start, stop in parts:
         shape = [1] * len(shapes[path])
@@ -142,9 +141,9 @@ def make_masks(model: nn.Module, parts: Iterable[Part]) -> dict[str, mx.array]:
     return {path: mx.array(mask) for path, mask in moves.items()}
 
 
-def free_routing(model: nn.Module, held: dict[str, mx.array], count: int = 4) -> float:
+def free_routing(model: LanguageModel, held: dict[str, mx.array], count: int = 4) -> float:
     """G_free: the share of the routing parameters that may move under these masks."""
-    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    shapes = {name: array.shape for name, array in flatten(model.parameters()).items()}
     free = total = 0
     for path, axis, start, stop in (part for unit in units_of(model, count).routing for part in unit):
         mask = np.broadcast_to(np.array(held.get(path, True)), shapes[path])

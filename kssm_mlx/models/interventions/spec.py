@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -182,7 +182,7 @@ def carry_out(x: mx.array, acts: Sequence[Act], key: mx.array | None = None, blo
         elif isinstance(act, Noise):
             new = y + act.draw(y.shape, key, block) * mx.array(act.rms).reshape(-1, 1)
         else:
-            new = act(y)
+            new = cast(Amplitude, act)(y)  # the only other act on vectors
         x = mx.where(_chosen(act), new, y).flatten(-2).astype(x.dtype)
     return x
 

@@ -10,6 +10,7 @@ is declared and never read, as published (C7 names it).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -40,7 +41,7 @@ class KSSMv1Config:
         refuse_counts_below_one(self)
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"d_model": 32, "n_oscillators": 16, "harmonics": 4},
     "s": {},  # as published
     "m": {"d_model": 256, "n_oscillators": 128, "harmonics": 16},

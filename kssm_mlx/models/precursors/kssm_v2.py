@@ -11,7 +11,7 @@ intervention: it scales the stream by F / mean R just before a LayerNorm, which 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -44,7 +44,7 @@ class KSSMv2Config:
             raise ConfigError(f"model.dropout is in [0, 1), got {self.dropout}")
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"d_model": 32, "n_layers": 2, "n_oscillators": 16, "max_length": 64},
     # small, medium and large, as published
     "s": {"d_model": 256, "n_layers": 4, "n_oscillators": 128, "max_length": 512},

@@ -18,7 +18,7 @@ regulariser only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -65,7 +65,7 @@ class KSSMv3Config:
             )
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "xs": {"d_model": 32, "n_layers": 2, "n_oscillators": 32, "harmonics": 8, "max_length": 64},
     "s": {"d_model": 128, "n_layers": 3, "n_oscillators": 64, "harmonics": 16, "max_length": 256},
     "m": {},  # as published

@@ -1,7 +1,7 @@
 """Checkpoints that a crash cannot half-write and that damage cannot pass through unseen.
 
     checkpoints/step_00000200/   model.safetensors  optimizer.safetensors  state.json  manifest.json
-                                 (adapters.safetensors for the adapters of a host)
+                                 (adapters.safetensors for the adapters of a base model)
     checkpoints/LATEST, BEST     names of folders, for people and scripts
 
 `save` writes into `step_00000200.tmp-<pid>`, flushes every file to disk, writes the manifest last, renames
@@ -71,13 +71,14 @@ def save(folder: str | Path, snapshot: Snapshot, *, keep: int = 3, best: bool = 
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _write_all(temporary, snapshot)
-            _publish(temporary, final)
+            _publish_folder(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        # Only now, when the folder is whole, has its name and is on disk.
         write_pointer(folder, LATEST, final)
         if best:
             write_pointer(folder, BEST, final)
-        _prune(folder, keep)
+        _prune_checkpoints(folder, keep)
     return final
 
 
@@ -96,7 +97,7 @@ def load(path: str | Path, stems: Iterable[str] | None = None) -> Snapshot:
             for stem in (described["tensors"] if stems is None else stems)
         }
     except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise CheckpointError(f"checkpoint {path} is damaged: {_reason(e)}") from None
+        raise CheckpointError(f"checkpoint {path} is damaged: {_describe_reason(e)}") from None
     return Snapshot(described["step"], tensors, state, described["pinned"])
 
 
@@ -106,7 +107,7 @@ def load_latest(folder: str | Path) -> Loaded | None:
     Raises: CheckpointError if there are checkpoints and none is good.
     """
     skipped: dict[Path, str] = {}
-    for path in _candidates(Path(folder)):
+    for path in _list_candidates(Path(folder)):
         try:
             return Loaded(path, load(path), skipped)
         except CheckpointError as e:
@@ -136,19 +137,19 @@ def remove_leftovers(folder: str | Path) -> list[str]:
     """Remove what dead writers left behind, and return its names. Call it while holding the run's lock."""
     removed = []
     for path in sorted(
-        p for p in Path(folder).glob("*") if (m := _LEFTOVER.fullmatch(p.name)) and _dead(m[1])
+        p for p in Path(folder).glob("*") if (m := _LEFTOVER.fullmatch(p.name)) and _is_dead(m[1])
     ):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         removed.append(path.name)
     return removed
 
 
-def _dead(pid: str) -> bool:
+def _is_dead(pid: str) -> bool:
     """This process has not begun to write, so its own id is a dead namesake's (usual in containers)."""
     return int(pid) == os.getpid() or not lock.alive(int(pid))
 
 
-def _candidates(folder: Path) -> list[Path]:
+def _list_candidates(folder: Path) -> list[Path]:
     """Newest first, and ahead of them a checkpoint that LATEST promises but that is not there."""
     there = list(list_checkpoints(folder).values())[::-1]
     promised = read_pointer(folder, LATEST)
@@ -172,19 +173,20 @@ def _write_json(path: Path, value: Any) -> None:
     files.write_synced(path, lambda f: f.write(json.dumps(value, indent=1, allow_nan=False).encode()))
 
 
-def _publish(temporary: Path, final: Path) -> None:
+def _publish_folder(temporary: Path, final: Path) -> None:
     """Give the finished folder its name; one that has it already (a step reached twice) makes room."""
-    replaced = _retire(final) if final.exists() else None
+    replaced = _retire_folder(final) if final.exists() else None
     os.rename(temporary, final)
+    # A rename outlives a power cut only once its folder is on disk as well.
     files.sync_folder(final.parent)
     if replaced:
         shutil.rmtree(replaced)
 
 
-def _prune(folder: Path, keep: int) -> None:
+def _prune_checkpoints(folder: Path, keep: int) -> None:
     for path in list(list_checkpoints(folder).values())[:-keep]:
         if path != read_pointer(folder, BEST) and not _is_pinned(path):
-            shutil.rmtree(_retire(path))
+            shutil.rmtree(_retire_folder(path))
 
 
 def _is_pinned(path: Path) -> bool:
@@ -194,7 +196,7 @@ def _is_pinned(path: Path) -> bool:
         return False
 
 
-def _retire(path: Path) -> Path:
+def _retire_folder(path: Path) -> Path:
     """Rename what is to be deleted: a crash half-way then leaves a leftover, not a damaged checkpoint."""
     trash = path.with_name(f"{path.name}.old.tmp-{os.getpid()}")
     shutil.rmtree(trash, ignore_errors=True)
@@ -202,7 +204,7 @@ def _retire(path: Path) -> Path:
     return trash
 
 
-def _reason(error: Exception) -> str:
+def _describe_reason(error: Exception) -> str:
     match error:
         case FileNotFoundError():
             return f"{Path(error.filename).name} is missing"

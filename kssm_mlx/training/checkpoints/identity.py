@@ -20,15 +20,20 @@ from pydantic import BaseModel
 from kssm_mlx import __version__, _blas
 from kssm_mlx import environment as facts
 from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.models.base import flatten
 from kssm_mlx.runs.arms import METADATA_SECTIONS
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.state import TrainState, flatten
+from kssm_mlx.training.state import TrainState
 
 
 def describe_identity(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
     """The recipe without its words, the model's configuration, the data and the tokenizer."""
+    table = recipe.model_dump(exclude=set(METADATA_SECTIONS))
+    if "base" in table["model"]:
+        # The name that it had in 0.1.0: checkpoints of then go on, and their hashes stay comparable.
+        table["model"]["host"] = table["model"].pop("base")
     config = {
-        **recipe.model_dump(exclude=set(METADATA_SECTIONS)),
+        **table,
         "configuration": asdict(model.args),
         "files": {name: entry["sha256"] for name, entry in data.index["files"].items()},
     }
@@ -68,7 +73,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "kssm_mlx": __version__,
         "python": platform.python_version(),
-        "mlx": mx.__version__,
+        "mlx": vars(mx)["__version__"],  # a name that its type stubs leave out
         "device": mx.default_device().type.name,
         "blas": _blas.status().library,
         "MLX_ENABLE_TF32": facts.tf32(),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -65,7 +65,9 @@ def read_tensors(folder: Path, stem: str, manifest: dict[str, Any]) -> Tensors:
     Raises: OSError, ValueError, RuntimeError (from MLX) unless each tensor is the one that was saved.
     """
     verify_file(folder, f"{stem}.safetensors", manifest)
-    tensors, digests = mx.load(str(folder / f"{stem}.safetensors")), manifest["tensors"][stem]
+    # What a safetensors file loads as is always a dictionary.
+    tensors = cast(Tensors, mx.load(str(folder / f"{stem}.safetensors")))
+    digests = manifest["tensors"][stem]
     mx.eval(tensors)
     if other := tensors.keys() ^ digests.keys():
         raise ValueError(f"{stem} and its manifest disagree on the tensors {', '.join(sorted(other)[:3])}")

@@ -90,7 +90,8 @@ CHECKS: dict[str, Rule] = {
         """Every parameter of the model beside exactly one tensor of the files, and every tensor beside a
             parameter, by a literal table of names.
             Threshold: nothing missing, nothing twice, nothing left over.
-            Caught: Phase-Mamba Attempt 2, whose loader was a stub: no tensor of the host was ever taken.
+            Caught: Phase-Mamba Attempt 2, whose loader was a stub: no tensor of the base model was ever
+            taken.
             Sabotage: a missing, an extra and a renamed tensor; a block missing; a block too many.""",
     ),
     "W8": Rule(

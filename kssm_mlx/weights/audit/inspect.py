@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from kssm_mlx.digest import file_digest, root_digest, stored_digest
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.models.base import LanguageModel, flatten
 from kssm_mlx.weights.audit.findings import LAYERS, Finding, failures
 from kssm_mlx.weights.audit.manifest import Manifest, TensorFacts, compare
 from kssm_mlx.weights.audit.tensor_stats import Summary, summarise
@@ -61,8 +60,8 @@ class Inspection:
 
     container: Container
     config: Any = None
-    model: nn.Module | None = None
-    names: NameMap | None = None
+    model: LanguageModel | None = None
+    names: NameMap = field(default_factory=lambda: NameMap({}, {}, ()))
     digests: dict[str, str] = field(default_factory=dict)
     summaries: dict[str, Summary] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -108,11 +107,11 @@ def inspect(
     _container(found, meter)
     if found.ok:
         _names(found)
-    if found.ok or (go_on and found.names):
-        _tensors(found, meter, keep)
-        _digests(found, expected or found.container.digests, promised, meter)
-    if found.ok or (go_on and found.names):
-        _values(found)
+    if found.ok or (go_on and found.model is not None):
+        _summarize_tensors(found, meter, keep)
+        _check_digests(found, expected or found.container.digests, promised, meter)
+    if found.ok or (go_on and found.model is not None):
+        _judge_values(found)
     return found
 
 
@@ -146,18 +145,18 @@ def _names(found: Inspection) -> None:
     found.findings += found.names.findings
 
 
-def _tensors(found: Inspection, meter: Meter, keep: Keep | None) -> None:
+def _summarize_tensors(found: Inspection, meter: Meter, keep: Keep | None) -> None:
     """The digest and the summary of every tensor, which L2 and L3 look at, side by side on two cores."""
     ours = {source: name for name, (source, _) in found.names.pairs.items()}
-    fresh = dict(tree_flatten(found.model.parameters()))
+    fresh = flatten(found.model.parameters()) if found.model is not None else {}
     with ThreadPoolExecutor(1) as pool:
         for name, info in sorted(found.container.tensors.items(), key=lambda i: (i[1].file, i[1].offset)):
             stored = info.map()
-            digest = pool.submit(_digest, info, stored)
+            digest = pool.submit(_digest_stored, info, stored)
             summary = summarise(info, stored, embedding=is_embedding(ours.get(name, "")))
             found.digests[name] = digest.result()
             if name in ours and not is_weight(ours[name], summary) and is_small(info.size):
-                same = _initial(info, fresh[ours[name]]) == found.digests[name]
+                same = _initial_digest(info, fresh[ours[name]]) == found.digests[name]
                 summary = replace(summary, fresh=same)
             found.summaries[name] = summary
             if keep:
@@ -165,13 +164,13 @@ def _tensors(found: Inspection, meter: Meter, keep: Keep | None) -> None:
             meter.advance(info.nbytes)
 
 
-def _digests(
+def _check_digests(
     found: Inspection, expected: Mapping[str, str], promised: Mapping[str, str], meter: Meter
 ) -> None:
     """L2, and of L1 the tied head."""
     if found.names.unread:
         found.ran.append("W10")
-        found.findings += _tied(found)
+        found.findings += _check_tied_head(found)
     if expected:
         found.ran.append("W11")
         found.findings += compare(found.digests, expected)
@@ -185,7 +184,7 @@ def _digests(
         found.ran.append("W12")
 
 
-def _tied(found: Inspection) -> list[Finding]:
+def _check_tied_head(found: Inspection) -> list[Finding]:
     """W10: a head beside an embedding that it is tied to has the same bytes."""
     source = {ours: name for ours, (name, _) in found.names.pairs.items()}
     fix = "set tie_word_embeddings to false if the head is trained of its own"
@@ -196,7 +195,7 @@ def _tied(found: Inspection) -> list[Finding]:
     ]
 
 
-def _values(found: Inspection) -> None:
+def _judge_values(found: Inspection) -> None:
     """L3."""
     found.ran += LAYERS["L3"]
     ours = {source: name for name, (source, _) in found.names.pairs.items()}
@@ -204,12 +203,12 @@ def _values(found: Inspection) -> None:
     found.findings += judge(Weights(taken, found.digests, ours, run=found.container.layout == "run"))
 
 
-def _digest(info: TensorInfo, stored: np.ndarray) -> str:
+def _digest_stored(info: TensorInfo, stored: np.ndarray) -> str:
     flat = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
     return stored_digest(info.dtype, info.shape, flat)
 
 
-def _initial(info: TensorInfo, fresh: mx.array) -> str:
+def _initial_digest(info: TensorInfo, fresh: mx.array) -> str:
     """The digest of a parameter's initial value, stored as `info` says."""
     value = fresh.astype(getattr(mx, info.dtype))
     raw = np.array(value.view(mx.uint16) if info.dtype == "bfloat16" else value)

@@ -1,4 +1,4 @@
-"""What is publicly known about the hosts people use: `manifests/NAME.toml`, one file per repository.
+"""What is publicly known about the base models people use: `manifests/NAME.toml`, one file per repository.
 
 A fact that could not be known when the file was written is absent: `kssm verify-weights --write-manifest`
 measures digests, fingerprint and nats/token on a machine that has the weights.
@@ -23,8 +23,8 @@ class ShippedManifest(Manifest):
 
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str | None = Field(default=None, pattern="^[0-9a-f]{40}$")
-    model: ModelFacts
-    tokenizer: TokenizerFacts
+    model: ModelFacts = Field()
+    tokenizer: TokenizerFacts = Field()
 
 
 def parse_shipped(text: str, name: str) -> ShippedManifest:
@@ -42,6 +42,6 @@ def parse_shipped(text: str, name: str) -> ShippedManifest:
 @lru_cache(maxsize=1)
 def shipped_manifests() -> MappingProxyType[str, ShippedManifest]:
     """Repository -> manifest, of every file in the package."""
-    found = sorted((files(__package__) / "manifests").iterdir(), key=lambda f: f.name)
+    found = sorted((files("kssm_mlx.weights.audit") / "manifests").iterdir(), key=lambda f: f.name)
     parsed = [parse_shipped(f.read_text("utf-8"), f.name) for f in found if f.name.endswith(".toml")]
     return MappingProxyType({m.repo: m for m in parsed})

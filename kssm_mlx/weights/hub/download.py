@@ -51,6 +51,7 @@ def _receive(url: str, promise: Promise, part: Path) -> None:
     from huggingface_hub.utils import build_hf_headers
 
     with open(part, "ab") as f:
+        # A longer part is of another file; the hash would tell, after a download to no avail.
         if f.tell() > promise.size:
             f.seek(0)
             f.truncate()

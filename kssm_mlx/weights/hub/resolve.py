@@ -63,12 +63,12 @@ def resolve(source: str | Path, revision: str | None = None) -> Resolved:
                 f"{source} is a path on this machine; a revision ({revision}) is of a repository"
             )
         return Resolved(local)
-    asked = _parse(str(source), revision)
+    asked = _parse_reference(str(source), revision)
     if _COMMIT.fullmatch(asked.revision) and not _missing(_snapshot(asked.repo, asked.revision), asked):
         return _resolved(asked, asked.revision)
     try:
         with _explained(asked):
-            return _resolved(asked, _download(asked))
+            return _resolved(asked, _download_files(asked))
     except _Unreachable as e:
         return _resolved(asked, _cached_commit(asked, str(e)))
 
@@ -98,7 +98,7 @@ def choose(names: Iterable[str], file: str | None = None) -> list[str]:
     raise ConfigError(f"the repository has {found}; name the one you mean: owner/name/FILE")
 
 
-def _parse(source: str, revision: str | None) -> _Asked:
+def _parse_reference(source: str, revision: str | None) -> _Asked:
     match = _REPOSITORY.fullmatch(source)
     if not match or source.startswith((".", "/", "~")):
         raise ConfigError(f"no file or folder {source}; for the hub write owner/name or owner/name@revision")
@@ -115,12 +115,14 @@ def _pinned(repo: str) -> str | None:
     return manifest and manifest.revision
 
 
-def _download(asked: _Asked) -> str:
+def _download_files(asked: _Asked) -> str:
     """The commit, with every file of it that makes the model in the cache."""
     from huggingface_hub import HfApi, hf_hub_url, snapshot_download
 
     info = HfApi().model_info(asked.repo, revision=asked.revision, files_metadata=True)
-    files = {s.rfilename: s for s in info.siblings}
+    files = {s.rfilename: s for s in info.siblings or ()}
+    if info.sha is None:
+        raise ConfigError(f"the hub names no commit of {asked.repo}; give one: {asked.repo}@COMMIT")
     names = choose(files, asked.file)
     for name in names:
         if lfs := files[name].lfs:
@@ -128,11 +130,11 @@ def _download(asked: _Asked) -> str:
             fetch(url, Promise(name, lfs.size, lfs.sha256), _storage(asked.repo) / "blobs")
     # The hub's own function places the small files and the links; the large ones it finds in the cache.
     snapshot_download(asked.repo, revision=info.sha, allow_patterns=names)
-    _remember(asked, info.sha)
+    _record_commit(asked, info.sha)
     return info.sha
 
 
-def _remember(asked: _Asked, commit: str) -> None:
+def _record_commit(asked: _Asked, commit: str) -> None:
     """Which commit a branch or tag was, as huggingface_hub writes it, for the day without a connection."""
     if asked.revision != commit:
         ref = _storage(asked.repo) / "refs" / asked.revision
@@ -142,7 +144,7 @@ def _remember(asked: _Asked, commit: str) -> None:
 
 def _cached_commit(asked: _Asked, reason: str) -> str:
     """The commit that the cache has for what was asked. Raises: ConfigError that names what is missing."""
-    commit = asked.revision if _COMMIT.fullmatch(asked.revision) else _remembered(asked)
+    commit = asked.revision if _COMMIT.fullmatch(asked.revision) else _recorded_commit(asked)
     if not commit or not _snapshot(asked.repo, commit).is_dir():
         raise ConfigError(
             f"{asked.repo} at {asked.revision} is not in the cache, and {reason}; connect and run again, or "
@@ -156,7 +158,7 @@ def _cached_commit(asked: _Asked, reason: str) -> str:
     return commit
 
 
-def _remembered(asked: _Asked) -> str:
+def _recorded_commit(asked: _Asked) -> str:
     """The commit that a branch or tag was; "" where the cache does not say, or says no commit."""
     ref = _storage(asked.repo) / "refs" / asked.revision
     try:
@@ -217,6 +219,7 @@ def _explained(asked: _Asked) -> Iterator[None]:
     from huggingface_hub import errors as hub
 
     repo = asked.repo
+    no_answer = vars(hub)["HTTPError"]  # of its HTTP library, which its releases do not agree on
     try:
         yield
     except hub.GatedRepoError:
@@ -225,7 +228,7 @@ def _explained(asked: _Asked) -> Iterator[None]:
         ) from None
     except hub.RepositoryNotFoundError:
         raise ConfigError(
-            f"no repository {repo} on the hub{_similar(repo)}; a private one needs `hf auth login`"
+            f"no repository {repo} on the hub{_suggest_similar(repo)}; a private one needs `hf auth login`"
         ) from None
     except hub.RevisionNotFoundError:
         raise ConfigError(
@@ -239,21 +242,21 @@ def _explained(asked: _Asked) -> Iterator[None]:
         raise _Unreachable(f"the hub answers with status {e.response.status_code}") from None
     except hub.OfflineModeIsEnabled:
         raise _Unreachable("HF_HUB_OFFLINE forbids to ask the hub") from None
-    except (hub.HTTPError, hub.LocalEntryNotFoundError) as e:
+    except (no_answer, hub.LocalEntryNotFoundError) as e:
         raise _Unreachable(
             f"the hub cannot be reached ({str(e).splitlines()[0] or type(e).__name__})"
         ) from None
     except OSError as e:
-        raise ConfigError(f"cannot store {repo} in {_storage(repo)}: {_reason(e)}") from None
+        raise ConfigError(f"cannot store {repo} in {_storage(repo)}: {_describe_reason(e)}") from None
 
 
-def _similar(repo: str) -> str:
+def _suggest_similar(repo: str) -> str:
     from kssm_mlx.weights.audit.shipped_manifests import shipped_manifests
 
     return nearest(repo, shipped_manifests())
 
 
-def _reason(e: OSError) -> str:
+def _describe_reason(e: OSError) -> str:
     if e.errno == errno.ENOSPC:
         return "the disk is full; free space, or set HF_HOME to a folder on a larger volume"
     return f"{(e.strerror or str(e).splitlines()[0]).lower()}; run again, what was received is kept"

@@ -82,7 +82,7 @@ def open_container(path: str | Path) -> Container:
         if path.suffix not in (*TORCH, ".safetensors"):
             raise ConfigError(f"{path} is no weight file; {', '.join((*TORCH, '.safetensors'))} are read")
         return _assemble(path, path.parent, [path], [])
-    if found := _run(path):
+    if found := _open_run(path):
         return found
     files, findings = _weight_files(path)
     return _assemble(path, path, files, findings)
@@ -153,7 +153,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[Finding]]:
         index = folder / f"{stem}{suffix}.index.json"
         files = sorted(p for p in folder.glob(f"{stem}*{suffix}"))
         if index.is_file():
-            return _indexed(index, files)
+            return _read_index(index, files)
         if len(files) == 1:
             return files, []
         if files:
@@ -166,7 +166,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[Finding]]:
     raise ConfigError(f"{folder} has no weights: no .safetensors, .bin or .pth, and it is no run folder")
 
 
-def _indexed(index: Path, files: list[Path]) -> tuple[list[Path], list[Finding]]:
+def _read_index(index: Path, files: list[Path]) -> tuple[list[Path], list[Finding]]:
     """The files of an index that are there, and every disagreement, in both directions."""
     try:
         stated = parse_json(index.read_text("utf-8"))["weight_map"]
@@ -208,7 +208,7 @@ def _config(folder: Path, needed: bool) -> tuple[dict[str, Any] | None, list[Fin
     return config, []
 
 
-def _run(folder: Path) -> Container | None:
+def _open_run(folder: Path) -> Container | None:
     """The best checkpoint of a run folder (the latest where none is marked), or a checkpoint of one."""
     run = find_run(folder)
     if run is None:

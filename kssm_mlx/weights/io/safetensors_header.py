@@ -41,6 +41,7 @@ def read_safetensors(path: Path) -> Read:
         if len(prefix) < 8:
             return {}, [Finding("W1", f"{path.name} has {size} bytes, not even a header length")]
         (length,) = struct.unpack("<Q", prefix)
+        # Before it is read: a wrong length would ask for any amount of memory.
         if length > min(LIMIT, size - 8):
             return {}, [
                 Finding("W1", f"{path.name} announces a header of {length:,} bytes in a file of {size:,}")
@@ -57,7 +58,7 @@ def read_safetensors(path: Path) -> Read:
     findings = [Finding("W1", f"{path.name} has {some(map(_short, repeated))} twice")] if repeated else []
     tensors = {}
     for name, entry in header.items():
-        if wrong := f"a name of {len(name):,} characters" if len(name) > LONGEST_NAME else _wrong(entry):
+        if wrong := f"a name of {len(name):,} characters" if len(name) > LONGEST_NAME else _find_fault(entry):
             findings.append(Finding("W1", f"{_short(name)} in {path.name}: {wrong}"))
             continue
         begin, end = entry["data_offsets"]
@@ -75,7 +76,7 @@ def _once(pairs: list[tuple[str, Any]], repeated: list[str]) -> dict[str, Any]:
     return found
 
 
-def _wrong(entry: Any) -> str:
+def _find_fault(entry: Any) -> str:
     """Why a header's entry cannot be a tensor; empty if it can."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         return "its entry is not dtype, shape and data_offsets"
@@ -103,6 +104,7 @@ def _short(text: str) -> str:
 def _extents(tensors: dict[str, TensorInfo], path: Path, start: int, size: int) -> list[Finding]:
     """W2: the tensors, in the order of their offsets, fill the file from the header to its end."""
     findings, at, before = [], start, "the header"
+    # Without gaps and overlaps no byte of the file is unaccounted for, and none is read as two tensors.
     for name, t in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if t.offset != at:
             word, by = ("overlap", at - t.offset) if t.offset < at else ("gap", t.offset - at)

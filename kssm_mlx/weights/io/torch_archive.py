@@ -82,10 +82,11 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Read:
     tensors, findings = {}, []
     for name, value in _state_dict(run(archive.read(f"{prefix}data.pkl"))).items():
         entry = entries.get(f"{prefix}data/{value.storage.key}")
-        if wrong := _wrong(value, entry):
+        wrong = _find_fault(value, entry)
+        if wrong or entry is None:
             findings.append(Finding("W2", f"{name} in {path.name}: {wrong}"))
         else:
-            tensors[name] = _info(value, path, starts[entry.filename])
+            tensors[name] = _make_info(value, path, starts[entry.filename])
     return tensors, findings
 
 
@@ -119,7 +120,7 @@ def _state_dict(state: Any) -> dict[str, Tensor]:
     return state
 
 
-def _wrong(tensor: Tensor, entry: zipfile.ZipInfo | None) -> str:
+def _find_fault(tensor: Tensor, entry: zipfile.ZipInfo | None) -> str:
     """Why a described tensor cannot be in the archive; empty if it can."""
     storage = tensor.storage
     if entry is None:
@@ -128,21 +129,23 @@ def _wrong(tensor: Tensor, entry: zipfile.ZipInfo | None) -> str:
         return f"its storage has {entry.file_size:,} bytes for {storage.elements:,} {storage.dtype}"
     if len(tensor.shape) != len(tensor.strides) or len(tensor.shape) > MOST_DIMENSIONS:
         return f"it has {len(tensor.shape)} dimensions and {len(tensor.strides)} strides"
-    if math.prod(tensor.shape) and _last(tensor) >= storage.elements:
-        return f"it reaches element {_last(tensor):,} of a storage of {storage.elements:,}"
+    if math.prod(tensor.shape) and _last_element(tensor) >= storage.elements:
+        return f"it reaches element {_last_element(tensor):,} of a storage of {storage.elements:,}"
     return ""
 
 
-def _info(tensor: Tensor, path: Path, start: int) -> TensorInfo:
+def _make_info(tensor: Tensor, path: Path, start: int) -> TensorInfo:
     dtype, shape, size = tensor.storage.dtype, tensor.shape, itemsize(tensor.storage.dtype)
     elements, offset = math.prod(shape), start + tensor.offset * size
     rows = zip(shape, tensor.strides, row_strides(shape), strict=True)
     if elements <= 1 or all(n == 1 or has == needs for n, has, needs in rows):
         return TensorInfo(dtype, shape, path, offset, elements * size)
-    return TensorInfo(dtype, shape, path, offset, (_last(tensor) + 1 - tensor.offset) * size, tensor.strides)
+    return TensorInfo(
+        dtype, shape, path, offset, (_last_element(tensor) + 1 - tensor.offset) * size, tensor.strides
+    )
 
 
-def _last(tensor: Tensor) -> int:
+def _last_element(tensor: Tensor) -> int:
     """The largest element of its storage that a tensor reaches."""
     return tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
 

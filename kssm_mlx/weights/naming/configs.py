@@ -17,7 +17,7 @@ def to_file(config) -> dict[str, Any]:
     """The keys of a config.json; `from_file` reads them back to a configuration of the same model."""
     values = {name: value for name, value in asdict(config).items() if value is not None}
     derived = models.FAMILIES[config.model_type].derived
-    return _tagged(values | derived(config) if derived else values)
+    return _tag_infinity(values | derived(config) if derived else values)
 
 
 def from_file(values: dict[str, Any]):
@@ -28,7 +28,7 @@ def from_file(values: dict[str, Any]):
     name = values.get("model_type")
     if not isinstance(name, str) or name not in models.FAMILIES:
         raise ConfigError(f"config.json has model_type {name!r}; known: {', '.join(models.FAMILIES)}")
-    family, values = models.FAMILIES[name], _untagged(values)
+    family, values = models.FAMILIES[name], _untag_infinity(values)
     config_class = family.load()[1]
     keys = family.config_keys.get("hf")
     if values.get("model_file") == SHIM_NAME or keys is None:
@@ -63,18 +63,18 @@ def _own_keys(config_class: type, family: models.Family) -> ConfigKeys:
     return ConfigKeys((*sorted(own | derived),), UNUSED | {"model_file": (SHIM_NAME,)}, beside)
 
 
-def _tagged(value: Any) -> Any:
+def _tag_infinity(value: Any) -> Any:
     """JSON has no infinity; transformers and mlx-lm write it as {"__float__": "Infinity"}."""
     if isinstance(value, dict):
-        return {key: _tagged(v) for key, v in value.items()}
+        return {key: _tag_infinity(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_tagged(v) for v in value]
+        return [_tag_infinity(v) for v in value]
     infinite = isinstance(value, float) and math.isinf(value)
     return {"__float__": "Infinity" if value > 0 else "-Infinity"} if infinite else value
 
 
-def _untagged(value: Any) -> Any:
+def _untag_infinity(value: Any) -> Any:
     if isinstance(value, dict):
         tagged = value.keys() == {"__float__"}
-        return float(value["__float__"]) if tagged else {key: _untagged(v) for key, v in value.items()}
-    return [_untagged(v) for v in value] if isinstance(value, list) else value
+        return float(value["__float__"]) if tagged else {key: _untag_infinity(v) for key, v in value.items()}
+    return [_untag_infinity(v) for v in value] if isinstance(value, list) else value

@@ -7,12 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
 from kssm_mlx import models
 from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.models.families.family import KeyMap
 from kssm_mlx.weights.audit.findings import Finding, some
 from kssm_mlx.weights.io.container import Container
@@ -39,7 +39,7 @@ class NameMap:
 
 def configuration(container: Container) -> Any:
     """The configuration of a container's model. Raises: ConfigError that says which key is wrong."""
-    values = container.config
+    values = container.config or {}
     try:
         if container.layout == "blinkdl":
             found = blinkdl.infer({name: t.shape for name, t in container.tensors.items()})
@@ -55,7 +55,7 @@ def configuration(container: Container) -> Any:
     return found
 
 
-def skeleton(config: Any, container: Container) -> nn.Module:
+def skeleton(config: Any, container: Container) -> LanguageModel:
     """The model, quantised where the files are, with parameters that are described but not computed yet.
 
     Raises: ConfigError for sizes that no model can have.
@@ -73,7 +73,7 @@ def skeleton(config: Any, container: Container) -> nn.Module:
         raise ConfigError(f"no model has the sizes of this configuration: {e}") from None
 
 
-def map_names(container: Container, config: Any, model: nn.Module) -> NameMap:
+def map_names(container: Container, config: Any, model: LanguageModel) -> NameMap:
     """Every parameter of `model` beside its tensor; what is missing, unused or of a wrong shape or dtype."""
     expected = dict(tree_flatten(model.parameters()))
     rules = keymaps.table(container.layout, config.model_type, list(expected))
@@ -109,7 +109,8 @@ def target(source: str, rules: KeyMap) -> tuple[str | None, str]:
         whole = _QUANTISED.sub(".weight", form)
         if form in rules or whole in rules:
             ours, transform = rules.get(form) or rules[whole]
-            ours = ours if form in rules else f"{ours.removesuffix('weight')}{part[1]}"
+            if part and form not in rules:
+                ours = f"{ours.removesuffix('weight')}{part[1]}"
             return ours.replace("{N}", number[0]) if number else ours, transform
     return None, "same"
 

@@ -65,7 +65,7 @@ def test_what_random_ids_may_stand_for_says_that_they_did(prepared):
     assert asked("C12", Context(graft, graft.args, recipe, data)).evidence == "untrained"
 
 
-@pytest.mark.parametrize("trained", [{"history": STEPS}, {"host": "d" * 64}])
+@pytest.mark.parametrize("trained", [{"history": STEPS}, {"base_digest": "d" * 64}])
 def test_a_trained_model_is_evidence_of_one_run(learned, trained):
     found = asked(learned, context(**trained))
     assert (found.verdict, found.evidence) == ("pass", "1 run")

@@ -56,7 +56,7 @@ def test_a_verdict_on_a_large_model_says_what_it_ran_on(large):
     assert dear.ok and dear.ran_on.startswith("a fresh model of ") and dear.evidence == "untrained"
 
 
-def test_adapters_beside_a_frozen_host_are_checked_where_they_are(large):
+def test_adapters_beside_a_frozen_base_model_are_checked_where_they_are(large):
     adapters.attach_lora(large.model, 2, 4.0, 0)
     (found,) = suite.run_suite(large, ["C3"])
     assert found.ran_on == "its own weights, at most 16 forward passes: there is no small model like it"

@@ -1,4 +1,4 @@
-"""The host checks fire on what they name and leave a sound machine alone."""
+"""The checks of a machine fire on what they name and leave a sound machine alone."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_wrong_products_are_caught(monkeypatch, error, verdict):
         ("H6", {"open_files": {"soft": 256, "hard": -1}}, "ulimit -n"),
     ],
 )
-def test_each_host_check_fires(facts, id, change, fix):
+def test_each_check_of_the_machine_fires(facts, id, change, fix):
     check = verdicts({**copy.deepcopy(facts), **change})[id]
     assert check.verdict == "warn"
     assert fix in check.fix
 
 
 @pytest.mark.parametrize("change", [{"tf32": True, "device": {"type": "cpu"}}, {"open_files": {"soft": -1}}])
-def test_host_checks_leave_the_sound_alone(facts, change):
+def test_checks_of_the_machine_leave_the_sound_alone(facts, change):
     healthy = {**facts, "compiles": True, "blas": {**facts["blas"], "fast": True}}
     assert {c.verdict for c in fitness.examine_machine({**healthy, **change})} == {"pass"}
 

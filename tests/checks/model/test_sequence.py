@@ -175,8 +175,8 @@ def test_dropout_that_stays_on_is_caught():
 
 
 def test_of_a_graft_the_noise_is_turned_off_by_its_knob():
-    host = build(configure("mamba", "xs", vocab_size=40))
-    noisy = graft(host, configs.configure({"core": "hook", "sigma": 0.3}))
+    base_model = build(configure("mamba", "xs", vocab_size=40))
+    noisy = graft(base_model, configs.configure({"core": "hook", "sigma": 0.3}))
     assert noisy.stochastic and run("C4", noisy).verdict == "pass"
 
 

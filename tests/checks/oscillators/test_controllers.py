@@ -140,9 +140,9 @@ def test_without_aims_and_controllers_nothing_is_asked():
 
 
 def grafted(options: dict, seed: int = 0):
-    host = tiny("mamba")
-    host.freeze()
-    return graft(host, configure(options), seed)
+    base_model = tiny("mamba")
+    base_model.freeze()
+    return graft(base_model, configure(options), seed)
 
 
 @pytest.mark.parametrize("seed", range(5))

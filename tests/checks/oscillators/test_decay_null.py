@@ -10,10 +10,11 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.oscillators.decay_null import decay_of
 from kssm_mlx.data.batches import random_batch
+from kssm_mlx.models.base import flatten
 from kssm_mlx.training.optim import adamw, update
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.schedules import schedule
-from kssm_mlx.training.state import flatten, initial_state
+from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 from tests.support import fakes
 from tests.support.small_oscillators import on_its_floor, small

@@ -202,7 +202,7 @@ def test_without_oscillators_nothing_is_measured(id, message):
 
 
 class Graft(fakes.TinyRecurrent):
-    """A host beside itself: what it says, times a factor."""
+    """A base model beside itself: what it says, times a factor."""
 
     def __init__(self, factor: float, seed: int = 0):
         super().__init__(seed=seed)
@@ -219,7 +219,7 @@ def test_a_neutral_graft_passes(seed):
     assert run("C12", Context(model, model.args, seed=seed)).verdict == "pass"
 
 
-def test_a_graft_that_overrides_its_host_is_caught():
+def test_a_graft_that_overrides_its_base_model_is_caught():
     model = Graft(4.0)
     check = run("C12", Context(model, model.args))
     assert check.verdict == "fail" and "start the graft as the identity" in check.fix

@@ -1,4 +1,6 @@
-"""C10 and C11: a host that is in the model and reads passes; one that is lost, rebuilt or mute does not."""
+"""C10 and C11: a base model that is in the model and reads passes; one that is lost, rebuilt or mute does
+not.
+"""
 
 from dataclasses import replace
 
@@ -24,7 +26,7 @@ FAMILIES = ("mamba", "mamba2", "rwkv", "rwkv7", "kssm")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """folder(family) -> a host of it, exported once."""
+    """folder(family) -> a base model of it, exported once."""
     home, made = tmp_path_factory.mktemp("hosts"), {}
 
     def of(family):
@@ -35,9 +37,13 @@ def folder(tmp_path_factory):
 
 
 def opened(path) -> Context:
-    host = open_model(path)
+    base_model = open_model(path)
     return Context(
-        host.model, host.model.args, tokenizer=host.tokenizer, host=host.digest, host_notes=host.notes
+        base_model.model,
+        base_model.model.args,
+        tokenizer=base_model.tokenizer,
+        base_digest=base_model.digest,
+        base_notes=base_model.notes,
     )
 
 
@@ -53,7 +59,7 @@ def grafted(context):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("put", [lambda context: context, adapted], ids=["bare", "adapted"])
-def test_every_tensor_of_the_host_is_found(folder, family, put):
+def test_every_tensor_of_the_base_model_is_found(folder, family, put):
     check = measure("C10", put(opened(folder(family))))
     assert check.verdict == "pass", check.got
     assert "bit for bit" in check.got
@@ -74,14 +80,14 @@ def test_a_block_that_was_built_anew_is_caught(folder):
     assert "never build a block anew" in check.fix
 
 
-def test_a_fresh_model_in_the_hosts_place_is_caught(folder):
+def test_a_fresh_model_in_the_base_models_place_is_caught(folder):
     """The stub loader of Attempt 2."""
     context = opened(folder("mamba"))
     context = replace(context, model=models.build(context.config, seed=5))
     assert " not those of the files" in measure("C10", context).got
 
 
-def test_a_host_with_a_block_too_few_is_caught(folder):
+def test_a_base_model_with_a_block_too_few_is_caught(folder):
     context = opened(folder("rwkv"))
     context.model.rwkv.blocks = context.model.rwkv.blocks[:1]
     assert " absent: " in measure("C10", context).got
@@ -94,7 +100,7 @@ def test_files_of_a_fresh_model_are_caught(tmp_path):
     assert (check.verdict, check.got) == ("fail", "the files are 0 from a fresh model")
 
 
-def test_of_trained_hosts_only_the_frozen_is_compared(folder):
+def test_of_trained_base_models_only_the_frozen_is_compared(folder):
     context = replace(opened(folder("mamba")), history=[{"kind": "train", "step": 5}])
     assert "so they have moved; see C8" in measure("C10", context).got
     adapted(context)
@@ -102,24 +108,24 @@ def test_of_trained_hosts_only_the_frozen_is_compared(folder):
 
 
 @pytest.mark.parametrize("id", ["C10", "C11"])
-def test_a_fresh_run_has_no_host(id):
+def test_a_fresh_run_has_no_base_model(id):
     check = measure(id, Context(model=tiny("mamba")))
-    assert (check.verdict, check.got) == ("not measurable", "the model began fresh: there is no host")
+    assert (check.verdict, check.got) == ("not measurable", "the model began fresh: there is no base model")
 
 
 def reader(order=3, verified=None) -> Context:
     model = Counted(read_english(), order)
     notes = {"path": "somewhere", "verified": verified}
-    return Context(model, model.args, tokenizer=ByteTokenizer(), host="0" * 64, host_notes=notes)
+    return Context(model, model.args, tokenizer=ByteTokenizer(), base_digest="0" * 64, base_notes=notes)
 
 
-def test_a_host_that_reads_passes():
+def test_a_base_model_that_reads_passes():
     check = measure("C11", reader())
     assert check.verdict == "pass" and check.got.startswith("W24 ")
 
 
 @pytest.mark.parametrize("verified, verdict", [(None, "fail"), ("L5", "warn")])
-def test_a_host_that_cannot_read_is_caught(verified, verdict):
+def test_a_base_model_that_cannot_read_is_caught(verified, verdict):
     check = measure("C11", reader(order=1, verified=verified))
     assert check.verdict == verdict and "random weights, a wrong tokenizer" in check.fix
 

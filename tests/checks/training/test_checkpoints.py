@@ -21,7 +21,7 @@ def test_a_rehearsal_gives_the_same_logits(prepared):
 
 def saved(context, folder, spoil):
     """The context at the end of a run whose newest checkpoint was spoilt before it was written."""
-    run = checkpoints._rehearsal(context, folder).parent.parent
+    run = checkpoints._rehearse_run(context, folder).parent.parent
     there = checkpoint.load(run / "checkpoints" / "step_00000000")
     weights = spoil(there.tensors["model"])
     checkpoint.save(run / "checkpoints", replace(there, step=9, tensors={"model": weights}))

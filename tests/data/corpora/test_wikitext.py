@@ -82,9 +82,9 @@ def test_the_official_split_is_kept_and_shares_nothing(folder, tmp_path):
 
 def test_a_model_from_elsewhere_is_scored_on_the_official_validation(folder):
     from kssm_mlx.data.tokenizers.plain import ByteTokenizer
-    from kssm_mlx.runner.evaluate import _foreign
+    from kssm_mlx.runner.evaluate import _read_foreign
 
-    split = _foreign(f"wikitext:{folder}", ByteTokenizer(), special_tokens=False)
+    split = _read_foreign(f"wikitext:{folder}", ByteTokenizer(), special_tokens=False)
     text = "".join("\0" + a.text for a in read_splits(folder)[1])
     assert ByteTokenizer().decode(split.ids) == text
     one = open_corpus(f"wikitext:{folder / 'wiki.train.raw'}")

@@ -1,4 +1,6 @@
-"""Grafts: the host untouched, cores as published and as repaired, and which check names each old defect."""
+"""Grafts: the base model untouched, cores as published and as repaired, and which check names each old
+defect.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import from_arrays, initial_state, to_arrays
 from kssm_mlx.training.step import Totals, make_step, make_update
 from tests.support.compiling import compiling
-from tests.support.divergence import kl_from_host
+from tests.support.divergence import kl_from_base_model
 from tests.support.exported import tiny
 
 TOKENS = mx.array(np.random.default_rng(0).integers(0, 256, (3, 20)).astype(np.int32))
-HOSTS = ("mamba", "mamba2", "rwkv", "rwkv7")
+FAMILIES_WITH_GRAFTS = ("mamba", "mamba2", "rwkv", "rwkv7")
 CORES = {
     "carried": {},
     "everywhere": {"layers": "all", "groups": 8},
@@ -43,10 +45,10 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def grafted(family: str = "mamba", awake: bool = False, **options):
-    """A frozen host with a graft; `awake`: every number of the graft moved off its start."""
-    host = tiny(family)
-    host.freeze()
-    model = graft(host, configure(options))
+    """A frozen base model with a graft; `awake`: every number of the graft moved off its start."""
+    base = tiny(family)
+    base.freeze()
+    model = graft(base, configure(options))
     if awake:
         moved = [
             (n, a + 0.2 * mx.random.normal(a.shape, key=mx.random.key(i)))
@@ -85,9 +87,9 @@ def test_phase_block_and_logit_modulation_have_the_published_sizes():
     assert numbers(LogitCore(LogitGraft(), 50_277, mx.random.key(0))) == 51_551_365
 
 
-@pytest.mark.parametrize("family", HOSTS)
+@pytest.mark.parametrize("family", FAMILIES_WITH_GRAFTS)
 @pytest.mark.parametrize("options", CORES.values(), ids=CORES)
-def test_training_moves_the_graft_and_no_bit_of_the_host(family, options):
+def test_training_moves_the_graft_and_no_bit_of_the_base_model(family, options):
     model, plain = grafted(family, **options), flat(tiny(family).parameters())
     train = Train(learning_rate=0.02, warmup=0, schedule="constant")
     state, step = initial_state(model, train), make_step(model, train, compile=False)
@@ -99,20 +101,20 @@ def test_training_moves_the_graft_and_no_bit_of_the_host(family, options):
     assert losses[-1] < losses[0]
     assert before and all(name.startswith("graft.") for name in before)
     assert not any(mx.array_equal(a, before[name]) for name, a in flat(state.params).items())
-    host = flat(model.host.parameters())
-    assert host.keys() == plain.keys() and all(mx.array_equal(host[n], plain[n]) for n in plain)
+    base = flat(model.host.parameters())
+    assert base.keys() == plain.keys() and all(mx.array_equal(base[n], plain[n]) for n in plain)
 
 
-@pytest.mark.parametrize("family", HOSTS)
+@pytest.mark.parametrize("family", FAMILIES_WITH_GRAFTS)
 @pytest.mark.parametrize("options", CORES.values(), ids=CORES)
 def test_a_graft_starts_neutral(family, options):
-    kl = kl_from_host(grafted(family, **options), TOKENS)
+    kl = kl_from_base_model(grafted(family, **options), TOKENS)
     assert 0 <= kl < 1e-3
     if options.get("core", "carried") in ("carried", "logits"):
         assert kl == 0
 
 
-@pytest.mark.parametrize("family, name", list(zip(HOSTS * 2, CORES)))
+@pytest.mark.parametrize("family, name", list(zip(FAMILIES_WITH_GRAFTS * 2, CORES)))
 def test_repaired_cores_pass_the_checks_of_a_causal_model(family, name):
     model = grafted(family, awake=True, **CORES[name])
     found = {id: check(id, model) for id in ("C1", "C2", "C3", "C4", "C5", "C6", "C7")}
@@ -149,8 +151,8 @@ def test_held_at_zero_the_graft_is_not_there(name):
 
 
 @pytest.mark.parametrize("name", ["carried", "mixer", "final", "logits"])
-def test_acts_reach_the_host_through_a_graft(name):
-    """The graft is neutral, so what an act does to the host is all that it does."""
+def test_acts_reach_the_base_model_through_a_graft(name):
+    """The graft is neutral, so what an act does to the base model is all that it does."""
     model = grafted("mamba2", **CORES[name])
     for act in (Silence(block=1), Amplitude(site="S3"), Amplitude(site="S1", target=2.0)):
         if act.site in model.act_sites:
@@ -195,7 +197,7 @@ def test_phases_are_handed_from_batch_to_batch(name):
     assert abs(handed["loss"].item() - fresh["loss"].item()) > 1e-5
 
 
-def test_what_projects_is_found_inside_the_host():
+def test_what_projects_is_found_inside_the_base_model():
     """A large vocabulary is scored in chunks, each projected with a head that is named on its own."""
     for family, name in (("mamba", "backbone.embeddings"), ("rwkv", "head")):
         model = grafted(family)
@@ -216,7 +218,7 @@ def test_a_mixer_core_sees_the_channels_before_gate_and_projection():
 def test_defects_of_the_hook_have_names():
     """Mean over time and batch, a buffer between calls, nothing at all in evaluation."""
     model = grafted(core="hook", legacy=True, layers=0)
-    assert kl_from_host(model, TOKENS) > 0
+    assert kl_from_base_model(model, TOKENS) > 0
     assert check("C2", model).verdict == "fail"
     leak = check("C3", model)
     assert leak.verdict == "fail"
@@ -236,16 +238,16 @@ def test_a_core_whose_output_is_thrown_away_gets_no_gradient(core):
     assert check("C7", grafted("rwkv", core=core)).verdict == "pass"
 
 
-def test_logit_modulation_replaced_the_hosts_prediction():
+def test_logit_modulation_replaced_the_base_models_prediction():
     model = grafted("rwkv", core="logits", width=16, legacy=True)
-    assert kl_from_host(model, TOKENS) > 0.05
+    assert kl_from_base_model(model, TOKENS) > 0.05
     assert {check(id, model).verdict for id in ("C2", "C3")} == {"fail"}
     assert check("C1", model).numbers["reach"] > 0
 
 
 def test_the_phase_block_was_far_from_the_identity():
     legacy, repaired = (grafted(core="phase_block", legacy=old) for old in (True, False))
-    assert kl_from_host(legacy, TOKENS) > 0.05 > kl_from_host(repaired, TOKENS)
+    assert kl_from_base_model(legacy, TOKENS) > 0.05 > kl_from_base_model(repaired, TOKENS)
     assert legacy.knobs == ("graft.0.sigma",)  # k_scale is trained, so a controller's change does not last
     assert "graft.0.k_scale" in flat(legacy.trainable_parameters())
 
@@ -302,14 +304,14 @@ def test_noise_is_drawn_in_training_only_and_from_the_key(core):
     assert not grafted().stochastic
 
 
-def test_cores_of_a_half_precision_host_are_fp32():
-    host = tiny("mamba")
-    allows, weights = host.cast_predicate, flat(host.parameters())
-    host.load_weights([(n, a.astype(mx.bfloat16) if allows(n) else a) for n, a in weights.items()])
+def test_cores_of_a_half_precision_base_model_are_fp32():
+    base = tiny("mamba")
+    allows, weights = base.cast_predicate, flat(base.parameters())
+    base.load_weights([(n, a.astype(mx.bfloat16) if allows(n) else a) for n, a in weights.items()])
     for options in CORES.values():
-        model = graft(host, configure(options))
+        model = graft(base, configure(options))
         assert {a.dtype for a in flat(model.graft).values()} == {mx.float32}
-        assert model(TOKENS).dtype == host(TOKENS).dtype
+        assert model(TOKENS).dtype == base(TOKENS).dtype
 
 
 def drift(compile: bool, steps: int, state=None, **train):
@@ -384,8 +386,8 @@ def test_options_that_do_not_exist_are_refused(options, message):
         configure(options)
 
 
-def test_a_graft_says_which_hosts_and_blocks_there_are():
-    with pytest.raises(ConfigError, match=r"layers = 9, but the host has blocks 0 to 1"):
+def test_a_graft_says_which_base_models_and_blocks_there_are():
+    with pytest.raises(ConfigError, match=r"layers = 9, but the base model has blocks 0 to 1"):
         grafted(layers=9)
     with pytest.raises(ConfigError, match=r"kssm takes no graft; families that do: mamba"):
         grafted("kssm")

@@ -18,7 +18,7 @@ vocab_size = 50277
 """
 
 
-def test_the_hosts_of_the_issue_are_there():
+def test_the_base_models_of_the_issue_are_there():
     mamba = [f"state-spaces/mamba-{size}-hf" for size in ("130m", "370m", "790m", "1.4b", "2.8b")]
     mamba2 = [f"state-spaces/mamba2-{size}" for size in ("130m", "2.7b")]
     rwkv = [f"RWKV/rwkv-4-{size}-pile" for size in ("169m", "430m", "1b5", "3b")]

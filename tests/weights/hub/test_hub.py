@@ -3,7 +3,7 @@ import json
 import shutil
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from kssm_mlx.errors import ConfigError, WeightMismatch
 from kssm_mlx.weights.hub.resolve import choose, resolve
@@ -54,6 +54,21 @@ def test_a_repository_is_downloaded_once_with_its_commit_and_digests(hub):
     assert contents(got.path) == {n: FILES[n] for n in ("config.json", "tokenizer.json", "model.safetensors")}
     assert got.sha256 == {"model.safetensors": hashlib.sha256(WEIGHTS).hexdigest()}
     assert resolve(REPO) == got and len(hub.downloads("model.safetensors")) == 1
+
+
+def test_a_hub_that_names_no_commit_is_refused(hub, monkeypatch):
+    """Without one, nobody could say later which weights these were."""
+    asked = HfApi.model_info
+
+    def nameless(*args, **options):
+        info = asked(*args, **options)
+        info.sha = None
+        return info
+
+    monkeypatch.setattr(HfApi, "model_info", nameless)
+    with pytest.raises(ConfigError, match=f"the hub names no commit of {REPO}; give one: {REPO}@COMMIT"):
+        resolve(REPO)
+    assert not hub.downloads("model.safetensors")
 
 
 def test_a_commit_in_the_cache_is_used_without_asking(hub):
