@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import mlx.core as mx
 import numpy as np
@@ -33,10 +33,11 @@ from kssm_mlx.data.tokens import TokenData, TokenSplit
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.experiments.clamp_rule import CONDITIONS, Outcome
 from kssm_mlx.metrics.amplitude import amplitude, signal
-from kssm_mlx.models.base import Intervention, LanguageModel, flatten, training_mode
+from kssm_mlx.models.base import Intervention, LanguageModel, flatten, number, training_mode
 from kssm_mlx.models.interventions.calibration import Place, calibrate
 from kssm_mlx.models.interventions.freeze_units import free_routing
 from kssm_mlx.models.interventions.spec import Amplitude, Observe, Statistics
+from kssm_mlx.models.recurrent import RecurrentModel
 from kssm_mlx.runner.initial_model import build_initial_model
 from kssm_mlx.runner.train import train
 from kssm_mlx.training.constraints import Constraints, build_constraints
@@ -101,7 +102,9 @@ def _measure_condition(
     model.update(trained)
     held = build_constraints(asked, model)
     require_acting(model, initial, held, next(_rows(data.train, asked)))
-    own = calibrate(model, (split_rows(rows)[0] for rows in _rows(data.train, asked)), of=design.of)
+    own = calibrate(
+        cast(RecurrentModel, model), (split_rows(rows)[0] for rows in _rows(data.train, asked)), of=design.of
+    )
     intervention = at_rest(held, own)
     routing = free_routing(model, held.masks, design.of)
     return (
@@ -121,7 +124,9 @@ def resolve_condition(
         clamped = condition in ("naive", "mean-preserving")
         head = clamped and design.site == "S1"
         table["freeze"] = {"units": list(design.units), "of": design.of, "head": head}
-        if clamped:
+        if clamped and healthy is None:
+            raise ConfigError(f"{condition}: a clamp takes its target from the control; measure that first")
+        if clamped and healthy:
             table["clamp"] = _clamp(condition, design, healthy)
     return parse(table, where=condition)
 
@@ -165,8 +170,8 @@ def require_acting(model: LanguageModel, initial: LanguageModel, held: Constrain
         inputs, _ = split_rows(rows)
         with training_mode(model, training=False):
             plain = model.forward(inputs).logits
-            change = mx.abs(model.forward(inputs, None, held.intervention).logits - plain).max().item()
-        if not change > 1e-4 * mx.std(plain).item():
+            change = number(mx.abs(model.forward(inputs, None, held.intervention).logits - plain).max())
+        if not change > 1e-4 * number(mx.std(plain)):
             raise CheckFailed(
                 f"{held.intervention.describe()[0]} changes no logit (by {change:.1e} at most); act elsewhere"
             )

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -162,8 +162,8 @@ def permute_signs(gaps: np.ndarray) -> float:
 
     if gaps.size < 2 or not np.any(gaps):
         return math.nan
-    count = math.inf if gaps.size <= EXACT else 9999
-    found = permutation_test(
+    count: Any = math.inf if gaps.size <= EXACT else 9999
+    found: Any = permutation_test(
         (gaps,), np.mean, permutation_type="samples", n_resamples=count, rng=np.random.default_rng(0)
     )
     return float(found.pvalue)
@@ -180,9 +180,9 @@ def equivalence_p(gaps: np.ndarray, smallest: float) -> float:
         return math.nan
     if np.ptp(gaps) <= stats.ROUNDING * np.abs(gaps).max():  # every seed the same: no spread to test against
         return math.nan if np.any(gaps) else 0.0
-    above = ttest_1samp(gaps, -smallest, alternative="greater").pvalue
-    below = ttest_1samp(gaps, smallest, alternative="less").pvalue
-    return float(max(above, below))
+    above: Any = ttest_1samp(gaps, -smallest, alternative="greater")
+    below: Any = ttest_1samp(gaps, smallest, alternative="less")
+    return float(max(above.pvalue, below.pvalue))
 
 
 def _over_windows(results: Results, arm: str, other: str, metric: str, theirs: str) -> Comparison | None:

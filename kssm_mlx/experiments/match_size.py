@@ -30,14 +30,14 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
     if family is None or family.width is None:
         known = ", ".join(name for name, f in models.FAMILIES.items() if f.width)
         raise ConfigError(f"run.match knows no width of model.family {section.family!r}; it does of {known}")
-    key, step = family.width
+    (key, step), fine = family.width, family.fine
 
     def size(overrides: dict[str, Any]) -> int:
         return count_parameters(recipes.override(recipe, {f"model.{k}": v for k, v in overrides.items()}))
 
     chosen = {key: step * _nearest(lambda n: size({key: n * step}), target, WIDEST // step)}
-    if family.fine and abs(size(chosen) / target - 1) > TOLERANCE / 2:
-        chosen[family.fine] = _nearest(lambda n: size({**chosen, family.fine: n}), target, WIDEST)
+    if fine and abs(size(chosen) / target - 1) > TOLERANCE / 2:
+        chosen[fine] = _nearest(lambda n: size({**chosen, fine: n}), target, WIDEST)
     found = size(chosen)
     if abs(found / target - 1) > TOLERANCE:
         raise ConfigError(

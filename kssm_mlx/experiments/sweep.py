@@ -156,5 +156,5 @@ def search(
     study.optimize(objective, n_trials=max(0, trials - done))
     finished = [t for t in study.trials if t.value is not None]
     sign = 1 if metric.startswith(LOWER_IS_BETTER) else -1
-    finished.sort(key=lambda t: sign * t.value)
+    finished.sort(key=lambda t: sign * (t.value or 0.0))
     return [(str(t.number), *(f"{t.params[key]:.4g}" for key in ranges), f"{t.value:.4g}") for t in finished]

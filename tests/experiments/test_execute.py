@@ -1,7 +1,9 @@
 """An experiment goes on from whatever is left of it, and its results are the same."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -240,3 +242,25 @@ def test_results_without_a_design_are_refused(tmp_path):
     (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ConfigError, match=r"the results hold no design"):
         design_of(read_results(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_real_one_that_is_killed_at_ten_random_moments(tmp_path):
+    """Real runs of the smallest experiment, whole and killed: the same results, but the date."""
+    command = [sys.executable, "-m", "kssm_mlx", "experiment", "run", "kappa", "--smoke", "--out"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1"}
+
+    def begin_real(name: str) -> subprocess.Popen:
+        return subprocess.Popen([*command, name], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert begin_real("whole").wait() == 0
+    took, moments = time.monotonic() - began, random.Random(0)
+    for _ in range(10):
+        process = begin_real("killed")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0.1, 0.6) * took)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert begin_real("killed").wait() == 0
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")

@@ -1,0 +1,41 @@
+"""What docs/results says of an experiment is made of its results.jsonl by one command, byte for byte."""
+
+import re
+
+import pytest
+
+from kssm_mlx.experiments.summary import summarize
+from kssm_mlx.reports.experiment import verdict_rows, write_report
+from tests.support.pages import ROOT
+
+FOLDERS = sorted(path.parent for path in (ROOT / "docs/results").glob("*/results.jsonl"))
+PICTURE = re.compile(r"data:image/png;base64,[\w+/=]+")  # of another matplotlib they may differ
+
+
+def test_there_are_some():
+    assert len(FOLDERS) >= 3
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_a_report_is_made_again(folder, tmp_path):
+    summary = summarize(folder)
+    write_report(summary, tmp_path)
+    assert (tmp_path / "report.md").read_text() == (folder / "report.md").read_text()
+    ours, theirs = (PICTURE.sub("", (at / "report.html").read_text()) for at in (tmp_path, folder))
+    assert ours == theirs
+    assert not summary.smoke and all((folder / path.name).is_file() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_it_names_no_machine(folder):
+    text = (folder / "results.jsonl").read_text()
+    assert "/home/" not in text and "/work/" not in text and "/Users/" not in text
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_pages_say_what_was_decided(folder):
+    page = (ROOT / "docs/experiments.md").read_text()
+    assert f"(results/{folder.name}/report.md)" in page
+    for line in verdict_rows(summarize(folder)):
+        word = line.partition("): ")[2].partition(".")[0]
+        assert word, line
