@@ -35,8 +35,8 @@ EXACT = 14  # seeds up to which all 2^n changes of sign are tried; above, 9,999 
 class Verdict:
     """One claim decided.
 
-    comparison: arm less against, in the metric's units, p after Holm; gaps: the differences by seed;
-    permutation, equivalence: p before Holm;
+    comparison: arm less against, in the metric's units, p after Holm, of "equal" that of its two tests; gaps:
+    the differences by seed; permutation, equivalence: p before Holm;
     level: what p was compared with; seeds: those that both arms have; lacking: the runs that there should be;
     windows: the same comparison over the units of single runs, averaged over seeds; None without them.
     """
@@ -141,7 +141,7 @@ def _judge(design: Design, verdict: Verdict, p: float, level: float) -> Verdict:
         word: Word = "supported" if p < level else "undecided"
         if found.p < level and abs(found.difference) >= smallest > 0:
             word = "contradicted"
-        return replace(verdict, word=word, level=level)
+        return replace(verdict, word=word, level=level, comparison=replace(found, p=p))
     found = replace(found, p=p)
     word = "undecided"
     if p < level and abs(found.difference) >= smallest:

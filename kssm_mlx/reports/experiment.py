@@ -63,6 +63,7 @@ class ClaimSummary:
     paired: bool
     lacking: Sequence[str] = ()
     windows: Comparison | None = None
+    test: str = "t"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def verdict_rows(summary: Summary) -> list[str]:
 def describe_claim(claim: ClaimSummary) -> str:
     """The numbers behind a verdict, in words."""
     c = claim.comparison
-    if not math.isfinite(c.p):
+    if not math.isfinite(c.low):
         known = (
             f"difference {_signed(c.difference)} {claim.unit}".rstrip()
             if math.isfinite(c.difference)
@@ -114,7 +115,8 @@ def describe_claim(claim: ClaimSummary) -> str:
         text = f"{known}, {c.n} seeds without a spread"
     else:
         text = (
-            f"{_signed(c.difference)} {claim.unit} [{_signed(c.low)}, {_signed(c.high)}], p {c.p:.2g}"
+            f"{f'{_signed(c.difference)} {claim.unit}'.rstrip()} [{_signed(c.low)}, {_signed(c.high)}], "
+            f"p {c.p:.2g}{'' if claim.test == 't' else f' by {claim.test}'}"
             f"{f' (permutation {claim.permutation:.2g})' if math.isfinite(claim.permutation) else ''}, "
             f"{claim.seeds} seeds{' paired' if claim.paired else ''}, level {claim.level:.3g}; "
             f"would have found {_number(c.mde)}"
@@ -157,7 +159,7 @@ VERDICT_HEADER = (
     "p (permutation)",
     "seeds",
     "would have found",
-    "over windows of the text",
+    "over windows or prompts",
 )
 
 
@@ -168,13 +170,13 @@ def _verdict_row(claim: ClaimSummary) -> tuple[str, ...]:
         claim.word,
         f"{_signed(c.difference)} {claim.unit}".strip(),
         _interval(c.low, c.high, signed=True),
-        _p(c.p),
+        _p(c.p) + ("" if claim.test == "t" else f", {claim.test}"),
         _p(claim.permutation),
         f"{claim.seeds}{' paired' if claim.paired else ''}",
         _number(c.mde),
         ""
         if w is None
-        else f"{_signed(w.difference)} {_interval(w.low, w.high, signed=True)}, {w.n} windows",
+        else f"{_signed(w.difference)} {_interval(w.low, w.high, signed=True)}, {w.n} units",
     )
 
 
