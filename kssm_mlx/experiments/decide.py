@@ -25,7 +25,7 @@ from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.experiments.design import Claim, Design
 from kssm_mlx.metrics import stats
 from kssm_mlx.metrics.stats import ALPHA, Comparison
-from kssm_mlx.runs.experiment import Results, RunResult
+from kssm_mlx.runs.experiment import Results
 
 Word = Literal["supported", "contradicted", "no difference of interest", "undecided"]
 EXACT = 14  # seeds up to which all 2^n changes of sign are tried; above, 9,999 of them drawn
@@ -101,8 +101,8 @@ def may_stop(design: Design, results: Results, seeds: int) -> bool:
 
 
 def metric_of(design: Design, claim: Claim, *, against: bool = False) -> str:
-    name = claim.against_metric if against and claim.against_metric else claim.metric or design.metric.name
-    return name
+    """The number that a claim is about, or that of what it is compared with."""
+    return claim.against_metric if against and claim.against_metric else claim.metric or design.metric.name
 
 
 def _compare(design: Design, claim: Claim, results: Results) -> Verdict:
@@ -239,7 +239,3 @@ def require_known_metrics(design: Design, known: Sequence[str]) -> None:
                 f"nobody measures {name!r}: protocol {design.run.protocol!r} gives {', '.join(known)}"
                 f"{nearest(name, known)}"
             )
-
-
-def runs_of(results: Results, arm: str) -> list[RunResult]:
-    return [run for run in results.chosen if run.arm == arm]

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from kssm_mlx import files
 from kssm_mlx.errors import CheckpointError, ConfigError, Interrupted
 from kssm_mlx.experiments.decide import may_stop
-from kssm_mlx.experiments.design import Design
+from kssm_mlx.experiments.design import Design, parse_design
 from kssm_mlx.experiments.job import Job
 from kssm_mlx.experiments.schedule import (
     choose_settings,
@@ -34,6 +34,7 @@ from kssm_mlx.experiments.schedule import (
     require_runnable,
 )
 from kssm_mlx.files import writing
+from kssm_mlx.parsing import parse_json
 from kssm_mlx.runs import lock
 from kssm_mlx.runs.experiment import RESULTS, TIMING, Results, is_experiment, read_results, write_rows
 
@@ -220,8 +221,6 @@ class _Running:
 
 def spent_seconds(folder: Path) -> float:
     """What the runs of an experiment took so far, all sessions together."""
-    from kssm_mlx.parsing import parse_json
-
     total = 0.0
     if (folder / TIMING).is_file():
         for line in (folder / TIMING).read_text(errors="replace").splitlines():
@@ -234,8 +233,6 @@ def spent_seconds(folder: Path) -> float:
 
 def design_of(results: Results) -> Design:
     """The design as it was last, from the results alone. Raises: ConfigError where it cannot be read."""
-    from kssm_mlx.experiments.design import parse_design
-
     table = results.designs[-1].get("design")
     if not isinstance(table, dict):
         raise ConfigError("the results hold no design; they were not written by kssm experiment")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kssm_mlx.errors import CheckpointError, ConfigError, nearest
 from kssm_mlx.experiments.arms import (
@@ -82,7 +82,9 @@ def list_jobs(
     ]
 
 
-def choose_settings(design: Design, variants: Iterable[Variant], parts: dict[str, dict[str, Any]]):
+def choose_settings(
+    design: Design, variants: Iterable[Variant], parts: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Arm -> the settings of its best selection run: {"linear": {"train.learning_rate": 0.002}}.
 
     parts: name of a selection's arm -> its row. An arm none of whose selections ended has no entry.
@@ -127,7 +129,15 @@ def read_part(job: Job, folder: Path) -> dict[str, Any] | None:
     return row
 
 
-def _job(design, variant, seed, extra, smoke, name, purpose) -> Job:
+def _job(
+    design: Design,
+    variant: Variant,
+    seed: int,
+    extra: dict[str, Any],
+    smoke: bool,
+    name: str,
+    purpose: Literal["run", "select"],
+) -> Job:
     return Job(
         arm=name,
         seed=seed,

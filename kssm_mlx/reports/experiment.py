@@ -174,9 +174,7 @@ def _verdict_row(claim: ClaimSummary) -> tuple[str, ...]:
         _p(claim.permutation),
         f"{claim.seeds}{' paired' if claim.paired else ''}",
         _number(c.mde),
-        ""
-        if w is None
-        else f"{_signed(w.difference)} {_interval(w.low, w.high, signed=True)}, {w.n} units",
+        "" if w is None else f"{_signed(w.difference)} {_interval(w.low, w.high, signed=True)}, {w.n} units",
     )
 
 
