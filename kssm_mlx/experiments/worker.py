@@ -60,7 +60,7 @@ def do_job(job: Job, experiment: Path, console: Console) -> dict[str, Any]:
         "purpose": job.purpose,
         "failed": failed,
         "metrics": {n: x for n, x in measured.metrics.items() if to_plain(x) is not None},
-        "units": measured.units,
+        "units": {name: [float(f"{x:.7g}") for x in values] for name, values in measured.units.items()},
         "curve": measured.curve,
         "probes": read_rows(folder / PROBES),
         "checks": collect_checks(folder),
