@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -25,6 +25,7 @@ class Variant:
     recipe: str
     settings: Mapping[str, Any]
     match: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def list_variants(design: Design) -> list[Variant]:
@@ -37,7 +38,7 @@ def list_variants(design: Design) -> list[Variant]:
         for combination in combinations(design.grid):
             label = ", ".join([name] * bool(design.arms) + [label_of(combination)] * bool(combination))
             recipe, match = arm.recipe or design.run.recipe, arm.match or design.run.match
-            found.append(Variant(label or name, recipe, {**shared, **combination}, match))
+            found.append(Variant(label or name, recipe, {**shared, **combination}, match, arm.options))
     names = [variant.name for variant in found]
     if len(set(names)) < len(names):
         raise ConfigError(f"two arms are called {max(names, key=names.count)!r}; rename one")

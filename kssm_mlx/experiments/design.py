@@ -64,6 +64,7 @@ class Arm(Section):
     set: dict[str, Any] = setting({}, "settings, on top of the shared ones")
     unset: list[str] = setting([], "keys that are taken out, on top of the shared ones")
     match: int | None = setting(None, "in place of run.match", unit="parameters", ge=100)
+    options: dict[str, Any] = setting({}, "of the protocol, on top of the shared ones")
 
 
 class Select(Section):

@@ -35,9 +35,10 @@ def require_runnable(design: Design, *, smoke: bool = False) -> list[Variant]:
         arms that differ in what should be equal.
     """
     protocol = find_protocol(design.run.protocol)
-    parse_options(protocol, design.options)
     require_known_metrics(design, protocol.metrics)
     variants = list_variants(design)
+    for variant in variants:
+        parse_options(protocol, {**design.options, **variant.options})
     require_known_arms(design, variants)
     _require_own_folders(variants)
     recipes = {v.name: resolve_recipe(design, v, design.run.seeds[0], smoke=smoke) for v in variants}
@@ -145,7 +146,7 @@ def _job(
         protocol=design.run.protocol if purpose == "run" else "train",
         purpose=purpose,
         at=design.metric.at,
-        options=design.options if purpose == "run" else {},
+        options={**design.options, **variant.options} if purpose == "run" else {},
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,7 @@ def search(
     """
     if not find_spec("optuna"):
         raise ConfigError("--trials needs optuna; install it: pip install 'kssm-mlx[search]'")
-    import optuna
-
+    optuna = import_module("optuna")  # an optional package
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with writing("the search", folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
 """Each protocol on a tiny run: what it measures is there, is right, and is what a claim may ask for."""
 
 import io
+import json
+from dataclasses import replace
 from fnmatch import fnmatch
 
 import mlx.core as mx
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kssm_mlx.checks.core.registry import Check
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.experiments.intervene import Hold, conclude, measure_effects, parse_holds, tell_effects
 from kssm_mlx.experiments.job import Job, Measured
@@ -15,6 +18,7 @@ from kssm_mlx.experiments.protocols import NAMES, find_protocol, parse_options
 from kssm_mlx.experiments.protocols.observe import Options as ObserveOptions
 from kssm_mlx.experiments.protocols.observe import observe
 from kssm_mlx.experiments.protocols.text import measure, read_prompts
+from kssm_mlx.experiments.protocols.unfreeze import list_phases
 from kssm_mlx.experiments.worker import collect_checks, do_job
 from kssm_mlx.models import build, configure
 from kssm_mlx.training import recipe as recipes
@@ -79,6 +83,36 @@ def test_options_are_checked():
     with pytest.raises(ConfigError, match=r"options.of: Input should be greater than or equal to 2, got 1"):
         parse_options(find_protocol("clamp"), {"of": 1})
     assert {find_protocol(name).name for name in NAMES} == set(NAMES)
+
+
+def test_components_learn_one_after_the_other_and_go_on_where_they_were(tmp_path, monkeypatch):
+    asked = job("unfreeze", "hybrid-v4-gf", first_share=0.5, second_share=0.25)
+    asked = replace(
+        asked, recipe=recipes.override(asked.recipe, {"train.steps": 12, "eval.every": 3, "save.every": 3})
+    )
+    phases = list(list_phases(asked.recipe, parse_options(find_protocol("unfreeze"), asked.options)))
+    assert [p.train.steps for p in phases] == [6, 9, 12]
+    assert [sorted(p.train.groups) for p in phases] == [["mamba"], ["rwkv"], []]
+    row = done(asked, tmp_path, monkeypatch)
+    assert {"nats_phase_1", "nats_phase_2", "nats_phase_3"} <= row["metrics"].keys()
+    run = asked.run_folder(tmp_path)
+    states = {
+        step: mx.load(str(run / f"checkpoints/step_{step:08d}/model.safetensors")) for step in (6, 9, 12)
+    }
+
+    def moved(first, second, part):
+        names = [n for n in states[first] if f".{part}." in n and "norm" not in n]
+        assert names
+        return [not mx.array_equal(states[first][n], states[second][n]).item() for n in names]
+
+    assert not any(moved(6, 9, "rwkv")) and any(moved(6, 9, "mamba"))
+    assert any(moved(9, 12, "rwkv")) and any(moved(9, 12, "mamba"))
+    assert done(asked, tmp_path, monkeypatch) == row
+
+
+def test_phases_leave_steps_for_both():
+    with pytest.raises(ConfigError, match=r"first_share and second_share leave no step in which both learn"):
+        parse_options(find_protocol("unfreeze"), {"first_share": 0.6, "second_share": 0.4})
 
 
 def small(family="kssm", **overrides):
@@ -190,6 +224,10 @@ def test_prompts_come_from_a_file(tmp_path):
 
 
 def test_the_worst_verdict_of_a_check_counts(tmp_path):
-    stages = '{"preflight": [{"id": "C1", "verdict": "pass"}], "final": [{"id": "C1", "verdict": "fail"}]}'
-    (tmp_path / "checks.json").write_text(stages)
+    def verdict(word):
+        check = Check("C1", "earlier tokens matter", "P", word, "0", "1", "", {}, 0.1)
+        return check.to_json()
+
+    stages = {"preflight": [verdict("pass")], "final": [verdict("fail")]}
+    (tmp_path / "checks.json").write_text(json.dumps(stages))
     assert collect_checks(tmp_path) == {"fail": ["C1"]}

@@ -15,7 +15,7 @@ from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.experiments.job import Job, Measured
 from kssm_mlx.training.steering_sections import Section
 
-NAMES = ("train", "intervene", "clamp", "observe", "text")
+NAMES = ("train", "intervene", "clamp", "observe", "text", "unfreeze")
 
 
 @dataclass(frozen=True)
