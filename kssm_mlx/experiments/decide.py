@@ -110,6 +110,7 @@ def _compare(design: Design, claim: Claim, results: Results) -> Verdict:
     metric, theirs = metric_of(design, claim), metric_of(design, claim, against=True)
     ours = _values(results, claim.arm, metric)
     base = dict.fromkeys(ours, claim.value) if claim.value is not None else _values(results, other, theirs)
+    # Seeds that both arms have: the same data order and initial draw, whose noise the difference takes out.
     shared = tuple(sorted(ours.keys() & base.keys()))
     paired = bool(shared) or not (ours and base)
     if paired:

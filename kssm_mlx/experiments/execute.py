@@ -135,7 +135,7 @@ class Experiment:
                 while waiting and len(running) < self.workers and self._may_begin(waiting[0], jobs):
                     running.append(_Running.start(waiting.pop(0), self))
                     watch.began(running[-1].job)
-                if not running:
+                if not running:  # what waits may not begin: the budget is spent, or a look decided
                     return
                 time.sleep(TICK)
                 for one in [r for r in running if r.process.poll() is not None]:
@@ -149,6 +149,7 @@ class Experiment:
                         "the same command goes on"
                     )
         finally:
+            # A run that is asked to stop writes a checkpoint first, which a killed one would not.
             for one in running:
                 one.process.send_signal(signal.SIGINT)
             for one in running:
@@ -159,6 +160,7 @@ class Experiment:
         budget = self.design.stop.minutes
         if budget is not None and spent_seconds(self.folder) / self.workers > budget * 60:
             return False
+        # The jobs before this one in time: those of earlier seeds.
         before = [j for j in jobs if j.purpose == "run" and self._index(j.seed) < self._index(job.seed)]
         if job.purpose == "run" and self._index(job.seed) in self.design.stop.looks:
             if any(read_part(j, self.folder) is None for j in before):

@@ -157,6 +157,7 @@ class _Reading:
 
 def _treat(model, tokens, resets, free: _Reading, hold: Hold, seed: int) -> tuple:
     held = _Reading(model, tokens, resets, hold.intervention)
+    # In what the head reads, so that the placebo is as large where it counts, whatever was held upstream.
     moved = held.hidden.astype(np.float64) - free.hidden
     pushed = free.hidden + measure_placebo(moved, seed, keep=moved)
     placebo = _Reading(model, tokens, resets, None, mx.array(pushed.astype(np.float32)))

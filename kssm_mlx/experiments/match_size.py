@@ -35,6 +35,7 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
     def size(overrides: dict[str, Any]) -> int:
         return count_parameters(recipes.override(recipe, {f"model.{k}": v for k, v in overrides.items()}))
 
+    # The width first, in whole steps; what is left to the target by a key that is finer than a step.
     chosen = {key: step * _nearest(lambda n: size({key: n * step}), target, WIDEST // step)}
     if fine and abs(size(chosen) / target - 1) > TOLERANCE / 2:
         chosen[fine] = _nearest(lambda n: size({**chosen, fine: n}), target, WIDEST)
