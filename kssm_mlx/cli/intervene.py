@@ -29,6 +29,10 @@ def intervene(
     carried: Annotated[
         bool, typer.Option("--carried", help="Hold the carried state too, not only what is read.")
     ] = False,
+    units: Annotated[str, typer.Option(help="Which populations, such as 0,1,2, or all.")] = "all",
+    window: Annotated[
+        int | None, typer.Option(min=2, help="Length of a window, tokens.  [default: the run's context]")
+    ] = None,
     scored: Annotated[
         int | None,
         typer.Option(min=256, help="Held-out tokens to read.  [default: the recipe's eval.tokens]"),
@@ -56,12 +60,12 @@ def intervene(
     if folder is None:
         raise ConfigError(f"{run} is no run folder; kssm intervene needs a run and its held-out text")
     asked = hold or (["psi=0,1.6,3.1"] if direction else ["R=0.2,0.5,0.8"])
-    holds = effects_of.parse_holds(asked, block, tokens, "state" if carried else "readout")
+    holds = effects_of.parse_holds(asked, block, tokens, "state" if carried else "readout", units)
     trained, recipe = load(run), read_recipe(folder)
     windows = evaluation_windows(
         TokenData.open(folder / "data").validation,
         scored or recipe["eval"]["tokens"],
-        recipe["train"]["context"],
+        window or recipe["train"]["context"],
         recipe["train"]["batch_size"],
     )
     effects = effects_of.measure_effects(trained.model, windows, holds, seed=seed)

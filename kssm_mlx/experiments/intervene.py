@@ -29,7 +29,7 @@ CONTROL = 1e-3  # nats by which silenced blocks must change the predictions
 
 @dataclass(frozen=True)
 class Hold:
-    """One quantity held at one value, on tokens start <= t < stop of each window."""
+    """One quantity held at one value, on tokens start <= t < stop of each window; of some units, or all."""
 
     site: str
     value: float
@@ -37,6 +37,7 @@ class Hold:
     start: int = 0
     stop: int | None = None
     where: str = "readout"
+    units: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -45,7 +46,7 @@ class Hold:
     @property
     def intervention(self) -> Intervention:
         held = {"block": self.block, "start": self.start, "stop": self.stop}
-        return Intervention((Clamp(self.site, self.value, where=self.where, **held),))
+        return Intervention((Clamp(self.site, self.value, where=self.where, units=self.units, **held),))
 
     @property
     def control(self) -> Intervention:
@@ -80,9 +81,17 @@ class Effect:
 
 
 def parse_holds(
-    texts: Sequence[str], block: str = "all", tokens: str = ":", where: str = "readout"
+    texts: Sequence[str],
+    block: str = "all",
+    tokens: str = ":",
+    where: str = "readout",
+    units: str = "all",
 ) -> list[Hold]:
-    """["R=0.2,0.5"] -> two holds. tokens: "a:b" of each window. Raises: ConfigError for what is none."""
+    """["R=0.2,0.5"] -> two holds. tokens: "a:b" of each window; units: "0,3". Raises: ConfigError."""
+    try:
+        chosen = None if units == "all" else tuple(int(unit) for unit in units.split(","))
+    except ValueError:
+        raise ConfigError(f"--units is all or numbers such as 0,1,2, got {units!r}") from None
     try:
         start, stop = (int(part) if part else None for part in tokens.split(":"))
         at = None if block == "all" else int(block)
@@ -99,7 +108,7 @@ def parse_holds(
             numbers = []
         if not (equals and site and numbers):
             raise ConfigError(f"--hold takes SITE=VALUE,... such as R=0.2,0.5,0.8, got {text!r}")
-        holds += [Hold(site, value, at, start or 0, stop, where) for value in numbers]
+        holds += [Hold(site, value, at, start or 0, stop, where, chosen) for value in numbers]
     return holds
 
 
@@ -187,11 +196,15 @@ def _by_window(values: np.ndarray, scored: np.ndarray) -> np.ndarray:
 def _missed(trace: dict[str, Any], hold: Hold) -> float:
     """How far the held quantity is from what was asked for, where it was held."""
     found = [
-        np.abs(np.array(value)[:, hold.start : hold.stop] - hold.value).max()
+        np.abs(np.array(value)[:, hold.start : hold.stop, _columns(hold)] - hold.value).max()
         for name, value in trace.items()
         if name.partition("/")[2] == hold.site and hold.block in (None, int(name[5:7]))
     ]
     return float(max(found)) if found else float("nan")
+
+
+def _columns(hold: Hold) -> Any:
+    return slice(None) if hold.units is None else list(hold.units)
 
 
 def _join(hold: Hold, parts: list[tuple]) -> Effect:

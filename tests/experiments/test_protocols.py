@@ -149,6 +149,15 @@ def test_holding_what_is_there_already_is_no_effect():
     assert (one.kl != all_.kl).all()
 
 
+def test_some_units_are_held_and_not_the_others():
+    model = louder(small())
+    (some,) = measure_effects(model, windows(), parse_holds(["R=0.7"], units="0,1,2"))
+    (all_,) = measure_effects(model, windows(), parse_holds(["R=0.7"]))
+    assert some.missed < 1e-5 and (some.kl < all_.kl).all()
+    with pytest.raises(ConfigError, match="--units is all or numbers such as 0,1,2, got 'first'"):
+        parse_holds(["R=1"], units="first")
+
+
 def test_blocks_that_do_not_reach_the_logits_stop_it():
     model = small()
     model.head.weight = mx.zeros_like(model.head.weight)

@@ -19,11 +19,12 @@ class Options(Section):
     hold: list[str] = setting(["R=0.2,0.5,0.8"], "what is held, and at which values", min_length=1)
     block: str = setting("all", "which block, or `all`")
     tokens: str = setting(":", "where in each window, `a:b`")
+    units: str = setting("all", "which populations, such as `0,1,2`, or `all`")
     where: Literal["readout", "state"] = setting("readout", "whether the carried state is held too")
 
 
 def run(job: Job, folder: Path, options: Options, console: Console) -> Measured:
-    holds = parse_holds(options.hold, options.block, options.tokens, options.where)
+    holds = parse_holds(options.hold, options.block, options.tokens, options.where, options.units)
     done = training.train_run(job, folder, console)
     measured = training.measure_run(done)
     windows = training.held_out(done.folder, done.data)
