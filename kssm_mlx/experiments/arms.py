@@ -9,7 +9,7 @@ from typing import Any
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.experiments.design import Arm, Design
-from kssm_mlx.experiments.match_size import count_parameters, match_parameters
+from kssm_mlx.experiments.match_size import count_parameters, match_parameters, require_model
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Model
@@ -81,11 +81,13 @@ def resolve_recipe(
     try:
         if smoke:  # the smoke form wins where both say something: that is what makes it tiny
             tiny = flatten_settings(recipes.load(variant.recipe, smoke=True).smoke)
-            settings = {key: value for key, value in settings.items() if key not in tiny}
+            settings = {k: v for k, v in settings.items() if k not in tiny or v is recipes.UNSET}
             settings |= flatten_settings(design.smoke.set)
         recipe = recipes.load(variant.recipe, settings, smoke=smoke)
         target = design.smoke.match if smoke else variant.match
-        return match_parameters(recipe, target) if target else recipe
+        recipe = match_parameters(recipe, target) if target else recipe
+        require_model(recipe)
+        return recipe
     except ConfigError as e:
         raise ConfigError(f"arm {variant.name!r}: {e}") from None
 

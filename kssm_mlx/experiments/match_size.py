@@ -48,6 +48,12 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
     return recipes.override(recipe, {f"model.{k}": v for k, v in chosen.items()})
 
 
+def require_model(recipe: Recipe) -> None:
+    """Raises: ConfigError for keys that the family of a fresh model does not know; no data is read."""
+    if isinstance(recipe.model, Model):
+        _configure(recipe.model, 256, recipe.train.context)
+
+
 def count_parameters(recipe: Recipe) -> int:
     """Of a fresh model of the recipe, with the vocabulary of its data. Raises: ConfigError, DataError."""
     section = recipe.model
@@ -58,11 +64,12 @@ def count_parameters(recipe: Recipe) -> int:
 
 @cache
 def _count(section: str, vocab_size: int, context: int) -> int:
-    model = Model.model_validate_json(section)
-    return models.count_parameters(
-        models.configure(
-            model.family, model.size, vocab_size=vocab_size, context=context, overrides=model.overrides
-        )
+    return models.count_parameters(_configure(Model.model_validate_json(section), vocab_size, context))
+
+
+def _configure(model: Model, vocab_size: int, context: int) -> Any:
+    return models.configure(
+        model.family, model.size, vocab_size=vocab_size, context=context, overrides=model.overrides
     )
 
 

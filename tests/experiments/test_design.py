@@ -49,6 +49,7 @@ def test_the_file_that_new_writes_runs_as_it_is():
         ({"run": {"seeds": [1, 1]}}, "run.seeds has a seed twice: [1, 1]"),
         ({"run": {"seeds": [1], "recipee": "x"}}, "unknown key 'run.recipee'; did you mean 'recipe'?"),
         ({"run": {"seeds": [1], "recipe": "defalt"}}, "no recipe 'defalt'"),
+        ({"arms": {"a": {"set": {"model.kapa": 1.0}}, "b": {}}}, "arm 'a': unknown key 'model.kapa'"),
         ({"run": {"seeds": [1], "protocol": "trian"}}, "no protocol 'trian'; protocols are train, intervene"),
         ({"claim": [{"arm": "c", "against": "b", "rule": "lower"}]}, "no arm 'c'; arms are a, b"),
         ({"claim": [{"arm": "a", "rule": "lower"}]}, "say what the arm is compared with"),

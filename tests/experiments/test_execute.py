@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kssm_mlx.errors import CheckpointError, ConfigError
-from kssm_mlx.experiments.design import parse_design
+from kssm_mlx.experiments.design import list_experiments, parse_design
 from kssm_mlx.experiments.execute import Experiment, design_of, spent_seconds
 from kssm_mlx.experiments.summary import summarize
 from kssm_mlx.reports.experiment import write_report
@@ -151,7 +151,7 @@ def test_selections_come_first_and_choose(begin):
 CODE = """
 import sys
 from pathlib import Path
-from kssm_mlx.experiments.design import parse_design
+from kssm_mlx.experiments.design import list_experiments, parse_design
 from kssm_mlx.experiments.execute import Experiment
 from tests.experiments.test_execute import FAKE, Quiet, table
 design = parse_design(table(("slow", "slow worse"), 2))
@@ -264,3 +264,16 @@ def test_a_real_one_that_is_killed_at_ten_random_moments(tmp_path):
         process.wait()
     assert begin_real("killed").wait() == 0
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_experiments())
+def test_the_smoke_form_of_every_shipped_experiment_runs(name, tmp_path):
+    """With one seed, real workers, uncompiled: every run ends with a number, and the report is written."""
+    command = [sys.executable, "-m", "kssm_mlx", "experiment", "run", name, "--smoke", "--seeds", "1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MLX_DISABLE_COMPILE": "1"}
+    done = subprocess.run([*command, "--out", "e"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    runs = read_results(tmp_path / "e").runs
+    assert runs and not [run.failed for run in runs if run.failed]
+    assert all(run.metrics for run in runs) and (tmp_path / "e/report.html").is_file()
