@@ -102,7 +102,9 @@ class Experiment:
                 f"{self.folder} holds experiment {designs[-1]['name']!r}, not {self.name!r}; "
                 "choose another --out"
             )
-        done = len(list((self.folder / "parts").glob("*/*.json")))
+        # Trained runs that somebody put there count too: the rule was not written down before them.
+        trained = len(list((self.folder / "runs").glob("*/seed*/recipe.json")))
+        done = max(trained, len(list((self.folder / "parts").glob("*/*.json"))))
         row = {
             "kind": "design",
             "name": self.name,

@@ -103,9 +103,10 @@ def _short(claim: Claim, metric: str) -> str:
 def _tell_fixed(results: Results) -> list[str]:
     """When the design was written down, and each change of it since."""
     first, *changes = results.designs
+    there = first.get("runs_before", 0)
+    when = f"when {there} trained runs lay in its folder ALREADY" if there else "before the first run"
     lines = [
-        f"Question, arms, metric and rule were fixed on {first['fixed']}, before the first run; "
-        f"digest {first['digest']}."
+        f"Question, arms, metric and rule were fixed on {first['fixed']}, {when}; digest {first['digest']}."
     ]
     for row in changes:
         lines.append(

@@ -119,6 +119,7 @@ class LanguageModel(nn.Module):
 
     `resets` [B, T] bool: True where a document begins; the state before that token is the initial one.
     `lengths` [B] int: rows are right-padded; positions t >= lengths[b] leave the row's cache untouched.
+    A family overrides every method that raises NotImplementedError here.
     """
 
     args: Any

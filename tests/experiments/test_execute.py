@@ -108,6 +108,16 @@ def test_a_changed_rule_is_noted_with_what_was_done_before(begin):
     assert design_of(results).claim[0].rule == "equal"
 
 
+def test_runs_that_were_trained_before_the_rule_was_written_down_are_told(begin):
+    run = begin().folder / "runs/good/seed0"
+    run.mkdir(parents=True)
+    (run / "recipe.json").write_text("{}")
+    results = begin().run(Quiet())
+    assert results.designs[0]["runs_before"] == 1
+    (line,) = summarize(begin().folder).fixed
+    assert "when 1 trained runs lay in its folder ALREADY" in line and "before the first run" not in line
+
+
 def test_a_result_of_other_settings_is_refused(begin):
     begin().run(Quiet(), seeds=1)
     other = table()
