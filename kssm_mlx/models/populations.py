@@ -15,7 +15,8 @@ import mlx.nn as nn
 from kssm_mlx.models.base import Clamp, held
 from kssm_mlx.models.layers import inverse_softplus, linear
 from kssm_mlx.ops.elementary import exp, softplus
-from kssm_mlx.ops.mobius_scan import after_first, disc_scan, flow, kick, mobius_scan
+from kssm_mlx.ops.maps.scan import after_first
+from kssm_mlx.ops.mobius_scan import disc_scan, flow, kick, mobius_scan
 from kssm_mlx.oscillators.mobius import Disc, derivative, hold_leaf
 from kssm_mlx.oscillators.planar import Planar
 

@@ -3,10 +3,10 @@
 A body (`kernels/*.inc`) is plain C: one lane of the recurrence per thread, time serial, no communication
 between threads but for sums over lanes that share a row (`together`). It reads and writes arrays by index
 only, so that it does not matter whether Metal puts them in `device` or `constant` memory, and it says EXP,
-DECAY (of x <= 88), SIN, COS, MAX, ROUND, UNROLL, UNROLL_ON_GPU (where a lane's own arrays would else leave
+DECAY (of x <= 88), SIN, COS, SQRT, MAX, ROUND, UNROLL, UNROLL_ON_GPU (where a lane's own arrays would else leave
 its registers), FUNCTION, OWN (where a lane's scratch is), BEGIN and END (of its tokens) where the dialects
 differ. What a dialect adds is `lane`, the sizes, and the signature; MLX writes those for Metal and CUDA,
-`cpp.py` for C++.
+`dialects/cpp.py` for C++.
 
 Which op uses its kernel when is decided in `dispatch.py`.
 """
@@ -24,8 +24,9 @@ from typing import Any
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import cpp, native
-from kssm_mlx.ops.dialects import HEADERS, LANE, LOOPS, TOGETHER
+from kssm_mlx.ops import native
+from kssm_mlx.ops.dialects import cpp
+from kssm_mlx.ops.dialects.macros import HEADERS, LANE, LOOPS, TOGETHER
 
 FOLDER = Path(__file__).parent / "kernels"
 # Threads per group. Lanes are few in a recurrence, so small groups spread over more cores; not yet measured.
@@ -97,9 +98,9 @@ class Kernel:
             raise
 
     @property
-    def planar(self) -> str:
-        """Complex numbers, which every body may use."""
-        return _text("planar.inc")
+    def numbers(self) -> str:
+        """Complex numbers and vectors of space, which every body may use."""
+        return _text("planar.inc") + _text("spatial.inc")
 
     @property
     def body(self) -> str:
@@ -179,7 +180,7 @@ def _gpu_kernel(kernel: Kernel, dialect: str | None, constants, name: str, names
         input_names=list(names),
         output_names=kernel.outputs.split(),
         source=kernel.source(dialect),
-        header=kernel.header(dialect, dict(constants)) + kernel.planar,
+        header=kernel.header(dialect, dict(constants)) + kernel.numbers,
     )
 
 

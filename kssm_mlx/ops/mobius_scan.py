@@ -2,12 +2,9 @@
 
     z_t = (a_t z_{t-1} + k_t) / (1 + kappa conj(k_t) a_t z_{t-1})                    (kick form)
 
-Every step is a map of the unit disc, M(z) = q + d z / (1 + r z), and maps compose, so a sequence is cut
-into chunks: the maps of each chunk are composed serially, all chunks side by side; the chunk ends are a scan
-of the composites, by the same rule; then each chunk runs from its own start. Composing costs about three
-times a step and buys width, so it is used only where the lanes alone do not fill the machine.
+Every step is a map of the unit disc, M(z) = q + d z / (1 + r z), and maps compose (maps/scan.py).
 
-The gradient is never taken through that tree. A disc map is holomorphic, so the adjoint of the state is one
+A disc map is holomorphic, so the adjoint of the state is one
 linear complex recurrence, g_{t-1} = conj(M_t'(z_{t-1})) g_t + cotangent_{t-1}: the same scan with kappa = 0,
 run backwards. Parameter gradients follow from it elementwise.
 
@@ -25,9 +22,10 @@ import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import custom_function, dispatch
-from kssm_mlx.ops.disc_forms import AFFINE, DISC, KICK, Arrays, Form, disc_of, parts_of
 from kssm_mlx.ops.elementary import exp, sincos, tanh_by_x
-from kssm_mlx.oscillators.mobius import Disc, compose, derivative
+from kssm_mlx.ops.maps.disc import AFFINE, DISC, KICK, DiscForm
+from kssm_mlx.ops.maps.scan import Arrays, after_first, scan, time_major
+from kssm_mlx.oscillators.mobius import Disc, derivative
 from kssm_mlx.oscillators.planar import Planar
 
 # Without any decay, fields along one line push z onto the circle in fp32, where 0/0 waits.
@@ -115,108 +113,27 @@ def refuse_negative_curvature(kappa: float | mx.array) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The scan, for any form. Arrays are time-major [T, ..., G] here.
-
-# Below this many lanes a serial step is bound by dispatch, so time is cut into chunks to widen it. Measured
-# on two x86 cores; a GPU needs more width to be busy.
-_BUSY_LANES = {"cpu": 16384, "gpu": 65536}
-_SHORT = 32
-
-
-def _chunk_length(T: int, lanes: int) -> int:
-    """Tokens per chunk: all of T when the lanes already keep the device busy, else about sqrt(T)."""
-    busy = _BUSY_LANES["gpu" if mx.default_device() == mx.gpu else "cpu"]
-    if lanes >= busy or T <= _SHORT:
-        return T
-    return min(T, max(8, round(T**0.5)))
-
-
 @cache
-def _compiled_step(form: Form) -> Callable[..., Arrays]:
-    @mx.compile
-    def step(z_re, z_im, *p):
-        z = form.step(p, Planar(z_re, z_im))
-        return z.re, z.im
-
-    return step
-
-
-@cache
-def _compiled_compose(form: Form) -> Callable[..., Arrays]:
-    @mx.compile
-    def after(q_re, q_im, r_re, r_im, d_re, d_im, *p):
-        return parts_of(compose(form.disc(p), disc_of((q_re, q_im, r_re, r_im, d_re, d_im))))
-
-    return after
-
-
-def _scan(form: Form, p: Arrays, z0: Planar) -> Planar:
-    """States [T, ..., G] of the recurrence from z0 [..., G]; p is time-major, constants last."""
-    moving, constant = form.split(p)
-    T = moving[0].shape[0]
-    L = _chunk_length(T, z0.re.size)
-    if L >= T:
-        return _serial(form, moving, constant, z0)
-    chunked = tuple(_cut(x, L, fill) for x, fill in zip(moving, form.identity))
-    # Composites are general disc maps, whatever form the tokens' maps have; there are sqrt(T) of them.
-    ends = _scan(DISC, _composites(form, chunked, constant), z0)
-    starts = Planar(*(mx.concatenate([s[None], e[:-1]]) for s, e in zip((z0.re, z0.im), (ends.re, ends.im))))
-    z = _serial(form, chunked, constant, starts)
-    return z.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:T])
-
-
-def _serial(form: Form, moving: Arrays, constant: Arrays, z0: Planar) -> Planar:
-    """The states one after the other; every step is one fused kernel over all lanes."""
-    step, z, states = _compiled_step(form), (z0.re, z0.im), []
-    for t in range(moving[0].shape[0]):
-        z = step(*z, *(x[t] for x in moving), *constant)
-        states.append(z)
-    return Planar(mx.stack([s[0] for s in states]), mx.stack([s[1] for s in states]))
-
-
-def _composites(form: Form, chunked: Arrays, constant: Arrays) -> Arrays:
-    """The map of each whole chunk, [C, ..., G] per component."""
-    parts = parts_of(form.disc((*(x[0] for x in chunked), *constant)))
-    for t in range(1, chunked[0].shape[0]):
-        parts = _compiled_compose(form)(*parts, *(x[t] for x in chunked), *constant)
-    return parts
-
-
-def _cut(x: mx.array, L: int, fill: float) -> mx.array:
-    """[T, ..., G] -> [L, C, ..., G], time inside a chunk first; padded with steps that do nothing."""
-    T = x.shape[0]
-    pad = -T % L
-    if pad:
-        x = mx.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
-    return mx.contiguous(x.reshape(-1, L, *x.shape[1:]).swapaxes(0, 1))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Differentiation.
-
-
-@cache
-def _differentiable(form: Form) -> Callable[..., Arrays]:
+def _differentiable(kind: DiscForm) -> Callable[..., Arrays]:
     """(z0_re, z0_im, *parameters [B, T, G]) -> (z_re, z_im), with the adjoint as its vjp."""
 
     @custom_function
-    def scan(z0_re, z0_im, *p):
-        moving, constant = form.split(p)
-        z = _scan(form, (*map(_time_major, moving), *constant), Planar(z0_re, z0_im))
-        return z.re.swapaxes(0, 1), z.im.swapaxes(0, 1)
+    def states(z0_re, z0_im, *p):
+        moving, constant = kind.form.split(p)
+        z = scan(kind.form, (*map(time_major, moving), *constant), (z0_re, z0_im))
+        return tuple(x.swapaxes(0, 1) for x in z)
 
-    @scan.vjp
-    def scan_vjp(primals, cotangents, outputs):
+    @states.vjp
+    def _(primals, cotangents, outputs):
         z0, p, z = Planar(*primals[:2]), primals[2:], Planar(*outputs)
         z_prev = Planar(after_first(z0.re, z.re), after_first(z0.im, z.im))
-        slope = derivative(form.disc(p), z_prev).conj
+        slope = derivative(kind.disc(p), z_prev).conj
         g = _reverse_affine(slope, Planar(*cotangents))
-        moving, shared = form.split(form.adjoint(p, z_prev, z, g))
+        moving, shared = kind.form.split(kind.adjoint(p, z_prev, z, g))
         g0 = (slope * g).map(lambda x: x[:, 0])
         return (g0.re, g0.im, *moving, *(x.sum() for x in shared))
 
-    return scan
+    return states
 
 
 def _reverse_affine(slope: Planar, cotangent: Planar) -> Planar:
@@ -224,17 +141,8 @@ def _reverse_affine(slope: Planar, cotangent: Planar) -> Planar:
     shifted = slope.map(lambda x: mx.concatenate([x[:, 1:], mx.zeros_like(x[:, :1])], axis=1))
     p = (shifted.re, shifted.im, cotangent.re, cotangent.im)
     z0 = Planar.zeros((cotangent.shape[0], cotangent.shape[2]), cotangent.dtype)
-    g = _scan(AFFINE, tuple(_time_major(x[:, ::-1]) for x in p), z0)
-    return g.map(lambda x: x.swapaxes(0, 1)[:, ::-1])
-
-
-def after_first(first: mx.array, rest: mx.array) -> mx.array:
-    """The state before each token: first [B, G], then all but the last of rest [B, T, G]."""
-    return mx.concatenate([first[:, None], rest[:, :-1]], axis=1)
-
-
-def _time_major(x: mx.array) -> mx.array:
-    return mx.contiguous(x.swapaxes(0, 1))
+    g = scan(AFFINE.form, tuple(time_major(x[:, ::-1]) for x in p), (z0.re, z0.im))
+    return Planar(*(x.swapaxes(0, 1)[:, ::-1] for x in g))
 
 
 def _at_least_fp32(x: mx.array) -> mx.array:

@@ -14,13 +14,16 @@ import mlx.core as mx
 
 from kssm_mlx import files
 from kssm_mlx._caches import private_folder
-from kssm_mlx.ops import cpp, dialects, gpu, native, proof
+from kssm_mlx.ops import gpu, native, proof
+from kssm_mlx.ops.dialects import cpp, macros
 from kssm_mlx.ops.proof import Verdict
 from kssm_mlx.parsing import parse_json
 
 # Where an op's files do not begin with its name.
 MADE_OF = {
     "ssd": ["ssd", "selective_scan"],
+    "ball_scan": ["ball"],
+    "ball_wells": ["ball"],
     "norms": ["norm"],
     "elementary": ["elementary", "biased_sigmoid"],
 }
@@ -49,8 +52,8 @@ def _system() -> str:
 def _digest(op: str) -> str:
     """Of everything the kernels of `op` are made of."""
     own = (path for name in MADE_OF.get(op, [op]) for path in gpu.FOLDER.glob(f"{name}*"))
-    shared = [gpu.FOLDER / name for name in ("planar.inc", "packs.inc", "bridge.cpp", "in_time.py")]
-    modules = [Path(str(module.__file__)) for module in (dialects, gpu, cpp, native, proof)]
+    shared = [gpu.FOLDER / name for name in ("planar.inc", "spatial.inc", "packs.inc", "bridge.cpp", "in_time.py")]
+    modules = [Path(str(module.__file__)) for module in (macros, gpu, cpp, native, proof)]
     sources = b"".join(path.read_bytes() for path in [*modules, *shared, *sorted(own)])
     return hashlib.sha256(sources).hexdigest()[:12]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kssm_mlx.ops import cpp as cpp_dialect
+from kssm_mlx.ops.dialects import cpp as cpp_dialect
 from kssm_mlx.ops import dispatch, gpu
 from tests.support.dialects import PARAMETERS, kernels_in
 

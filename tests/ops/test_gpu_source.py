@@ -11,7 +11,8 @@ import subprocess
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.ops import dialects, gpu
+from kssm_mlx.ops import gpu
+from kssm_mlx.ops.dialects import macros
 from kssm_mlx.ops.kernels import (
     conv,
     elementary,
@@ -60,13 +61,13 @@ def function(kernel: gpu.Kernel, name: str) -> str:
 def test_cuda_compiles_without_double(tmp_path):
     """All names are defined, all types agree, nothing is promoted to double, which is slow there."""
     constants = {word: 3 for k in KERNELS.values() for word in k.constants.split()}
-    parts = [CUDA, dialects.HEADERS["cuda"], dialects.TOGETHER["cuda"], "#pragma GCC poison double\n"]
+    parts = [CUDA, macros.HEADERS["cuda"], macros.TOGETHER["cuda"], "#pragma GCC poison double\n"]
     for name, kernel in KERNELS.items():
         mine = {word: constants[word] for word in kernel.constants.split()}
         # Each kernel is a file of its own for MLX; here the shared parts are once in a namespace.
-        defines = dialects.LOOPS + "".join(f"#define {w} {n}\n" for w, n in {"CHUNK": 16, **mine}.items())
+        defines = macros.LOOPS + "".join(f"#define {w} {n}\n" for w, n in {"CHUNK": 16, **mine}.items())
         undefines = "".join(f"#undef {w}\n" for w in ("CHUNK", "FORTH", "BACK", *mine))
-        body = f"{kernel.planar}{function(kernel, name)}"
+        body = f"{kernel.numbers}{function(kernel, name)}"
         parts.append(f"{defines}namespace n_{name} {{\n{body}\n}}\n{undefines}")
     (tmp_path / "all.cpp").write_text("".join(parts))
     flags = ["-std=c++14", "-fsyntax-only", "-Wall", "-Wextra", "-Wdouble-promotion", "-Werror"]
@@ -154,7 +155,7 @@ def test_a_loop_that_is_left_rolled_is_seen(monkeypatch):
 def test_every_letter_is_ascii():
     """Metal's compiler is handed the text as ASCII."""
     texts = [path.read_text() for path in gpu.FOLDER.glob("*.inc")]
-    assert all(text.isascii() for text in (*texts, *dialects.HEADERS.values(), *dialects.TOGETHER.values()))
+    assert all(text.isascii() for text in (*texts, *macros.HEADERS.values(), *macros.TOGETHER.values()))
 
 
 def test_names_tell_code_apart():
@@ -192,4 +193,4 @@ def test_mlx_accepts_what_it_is_given(dialect, monkeypatch):
     assert told["inputs"][0].tolist() == [6, 5, 3]
     assert len(told["inputs"]) == len(told["input_names"])
     assert told["grid"] == (6, 1, 1) and told["threadgroup"] == (6, 1, 1)
-    assert dialects.LANE[dialect] in told["source"] and "const int G = sizes[2];" in told["source"]
+    assert macros.LANE[dialect] in told["source"] and "const int G = sizes[2];" in told["source"]

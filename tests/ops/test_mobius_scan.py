@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import mobius_scan as scan
+from kssm_mlx.ops.maps import scan
 from kssm_mlx.ops.mobius_scan import disc_scan, flow, kick, mobius_scan, mobius_scan_reference
 from kssm_mlx.oscillators.mobius import Disc, act, hold_leaf, log_memory
 from kssm_mlx.oscillators.planar import Planar
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 @pytest.fixture
 def short_chunks(monkeypatch):
     """Chunks of 3 to 5 tokens, so that short sequences are cut, padded and scanned three levels deep."""
-    monkeypatch.setattr(scan, "_chunk_length", lambda T, lanes: T if T <= 4 else 3 + T % 3)
+    monkeypatch.setattr(scan, "chunk_length", lambda T, lanes: T if T <= 4 else 3 + T % 3)
 
 
 def complex128(x: Planar) -> np.ndarray:

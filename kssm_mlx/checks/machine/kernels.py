@@ -33,6 +33,8 @@ IDS = {
     "token_mix": "K8",
     "elementary": "K9",
     "norms": "K10",
+    "ball_scan": "K11",
+    "ball_wells": "K12",
 }
 
 

@@ -14,6 +14,7 @@ HEADERS = {
 #define DECAY(x) metal::precise::exp(x)
 #define SIN(x) metal::precise::sin(x)
 #define COS(x) metal::precise::cos(x)
+#define SQRT(x) metal::precise::sqrt(x)
 #define MAX(x, y) metal::max(x, y)
 #define ROUND(x) metal::rint(x)
 """,
@@ -28,6 +29,7 @@ HEADERS = {
 #define DECAY(x) expf(x)
 #define SIN(x) sinf(x)
 #define COS(x) cosf(x)
+#define SQRT(x) sqrtf(x)
 #define MAX(x, y) fmaxf(x, y)
 #define ROUND(x) rintf(x)
 """,

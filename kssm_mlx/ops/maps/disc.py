@@ -1,7 +1,7 @@
 """The kinds of step that `mobius_scan` runs over time: kick, affine, and any map of the disc.
 
-A form is how a step moves z, which map of the disc it is, and its adjoint. Complex numbers are `Planar`;
-a step's parameters are a flat tuple of real arrays [..., G], re and im after each other.
+Complex numbers are `Planar`; states and a step's parameters are flat tuples of real arrays [..., G], re and im
+after each other.
 """
 
 from __future__ import annotations
@@ -11,31 +11,22 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from kssm_mlx.oscillators.mobius import Disc, act
+from kssm_mlx.ops.maps.scan import Arrays, Form
+from kssm_mlx.oscillators.mobius import Disc, act, compose
 from kssm_mlx.oscillators.planar import Planar
 
-Arrays = tuple[mx.array, ...]
+Adjoint = Callable[[Arrays, Planar, Planar, Planar], Arrays]
 
 
-class Form(NamedTuple):
-    """One kind of step.
+class DiscForm(NamedTuple):
+    """A kind of step as the scan has it, and what its gradients follow from.
 
-    step(p, z) -> z. disc(p) -> Disc. adjoint(p, z_prev, z, g) -> the gradients of Re(conj(g) z) in the order
-    of p. identity: the values that make a step do nothing, for padding. The last `constants` parameters are
-    scalars shared by all tokens and lanes: a scalar keeps the fused kernels contiguous, which an array
-    broadcast over lanes does not (3x slower).
+    disc(p) -> Disc. adjoint(p, z_prev, z, g) -> the gradients of Re(conj(g) z) in the order of p.
     """
 
-    step: Callable[[Arrays, Planar], Planar]
+    form: Form
     disc: Callable[[Arrays], Disc]
-    adjoint: Callable[[Arrays, Planar, Planar, Planar], Arrays]
-    identity: tuple[float, ...]
-    constants: int = 0
-
-    def split(self, p: Arrays) -> tuple[Arrays, Arrays]:
-        """(what varies over tokens, the constants)."""
-        n = len(p) - self.constants
-        return p[:n], p[n:]
+    adjoint: Adjoint
 
 
 # z -> (a z + k) / (1 + kappa conj(k) a z); p = a, k, kappa
@@ -98,6 +89,26 @@ def _disc_adjoint(p: Arrays, z_prev: Planar, z: Planar, g: Planar) -> Arrays:
     return parts_of(Disc(q=g, r=g_r, d=part.conj * g))
 
 
-KICK = Form(_kick_step, _kick_disc, _kick_adjoint, (1, 0, 0, 0), constants=1)
-AFFINE = Form(_affine_step, _affine_disc, _affine_adjoint, (1, 0, 0, 0))
-DISC = Form(lambda p, z: act(disc_of(p), z), disc_of, _disc_adjoint, (0, 0, 0, 0, 1, 0))
+def _of(
+    step: Callable[[Arrays, Planar], Planar],
+    disc: Callable[[Arrays], Disc],
+    adjoint: Adjoint,
+    identity: tuple[float, ...],
+    constants: int = 0,
+    general: Form | None = None,
+) -> DiscForm:
+    def flat(p: Arrays, z: Arrays) -> Arrays:
+        moved = step(p, Planar(*z))
+        return moved.re, moved.im
+
+    def after(late: Arrays, early: Arrays) -> Arrays:
+        return parts_of(compose(disc_of(late), disc_of(early)))
+
+    composed = after if general is None else None
+    form = Form(flat, lambda p: parts_of(disc(p)), identity, general, composed, constants)
+    return DiscForm(form, disc, adjoint)
+
+
+DISC = _of(lambda p, z: act(disc_of(p), z), disc_of, _disc_adjoint, (0, 0, 0, 0, 1, 0))
+KICK = _of(_kick_step, _kick_disc, _kick_adjoint, (1, 0, 0, 0), constants=1, general=DISC.form)
+AFFINE = _of(_affine_step, _affine_disc, _affine_adjoint, (1, 0, 0, 0), general=DISC.form)

@@ -25,7 +25,7 @@ from kssm_mlx._caches import open_library, private_folder
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import native
 
-PACKS = Path(__file__).parent / "kernels" / "packs.inc"
+PACKS = Path(__file__).parents[1] / "kernels" / "packs.inc"
 TYPES = {mx.float32: "scalar", mx.bfloat16: "bf16", mx.int32: "int32_t", mx.uint8: "uint8_t"}
 # Lanes of a pack on the widest machine: threads share out whole packs.
 TOGETHER = 16
@@ -126,7 +126,7 @@ def _variant(space: str, real: str, kernel: Any, arrays: str) -> str:
     """The body in a namespace of its own, where `float` is one lane's or a pack's."""
     return f"""namespace {space} {{
 #define float {real}
-{kernel.planar}
+{kernel.numbers}
 static inline void body(const int lane, const int begin, const int end, void** arrays) {{
 {_sizes(kernel)}{arrays}{kernel.body}
 }}

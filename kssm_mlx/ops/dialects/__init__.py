@@ -1,0 +1,1 @@
+"""What a kernel's body becomes in each dialect: the macros of all three, and the C++ one whole."""
