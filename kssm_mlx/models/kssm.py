@@ -16,7 +16,7 @@ feels itself, and then has two attractors (self_coupled.py); without, it forgets
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,11 +24,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Intervention, refuse_counts_below_one
+from kssm_mlx.models.base import Clamp, Intervention, refuse_counts_below_one
 from kssm_mlx.models.layers import GatedMLP, RMSNorm, linear
-from kssm_mlx.models.populations import Populations, clamp_states
+from kssm_mlx.models.populations import Populations
 from kssm_mlx.models.recurrent import EVERY_SITE, Stack
 from kssm_mlx.models.self_coupled import SelfCoupledPopulations
+from kssm_mlx.models.spheres import Spheres, count_features
+from kssm_mlx.ops.ball_scan import rotor, turn_ball
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import silu
 from kssm_mlx.ops.mobius_scan import refuse_negative_curvature
@@ -43,6 +45,10 @@ class KSSMConfig:
     triadic: (K1, K2), pairwise and triadic self-coupling at the start, in units of each population's width;
     bistable for -K2 + 2 sqrt(2 K2) < K1 < 2, such as (1, 8). Serial over time, and so slower.
     controlled: populations have knobs, the gain k_scale of their field and the noise sigma on their phases.
+    dimension: 2 for phases, 3 for unit vectors on spheres, whose rotations do not commute (spheres.py);
+    dimensions: populations of both kinds side by side, such as {2: 96, 3: 32}, n_groups in all.
+    turning: the share of the populations on spheres that a token turns; rotation: by how much at the start,
+    in radians. wells: directions that each of them settles in between tokens; serial over time.
     """
 
     vocab_size: int
@@ -57,6 +63,11 @@ class KSSMConfig:
     coupling: bool = False
     triadic: tuple[float, float] | None = None
     controlled: bool = False
+    dimension: Literal[2, 3] = 2
+    dimensions: dict[int, int] | None = None
+    turning: float = 1.0
+    rotation: float = 0.5
+    wells: int = 0
     memory: int = 128
     tie_embeddings: bool = False
     norm_eps: float = 1e-6
@@ -66,7 +77,46 @@ class KSSMConfig:
         refuse_negative_curvature(self.kappa)
         if self.triadic is not None and (self.kappa, self.leaf) != (1, "kick"):
             raise ConfigError("model.triadic has a flow of its own; leave kappa at 1 and leaf at 'kick'")
-        refuse_counts_below_one(self)
+        refuse_counts_below_one(self, "wells")
+        if self.dimensions is not None:
+            object.__setattr__(self, "dimensions", {int(d): n for d, n in self.dimensions.items()})
+        self._refuse_impossible_dimensions()
+
+    def _refuse_impossible_dimensions(self) -> None:
+        if self.dimension not in (2, 3):
+            raise ConfigError(f"model.dimension is 2 (phases) or 3 (spheres), got {self.dimension}")
+        mix = self.dimensions
+        if mix is not None and (
+            set(mix) - {2, 3} or min(mix.values()) < 1 or sum(mix.values()) != self.n_groups
+        ):
+            raise ConfigError(
+                f"model.dimensions says how many of the n_groups = {self.n_groups} populations have dimension "
+                f"2 and how many 3, such as {{ 2 = 96, 3 = 32 }}, got {mix}"
+            )
+        if not self.spheres:
+            if self.wells:
+                raise ConfigError("model.wells are on spheres: they want model.dimension = 3 or dimensions")
+            return
+        count_features(self.harmonics)
+        if self.leaf != "kick" or self.triadic is not None or self.controlled:
+            raise ConfigError('populations on spheres have leaf = "kick", no triadic and no controlled')
+        if not (0 <= self.turning <= 1 and self.rotation >= 0):
+            raise ConfigError(
+                f"model.turning is a share, 0 to 1, and rotation an angle, >= 0 radians, "
+                f"got {self.turning:g} and {self.rotation:g}"
+            )
+
+    @property
+    def spheres(self) -> int:
+        """How many of the populations are on spheres, the last ones."""
+        if self.dimensions is not None:
+            return self.dimensions.get(3, 0)
+        return self.n_groups if self.dimension == 3 else 0
+
+    @property
+    def discs(self) -> int:
+        """How many are of phases, the first ones."""
+        return self.n_groups - self.spheres
 
 
 QUIET = 64  # tokens of `free_states` in memory at once
@@ -84,8 +134,8 @@ def preset(size: str, vocab_size: int, context: int) -> KSSMConfig:
 
 
 def populations(config: KSSMConfig, key: mx.array, coupled: bool) -> Populations:
-    """The populations of one block."""
-    D, G, common = config.d_model, config.n_groups, {"memory": config.memory, "coupled": coupled}
+    """The populations of phases of one block."""
+    D, G, common = config.d_model, config.discs, {"memory": config.memory, "coupled": coupled}
     if config.triadic is None:
         made = Populations(key, D, G, kappa=config.kappa, leaf=config.leaf, **common)
     else:
@@ -95,55 +145,112 @@ def populations(config: KSSMConfig, key: mx.array, coupled: bool) -> Populations
     return made
 
 
+def spheres(config: KSSMConfig, key: mx.array, coupled: bool) -> Spheres:
+    """The populations on spheres of one block."""
+    return Spheres(
+        key,
+        config.d_model,
+        config.spheres,
+        memory=config.memory,
+        kappa=config.kappa,
+        coupled=coupled,
+        turning=round(config.turning * config.spheres),
+        rotation=config.rotation,
+        wells=config.wells,
+    )
+
+
 class Mixer(nn.Module):
     """Token mixing: project, short convolution, populations, harmonics read out, gate, project."""
 
     def __init__(self, config: KSSMConfig, key: mx.array, coupled: bool):
         super().__init__()
-        D, G, W = config.d_model, config.n_groups, config.conv_width
+        D, W = config.d_model, config.conv_width
         keys = mx.random.split(key, 5)
         self.in_proj = linear(keys[0], D, 2 * D)
         self.conv_weight = W**-0.5 * mx.random.uniform(-1, 1, (D, W), key=keys[1])
         self.conv_bias = mx.zeros((D,))
-        self.populations = populations(config, keys[2], coupled)
-        self.readout = linear(keys[3], 2 * G * config.harmonics, D)
+        read = 0
+        if config.discs:
+            self.populations = populations(config, keys[2], coupled)
+            read += 2 * config.harmonics * config.discs
+        if config.spheres:
+            self.spheres = spheres(config, mx.random.split(keys[2])[0] if config.discs else keys[2], coupled)
+            read += count_features(config.harmonics) * config.spheres
+        self.readout = linear(keys[3], read, D)
         self.skip = mx.ones((D,))
         self.out_proj = linear(keys[4], D, D, std=(2 * config.n_layers * D) ** -0.5)
-        self._harmonics = config.harmonics
+        self._harmonics, self._counts = config.harmonics, (config.discs, config.spheres)
+
+    @property
+    def kinds(self) -> list[Populations | Spheres]:
+        """The populations, those of phases first."""
+        return [self[name] for name in ("populations", "spheres") if name in self]
 
     def __call__(self, x, entry, below, clamps, resets, lengths, inside=None):
-        """Shapes: x [B, T, D] -> y [B, T, D], new cache entry, states Planar [B, T, G], trace."""
-        conv_state, z0 = entry[0], _state(entry[1])
+        """Shapes: x [B, T, D] -> y [B, T, D], new cache entry, what the block above feels, trace."""
+        conv_state, *states = entry
         u, gate = mx.split(self.in_proj(x), 2, axis=-1)
         u, conv_state = causal_conv(
             u, self.conv_weight, self.conv_bias, conv_state, resets=resets, lengths=lengths
         )
         u = silu(u)
         valid = None if lengths is None else mx.arange(x.shape[1])[None] < lengths[:, None]
-        h, dt = self.populations.drive(u, below)
+        below = [None] * len(states) if below is None else below
+        moved = [
+            kind.run(u, under, state, self._harmonics, mine, resets, valid, inside)
+            for kind, under, state, mine in zip(
+                self.kinds, below, states, split_clamps(clamps, *self._counts), strict=True
+            )
+        ]
+        trace = _side_by_side([m.trace for m in moved])
+        features = mx.concatenate([part for m in moved for part in m.features], axis=-1)
         if inside:
-            h, dt = h.map(inside.routing), inside.routing(dt)
-        in_state = tuple(c for c in clamps if c.where == "state")
-        z = free = self.populations.evolve(h, dt, z0, in_state, resets, valid)
-        for clamp in clamps:
-            z = clamp_states(z, clamp, clamp.value, 0)
-        harmonics = [z**n for n in range(1, self._harmonics + 1)]
-        features = mx.concatenate([part for zn in harmonics for part in (zn.re, zn.im)], axis=-1)
-        # The free states go on, unless a clamp says "state": a clamped readout must not change the dynamics.
-        carried = mx.stack([free.re[:, -1], free.im[:, -1]], axis=1)
-        trace = {
-            "R": mx.sqrt(z.abs2),
-            "psi": mx.arctan2(z.im, z.re),
-            "h": mx.sqrt(h.abs2),
-            "dt": dt,
-            "lyapunov": self.populations.lyapunov(free, z0, h, dt, resets),
-            "state": carried,
-        }
-        if inside:
-            features = _by_population(features, h.re.shape[-1], partial(inside.units, trace=trace))
-            z = z.map(inside.silenced)  # neither does the block above feel what is silenced
+            features = _by_population(features, max(self._counts), partial(inside.units, trace=trace))
         y = self.readout(features.astype(x.dtype)) + self.skip * u
-        return self.out_proj(y * silu(gate)), [conv_state, carried], z, trace
+        entry = [conv_state, *(m.carried for m in moved)]
+        return self.out_proj(y * silu(gate)), entry, tuple(m.above for m in moved), trace
+
+
+def _side_by_side(traces: list[dict[str, mx.array]]) -> dict[str, mx.array]:
+    """One trace of all populations: units after each other where both kinds have a quantity."""
+    if len(traces) == 1:
+        return traces[0]
+    discs, balls = traces
+    common = {name: mx.concatenate([x, balls[name]], -1) for name, x in discs.items() if name != "state"}
+    state = mx.concatenate([t["state"].flatten(1) for t in traces], axis=-1)
+    return balls | common | {"state": state}
+
+
+def split_clamps(clamps: tuple[Clamp, ...], discs: int, balls: int) -> list[tuple[Clamp, ...]]:
+    """The clamps on each kind of populations that there is, units counted from its first."""
+    if not (discs and balls):
+        return [clamps]
+    return [
+        tuple(c for clamp in clamps if (c := _share(clamp, first, count, discs + balls)) is not None)
+        for first, count in ((0, discs), (discs, balls))
+    ]
+
+
+def _share(clamp: Clamp, first: int, count: int, total: int) -> Clamp | None:
+    """What a clamp holds of the populations first ... first + count - 1 of `total`."""
+    if clamp.units is not None and not 0 <= min(clamp.units) <= max(clamp.units) < total:
+        raise ConfigError(f"clamp on units {list(clamp.units)}, but {clamp.site} has units 0 to {total - 1}")
+    if clamp.site == "tilt" and first == 0:
+        if clamp.units is not None and min(clamp.units) < count:
+            raise ConfigError(
+                f"clamp on the tilt of units {list(clamp.units)}: units below {count} have none"
+            )
+        return None
+    units = (
+        None if clamp.units is None else tuple(u - first for u in clamp.units if first <= u < first + count)
+    )
+    if units == ():
+        return None
+    value = clamp.value
+    if isinstance(value, mx.array) and value.ndim and value.shape[-1] == total:
+        value = value[..., first : first + count]
+    return replace(clamp, units=units, value=value)
 
 
 class Block(nn.Module):
@@ -159,26 +266,30 @@ class Block(nn.Module):
         self.mlp = GatedMLP(k_mlp, config.d_model, config.mlp_hidden, out_std)
 
     def __call__(self, x, entry, below, resets, lengths, clamps=(), inside=None):
-        # `below` is a plain pair of arrays: mx.checkpoint differentiates arrays, and no dataclasses.
-        below = None if below is None else Planar(*below)
+        # `below` is plain arrays: mx.checkpoint differentiates arrays, and no dataclasses.
         y, entry, z, trace = self.mixer(self.mixer_norm(x), entry, below, clamps, resets, lengths, inside)
         x = x + y
-        return x + self.mlp(self.mlp_norm(x)), entry, (z.re, z.im), trace
+        return x + self.mlp(self.mlp_norm(x)), entry, z, trace
 
 
 class KSSM(Stack):
     """The language model: embedding, blocks, norm, head; `models.base.LanguageModel` is the interface."""
 
     slots = ("conv", "populations")  # the convolution's last inputs [B, W-1, D], the populations [B, 2, G]
-    fp32 = ("omega", "log_gamma", "coupling", "time_step.bias", "k_scale", "sigma")
-    # Field, time step and readout set the physics and are never quantised.
-    no_quant = ("field", "time_step", "readout")
-    clamp_sites = ("R", "psi", "output")
-    act_sites = EVERY_SITE
+    fp32 = (
+        *("omega", "log_gamma", "coupling", "time_step.bias", "k_scale", "sigma"),
+        *("directions", "pull", "sharpness"),
+    )
+    # What sets the physics, and the readout, are never quantised.
+    no_quant = ("field", "time_step", "rotation", "readout")
     no_decay = (
         "omega",
         "log_gamma",
         "coupling",
+        "rotation.weight",
+        "directions",
+        "pull",
+        "sharpness",
         "skip",
         "conv_weight",
         "conv_bias",
@@ -202,42 +313,76 @@ class KSSM(Stack):
             self.head = linear(keys[1], D, V, std=0.1 * D**-0.5)
 
     @property
+    def clamp_sites(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("R", "psi", *(("tilt",) if self.args.spheres else ()), "output")
+
+    @property
+    def act_sites(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Of two kinds side by side the units are not equal parts of a vector."""
+        return ("S0", "S1", "S4") if self.mixed else EVERY_SITE
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there are populations of both kinds."""
+        return bool(self.args.discs and self.args.spheres)
+
+    def slots_of(self, i: int) -> tuple[str, ...]:
+        """States of populations on spheres are `balls` [B, 3, G]."""
+        kinds = (("populations", self.args.discs), ("balls", self.args.spheres))
+        return ("conv", *(name for name, count in kinds if count))
+
+    @property
     def knobs(self) -> tuple[str, ...]:
         """Names of the arrays [] that controllers turn."""
         each = ("k_scale", "sigma") if self.args.controlled else ()
         return tuple(f"blocks.{i}.mixer.populations.{name}" for i in range(len(self.blocks)) for name in each)
 
     def runner(self, i: int, intervention: Intervention | None):
-        clamps = () if intervention is None else (*intervention.of("R", i), *intervention.of("psi", i))
+        sites = ("R", "psi", "tilt")
+        clamps = () if intervention is None else tuple(c for site in sites for c in intervention.of(site, i))
         return partial(super().runner(i, intervention), clamps=clamps)
 
     def free_states(self, block: int, steps: int, z0: mx.array) -> mx.array:
         """Where the populations of a block stand after `steps` tokens that say nothing: zero field, from z0.
 
-        Shapes: z0 [S, 2, G], real and imaginary parts as in the cache -> [S, 2, G].
+        Shapes: z0 [S, 2, G], or [S, 3, G] on spheres, as in the cache -> the same.
         """
-        populations, z = self.blocks[block].mixer.populations, Planar(z0[:, 0], z0[:, 1])
+        (populations,), z = self.blocks[block].mixer.kinds, z0
         for start in range(0, steps, QUIET):
-            silence = mx.zeros((z0.shape[0], min(QUIET, steps - start), self.args.d_model))
-            z = populations.evolve(*populations.drive(silence, None), z).map(lambda x: x[:, -1])
-            mx.eval(z.re, z.im)
-        return mx.stack([z.re, z.im], axis=1)
+            z = populations.quiet(mx.zeros((z.shape[0], min(QUIET, steps - start), self.args.d_model)), z)
+            mx.eval(z)
+        return z
 
     def state_view(self, entry: list) -> mx.array:
-        """The order parameters, real and imaginary parts side by side. Shapes: -> [B, 2G]."""
-        return entry[1].swapaxes(1, 2).flatten(1)
+        """The order parameters, each population's components side by side. Shapes: -> [B, 2G] or [B, 3G]."""
+        return mx.concatenate([state.swapaxes(1, 2).flatten(1) for state in entry[1:]], axis=-1)
 
     def with_state(self, entry: list, view: mx.array) -> list:
-        """An order parameter beyond 1 is put on the unit circle: R is at most 1."""
-        z = mx.unflatten(view, 1, (-1, 2))
-        z = z / mx.maximum(1, mx.linalg.norm(z, axis=-1, keepdims=True))
-        return [entry[0], z.swapaxes(1, 2)]
+        """An order parameter beyond 1 is put on the unit circle or sphere: R is at most 1."""
+        states = []
+        for z, _ in self._divided(view):
+            z = z / mx.maximum(1, mx.linalg.norm(z, axis=-1, keepdims=True))
+            states.append(z.swapaxes(1, 2))
+        return [entry[0], *states]
 
     def disturbed(self, view: mx.array, noise: mx.array) -> mx.array:
-        """Every population turned by an angle of its own: noise of phases."""
-        z, angle = mx.unflatten(view, 1, (-1, 2)), mx.unflatten(noise, 1, (-1, 2))[..., 0]
-        turned = Planar(z[..., 0], z[..., 1]) * Planar.polar(mx.ones_like(angle), angle)
-        return mx.stack([turned.re, turned.im], axis=-1).flatten(1)
+        """Every population turned by an angle of its own, on spheres about an axis of its own."""
+        turned = []
+        for (z, d), (angles, _) in zip(self._divided(view), self._divided(noise)):
+            if d == 2:
+                angle = angles[..., 0]
+                moved = Planar(z[..., 0], z[..., 1]) * Planar.polar(mx.ones_like(angle), angle)
+                turned.append(mx.stack([moved.re, moved.im], axis=-1).flatten(1))
+            else:
+                rotors = rotor(mx.zeros(angles.shape[:-1]), angles.swapaxes(1, 2))
+                turned.append(turn_ball(rotors, z.swapaxes(1, 2)).swapaxes(1, 2).flatten(1))
+        return mx.concatenate(turned, axis=-1)
+
+    def _divided(self, view: mx.array) -> list[tuple[mx.array, int]]:
+        """A state view as the states of each kind [B, G, d], with d."""
+        discs, balls = self.args.discs, self.args.spheres
+        parts = ((view[:, : 2 * discs], 2), (view[:, 2 * discs :], 3))
+        return [(mx.unflatten(x, 1, (-1, d)), d) for (x, d), count in zip(parts, (discs, balls)) if count]
 
     def project(self, hidden: mx.array) -> mx.array:
         """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
@@ -251,7 +396,3 @@ def _by_population(features: mx.array, G: int, change) -> mx.array:
     """`change` of features [B, T, 2nG] while those of each population stand side by side."""
     grouped = mx.unflatten(features, -1, (-1, G)).swapaxes(-1, -2)
     return mx.unflatten(change(grouped.flatten(-2)), -1, (G, -1)).swapaxes(-1, -2).flatten(-2)
-
-
-def _state(packed: mx.array | None) -> Planar | None:
-    return None if packed is None else Planar(packed[:, 0], packed[:, 1])

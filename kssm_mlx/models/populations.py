@@ -8,17 +8,33 @@ z_t = the flow of z' = (i omega - gamma) z + h_t - kappa conj(h_t) z^2 over Delt
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.models.base import Clamp, held
+from kssm_mlx.models.interventions.spec import Inside
 from kssm_mlx.models.layers import inverse_softplus, linear
 from kssm_mlx.ops.elementary import exp, softplus
 from kssm_mlx.ops.maps.scan import after_first
 from kssm_mlx.ops.mobius_scan import disc_scan, flow, kick, mobius_scan
 from kssm_mlx.oscillators.mobius import Disc, derivative, hold_leaf
 from kssm_mlx.oscillators.planar import Planar
+
+
+class Moved(NamedTuple):
+    """What populations of one kind did over the tokens of a call.
+
+    features: what is read out, arrays [B, T, G]; carried: the states after the last token [B, C, G]; above:
+    what the block above feels; trace: R, psi, h, dt, lyapunov [B, T, G] and what the kind has besides.
+    """
+
+    features: list[mx.array]
+    carried: mx.array
+    above: tuple[mx.array, ...]
+    trace: dict[str, mx.array]
 
 
 class Populations(nn.Module):
@@ -32,7 +48,7 @@ class Populations(nn.Module):
     def __init__(self, key: mx.array, D: int, G: int, *, memory: int, kappa: float, leaf: str, coupled: bool):
         super().__init__()
         keys = mx.random.split(key, 4)
-        self.omega, self.log_gamma = _spectrum(keys[0], G, memory)
+        self.omega, self.log_gamma = spectrum(keys[0], G, memory)
         # |h| starts near 0.1: memory falls steeply with the field. The slowest third starts quieter still.
         quiet = mx.where(mx.argsort(mx.argsort(self.log_gamma)) < G // 3, 0.3, 1.0)
         self.field = linear(keys[1], D, 2 * G, std=0.3 * D**-0.5)
@@ -52,6 +68,45 @@ class Populations(nn.Module):
         """
         self.k_scale, self.sigma = mx.array(1.0), mx.array(0.0)
         self.freeze(keys=["k_scale", "sigma"], recurse=False)
+
+    def run(
+        self,
+        u: mx.array,
+        below: tuple[mx.array, ...] | None,
+        state: mx.array | None,
+        harmonics: int,
+        clamps: tuple[Clamp, ...] = (),
+        resets: mx.array | None = None,
+        valid: mx.array | None = None,
+        inside: Inside | None = None,
+    ) -> Moved:
+        """Shapes: u [B, T, D]; below two arrays [B, T, G]; state [B, 2, G]; resets, valid [B, T] bool."""
+        z0 = None if state is None else Planar(state[:, 0], state[:, 1])
+        h, dt = self.drive(u, None if below is None else Planar(*below))
+        if inside:
+            h, dt = h.map(inside.routing), inside.routing(dt)
+        in_state = tuple(c for c in clamps if c.where == "state")
+        z = free = self.evolve(h, dt, z0, in_state, resets, valid)
+        for clamp in clamps:
+            z = clamp_states(z, clamp, clamp.value, 0)
+        powers = [z**n for n in range(1, harmonics + 1)]
+        # The free states go on, unless a clamp says "state": a clamped readout must not change the dynamics.
+        carried = mx.stack([free.re[:, -1], free.im[:, -1]], axis=1)
+        trace = {
+            "R": mx.sqrt(z.abs2),
+            "psi": mx.arctan2(z.im, z.re),
+            "h": mx.sqrt(h.abs2),
+            "dt": dt,
+            "lyapunov": self.lyapunov(free, z0, h, dt, resets),
+            "state": carried,
+        }
+        above = z.map(inside.silenced) if inside else z  # neither does the block above feel what is silenced
+        return Moved([part for zn in powers for part in (zn.re, zn.im)], carried, (above.re, above.im), trace)
+
+    def quiet(self, u: mx.array, state: mx.array) -> mx.array:
+        """The states after these inputs. Shapes: u [B, T, D]; state [B, 2, G] -> [B, 2, G]."""
+        z = self.evolve(*self.drive(u, None), Planar(state[:, 0], state[:, 1]))
+        return mx.stack([z.re[:, -1], z.im[:, -1]], axis=1)
 
     @property
     def gamma(self) -> mx.array:
@@ -82,7 +137,7 @@ class Populations(nn.Module):
         step = self._steps(h, dt, resets, valid)
         if not clamps:
             return step(0, h.shape[1], z0)
-        return _clamped_states(step, clamps, z0, h, valid)
+        return clamped_states(step, clamps, z0, dt, valid, clamp_states)
 
     def _steps(self, h: Planar, dt: mx.array, resets: mx.array | None, valid: mx.array | None):
         """(start, stop, z0) -> states of those tokens."""
@@ -127,7 +182,7 @@ def state_before(z: Planar, z0: Planar | None, resets: mx.array | None) -> Plana
     return before if resets is None else before.map(lambda x: mx.where(resets[..., None], 0.0, x))
 
 
-def _spectrum(key: mx.array, G: int, memory: int) -> tuple[mx.array, mx.array]:
+def spectrum(key: mx.array, G: int, memory: int) -> tuple[mx.array, mx.array]:
     """omega uniform in [0, pi/2], half of them a tenth of that; gamma log-spaced 1/memory ... 1/2, mixed."""
     k_omega, k_half, k_order = mx.random.split(key, 3)
     omega = mx.random.uniform(0, math.pi / 2, (G,), key=k_omega)
@@ -177,29 +232,49 @@ def either(where: mx.array, yes: Planar, no: Planar) -> Planar:
     return Planar(mx.where(where, yes.re, no.re), mx.where(where, yes.im, no.im))
 
 
-def _clamped_states(
-    step, clamps: tuple[Clamp, ...], z0: Planar | None, like: Planar, valid: mx.array | None
-) -> Planar:
+def clamped_states(
+    step: Callable[[int, int, Any], Any],
+    clamps: tuple[Clamp, ...],
+    z0: Any,
+    like: mx.array,
+    valid: mx.array | None,
+    clamp_states: Callable[[Any, Clamp, mx.array, int], Any],
+) -> Any:
     """States when a clamp acts on the carried state: token by token where it holds, in parallel elsewhere.
 
-    Padding keeps the state of the last token, clamped or not.
+    Padding keeps the state of the last token, clamped or not. States are Planar [B, T, G] or arrays
+    [B, T, 3, G], as step(start, stop, z0) and clamp_states(z, clamp, value, first) have them; like [B, T, G].
     """
     T = like.shape[1]
     start = min(T, max(0, min(c.start for c in clamps)))
     # Before and behind the clamp the scan is parallel; only where it holds is every token waited for.
     stop = max(start, min(T, max(T if c.stop is None else c.stop for c in clamps)))
     pieces = [step(0, start, z0)] if start else []
-    z = pieces[-1].map(lambda x: x[:, -1]) if pieces else z0
+    z = _each(lambda x: x[:, -1], pieces[-1]) if pieces else z0
     values = [mx.broadcast_to(mx.array(c.value, like.dtype), like.shape) for c in clamps]
     for t in range(start, stop):
         zt = step(t, t + 1, z)
         for clamp, value in zip(clamps, values):
             new = clamp_states(zt, clamp, value[:, t : t + 1], t)
-            zt = new if valid is None else either(valid[:, t : t + 1, None], new, zt)
+            zt = new if valid is None else _either(valid[:, t : t + 1], new, zt)
         pieces.append(zt)
-        z = zt.map(lambda x: x[:, -1])
+        z = _each(lambda x: x[:, -1], zt)
     if stop < T:
         pieces.append(step(stop, T, z))
-    return Planar(
-        mx.concatenate([p.re for p in pieces], axis=1), mx.concatenate([p.im for p in pieces], axis=1)
-    )
+    return _each(lambda *parts: mx.concatenate(list(parts), axis=1), *pieces)
+
+
+def _each(f: Callable[..., mx.array], *states: Any) -> Any:
+    """f of the arrays that states are made of."""
+    if isinstance(states[0], Planar):
+        return Planar(f(*(z.re for z in states)), f(*(z.im for z in states)))
+    return f(*states)
+
+
+def _either(where: mx.array, yes: Any, no: Any) -> Any:
+    """One state or the other. Shapes: where [B, T]."""
+
+    def choose(x: mx.array, y: mx.array) -> mx.array:
+        return mx.where(where.reshape(*where.shape, *[1] * (x.ndim - 2)), x, y)
+
+    return _each(choose, yes, no)

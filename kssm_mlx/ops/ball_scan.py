@@ -25,7 +25,7 @@ import mlx.core as mx
 
 from kssm_mlx.ops import custom_function, dispatch
 from kssm_mlx.ops.elementary import exp, sincos, tanh_by_x
-from kssm_mlx.ops.maps.ball import AFFINE, KICK, kick_adjoint, slope
+from kssm_mlx.ops.maps.ball import AFFINE, KICK, kick_adjoint, slope, translated
 from kssm_mlx.ops.maps.scan import Arrays, Form, after_first, scan, time_major
 from kssm_mlx.ops.maps.vectors import conjugate, turned
 from kssm_mlx.ops.mobius_scan import refuse_negative_curvature
@@ -44,7 +44,7 @@ def ball_scan_reference(
     a = mx.zeros((B, 3, G), kicks.dtype) if a0 is None else a0
     states = []
     for t in range(T):
-        k, w = kicks[:, t], mx.stack(list(turned(_components(rotors[:, t]), _components(a))), 1)
+        k, w = kicks[:, t], turn_ball(rotors[:, t], a)
         kw, kk, ww = ((x * y).sum(1, keepdims=True) * kappa for x, y in ((k, w), (k, k), (w, w)))
         a = ((1 + 2 * kw + ww) * k + (1 - kk) * w) / (1 + 2 * kw + kk * ww)
         states.append(a)
@@ -75,20 +75,24 @@ def ball_scan(
     B, _, _, G = kicks.shape
     rotors, kicks = map(at_least_fp32, (rotors, kicks))
     a0 = mx.zeros((B, 3, G), kicks.dtype) if a0 is None else a0.astype(kicks.dtype)
-    parts = (*_components(a0), *_components(rotors), *_components(kicks))
+    parts = (*components(a0), *components(rotors), *components(kicks))
     # A number 0 is known before tracing: the affine form saves the division. An array [] may become 0 later.
     if isinstance(kappa, (int, float)) and kappa == 0:
         return mx.stack(list(_scan_affine(*parts)), 2)
     return mx.stack(list(_scan_kick(*parts, mx.array(kappa, kicks.dtype))), 2)
 
 
-def rotor(gamma_tau: mx.array, w: mx.array) -> mx.array:
+@dispatch.with_fallback
+def rotor(gamma_tau: mx.array, w: mx.array, *, impl: str = "auto") -> mx.array:
     """Free evolution: the quaternion that turns by |w| about w and shrinks by exp(-gamma tau).
 
     gamma tau counts as 1e-6 at least.
 
-    Shapes: gamma_tau [..., G], dimensionless; w [..., 3, G], radians -> [..., 4, G].
+    Shapes: gamma_tau [..., G], dimensionless; w [..., 3, G], radians, |w| < 1e4 -> [..., 4, G].
     """
+    rest = mx.maximum(gamma_tau, _LEAST_DECAY)
+    if w.dtype != mx.float64 and (kernel := dispatch.kernel("rotor", impl)):
+        return kernel(rest, w)
     half = w / 2
     s = (half * half).sum(-2)
     small = s < _SMALL
@@ -98,8 +102,8 @@ def rotor(gamma_tau: mx.array, w: mx.array) -> mx.array:
     ratio = mx.where(small, _polynomial(near, _SINC), sine / x)
     # cos x = 1 - 2 sin² (x / 2), by the same series where x is small.
     cosine = mx.where(small, 1 - near / 2 * _polynomial(near / 4, _SINC) ** 2, cosine)
-    size = exp(-mx.maximum(gamma_tau, _LEAST_DECAY) / 2)[..., None, :]
-    return size * mx.concatenate([cosine[..., None, :], ratio[..., None, :] * half], axis=-2)
+    turn = mx.concatenate([cosine[..., None, :], ratio[..., None, :] * half], axis=-2)
+    return exp(-rest / 2)[..., None, :] * turn
 
 
 def _polynomial(x: mx.array, coefficients: tuple[float, ...]) -> mx.array:
@@ -121,7 +125,18 @@ def kick(h: mx.array, kappa: float | mx.array = 1.0) -> mx.array:
     return h * tanh_by_x((h * h).sum(-2, keepdims=True) * kappa)
 
 
-def _components(x: mx.array) -> Any:
+def turn_ball(rotors: mx.array, a: mx.array) -> mx.array:
+    """a turned and shrunk. Shapes: rotors [..., 4, G]; a [..., 3, G] -> [..., 3, G]."""
+    return mx.stack(list(turned(components(rotors), components(a))), -2)
+
+
+def kicked(rotors: mx.array, kicks: mx.array, a: mx.array, kappa: float | mx.array) -> mx.array:
+    """One step. Shapes: rotors [..., 4, G]; kicks, a [..., 3, G] -> [..., 3, G]."""
+    w = turned(components(rotors), components(a))
+    return mx.stack(list(translated(components(kicks), w, kappa)), -2)
+
+
+def components(x: mx.array) -> Any:
     """The vectors or quaternions [..., C, G] as C arrays [..., G]."""
     return tuple(x[..., i, :] for i in range(x.shape[-2]))
 

@@ -23,8 +23,8 @@ from functools import cache, partial
 import mlx.core as mx
 
 from kssm_mlx.ops import custom_function, dispatch
-from kssm_mlx.ops.ball_scan import at_least_fp32
-from kssm_mlx.ops.maps.ball import kick_adjoint, slope, translated
+from kssm_mlx.ops.ball_scan import at_least_fp32, components, kicked
+from kssm_mlx.ops.maps.ball import kick_adjoint, slope
 from kssm_mlx.ops.maps.scan import after_first
 from kssm_mlx.ops.maps.vectors import conjugate, turned
 from kssm_mlx.ops.mobius_scan import refuse_negative_curvature
@@ -36,7 +36,7 @@ def ball_wells_reference(rotors, kicks, pull, points, sharpness, a0=None, kappa=
     a = mx.zeros((B, 3, G), kicks.dtype) if a0 is None else a0
     states = []
     for t in range(T):
-        a = settle(_kicked(rotors[:, t], kicks[:, t], a, kappa), pull[:, t], points, sharpness)
+        a = settle(kicked(rotors[:, t], kicks[:, t], a, kappa), pull[:, t], points, sharpness)
         states.append(a)
     return mx.stack(states, 1)
 
@@ -64,10 +64,10 @@ def ball_wells(
     *,
     impl: str = "auto",
 ) -> mx.array:
-    """All states, with closed-form gradients in every argument. Padding: rotor (1, 0, 0, 0), kick and pull 0.
+    """All states, with closed-form gradients. Padding: rotor (1, 0, 0, 0), kick and pull 0.
 
-    Shapes: rotors, kicks, a0, kappa as in `ball_scan`; pull [B, T, G] in [0, 1]; points [M, 3, G] in the ball;
-        sharpness [G], positive. Returns a [B, T, 3, G], fp32; the carried state is a[:, -1].
+    Shapes: rotors, kicks, a0, kappa as in `ball_scan`; pull [B, T, G] in [0, 1]; points [M, 3, G] in the
+        ball; sharpness [G], positive. Returns a [B, T, 3, G], fp32; the carried state is a[:, -1].
     Raises: ConfigError for a negative kappa given as a number, or an `impl` that cannot run here.
     """
     refuse_negative_curvature(kappa)
@@ -75,20 +75,9 @@ def ball_wells(
     if kernel := dispatch.kernel("ball_wells", impl, kicks, wells=M):
         return kernel(rotors, kicks, pull, points, sharpness, a0, kappa, wells=M)
     B, _, _, G = kicks.shape
-    rotors, kicks, pull, points, sharpness = map(
-        at_least_fp32, (rotors, kicks, pull, points, sharpness)
-    )
+    rotors, kicks, pull, points, sharpness = map(at_least_fp32, (rotors, kicks, pull, points, sharpness))
     a0 = mx.zeros((B, 3, G), kicks.dtype) if a0 is None else a0.astype(kicks.dtype)
     return _scan(a0, rotors, kicks, pull, points, sharpness, mx.array(kappa, kicks.dtype))
-
-
-def _parts(x: mx.array) -> tuple[mx.array, ...]:
-    return tuple(x[..., i, :] for i in range(x.shape[-2]))
-
-
-def _kicked(rotors: mx.array, kicks: mx.array, a: mx.array, kappa) -> mx.array:
-    """The step of `ball_scan`. Shapes: rotors [..., 4, G]; kicks, a [..., 3, G] -> [..., 3, G]."""
-    return mx.stack(list(translated(_parts(kicks), turned(_parts(rotors), _parts(a)), kappa)), -2)
 
 
 @cache
@@ -97,7 +86,7 @@ def _compiled(function):
 
 
 def _step(a, rotors, kicks, pull, points, sharpness, kappa):
-    return settle(_kicked(rotors, kicks, a, kappa), pull, points, sharpness)
+    return settle(kicked(rotors, kicks, a, kappa), pull, points, sharpness)
 
 
 @custom_function
@@ -124,16 +113,16 @@ def _(primals, cotangent, a):
 
 def _kept(before, rotors, kicks, pull, points, sharpness, kappa):
     """What the adjoint needs of all tokens: y, how the kick turns cotangents, the shares and their mean."""
-    y = _kicked(rotors, kicks, before, kappa)
+    y = kicked(rotors, kicks, before, kappa)
     share = shares(y, points, sharpness)
-    turn = slope((*_parts(rotors), *_parts(kicks), kappa), _parts(before))
+    turn = slope((*components(rotors), *components(kicks), kappa), components(before))
     return y, mx.stack(list(turn), -2), share, (share[..., None, :] * points).sum(-3)
 
 
 def _back(g, turn, share, mean, pull, points, sharpness):
     """The cotangent of the state before a token. Shapes: g [B, 3, G]."""
     g = _before_wells(g, share, mean, pull, points, sharpness)
-    return mx.stack(list(turned(conjugate(_parts(turn)), _parts(g))), -2)
+    return mx.stack(list(turned(conjugate(components(turn)), components(g))), -2)
 
 
 def _before_wells(g, share, mean, pull, points, sharpness):
@@ -156,7 +145,7 @@ def _gathered(g, y, share, mean, before, rotors, kicks, pull, points, sharpness,
     g_sharpness = shared((drive * weight * scores).sum(-2))
     g_pull = (g * (mean - y)).sum(-2)
     g_y = _before_wells(g, share, mean, pull, points, sharpness)
-    p = (*_parts(rotors), *_parts(kicks), kappa)
-    rotor, kick, g_kappa = kick_adjoint(p, _parts(before), _parts(y), _parts(g_y))
+    p = (*components(rotors), *components(kicks), kappa)
+    rotor, kick, g_kappa = kick_adjoint(p, components(before), components(y), components(g_y))
     found = (mx.stack(list(rotor), -2), mx.stack(list(kick), -2), g_pull)
     return *found, g_points, g_sharpness, g_kappa.sum()

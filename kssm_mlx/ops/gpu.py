@@ -3,10 +3,10 @@
 A body (`kernels/*.inc`) is plain C: one lane of the recurrence per thread, time serial, no communication
 between threads but for sums over lanes that share a row (`together`). It reads and writes arrays by index
 only, so that it does not matter whether Metal puts them in `device` or `constant` memory, and it says EXP,
-DECAY (of x <= 88), SIN, COS, SQRT, MAX, ROUND, UNROLL, UNROLL_ON_GPU (where a lane's own arrays would else leave
-its registers), FUNCTION, OWN (where a lane's scratch is), BEGIN and END (of its tokens) where the dialects
-differ. What a dialect adds is `lane`, the sizes, and the signature; MLX writes those for Metal and CUDA,
-`dialects/cpp.py` for C++.
+DECAY (of x <= 88), SIN, COS, SQRT, IF_LESS, MAX, ROUND, UNROLL, UNROLL_ON_GPU (where a lane's own arrays
+would else leave its registers), FUNCTION, OWN (where a lane's scratch is), BEGIN and END (of its tokens)
+where the dialects differ. What a dialect adds is `lane`, the sizes, and the signature; MLX writes those for
+Metal and CUDA, `dialects/cpp.py` for C++.
 
 Which op uses its kernel when is decided in `dispatch.py`.
 """

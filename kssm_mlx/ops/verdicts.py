@@ -52,7 +52,9 @@ def _system() -> str:
 def _digest(op: str) -> str:
     """Of everything the kernels of `op` are made of."""
     own = (path for name in MADE_OF.get(op, [op]) for path in gpu.FOLDER.glob(f"{name}*"))
-    shared = [gpu.FOLDER / name for name in ("planar.inc", "spatial.inc", "packs.inc", "bridge.cpp", "in_time.py")]
+    shared = [
+        gpu.FOLDER / name for name in ("planar.inc", "spatial.inc", "packs.inc", "bridge.cpp", "in_time.py")
+    ]
     modules = [Path(str(module.__file__)) for module in (macros, gpu, cpp, native, proof)]
     sources = b"".join(path.read_bytes() for path in [*modules, *shared, *sorted(own)])
     return hashlib.sha256(sources).hexdigest()[:12]

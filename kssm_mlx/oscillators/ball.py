@@ -146,6 +146,38 @@ def _order_on_sphere(s: np.ndarray) -> np.ndarray:
     return np.where(s < 1e-3, series, np.where(s >= 1, 1.0, R))
 
 
+def sphere_order(size: mx.array, kappa: float = 1.0) -> mx.array:
+    """R of populations on the sphere at |a| = size, fp32, as `order_from_ball` to 1e-6; for a trace.
+
+    kappa scales the ball as it does in `translate`: R(√κ |a|) / √κ, of which 4 |a| / 3 is left at kappa = 0.
+    """
+    if kappa == 0:
+        return 4 / 3 * size
+    root = math.sqrt(kappa)
+    s = mx.minimum(root * size, 1 - 6e-8)
+    near, far = mx.minimum(s, 0.5), mx.maximum(s, 0.5)
+    # 4 s / 3 - 4 s³ / 15 - 4 s⁵ / 105 - ...: below 0.5 the closed form cancels in fp32.
+    square, series = near * near, mx.zeros_like(s)
+    for k in reversed(range(10)):
+        series = -4 / ((2 * k - 1) * (2 * k + 1) * (2 * k + 3)) + square * series
+    log = mx.log1p(far) - mx.log1p(-far)
+    closed = (1 + far * far) / (2 * far) - mx.square((1 - far * far) / (2 * far)) * log
+    return mx.where(s < 0.5, near * series, closed) / root
+
+
+def sphere_size(R: mx.array, kappa: float = 1.0) -> mx.array:
+    """The |a| at which populations on the sphere have this R: the inverse of `sphere_order`, by bisection."""
+    if kappa == 0:
+        return 0.75 * R
+    top = 1 / math.sqrt(kappa)
+    low, high = mx.zeros_like(R), mx.full(R.shape, top)
+    for _ in range(26):  # to the last digit of fp32
+        middle = (low + high) / 2
+        below = sphere_order(middle, kappa) < R
+        low, high = mx.where(below, middle, low), mx.where(below, high, middle)
+    return (low + high) / 2
+
+
 def _order_by_quadrature(s: np.ndarray, dimensions: int) -> np.ndarray:
     """The mean of the component along a over the images of the sphere's points, by their angle to a."""
     from scipy.special import roots_jacobi

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kssm_mlx.ops.dialects import cpp as cpp_dialect
 from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops.dialects import cpp as cpp_dialect
 from tests.support.dialects import PARAMETERS, kernels_in
 
 

@@ -142,6 +142,9 @@ def test_arrays_too_long_for_the_index_are_refused(cpp):
     "op, right, wrong",
     [
         ("mobius_scan", "g_curvature -=", "g_curvature +="),
+        ("ball_scan", "+ curvature * gk * w", "+ curvature * gw * w"),
+        ("ball_wells", "- mean_g);", ");"),
+        ("rotor", "2 * slope * along", "slope * along"),
         ("selective_scan", "g_exponent * rate", "g_exponent"),
         ("wkv4", "g_den -=", "g_den +="),
         ("wkv7", "sum_a[t] += q[m]", "sum_a[t] += u[m]"),
@@ -181,7 +184,7 @@ def three_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("T", [50, 96, 130])
-@pytest.mark.parametrize("op", ["mobius_scan", "selective_scan", "ssd", "wkv4"])
+@pytest.mark.parametrize("op", ["mobius_scan", "ball_scan", "selective_scan", "ssd", "wkv4"])
 def test_time_in_parts(op, T, dialect, three_parts):
     """Values, states and gradients are those of one walk, with documents and padding in any part."""
     assert error(op, 3, T, 6, masked=True) <= CLOSE

@@ -14,18 +14,23 @@ import pytest
 from kssm_mlx.ops import gpu
 from kssm_mlx.ops.dialects import macros
 from kssm_mlx.ops.kernels import (
+    ball_scan,
+    ball_wells,
     conv,
     elementary,
     kuramoto_bank,
     mobius_scan,
     norms,
+    rotor,
     selective_scan,
     token_mix,
     wkv4,
     wkv7,
 )
 
-MODULES = (conv, kuramoto_bank, mobius_scan, selective_scan, token_mix, wkv4, wkv7)
+MODULES = (
+    *(ball_scan, ball_wells, rotor, conv, kuramoto_bank, mobius_scan, selective_scan, token_mix, wkv4, wkv7),
+)
 
 
 def kernels(*modules) -> dict[str, gpu.Kernel]:
@@ -41,6 +46,7 @@ struct __nv_bfloat16 { uint16_t bits; operator float() const; };
 struct uint3 { unsigned x, y, z; };
 extern const uint3 blockIdx, blockDim, threadIdx;
 float expf(float); float sinf(float); float cosf(float); float fmaxf(float, float); float rintf(float);
+float sqrtf(float);
 unsigned __activemask(); float __shfl_xor_sync(unsigned, float, int);
 """
 NUMBERS = {"marks": "uint8_t", "sizes": "int"}

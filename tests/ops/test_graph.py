@@ -3,9 +3,9 @@
 kernels                    the same few for any T: time passes inside a node
 conv                       the same few: every tap is a shift of the whole sequence
 ssd, wkv4, wkv7,           as the square root of T: sqrt(T) chunks side by side, sqrt(T) steps in each
-mobius_scan
+mobius_scan, ball_scan
 selective_scan             as T up to 4096, chunks of 16 tokens one after the other; from there on the same
-kuramoto_bank              as T: phases do not compose, tokens come one after the other
+kuramoto_bank, ball_wells  as T: such steps do not compose, tokens come one after the other
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ import pytest
 from kssm_mlx.ops import dispatch
 
 LONG = 65536
-OPS = ["conv", "ssd", "wkv4", "mobius_scan", "wkv7", "selective_scan", "kuramoto_bank"]
+OPS = [
+    "conv",
+    "ssd",
+    "wkv4",
+    "mobius_scan",
+    "wkv7",
+    "ball_scan",
+    "selective_scan",
+    "kuramoto_bank",
+    "ball_wells",
+]
 
 
 def graph(op: str, form: str, T: int) -> list[mx.array]:
@@ -71,6 +81,7 @@ AS_TIME = pytest.mark.xfail(
         "ssd",
         "wkv4",
         "mobius_scan",
+        "ball_scan",
         "wkv7",
         pytest.param("kuramoto_bank", marks=AS_TIME),
     ],
@@ -89,14 +100,14 @@ def test_beyond_some_length_time_is_cut_into_parts_side_by_side():
     assert at_65536 < 1.01 * at_8192 < 2.2 * at_4096
 
 
-@pytest.mark.parametrize("op, most", [("selective_scan", 15), ("kuramoto_bank", 340)])
+@pytest.mark.parametrize("op, most", [("selective_scan", 15), ("kuramoto_bank", 340), ("ball_wells", 400)])
 def test_a_token_adds_as_many_nodes_to_a_long_sequence_as_to_a_short_one(op, most):
     """What bounds a graph that grows as T."""
     few, more, many = (nodes(op, "compiled", T) for T in (256, 512, 1024))
     assert many - more == 2 * (more - few) <= 512 * most
 
 
-@pytest.mark.parametrize("op", [*OPS[:5], pytest.param("selective_scan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("op", [*OPS[:6], pytest.param("selective_scan", marks=pytest.mark.slow)])
 def test_the_compiled_form_runs(op, uncompiled):
     assert finite(graph(op, "compiled", LONG))
 

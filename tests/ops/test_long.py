@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from kssm_mlx.ops import dispatch, gpu, proof
+from kssm_mlx.ops.ball_scan import ball_scan, rotor
+from kssm_mlx.ops.ball_scan import kick as ball_kick
+from kssm_mlx.ops.ball_wells import ball_wells
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.kuramoto_bank import kuramoto_bank
 from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
@@ -44,6 +47,21 @@ def mobius(field: float, gammas: tuple[float, float]):
     a = flow(mx.broadcast_to(spread(*gammas), (1, T, LANES)), mx.abs(normal(2, 1, T, LANES)))
     k = kick(h, 0.7)
     return [a.re, a.im, k.re, k.im, 0.4 * mx.tanh(normal(4, 1, LANES)), mx.zeros((1, LANES)), mx.array(0.7)]
+
+
+def balls(field: float, gammas: tuple[float, float]):
+    """Angles within a turn, about any axis."""
+    rotors = rotor(mx.broadcast_to(spread(*gammas), (1, T, LANES)), normal(2, 1, T, 3, LANES))
+    kicks = ball_kick(field * normal(0, 1, T, 3, LANES), 0.7)
+    return [rotors, kicks, 0.4 * mx.tanh(normal(4, 1, 3, LANES)), mx.array(0.7)]
+
+
+def wells(field: float, gammas: tuple[float, float], M: int = 6):
+    rotors, kicks, a0, kappa = balls(field, gammas)
+    points = normal(5, M, 3, LANES)
+    points = 0.9 * points / mx.linalg.norm(points, axis=1, keepdims=True)
+    pull = 0.1 * mx.sigmoid(normal(6, 1, T, LANES))
+    return [rotors, kicks, pull, points, spread(1, 10), a0, kappa]
 
 
 def selective(rates: tuple[float, float], step: float = 1.0, start: float = 1.0, N: int = 3):
@@ -102,6 +120,16 @@ def _mobius(x, impl):
     return z, z[-1]
 
 
+def _ball(x, impl):
+    a = ball_scan(*x, impl=impl)[0].swapaxes(1, 2)
+    return a, a[-1]
+
+
+def _wells(x, impl):
+    a = ball_wells(*x, impl=impl)[0].swapaxes(1, 2)
+    return a, a[-1]
+
+
 def _selective(x, impl):
     y, h = selective_scan(x[0], x[1], x[4], x[2], x[3], x[5], impl=impl)
     return y[0, ..., None], h[0]
@@ -135,6 +163,8 @@ def _kuramoto(x, impl):
 
 RUNS = {
     "mobius_scan": _mobius,
+    "ball_scan": _ball,
+    "ball_wells": _wells,
     "selective_scan": _selective,
     "ssd": _ssd,
     "wkv4": _wkv4,
@@ -211,6 +241,10 @@ CASES = {
     "mobius_scan, weak fields": Case("mobius_scan", lambda: mobius(0.1, EVERY), 1e-3, 2e-3),
     "mobius_scan": Case("mobius_scan", lambda: mobius(1, EVERY), 1e-3, 5e-3),
     "mobius_scan, no friction": Case("mobius_scan", lambda: mobius(1, (1e-8, 1e-4)), 2e-3, 2e-2),
+    "ball_scan, weak fields": Case("ball_scan", lambda: balls(0.1, EVERY), 1e-3, 2e-3),
+    "ball_scan": Case("ball_scan", lambda: balls(1, EVERY), 1e-3, 5e-3),
+    "ball_scan, no friction": Case("ball_scan", lambda: balls(1, (1e-8, 1e-4)), 2e-3, 2e-2),
+    "ball_wells": Case("ball_wells", lambda: wells(0.3, EVERY), 1e-3, 5e-3),
     "kuramoto_bank, free": Case("kuramoto_bank", lambda: phases(0, 0, 0.01), 5e-4, 1e-3),
     "kuramoto_bank, coupled": Case("kuramoto_bank", lambda: phases(1, 0, 0.1), 3e-3, 1e-2),
     "kuramoto_bank, locked": Case("kuramoto_bank", lambda: phases(1, 1, 0.5), 3e-3, 1e-2),

@@ -41,6 +41,7 @@ namespace precise {
 float exp(float);
 float sin(float);
 float cos(float);
+float sqrt(float);
 }
 }
 using namespace metal;

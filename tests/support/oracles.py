@@ -126,6 +126,43 @@ def _mobius_token(z, kappa, moving):
     return z, z
 
 
+def _ball_lanes(arrays):
+    """Before the state and kappa come what is read per token, then what lanes share, if anything."""
+    p, k, a0, kappa = arrays
+    shared = np.broadcast_to(kappa.reshape(1, 1), (a0.shape[-1], 1))
+    return a0[0].T, shared, np.concatenate([p[0], k[0]], 1).swapaxes(1, 2)
+
+
+def _ball_token(a, kappa, moving):
+    s, u, k = moving[..., :1], moving[..., 1:4], moving[..., 4:7]
+    w = (s * s - _dot(u, u)) * a + 2 * _dot(u, a) * u + 2 * s * np.cross(u, a)
+    over = (1 + 2 * kappa * _dot(k, w) + kappa * _dot(w, w)) * k + (1 - kappa * _dot(k, k)) * w
+    a = over / (1 + 2 * kappa * _dot(k, w) + kappa**2 * _dot(k, k) * _dot(w, w))
+    return a, a
+
+
+def _dot(x, y):
+    return (x * y).sum(-1, keepdims=True)
+
+
+def _wells_lanes(arrays):
+    p, k, pull, points, sharpness, a0, kappa = arrays
+    M, _, G = points.shape
+    shared = [np.broadcast_to(kappa.reshape(1, 1), (G, 1)), sharpness[:, None], points.reshape(3 * M, G).T]
+    tokens = np.concatenate([p[0], k[0], pull[0][:, None]], 1).swapaxes(1, 2)
+    return a0[0].T, np.concatenate(shared, -1), tokens
+
+
+def _wells_token(a, shared, moving):
+    y, _ = _ball_token(a, shared[..., :1], moving)
+    points = shared[..., 2:].reshape(*shared.shape[:-1], -1, 3)
+    score = shared[..., 1:2] * (points * y[..., None, :]).sum(-1)
+    share = np.exp(score - score.real.max(-1, keepdims=True))
+    share = share / share.sum(-1, keepdims=True)
+    a = y + moving[..., 7:8] * ((share[..., None] * points).sum(-2) - y)
+    return a, a
+
+
 def _ssm_token(h, A, moving):
     N = h.shape[-1]
     x, dt, B, C = moving[..., :1], moving[..., 1:2], moving[..., 2 : 2 + N], moving[..., 2 + N :]
@@ -215,6 +252,8 @@ def _kuramoto_token(theta, omega, drive, steps=2, harmonics=3):
 
 ORACLES = {
     "mobius_scan": Oracle(_mobius_lanes, _mobius_token),
+    "ball_scan": Oracle(_ball_lanes, _ball_token),
+    "ball_wells": Oracle(_wells_lanes, _wells_token),
     "selective_scan": Oracle(_selective_lanes, _ssm_token),
     "ssd": Oracle(_ssd_lanes, _ssm_token),
     "wkv4": Oracle(_wkv4_lanes, _wkv4_token, _wkv4_end),

@@ -35,6 +35,7 @@ IDS = {
     "norms": "K10",
     "ball_scan": "K11",
     "ball_wells": "K12",
+    "rotor": "K13",
 }
 
 

@@ -15,6 +15,7 @@ HEADERS = {
 #define SIN(x) metal::precise::sin(x)
 #define COS(x) metal::precise::cos(x)
 #define SQRT(x) metal::precise::sqrt(x)
+#define IF_LESS(x, y, yes, no) ((x) < (y) ? (yes) : (no))
 #define MAX(x, y) metal::max(x, y)
 #define ROUND(x) metal::rint(x)
 """,
@@ -30,6 +31,7 @@ HEADERS = {
 #define SIN(x) sinf(x)
 #define COS(x) cosf(x)
 #define SQRT(x) sqrtf(x)
+#define IF_LESS(x, y, yes, no) ((x) < (y) ? (yes) : (no))
 #define MAX(x, y) fmaxf(x, y)
 #define ROUND(x) rintf(x)
 """,

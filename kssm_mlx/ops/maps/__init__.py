@@ -1,1 +1,1 @@
-"""Recurrences whose steps are maps that compose: how a step moves the state, and the scan over any of them."""
+"""Recurrences whose steps are maps that compose: how a step moves the state, and the scan over them."""

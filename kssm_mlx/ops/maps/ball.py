@@ -2,7 +2,7 @@
 
 With vectors as imaginary quaternions the maps of the ball look like those of the disc,
 
-    M(a) = q + d y(a) conj(d),   y(a) = a (1 + r a)^-1 = (a - |a|^2 r) / (1 - 2 r.a + |r|^2 |a|^2),
+    M(a) = q + d y(a) conj(d),   y(a) = a (1 + r a)^-1,
 
 q and r vectors, d a quaternion; and they compose by the same rule, factors in order. The derivative of M at a
 turns and scales, by d conj(n)^-1 with n = 1 + r a: maps of the ball are conformal.
@@ -32,9 +32,9 @@ from kssm_mlx.ops.maps.vectors import (
 
 def _nearer(r: Vector, a: Vector) -> Vector:
     """a (1 + r a)^-1."""
-    aa = dot(a, a)
-    n = 1 - 2 * dot(r, a) + dot(r, r) * aa
-    return scaled(1 / n, total(a, scaled(-aa, r)))
+    n, across = 1 - dot(r, a), cross(r, a)
+    size = 1 / (n * n + dot(across, across))
+    return scaled(size, total(scaled(n, a), cross(across, a)))
 
 
 # a -> q + d y(a) conj(d); p = q, r, d
@@ -62,11 +62,16 @@ def _kick_step(p: Arrays, a: Arrays) -> Arrays:
     return translated(p[4:7], turned(p[:4], a), p[7])
 
 
-def translated(k: Vector, w: Vector, kappa: mx.array) -> Vector:
-    """((1 + 2 kappa k.w + kappa |w|^2) k + (1 - kappa |k|^2) w) / (1 + 2 kappa k.w + kappa^2 |k|^2 |w|^2)."""
-    kw, kk, ww = kappa * dot(k, w), kappa * dot(k, k), kappa * dot(w, w)
-    size = 1 / (1 + 2 * kw + kk * ww)
-    return scaled(size, total(scaled(1 + 2 * kw + ww, k), scaled(1 - kk, w)))
+def translated(k: Vector, w: Vector, kappa: float | mx.array) -> Vector:
+    """(w + k) (1 + kappa conj(k) w)^-1 in quaternions, the Möbius translation by k.
+
+    The same as ((1 + 2 kappa k.w + kappa |w|^2) k + (1 - kappa |k|^2) w) over 1 + 2 kappa k.w + kappa^2 |k|^2
+    |w|^2, without its differences, of which nothing is left in fp32 where k and w are opposite on the surface.
+    """
+    across, both = scaled(kappa, cross(k, w)), total(k, w)
+    n = 1 + kappa * dot(k, w)
+    size = 1 / (n * n + dot(across, across))
+    return scaled(size, total(scaled(n, both), cross(both, across)))
 
 
 def _kick_map(p: Arrays) -> Arrays:

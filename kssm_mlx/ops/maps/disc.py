@@ -1,7 +1,7 @@
 """The kinds of step that `mobius_scan` runs over time: kick, affine, and any map of the disc.
 
-Complex numbers are `Planar`; states and a step's parameters are flat tuples of real arrays [..., G], re and im
-after each other.
+Complex numbers are `Planar`; states and a step's parameters are flat tuples of real arrays [..., G], re and
+im after each other.
 """
 
 from __future__ import annotations

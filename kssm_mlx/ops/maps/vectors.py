@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 Scalar = Any  # mx.array or a number
-Vector = tuple[Any, Any, Any]
-Quaternion = tuple[Any, Any, Any, Any]
+Vector = tuple[Any, ...]  # three
+Quaternion = tuple[Any, ...]  # four
 
 
 def dot(a: Vector, b: Vector) -> Scalar:
