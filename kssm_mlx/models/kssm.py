@@ -48,7 +48,8 @@ class KSSMConfig:
     dimension: 2 for phases, 3 for unit vectors on spheres, whose rotations do not commute (spheres.py);
     dimensions: populations of both kinds side by side, such as {2: 96, 3: 32}, n_groups in all.
     turning: the share of the populations on spheres that a token turns; rotation: by how much at the start,
-    in radians. wells: directions that each of them settles in between tokens; serial over time.
+    in radians. start: |a| of theirs where a document begins. wells: directions that each of them settles in
+    between tokens; serial over time.
     """
 
     vocab_size: int
@@ -67,6 +68,7 @@ class KSSMConfig:
     dimensions: dict[int, int] | None = None
     turning: float = 1.0
     rotation: float = 0.5
+    start: float = 0.9
     wells: int = 0
     memory: int = 128
     tie_embeddings: bool = False
@@ -90,8 +92,8 @@ class KSSMConfig:
             set(mix) - {2, 3} or min(mix.values()) < 1 or sum(mix.values()) != self.n_groups
         ):
             raise ConfigError(
-                f"model.dimensions says how many of the n_groups = {self.n_groups} populations have dimension "
-                f"2 and how many 3, such as {{ 2 = 96, 3 = 32 }}, got {mix}"
+                f"model.dimensions says how many of the n_groups = {self.n_groups} populations have "
+                f"dimension 2 and how many 3, such as {{ 2 = 96, 3 = 32 }}, got {mix}"
             )
         if not self.spheres:
             if self.wells:
@@ -100,10 +102,10 @@ class KSSMConfig:
         count_features(self.harmonics)
         if self.leaf != "kick" or self.triadic is not None or self.controlled:
             raise ConfigError('populations on spheres have leaf = "kick", no triadic and no controlled')
-        if not (0 <= self.turning <= 1 and self.rotation >= 0):
+        if not (0 <= self.turning <= 1 and self.rotation >= 0 and 0 <= self.start < 1):
             raise ConfigError(
-                f"model.turning is a share, 0 to 1, and rotation an angle, >= 0 radians, "
-                f"got {self.turning:g} and {self.rotation:g}"
+                "model.turning is a share, 0 to 1, rotation an angle, >= 0 radians, and start a size, "
+                f"0 to 1, got {self.turning:g}, {self.rotation:g} and {self.start:g}"
             )
 
     @property
@@ -156,6 +158,7 @@ def spheres(config: KSSMConfig, key: mx.array, coupled: bool) -> Spheres:
         coupled=coupled,
         turning=round(config.turning * config.spheres),
         rotation=config.rotation,
+        size=config.start,
         wells=config.wells,
     )
 
@@ -278,7 +281,7 @@ class KSSM(Stack):
     slots = ("conv", "populations")  # the convolution's last inputs [B, W-1, D], the populations [B, 2, G]
     fp32 = (
         *("omega", "log_gamma", "coupling", "time_step.bias", "k_scale", "sigma"),
-        *("directions", "pull", "sharpness"),
+        *("start", "directions", "pull", "sharpness"),
     )
     # What sets the physics, and the readout, are never quantised.
     no_quant = ("field", "time_step", "rotation", "readout")
@@ -287,6 +290,7 @@ class KSSM(Stack):
         "log_gamma",
         "coupling",
         "rotation.weight",
+        "start",
         "directions",
         "pull",
         "sharpness",

@@ -44,10 +44,13 @@ class Spheres(nn.Module):
     """G Kuramoto populations on spheres.
 
     Parameters: omega [3, G], a rotation per unit time; log_gamma [G]; the field h = W_h u and the rotation
-    W_w u of inputs u [D]; the time step Delta = softplus(W_dt u + b), 1 at the start; coupling [G] to the
-    block below; of M wells their directions [M, 3, G], pull [G] and sharpness [G], before sigmoid and exp.
-    turning: how many populations, the first ones, are turned by the token; rotation: by how much at the
-    start, the standard deviation in radians.
+    W_w u of inputs u [D]; the time step Delta = softplus(W_dt u + b), 1 at the start; start [3, G], where a
+    document begins; coupling [G] to the block below; of M wells their directions [M, 3, G], pull [G] and
+    sharpness [G], before sigmoid and exp.
+
+    turning: how many populations, the first ones, are turned by the token; rotation: by how much at first, the
+    standard deviation in radians. size: |a| where a document begins at first, in random directions: from the
+    centre a lane could be turned to nowhere, and the first token alone would have to place it.
     """
 
     def __init__(
@@ -61,10 +64,11 @@ class Spheres(nn.Module):
         coupled: bool,
         turning: int,
         rotation: float,
+        size: float,
         wells: int,
     ):
         super().__init__()
-        keys = mx.random.split(key, 6)
+        keys = mx.random.split(key, 7)
         speed, self.log_gamma = spectrum(keys[0], G, memory)
         self.omega = speed * _directions(keys[1], G)
         quiet = mx.where(mx.argsort(mx.argsort(self.log_gamma)) < G // 3, 0.3, 1.0)
@@ -74,6 +78,7 @@ class Spheres(nn.Module):
         self.time_step.bias = inverse_softplus(mx.ones((G,)))
         if turning:
             self.rotation = linear(keys[4], D, 3 * turning, std=rotation * D**-0.5)
+        self.start = size * _directions(keys[6], G)
         if coupled:
             self.coupling = mx.zeros((G,))
         if wells:
@@ -157,8 +162,10 @@ class Spheres(nn.Module):
         rotors = rotor(mx.exp(self.log_gamma) * drive.dt, drive.turn)
         kicks = kick(drive.field * drive.dt[..., None, :], self._kappa)
         pull = mx.broadcast_to(mx.sigmoid(self.pull), drive.dt.shape) if "pull" in self else None
-        if resets is not None:  # a rotor 0 forgets
-            rotors = rotors * (1 - resets.astype(mx.float32))[..., None, None]
+        if resets is not None:  # a rotor 0 forgets; what is left is where the start is moved to
+            begins = resets[..., None, None]
+            kicks = mx.where(begins, kicked(rotors, kicks, self.start, self._kappa), kicks)
+            rotors = mx.where(begins, 0.0, rotors)
         if valid is not None:  # padding does nothing
             still, v = mx.array([1.0, 0, 0, 0])[:, None], valid[..., None, None]
             rotors, kicks = mx.where(v, rotors, still), mx.where(v, kicks, 0.0)
@@ -166,6 +173,7 @@ class Spheres(nn.Module):
         points = self.wells
 
         def steps(i: int, j: int, a0: mx.array | None) -> mx.array:
+            a0 = self._begin(rotors.shape[0]) if a0 is None else a0
             if pull is None or points is None:
                 return ball_scan(rotors[:, i:j], kicks[:, i:j], a0, self._kappa)
             sharp = mx.exp(self.sharpness) / REACH
@@ -212,10 +220,12 @@ class Spheres(nn.Module):
         )
         return mx.log(mx.maximum(mx.abs(det), 1e-37)) / 3
 
-    @staticmethod
-    def _state_before(a, a0, resets: mx.array | None) -> mx.array:
-        before = after_first(mx.zeros_like(a[:, 0]) if a0 is None else a0, a)
-        return before if resets is None else mx.where(resets[..., None, None], 0.0, before)
+    def _begin(self, B: int) -> mx.array:
+        return mx.broadcast_to(self.start, (B, *self.start.shape))
+
+    def _state_before(self, a, a0, resets: mx.array | None) -> mx.array:
+        before = after_first(self._begin(a.shape[0]) if a0 is None else a0, a)
+        return before if resets is None else mx.where(resets[..., None, None], self.start, before)
 
     def observe(self, a: mx.array) -> dict[str, mx.array]:
         """R, azimuth psi and tilt from the third axis, radians; with wells which is the nearest, and how far.

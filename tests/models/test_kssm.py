@@ -12,9 +12,11 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import build, configure
 from kssm_mlx.models.base import Clamp, Intervention, with_parameters
 from kssm_mlx.models.kssm import KSSM, KSSMConfig
+from kssm_mlx.oscillators.ball import sphere_order
 from kssm_mlx.oscillators.planar import Planar
 from tests.support.small_kssm import VARIANTS, V, assert_close, awake, config, tokens
 
+BOTH = {"dimensions": {2: 3, 3: 5}, "wells": 4}
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
@@ -180,7 +182,7 @@ def test_a_fresh_field_is_as_weak_as_memory_needs():
 
 
 def test_names_without_decay_exist():
-    names = [n for n, _ in tree_flatten(build(config(coupling=True)).parameters())]
+    names = [n for n, _ in tree_flatten(build(config(coupling=True, **BOTH)).parameters())]
     for suffix in KSSM.no_decay:
         assert any(n.endswith(suffix) for n in names), suffix
     left = {n.split(".", 2)[-1] for n in names if not n.endswith(KSSM.no_decay)}
@@ -217,15 +219,22 @@ def test_kappa_below_zero_is_refused():
 
 def test_trace_names_and_shapes(model):
     out = model.forward(tokens(3, 5))
-    names = {f"block{i:02d}/{n}" for i in (0, 1) for n in ("R", "psi", "h", "dt", "lyapunov", "state")}
-    assert out.trace.keys() == names
+    names = {"R", "psi", "h", "dt", "lyapunov", "state"}
+    if model.args.spheres:
+        names |= {"tilt", "angle"}
+    if model.args.wells:
+        names |= {"well", "from_well"}
+    assert out.trace.keys() == {f"block{i:02d}/{n}" for i in (0, 1) for n in names}
     for name, value in out.trace.items():
-        assert value.shape == ((3, 2, 8) if name.endswith("state") else (3, 5, 8))
+        kind = name.split("/")[1]
+        on_spheres = model.args.spheres if kind in ("tilt", "angle", "well", "from_well") else 8
+        assert kind == "state" or value.shape == (3, 5, on_spheres)
         assert mx.isfinite(value).all().item()
-    R, psi, state = (out.trace[f"block01/{n}"] for n in ("R", "psi", "state"))
-    np.testing.assert_allclose(state[:, 0], (R * mx.cos(psi))[:, -1], atol=1e-6)
-    np.testing.assert_allclose(state[:, 1], (R * mx.sin(psi))[:, -1], atol=1e-6)
-    assert mx.array_equal(state, out.cache[1][1])
+    if not model.args.spheres:
+        R, psi, state = (out.trace[f"block01/{n}"] for n in ("R", "psi", "state"))
+        np.testing.assert_allclose(state[:, 0], (R * mx.cos(psi))[:, -1], atol=1e-6)
+        np.testing.assert_allclose(state[:, 1], (R * mx.sin(psi))[:, -1], atol=1e-6)
+        assert mx.array_equal(state, out.cache[1][1])
 
 
 def test_order_parameters_stay_in_the_disc():
@@ -354,7 +363,9 @@ def test_padding_keeps_the_state_under_a_clamp(model):
     free = model.forward(ids, lengths=lengths).cache[0][1]
     held = model.forward(ids, None, clamp, lengths=lengths).cache[0][1]
     np.testing.assert_allclose(held[0], free[0], atol=1e-6)
-    np.testing.assert_allclose(np.hypot(held[1, 0], held[1, 1]), 0.9, rtol=1e-5)
+    size = mx.linalg.norm(held[1], axis=0)
+    R = sphere_order(size) if model.args.dimension == 3 else size
+    np.testing.assert_allclose(R, 0.9, rtol=1e-5)
 
 
 def test_a_state_clamp_to_what_the_state_is_changes_nothing(model):

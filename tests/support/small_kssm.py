@@ -18,6 +18,8 @@ VARIANTS = {
     "coupled": {"coupling": True},
     "coupled hold": {"coupling": True, "leaf": "hold"},
     "bistable": {"triadic": (1.0, 8.0)},
+    "spheres": {"dimension": 3},
+    "both, wells": {"dimensions": {2: 3, 3: 5}, "wells": 4, "coupling": True, "turning": 0.6},
     "tied": {"tie_embeddings": True, "harmonics": 1, "conv_width": 1},
 }
 
