@@ -99,7 +99,7 @@ class KSSMConfig:
             if self.wells:
                 raise ConfigError("model.wells are on spheres: they want model.dimension = 3 or dimensions")
             return
-        count_features(self.harmonics)
+        count_features(self.harmonics)  # refuses what there is none of
         if self.leaf != "kick" or self.triadic is not None or self.controlled:
             raise ConfigError('populations on spheres have leaf = "kick", no triadic and no controlled')
         if not (0 <= self.turning <= 1 and self.rotation >= 0 and 0 <= self.start < 1):
@@ -114,6 +114,11 @@ class KSSMConfig:
         if self.dimensions is not None:
             return self.dimensions.get(3, 0)
         return self.n_groups if self.dimension == 3 else 0
+
+    @property
+    def features(self) -> int:
+        """Numbers that are read out of each population on a sphere."""
+        return count_features(self.harmonics)
 
     @property
     def discs(self) -> int:
@@ -179,7 +184,7 @@ class Mixer(nn.Module):
             read += 2 * config.harmonics * config.discs
         if config.spheres:
             self.spheres = spheres(config, mx.random.split(keys[2])[0] if config.discs else keys[2], coupled)
-            read += count_features(config.harmonics) * config.spheres
+            read += config.features * config.spheres
         self.readout = linear(keys[3], read, D)
         self.skip = mx.ones((D,))
         self.out_proj = linear(keys[4], D, D, std=(2 * config.n_layers * D) ** -0.5)

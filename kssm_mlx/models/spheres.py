@@ -48,9 +48,9 @@ class Spheres(nn.Module):
     document begins; coupling [G] to the block below; of M wells their directions [M, 3, G], pull [G] and
     sharpness [G], before sigmoid and exp.
 
-    turning: how many populations, the first ones, are turned by the token; rotation: by how much at first, the
-    standard deviation in radians. size: |a| where a document begins at first, in random directions: from the
-    centre a lane could be turned to nowhere, and the first token alone would have to place it.
+    turning: how many populations, the first ones, a token turns; rotation: by how much at first, its standard
+    deviation in radians. size: |a| where a document begins at first, in random directions: from the
+    centre a lane can be turned to nowhere, and the first token alone would have to place it.
     """
 
     def __init__(

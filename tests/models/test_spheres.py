@@ -6,10 +6,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import build
 from kssm_mlx.models.base import Clamp, Intervention
+from kssm_mlx.models.interventions.freeze_units import units_of
 from kssm_mlx.models.kssm import KSSM, KSSMConfig
 from kssm_mlx.models.spheres import REACH
 from kssm_mlx.oscillators import ball
@@ -123,7 +125,7 @@ def test_phases_have_no_tilt():
 
 @pytest.mark.parametrize("variant", ["spheres", "both, wells"])
 def test_lyapunov_is_the_determinant_of_a_step(variant):
-    """ln |det da_t / da_{t-1}| / 3 of the trace against the Jacobian of one token, population by population."""
+    """ln |det da_t / da_{t-1}| / 3 of the trace against the Jacobian of one token."""
     own = spheres(awake(variant))
     G = own.log_gamma.size
     u = mx.random.normal((1, 4, 16), key=mx.random.key(1))
@@ -185,6 +187,26 @@ def test_what_sets_the_dynamics_is_neither_cast_nor_quantised():
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     chosen = {n.rsplit(".")[-1] for n in names if model.quant_predicate(n, None)}
     assert chosen == {"in_proj", "out_proj", "up_gate", "down", "head"}
+
+
+@pytest.mark.parametrize(
+    "overrides, count, shared",
+    [
+        ({"dimension": 3, "wells": 2, "coupling": True}, 4, set()),
+        ({"dimensions": {2: 4, 3: 4}, "wells": 2}, 2, set()),
+        ({"dimension": 3, "turning": 0.5}, 4, {"spheres.rotation.weight"}),
+    ],
+)
+def test_freeze_units_cover_every_parameter_once(overrides, count, shared):
+    model = build(config(**overrides))
+    units = units_of(model, count)
+    own = {n: a for n, a in tree_flatten(model.parameters()) if ".mixer." in n}
+    seen = {name: np.zeros(a.shape, int) for name, a in own.items()}
+    for part in [p for group in (*units.routing, *units.slack, units.shared) for p in group]:
+        np.moveaxis(seen[part.path], part.axis, 0)[part.start : part.stop] += 1
+    assert {name for name, times in seen.items() if not (times == 1).all()} == set()
+    common = {p.path.split("mixer.")[1] for p in units.shared}
+    assert common == shared | {"in_proj.weight", "conv_weight", "conv_bias", "skip", "out_proj.weight"}
 
 
 @pytest.mark.parametrize(

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from kssm_mlx.models.families.family import Family, UnitTable, rows
+from kssm_mlx.models.families.family import Claim, Family, UnitTable, rows
 
 
 def units(c: Any, count: int) -> UnitTable:
-    """The populations."""
-    G, own = c.n_groups, "populations."
+    """The populations; of both kinds side by side as large a share of each."""
+    claims, read = [], 0
+    if G := c.discs:
+        claims += _phases(G)
+        claims += _read(G, 2 * c.harmonics, read)
+        read += 2 * c.harmonics * G
+    if G := c.spheres:
+        claims += _spheres(G, round(c.turning * G))
+        claims += _read(G, c.features, read)
+    return UnitTable("mixer", math.gcd(c.discs, c.spheres), claims)
+
+
+def _phases(G: int) -> list[Claim]:
+    own = "populations."
     vectors = ("omega", "log_gamma", "field.weight", "time_step.weight", "time_step.bias")
-    return UnitTable(
-        "mixer",
-        G,
-        [
-            *rows("routing", G, *(own + name for name in vectors)),
-            *rows("routing", G, own + "field.weight", at=G),
-            *rows("routing", G, own + "coupling", own + "self_coupling", axis=1),
-            *(
-                claim
-                for i in range(2 * c.harmonics)
-                for claim in rows("slack", G, "readout.weight", at=i * G, axis=1)
-            ),
-        ],
-    )
+    return [
+        *rows("routing", G, *(own + name for name in vectors)),
+        *rows("routing", G, own + "field.weight", at=G),
+        *rows("routing", G, own + "coupling", own + "self_coupling", axis=1),
+    ]
+
+
+def _spheres(G: int, turning: int) -> list[Claim]:
+    own = "spheres."
+    vectors = ("log_gamma", "time_step.weight", "time_step.bias", "coupling", "pull", "sharpness")
+    # Where a token turns but some of them, a share of all is no share of these.
+    turned = [own + "rotation.weight"] if turning == G else []
+    return [
+        *rows("routing", G, *(own + name for name in vectors)),
+        *rows("routing", G, own + "omega", own + "start", axis=1),
+        *rows("routing", G, own + "directions", axis=2),
+        *(claim for i in range(3) for claim in rows("routing", G, own + "field.weight", *turned, at=i * G)),
+    ]
+
+
+def _read(G: int, numbers: int, first: int) -> list[Claim]:
+    """The columns of the readout, a block of G for each number that is read of a population."""
+    at = (first + i * G for i in range(numbers))
+    return [claim for column in at for claim in rows("slack", G, "readout.weight", at=column, axis=1)]
 
 
 FAMILY = Family("kssm", "KSSMConfig", "KSSM", units=units, width=("d_model", 8), fine="mlp_hidden")

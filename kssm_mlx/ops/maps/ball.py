@@ -65,8 +65,8 @@ def _kick_step(p: Arrays, a: Arrays) -> Arrays:
 def translated(k: Vector, w: Vector, kappa: float | mx.array) -> Vector:
     """(w + k) (1 + kappa conj(k) w)^-1 in quaternions, the Möbius translation by k.
 
-    The same as ((1 + 2 kappa k.w + kappa |w|^2) k + (1 - kappa |k|^2) w) over 1 + 2 kappa k.w + kappa^2 |k|^2
-    |w|^2, without its differences, of which nothing is left in fp32 where k and w are opposite on the surface.
+    In vectors ((1 + 2 kappa k.w + kappa |w|^2) k + (1 - kappa |k|^2) w) over 1 + 2 kappa k.w + kappa^2 |k|^2
+    |w|^2, of whose differences nothing is left in fp32 where k and w are opposite on the surface.
     """
     across, both = scaled(kappa, cross(k, w)), total(k, w)
     n = 1 + kappa * dot(k, w)
