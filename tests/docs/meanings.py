@@ -78,6 +78,11 @@ MEANINGS = {
     "n": "the modulus of the count",
     "digits": "length of the key",
     "distances": "tokens between the key and the question",
+    "train_length": "targets of a row",
+    "test_lengths": "lengths at which evaluations score the task too",
+    "test_rows": "rows that are scored at each of them",
+    "group": "`Cn`, `Dn`, `Sn`, `An`, or a product such as `C2xA4`, of at most 720 elements",
+    "alphabet": "`all` elements, or fixed `generators` and the identity",
     # Grafts
     "core": "which core",
     "site": "where it sits",

@@ -19,6 +19,7 @@ from kssm_mlx.data.tasks.files import PREFIX
 from kssm_mlx.data.tasks.recall import Copy, Induction, Passkey, SelectiveCopy
 from kssm_mlx.data.tasks.rules import Counting, Modular
 from kssm_mlx.data.tasks.streams import Interleaved, Toy
+from kssm_mlx.data.tasks.tracking import Parity, WordProblem
 from kssm_mlx.errors import ConfigError, nearest, quote
 
 __all__ = ["PREFIX", "TASKS", "Row", "Task", "make_generator", "make_task"]
@@ -32,6 +33,8 @@ TASKS: dict[str, type[Task]] = {
     "induction": Induction,
     "counting": Counting,
     "passkey": Passkey,
+    "word-problem": WordProblem,
+    "parity": Parity,
 }
 
 
