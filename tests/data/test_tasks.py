@@ -21,6 +21,14 @@ SMALL = {
     "passkey": {"distances": [0, 5, 20]},
     "word-problem": {"train_length": 20},
     "parity": {"train_length": 20},
+    "dyck": {"train_length": 24},
+    "mqar": {"train_length": 32},
+    "mad-recall": {"train_length": 31},
+    "mad-fuzzy": {"train_length": 40},
+    "mad-noisy": {"train_length": 31},
+    "mad-copy": {"train_length": 30, "symbols": 6},
+    "mad-memorize": {"train_length": 12},
+    "mad-compress": {"train_length": 21},
 }
 every_task = pytest.mark.parametrize("name", list(TASKS))
 

@@ -82,6 +82,13 @@ MEANINGS = {
     "test_lengths": "lengths at which evaluations score the task too",
     "test_rows": "rows that are scored at each of them",
     "group": "`Cn`, `Dn`, `Sn`, `An`, or a product such as `C2xA4`, of at most 720 elements",
+    "kinds": "of brackets",
+    "depth": "to which they are nested at most",
+    "pairs": "of a key and a value",
+    "noise_vocab": "ids of noise, beside the ordinary ones",
+    "noise": "share of the places for pairs that hold noise",
+    "key_size": "ids of a key at most",
+    "value_size": "ids of a value at most",
     "alphabet": "`all` elements, or fixed `generators` and the identity",
     # Grafts
     "core": "which core",

@@ -18,6 +18,8 @@ from kssm_mlx.checks.core.probes import (
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.data.task_learnability import task_of
 from kssm_mlx.data.tasks import Copy, Counting, Induction, Modular, Passkey, SelectiveCopy, Task
+from kssm_mlx.data.tasks.associative import MQAR, FuzzyRecall, Recall
+from kssm_mlx.data.tasks.mad import BlankCopy, Compress, Memorize
 from kssm_mlx.data.tasks.streams import Toy
 from kssm_mlx.data.tasks.tracking import Dense
 
@@ -33,6 +35,12 @@ NEEDED: dict[type[Task], Callable[[Any], range | list[int]]] = {
     Counting: lambda t: range(1, t.length),
     Induction: lambda t: range(1, t.length - 1),
     Dense: lambda t: range(t.length),
+    MQAR: lambda t: range(1, t.length - 1, 2),
+    Recall: lambda t: range(1, t.length - 1, 2),
+    FuzzyRecall: lambda t: range(1, t.length - 1),
+    BlankCopy: lambda t: range(t.symbols + 1, t.length),
+    Memorize: lambda t: [1],
+    Compress: lambda t: [t.symbols + 1],
     Toy: lambda t: [t.streams * p - 1 for p in range(t.low, t.high + 1)],
 }
 

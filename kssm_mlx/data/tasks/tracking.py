@@ -13,6 +13,7 @@ import numpy as np
 
 from kssm_mlx.data.tasks.base import Labelled, Row, make_generator
 from kssm_mlx.data.tasks.groups import Group, make_group
+from kssm_mlx.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -105,3 +106,67 @@ class Parity(Dense):
         odd = np.zeros_like(ids)
         odd[..., 1:] = np.cumsum(ids[..., :-1], axis=-1) % 2
         return odd
+
+
+@dataclass(frozen=True)
+class Dyck(Dense):
+    """Brackets of several kinds, nested `depth` deep at most; after each, which kind is open innermost.
+
+    Ids 0 .. kinds - 1 open and kinds .. 2 kinds - 1 close; 2 kinds is the label where none is open. A bracket
+    is opened or closed as often, where both can be.
+    """
+
+    kinds: int = 2
+    depth: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kinds < 2 or self.depth < 1:
+            raise ConfigError(
+                f"data.task: kinds {self.kinds}, depth {self.depth}; expected two kinds or more, since of "
+                "one the depth is known from the place, and a depth from 1"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return 2 * self.kinds + 1
+
+    @property
+    def chance(self) -> float:
+        """Of a guess by the place alone: at odd ones something is open."""
+        return _best_depth_guess(self.kinds, self.depth, self.length)
+
+    def sample(self, seed: int, split: str, index: int) -> Row:
+        random, open_now, ids = make_generator(seed, split, index), [], []
+        kinds = random.integers(0, self.kinds, self.length).tolist()
+        for kind, opens in zip(kinds, (random.random(self.length) < 0.5).tolist(), strict=True):
+            if not open_now or (opens and len(open_now) < self.depth):
+                open_now.append(kind)
+                ids.append(kind)
+            else:
+                ids.append(self.kinds + open_now.pop())
+        return self._row(np.array(ids))
+
+    def answers(self, ids: np.ndarray) -> np.ndarray:
+        rows = ids.reshape(-1, ids.shape[-1])
+        stack, depth, labels = np.zeros((len(rows), self.depth + 1), int), np.zeros(len(rows), int), []
+        stack[:, 0] = 2 * self.kinds  # below everything
+        each = np.arange(len(rows))
+        for token in rows[:, :-1].T:
+            opens = token < self.kinds
+            depth = depth + np.where(opens, 1, -1)
+            stack[each[opens], depth[opens]] = token[opens]
+            labels.append(stack[each, depth])
+        return np.stack([np.zeros(len(rows), int), *labels], axis=1).reshape(ids.shape)
+
+
+@lru_cache(maxsize=64)
+def _best_depth_guess(kinds: int, depth: int, length: int) -> float:
+    """The mean over the places of the probability of the likeliest label."""
+    at, total = np.eye(1, depth + 1)[0], 0.0
+    up = np.array([1.0, *[0.5] * (depth - 1), 0.0])
+    for _ in range(length):
+        opened, closed = at * up, at * (1 - up)
+        at = np.append(0, opened[:-1]) + np.append(closed[1:], 0)
+        total += max(at[0], (1 - at[0]) / kinds)
+    return float(total / length)
