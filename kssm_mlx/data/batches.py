@@ -2,9 +2,10 @@
 
 A row of T + 1 tokens is T inputs and the T targets one place later. A token below zero is not scored as a
 target: `-1` is padding (read as id 0), `-2 - id` is the id, read as an input; `training.losses.split_rows`
-undoes it. `resets` marks the inputs that are the first token of a document. It is None for random and
-evaluation windows of a split that is one document, and of a task, whose rows are drawn whole; it is an array
-otherwise, so what a compiled step is given has the same shapes during a whole run.
+undoes it. Of a labelled task a row is its T inputs over its T labels, below zero where none is asked for.
+`resets` marks the inputs that are the first token of a document. It is None for random and evaluation windows
+of a split that is one document, and of a task, whose rows are drawn whole; it is an array otherwise, so what
+a compiled step is given has the same shapes during a whole run.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import numpy as np
 from kssm_mlx.data.tokens import TokenSplit
 from kssm_mlx.errors import DataError
 
+NOT_ASKED = -2  # the label of a place that has none: below zero, and not the -1 of padding
+
 
 class Batch(NamedTuple):
-    """Shapes: tokens int32 [B, T + 1]; resets bool [B, T] or None."""
+    """Shapes: tokens int32 [B, T + 1], of a labelled task [B, 2, T]; resets bool [B, T] or None."""
 
     tokens: np.ndarray
     resets: np.ndarray | None
@@ -116,6 +119,9 @@ def _order_windows(seed: int, epoch: int, windows: int, offsets: int) -> tuple[i
 def _cut_windows(split: TokenSplit, starts: np.ndarray, context: int) -> Batch:
     positions = starts[:, None] + np.arange(context + 1)
     tokens = split.ids[positions].astype(np.int32)
+    if split.labels is not None and split.scored is not None:
+        asked, labels = (a[positions[:, 1:]].astype(np.int32) for a in (split.scored, split.labels))
+        return Batch(np.stack([tokens[:, :-1], np.where(asked > 0, labels, NOT_ASKED)], axis=1), None)
     if split.row is not None and split.scored is not None:
         target = split.scored[positions].astype(bool)
         target[:, 0] = True  # it is nobody's target, and is an id as any other

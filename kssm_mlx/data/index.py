@@ -16,6 +16,7 @@ INDEX = "index.json"
 SPLITS = ("train", "validation")
 FILES = (*(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "docs.bin")), TOKENIZER)
 SCORED = tuple(f"{name}.scored.bin" for name in SPLITS)  # of a task: which of its tokens are targets
+LABELS = tuple(f"{name}.labels.bin" for name in SPLITS)  # of a labelled task: what its places ask for
 
 
 class _Section(BaseModel):
@@ -58,6 +59,7 @@ class _Task(_Section):
     name: str
     options: dict[str, Any]
     row: int = Field(ge=3)
+    labelled: bool = False
 
 
 class _File(_Section):
@@ -79,7 +81,8 @@ class _Index(_Section):
     @field_validator("files")
     @classmethod
     def _every_file(cls, entries: dict[str, _File], info: ValidationInfo) -> dict[str, _File]:
-        expected = {*FILES, *(SCORED if info.data.get("task") else ())}
+        task = info.data.get("task")
+        expected = {*FILES, *(SCORED if task else ()), *(LABELS if task and task.labelled else ())}
         if entries.keys() != expected:
             raise ValueError(f"got {', '.join(sorted(entries))}, expected {', '.join(sorted(expected))}")
         return entries

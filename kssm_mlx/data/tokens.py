@@ -6,8 +6,9 @@
     index.json                            written last: sizes, digests and what everything was made from
 
 A document is its separator token, if the tokenizer has one, and then its text. The documents of a task are
-its rows, all of one length, and `train.scored.bin` (uint8) says which of their tokens are targets. MLX does
-not check the ids it gathers with, so they are checked when written and all of them again by `verify`.
+its rows, all of one length, and `train.scored.bin` (uint8) says which of their tokens are targets; where
+these are not the next tokens, `train.labels.bin` has them, of the type of the ids. MLX does not check the ids
+it gathers with, so they are checked when written and all of them again by `verify`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from kssm_mlx import files
 from kssm_mlx.data.corpora.corpus import Corpus, corpus_digest
 from kssm_mlx.data.corpora.repeats import remove_repeated_paragraphs
 from kssm_mlx.data.corpora.sources import open_corpus
-from kssm_mlx.data.index import FILES, FORMAT, INDEX, SCORED, SPLITS, read_index
+from kssm_mlx.data.index import FILES, FORMAT, INDEX, LABELS, SCORED, SPLITS, read_index
 from kssm_mlx.data.splits import split_corpus
 from kssm_mlx.data.tasks import PREFIX, Task, make_task
 from kssm_mlx.data.tasks.files import task_origin, task_rows
@@ -64,7 +65,8 @@ class TokenSplit:
     """One side of the data.
 
     Shapes: ids [N] unsigned integers, starts [documents] ascending positions in ids, the first is 0; of a
-        task, scored [N], nonzero where a token is a target, and row, the tokens of each document.
+        task, scored [N], nonzero where a token is a target, and row, the tokens of each document; labels [N],
+        the targets of a labelled task, of any other the ids themselves.
     """
 
     name: str
@@ -72,15 +74,21 @@ class TokenSplit:
     starts: np.ndarray
     scored: np.ndarray | None = None
     row: int | None = None
+    labels: np.ndarray | None = None
+
+    @property
+    def answers(self) -> np.ndarray:
+        """What each place asks for. Shapes: [N]."""
+        return self.ids if self.labels is None else self.labels
 
     def first(self, targets: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The ids up to the last of the first `targets` scored ones, and which of them are; None for text,
-        where all are but the first.
+        """The answers up to the last of the first `targets` scored ones, and which of them are; None for
+        text, where all are but the first.
         """
         if self.scored is None:
             return self.ids[: targets + 1], None
         stop = int(np.searchsorted(np.cumsum(self.scored, dtype=np.int64), targets)) + 1
-        return self.ids[:stop], self.scored[:stop].astype(bool)
+        return self.answers[:stop], self.scored[:stop].astype(bool)
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,8 @@ class TokenData:
                 )
         for split in (self.train, self.validation):
             _check_ids(split.ids, self.vocab_size, self.folder / f"{split.name}.bin")
+            if split.labels is not None:
+                _check_ids(split.labels, self.vocab_size, self.folder / f"{split.name}.labels.bin")
             _check_starts(split, self.folder / f"{split.name}.docs.bin")
         return {
             f"{split.name}_{key}": value
@@ -285,7 +295,8 @@ def _of_task(recipe: DataRecipe) -> _Source:
 
     def side(split: str, ids: np.ndarray, scored: np.ndarray) -> _Side:
         rows, row = ids.shape
-        made = TokenSplit(split, ids.ravel(), np.arange(rows) * row, scored.ravel(), row)
+        labels = task.answers(ids).ravel() if task.labelled else None
+        made = TokenSplit(split, ids.ravel(), np.arange(rows) * row, scored.ravel(), row, labels)
         return _Side(made, len(tokenizer.decode(made.ids.tolist())), lambda: 0.0)
 
     return _Source(
@@ -317,7 +328,8 @@ def _write_sides(folder: Path, source: _Source) -> None:
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     sides = {side.split.name: _write_side(folder, side, tokenizer, _DTYPES[dtype]) for side in source.sides()}
     tokenizer.save(folder)
-    names = (*FILES, *(SCORED if "task" in source.origin else ()))
+    task = source.origin.get("task")
+    names = (*FILES, *(SCORED if task else ()), *(LABELS if task and task["labelled"] else ()))
     index = {
         "format": FORMAT,
         "dtype": dtype,
@@ -336,6 +348,9 @@ def _write_side(folder: Path, side: _Side, tokenizer: Tokenizer, dtype: np.dtype
     streams = {"bin": split.ids.astype(dtype), "docs.bin": split.starts.astype(_STARTS)}
     if split.scored is not None:
         streams["scored.bin"] = split.scored.astype(_SCORED)
+    if split.labels is not None:
+        _check_ids(split.labels, tokenizer.vocab_size, folder / f"{split.name}.labels.bin")
+        streams["labels.bin"] = split.labels.astype(dtype)
     for kind, array in streams.items():
         files.replace(folder / f"{split.name}.{kind}", array.tobytes())
     return {
@@ -353,7 +368,10 @@ def _map_split(folder: Path, name: str, index: dict[str, Any]) -> TokenSplit:
     if task is None:
         return TokenSplit(name, ids, starts)
     scored = _map_array(folder / f"{name}.scored.bin", _SCORED, side["tokens"])
-    return TokenSplit(name, ids, starts, scored, task["row"])
+    if not task["labelled"]:
+        return TokenSplit(name, ids, starts, scored, task["row"])
+    labels = _map_array(folder / f"{name}.labels.bin", _DTYPES[index["dtype"]], side["tokens"])
+    return TokenSplit(name, ids, starts, scored, task["row"], labels)
 
 
 def _map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

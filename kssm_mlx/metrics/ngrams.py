@@ -36,29 +36,36 @@ def ngram_ladder(
     vocab_size: int,
     period: int | None = None,
     scored: np.ndarray | None = None,
+    labels: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Validation cross entropy of n-gram models of the training tokens, in nats/token.
 
     Keys: uniform, unigram, bigram, trigram, all scored on the same tokens (from the third on), and
     bigram_entropy, the conditional entropy of the training tokens themselves (no smoothing). With `period`
     also position_bigram, which knows the position modulo `period`: all a model can learn from its place.
-    scored: which validation tokens count; all unless given.
+    scored: which validation tokens count; all unless given. labels: of both sides, what is asked for at each
+    place in place of the token there, below zero where nothing is.
 
-    Shapes: train [N], validation [M], ids below vocab_size; scored bool [M].
+    Shapes: train [N], validation [M], ids below vocab_size; scored bool [M]; labels [N], [M].
     Raises: DataError for fewer than 3 tokens on either side, ids outside the vocabulary, and no scored token.
     Source: Witten, Bell 1991, method C.
     """
     sides = [_require_ids(train, "training", vocab_size), _require_ids(validation, "validation", vocab_size)]
 
     def rung(contexts: Callable[[np.ndarray], np.ndarray], lower: np.ndarray) -> np.ndarray:
-        counted, asked = (_Sample(contexts(ids), ids[LONGEST:]) for ids in sides)
-        return _witten_bell(counted, asked, lower, base)
+        counted, asked = (
+            _Sample(contexts(ids), own[LONGEST:]) for ids, own in zip(sides, answers, strict=True)
+        )
+        known = answers[0][LONGEST:] >= 0
+        return _witten_bell(_Sample(*(part[known] for part in counted)), asked, lower, base)
 
     counts = np.ones(len(sides[1]) - LONGEST, bool) if scored is None else np.asarray(scored, bool)[LONGEST:]
     if scored is not None and not counts.any():
         raise DataError("none of the validation tokens from the third on is scored; give rows with targets")
     # Ids without gaps, so that three of them fit into one int64 whatever the vocabulary is.
-    dense = np.unique(np.concatenate(sides))
+    asked_for = [np.asarray(own, np.int64) for own in labels] if labels else sides
+    dense = np.unique(np.concatenate([*sides, *(own[own >= 0] for own in asked_for)]))
+    answers = [np.where(own >= 0, np.searchsorted(dense, own), -1) for own in asked_for]
     sides, base = [np.searchsorted(dense, ids) for ids in sides], max(dense.size, 2)
     lower = np.full(sides[1].size - LONGEST, 1 / vocab_size)
     ladder = {"uniform": math.log(vocab_size)}

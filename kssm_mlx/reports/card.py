@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import files
+from kssm_mlx.reports.lengths import length_rows
 from kssm_mlx.reports.run import Run
 from kssm_mlx.terminal import printable
 
@@ -70,9 +71,14 @@ def against_expected(run: Run) -> str:
 
 
 def _reached(run: Run, name: str) -> float | None:
-    """A number of the best evaluation, of the last step (as R), or of a check."""
-    _, steps = run.series("train", name)
-    return (run.best or {}).get(name, steps[-1] if steps.size else run.measured(name))
+    """A number of the best evaluation, of the last that has it, of the last step (as R), or of a check."""
+    if name in (run.best or {}):
+        return (run.best or {})[name]
+    for kind in ("eval", "train"):
+        _, values = run.series(kind, name)
+        if values.size:
+            return values[-1]
+    return run.measured(name)
 
 
 def result_rows(run: Run) -> list[tuple[str, str]]:
@@ -90,6 +96,7 @@ def result_rows(run: Run) -> list[tuple[str, str]]:
             format_measure(run.measured("context_gain"), run.measured("context_gain_se"), 3),
         ),
         *of_task(best),
+        *length_rows(run),
         *((f"{rung} of the same text, nats/token", f"{value:.4f}") for rung, value in run.ladder.items()),
     ]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kssm_mlx.reports.lengths import last_lengths, plot_lengths
 from kssm_mlx.reports.phases import plot_phases
 from kssm_mlx.reports.run import Run
 from kssm_mlx.reports.style import INK, MARKERS, MUTED, PALETTE, draw_heading, draw_trend, picture, shades
@@ -34,6 +35,8 @@ def plot_all(run: Run) -> list[Path]:
     if any(run.blocks(quantity) for quantity in DYNAMICS):
         drawn.append(plot_dynamics(run, folder / "dynamics.png"))
     drawn += [plot_optimisation(run, folder / "optimisation.png"), *plot_phases(run)]
+    if last_lengths(run)[1]:
+        drawn.append(plot_lengths(run, run.folder / "plots" / "lengths.png"))
     return drawn + ([plot_probes(run, folder / "probes.png")] if run.probes else [])
 
 

@@ -63,8 +63,10 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation with the lowest loss."""
-        return min(self.evaluations, key=lambda row: row["nats_per_token"], default=None)
+        """The evaluation with the lowest loss; of a run in phases, among those of the last."""
+        last = self.evaluations[-1].get("phase") if self.evaluations else None
+        found = [row for row in self.evaluations if row.get("phase") == last]
+        return min(found, key=lambda row: row["nats_per_token"], default=None)
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from kssm_mlx.data.tasks import Task
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.data.tokens import TokenData, TokenSplit, bytes_per_target, encode_documents
 from kssm_mlx.errors import DataError
-from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.models.base import Trained
 from kssm_mlx.runs.layout import find_run
 from kssm_mlx.runs.records import read_recipe
@@ -72,8 +72,7 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
         return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])
 
     def ladder(targets: int) -> dict[str, float]:
-        ids, scored = split.first(targets)
-        rungs = ngram_ladder(data.train.ids, ids, data.vocab_size, scored=scored)
+        rungs = evaluation.ladder_of(replace(data, validation=split), targets)
         return {rung: rungs[rung] for rung in ("uniform", "unigram", "bigram", "trigram")}
 
     per_target = partial(bytes_per_target, split, trained.tokenizer)

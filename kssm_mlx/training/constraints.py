@@ -49,10 +49,11 @@ def build_constraints(recipe: Recipe, model: LanguageModel) -> Constraints:
     # A model without `hidden` lists no sites, and its acts are refused by then.
     recurrent = cast(RecurrentModel, model)
     warnings = require_effect(recurrent, intervention, head_is_trained=not head) if intervention else []
-    return Constraints(_make_masks(freeze, model) if freeze else {}, intervention, warnings)
+    return Constraints(mask_units(freeze, model) if freeze else {}, intervention, warnings)
 
 
-def _make_masks(freeze: Freeze, model: LanguageModel) -> dict[str, mx.array]:
+def mask_units(freeze: Freeze, model: LanguageModel) -> dict[str, mx.array]:
+    """Parameter -> where it may move. Raises: ConfigError as `build_constraints`."""
     held = freeze_masks(model, freeze.units, mode=freeze.mode, count=freeze.of, shared=freeze.shared)
     return held | (_mask_head(model) if freeze.head else {})
 

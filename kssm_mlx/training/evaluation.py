@@ -12,19 +12,22 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.data.tasks import Task
+from kssm_mlx.data.tokens import TokenData, TokenSplit
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.metrics.language import summarize_losses
+from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.models.base import Intervention, LanguageModel, training_mode, with_parameters
 from kssm_mlx.training.losses import chunk_for, chunked_token_scores, split_rows, token_scores
 
 PerTarget = Callable[[int], float]
 # Of the context gain, wherever it is measured: each costs a forward pass of one token; se below 0.03 nats.
 GAIN_TOKENS = 8192
+PADDING = -1
 
 
 class Scores(NamedTuple):
-    """Shapes: tokens int [N, T+1], as the windows have them; per target [N, T], 0 where it is not scored:
-    nats; hits, 1 where the model's first choice was right.
+    """Shapes: tokens int [N, T+1] or, of labelled rows, [N, 2, T], as the windows have them; per target
+    [N, T], 0 where it is not scored: nats; hits, 1 where the model's first choice was right.
     """
 
     tokens: np.ndarray
@@ -33,10 +36,13 @@ class Scores(NamedTuple):
 
     @property
     def scored(self) -> np.ndarray:
-        return self.tokens[:, 1:] >= 0
+        return (self.tokens[:, 1] if self.tokens.ndim == 3 else self.tokens[:, 1:]) >= 0
 
     @property
     def ids(self) -> np.ndarray:
+        """The rows as a task makes them. Shapes: [N, T+1]."""
+        if self.tokens.ndim == 3:
+            return np.pad(self.tokens[:, 0], [(0, 0), (0, 1)])
         return np.where(self.tokens < 0, -2 - self.tokens, self.tokens)
 
 
@@ -50,10 +56,13 @@ def make_evaluator(
     """`evaluate` for use again and again: compiled once, parameters an argument, in evaluation mode.
 
     The result is called as `evaluator(params, windows, bytes_per_target)`; params may be the fp32 masters.
+    Its `task` says whose rows these are, where they are not those of the task given here.
     """
     score = _make_score(model, compile, intervention)
 
-    def evaluator(params: dict[str, Any], windows: Iterable, bytes_per_target: PerTarget) -> dict[str, float]:
+    def evaluator(
+        params: dict[str, Any], windows: Iterable, bytes_per_target: PerTarget, task: Task | None = task
+    ) -> dict[str, float]:
         scores = _join_scores([score(params, *_arrays(tokens, resets)) for tokens, resets in windows])
         return {**language_metrics(scores, bytes_per_target), **(task_metrics(scores, task) if task else {})}
 
@@ -123,6 +132,25 @@ def language_metrics(scores: Scores, bytes_per_target: PerTarget) -> dict[str, f
     }
 
 
+def ladder_of(data: TokenData, targets: int, period: int | None = None) -> dict[str, float]:
+    """The n-gram ladder of a run's training side on its first `targets` scored validation targets; of a
+    labelled task each rung predicts the label from the tokens read last. Arguments and keys: `ngram_ladder`.
+    """
+    answers, scored = data.validation.first(targets)
+    if data.validation.labels is None:
+        return ngram_ladder(data.train.ids, answers, data.vocab_size, period, scored)
+    labels = (_asked(data.train, data.train.ids.size), _asked(data.validation, targets))
+    train, held_out = data.train.ids[: labels[0].size], data.validation.ids[: labels[1].size]
+    return ngram_ladder(train, held_out, data.vocab_size, period, scored, labels)
+
+
+def _asked(split: TokenSplit, targets: int) -> np.ndarray:
+    """The labels of the first `targets` scored places, -1 where none is asked for. Shapes: [N]."""
+    labels, scored = split.first(targets)
+    assert scored is not None  # a task has it
+    return np.where(scored, labels.astype(np.int64), -1)
+
+
 def task_metrics(scores: Scores, task: Task) -> dict[str, float]:
     """skill, the ceiling of the accuracy and the floor of the nats; and for each named place of the task
     (the tail of a stream, the distance of a key) its own accuracy, nats and skill.
@@ -170,13 +198,17 @@ def _token_scores(model: LanguageModel, tokens: mx.array, resets: mx.array | Non
 
 def _arrays(tokens, resets) -> tuple[mx.array, mx.array | None]:
     tokens = mx.array(tokens)
-    if mx.any(tokens == -1).item():
+    if mx.any(tokens == PADDING).item():
         raise DataError("an evaluation window has padding (a token -1); give windows that are full")
     return tokens, None if resets is None else mx.array(resets)
 
 
 def _pairs(tokens: mx.array) -> mx.array:
-    """Each input with its target, as windows of their own. Shapes: [N, T+1] -> [N T, 2]."""
+    """Each input with its target, as windows of their own. Shapes: [N, T+1] -> [N T, 2], [N, 2, T] ->
+    [N T, 2, 1].
+    """
+    if tokens.ndim == 3:
+        return tokens.transpose(0, 2, 1).reshape(-1, 2, 1)
     return mx.stack([tokens[:, :-1], tokens[:, 1:]], axis=-1).reshape(-1, 2)
 
 

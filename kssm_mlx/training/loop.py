@@ -2,6 +2,7 @@
 
     per step        draw the batch of this cursor, take the step, write a row of metrics.jsonl
     eval.every      score the held-out windows, sample, remember the best
+    phase           after a step or an evaluation the next may begin: other rows, another rate, other masks
     save.every      write a checkpoint; also at the end, at a new best, and when a signal asks to stop
 
 A run that was killed and resumed is, bit for bit on a CPU, the run that was not: parameters, optimizer,
@@ -11,9 +12,11 @@ batches, rows. What resuming did is told by rows of kind "event", and timings di
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ from kssm_mlx.files import writing
 from kssm_mlx.models.base import Intervention, LanguageModel
 from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint, identity
+from kssm_mlx.training.curriculum.lengths import measure_lengths
+from kssm_mlx.training.curriculum.phases import Place, Reads, advance, open_phase, phase_masks, rate_of
+from kssm_mlx.training.curriculum.sections import Phase
 from kssm_mlx.training.early_stopping import Advice
 from kssm_mlx.training.evaluation import make_evaluator
 from kssm_mlx.training.json_lines import Rows, to_plain
@@ -35,7 +41,7 @@ from kssm_mlx.training.progress import Progress
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.signals import StopRequest, make_interrupted
 from kssm_mlx.training.state import TrainState, from_arrays, initial_state, to_arrays, with_knobs
-from kssm_mlx.training.step import make_step
+from kssm_mlx.training.step import Step, make_step
 
 SKIPS_ALLOWED = 10  # updates refused in a row for a gradient that is not finite, before the run is given up
 
@@ -143,15 +149,23 @@ class _Run:
             Monitoring(recipe, model.model_type, self.state.knobs),
             EarlyStopping(recipe),
         )
-        self.take_step = make_step(
+        self.phases, self.place = recipe.phases, Place()
+        self.reads = [
+            open_phase(phase, recipe, data, folder / layout.DATA / f"phase-{i}")
+            for i, phase in enumerate(self.phases, start=1)
+        ]
+        self.masks = [phase_masks(phase, model, masks or {}) for phase in self.phases]
+        self.state = self.state._replace(rate=mx.array(rate_of(self.phases[0], recipe)))
+        self.make_step = partial(
+            make_step,
             model,
             recipe.train,
             loss=parse_terms(recipe.loss, model.args.vocab_size),
-            masks=masks,
             intervention=held,
             monitor=self.watch.active,
         )
-        self.score = make_evaluator(model, task=data.task, intervention=held)
+        self.steps: dict[str, Step] = {}
+        self.score = make_evaluator(model, intervention=held)
         self.step = self.tokens = self.started_at = 0
         self.best: Row = {}
         self.evaluation: Row = {}
@@ -185,6 +199,7 @@ class _Run:
         self.tokens, self.best, self.evaluation = (saved.state[k] for k in ("tokens", "best", "evaluation"))
         self.watch.visits = saved.state.get("visits", self.watch.visits)
         self.course.memory = saved.state.get("course", self.course.memory)
+        self.place = Place(**saved.state.get("phase", {}))
         self._log_restored(loaded, changed)
         with writing("checkpoints", self.checkpoints):
             self._repair_checkpoints(loaded)
@@ -196,6 +211,8 @@ class _Run:
         if self.course.stopped:
             more = "to train on, take [monitor.patience] out and pass --allow-config-change"
             self.progress.say(f"{self.folder} was stopped by {self.course.stopped}; {more}")
+        elif self.place.index >= len(self.phases):
+            self.progress.say(f"{self.folder} is finished: its last phase ended after step {self.step}")
         elif self.step < self.recipe.train.steps:
             self._log_event("resume", f"resuming {self.folder}: {done}")
         else:
@@ -235,9 +252,12 @@ class _Run:
             )
         while self._goes_on():
             self._take_one_step()
-            improved = self._is_due(self.recipe.eval.every) and self._evaluate()
+            evaluated = self._is_due(self.recipe.eval.every)
+            improved = evaluated and self._evaluate()
+            measured = self.evaluation if evaluated else None
+            self._enter_phase(advance(self.phases, self.place, self.step, measured))
             signal = stop.signal
-            if self._is_due(self.recipe.save.every) or improved or signal or self.course.stopped:
+            if self._is_due(self.recipe.save.every) or improved or signal or not self._goes_on():
                 self._save_checkpoint(improved, pinned=signal.name if signal else "")
             if signal:
                 raise make_interrupted(
@@ -250,7 +270,44 @@ class _Run:
         return with_knobs(self.state.params, self.state.untrained)
 
     def _goes_on(self) -> bool:
-        return self.step < self.recipe.train.steps and not self.course.stopped
+        ended = self.course.stopped or self.place.index >= len(self.phases)
+        return self.step < self.recipe.train.steps and not ended
+
+    @property
+    def _in_phases(self) -> bool:
+        """Whether the recipe divides the run."""
+        return self.phases != (Phase(),)
+
+    @property
+    def _now(self) -> int:
+        """The index of the phase of the next step, or of the last there was."""
+        return min(self.place.index, len(self.phases) - 1)
+
+    @property
+    def _reads(self) -> Reads:
+        return self.reads[self._now]
+
+    def _enter_phase(self, place: Place) -> None:
+        """Begin the phase of `place`, unless it is where the run is already."""
+        if place == self.place:
+            return
+        self.place = place
+        over = place.index >= len(self.phases)
+        message = f"phase {self._now + 1} of {len(self.phases)}" + (
+            " is over, and the run with it" if over else f": rows of {self._reads.context} tokens"
+        )
+        self.progress.say(f"step {self.step}: {message}")
+        self.metrics.write({"kind": "event", "step": self.step, "event": "phase", "message": message})
+        if not over:
+            self.state = self.state._replace(rate=mx.array(rate_of(self.phases[self._now], self.recipe)))
+
+    def _step_of_phase(self) -> Step:
+        """The compiled step; phases that hold the same share one, and compile anew for another context."""
+        phase = self.phases[self._now]
+        key = json.dumps([phase.trains, phase.freeze and phase.freeze.model_dump()])
+        if key not in self.steps:
+            self.steps[key] = self.make_step(masks=self.masks[self._now] or None)
+        return self.steps[key]
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.train.steps
@@ -259,13 +316,14 @@ class _Run:
         """One step and its row."""
         began = self.clock()
         tokens, resets = self._read_batch()
-        self.state, metrics = self.take_step(self.state, tokens, resets)
+        self.state, metrics = self._step_of_phase()(self.state, tokens, resets)
         # Here, so that the time of a step is its own, and no graph grows from step to step.
         mx.eval(self.state, metrics)
         self.step += 1
         row = {
             "kind": "train",
             "step": self.step,
+            **self._describe_phase(),
             **{name: to_plain(value) for name, value in metrics.items()},
         }
         row["tokens_per_second"] = row["tokens"] / max(self.clock() - began, 1e-9)
@@ -280,13 +338,17 @@ class _Run:
             self.hooks.on_step(self.step, row)
 
     def _read_batch(self) -> tuple[mx.array, mx.array | None]:
-        """The batch of this step: a pure function of the recipe and the cursor."""
-        train, split = self.recipe.train, self.data.train
+        """The batch of this step: a pure function of the recipe, the phase and the cursor."""
+        train, (data, context, _) = self.recipe.train, self._reads
         if train.hand_off:
-            tokens, resets = track_batch(split, self.step, train.batch_size, train.context)
+            tokens, resets = track_batch(data.train, self.step, train.batch_size, context)
         else:
-            tokens, resets = random_batch(split, train.seed, self.step, train.batch_size, train.context)
+            tokens, resets = random_batch(data.train, train.seed, self.step, train.batch_size, context)
         return mx.array(tokens), None if resets is None else mx.array(resets)
+
+    def _describe_phase(self) -> Row:
+        """Columns of a row: the number of the phase, from 1, and the tokens of its rows."""
+        return {"phase": self._now + 1, "context": self._reads.context} if self._in_phases else {}
 
     def _refuse_divergence(self, row: Row) -> None:
         if row["skips"] >= SKIPS_ALLOWED:
@@ -297,13 +359,16 @@ class _Run:
 
     def _evaluate(self) -> bool:
         """Score, sample, tell; True for a new best. Training is not touched: the windows are fixed."""
-        began, train = self.clock(), self.recipe.train
-        windows = evaluation_windows(
-            self.data.validation, self.recipe.eval.tokens, train.context, train.batch_size
-        )
-        numbers = self.score(self._run_parameters(), windows, self.data.bytes_per_target)
+        began, (data, context, task) = self.clock(), self._reads
+        tokens, batch_size = self.recipe.eval.tokens, self.recipe.train.batch_size
+        windows = evaluation_windows(data.validation, tokens, context, batch_size)
+        score = partial(self.score, self._run_parameters())
+        numbers = score(windows, data.bytes_per_target, task)
+        if self._is_due(self.recipe.eval.lengths_every or self.recipe.eval.every):
+            numbers |= measure_lengths(score, task, self.recipe.data.seed)
         numbers = {name: to_plain(value) for name, value in numbers.items()}
-        self.evaluation = {"kind": "eval", "step": self.step, **numbers, **self.watch.residence()}
+        about = {"kind": "eval", "step": self.step, **self._describe_phase()}
+        self.evaluation = {**about, **numbers, **self.watch.residence()}
         improved = _is_better(self.evaluation, self.best)
         self.best = self.evaluation if improved else self.best
         self.metrics.write({**self.evaluation, "seconds": self.clock() - began})
@@ -354,6 +419,7 @@ class _Run:
             "evaluation": self.evaluation,
             "visits": self.watch.visits,
             "course": self.course.memory,
+            "phase": self.place._asdict(),
             "identity": self.identity,
             "environment": self.environment,
         }
@@ -367,9 +433,10 @@ class _Run:
 
 
 def _is_better(new: Row, best: Row) -> bool:
-    """Whether an evaluation has the lowest nats per token so far; one that is not finite never has."""
+    """Whether an evaluation has the lowest nats per token of its phase; one that is not finite never has."""
     nats = new["nats_per_token"]
-    return nats is not None and (not best or nats < best["nats_per_token"])
+    first = not best or new.get("phase") != best.get("phase")  # other rows: the losses do not compare
+    return nats is not None and (first or nats < best["nats_per_token"])
 
 
 def _set_cache_limit() -> None:

@@ -25,9 +25,24 @@ def chunk_for(batch: int, T: int, vocabulary: int) -> int | None:
 
 
 def split_rows(tokens: mx.array) -> tuple[mx.array, mx.array]:
-    """(inputs, targets) of rows, the inputs as ids, padding as id 0. Shapes: [B, T+1] -> [B, T], [B, T]."""
+    """(inputs, targets) of rows, the inputs as ids, padding as id 0.
+
+    Shapes: [B, T+1], or of labelled rows [B, 2, T] -> [B, T], [B, T].
+    """
+    if tokens.ndim == 3:
+        return tokens[:, 0], tokens[:, 1]
     ids = mx.where(tokens < -1, -2 - tokens, mx.maximum(tokens, 0))
     return ids[:, :-1], tokens[:, 1:]
+
+
+def cut_rows(tokens: mx.array, start: int, stop: int | None = None) -> mx.array:
+    """The rows of the targets from `start` up to `stop`, with what is read for them.
+
+    Shapes: as `split_rows` takes them, with stop - start targets in place of T.
+    """
+    if tokens.ndim == 3:
+        return tokens[:, :, start:stop]
+    return tokens[:, start : None if stop is None else stop + 1]
 
 
 def token_nats(logits: mx.array, targets: mx.array) -> mx.array:

@@ -8,6 +8,7 @@
     [monitor] the tone map and the target zone whose names and residence are logged
     [control] a rule that turns the model's knobs between steps
     [freeze] which units of the mixers stay as they began
+    [[phase]] parts of the run with settings of their own; [curriculum], phases by the length of the rows
     [clamp]  a size that is held in every forward pass
     [noise]  what is added to activations or states in every forward pass
     [eval]   how often, on how much, what to sample
@@ -34,10 +35,11 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from kssm_mlx.data.tasks import PREFIX, make_task
+from kssm_mlx.data.tasks import PREFIX, Task, make_task
 from kssm_mlx.errors import ConfigError, nearest, quote
 from kssm_mlx.parsing import LONGEST_KEY, parse_toml
 from kssm_mlx.runs.records import OLD_KEYS, rename_old_keys
+from kssm_mlx.training.curriculum.sections import Curriculum, Phase, require_metrics, require_order
 from kssm_mlx.training.recipe_sections import (
     MODEL_KINDS,
     About,
@@ -72,22 +74,75 @@ class Recipe(Section):
     freeze: Freeze | None = None
     clamp: Clamp | None = None
     noise: Noise | None = None
+    phase: list[Phase] = setting([], "parts of the run, one after the other")
+    curriculum: Curriculum | None = None
     eval: Eval = Eval()
     save: Save = Save()
     waive: dict[str, str] = setting({}, "checks that may fail, each with the reason")
     smoke: dict[str, Any] = setting({}, "what `--smoke` changes")
     failure: Failure | None = None
 
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The parts of the run; of most recipes there is one, which changes nothing."""
+        return self.curriculum.phases if self.curriculum else tuple(self.phase) or (Phase(),)
+
+    def make_task(self, options: dict[str, Any] | None = None) -> Task | None:
+        """The task that is trained on, some of its options changed; None for text."""
+        if not self.data.source.startswith(PREFIX):
+            return None
+        return make_task(self.data.source.removeprefix(PREFIX), {**self.data.task, **(options or {})})
+
+    def context_of(self, phase: Phase) -> int:
+        """The length of its rows: its own, that of its task if this has other options, or train.context."""
+        task = self.make_task(phase.task) if phase.task else None
+        return phase.context or (task.length if task else self.train.context)
+
     @model_validator(mode="after")
     def _rows_fit(self):
-        if self.data.source.startswith(PREFIX):
-            task = make_task(self.data.source.removeprefix(PREFIX), self.data.task)
-            if self.train.context != task.length:
-                raise ValueError(
-                    f"train.context is {self.train.context}, the rows of {self.data.source} have "
-                    f"{task.length} targets; set train.context = {task.length}"
-                )
+        task = self.make_task()
+        if task is not None and self.train.context != task.length:
+            raise ValueError(
+                f"train.context is {self.train.context}, the rows of {self.data.source} have "
+                f"{task.length} targets; set train.context = {task.length}"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self):
+        if not self.phase and self.curriculum is None:
+            return self
+        if self.phase and self.curriculum:
+            raise ValueError("[curriculum] stands for [[phase]] tables; leave one of them out")
+        if self.monitor and self.monitor.patience:
+            raise ValueError(
+                "[monitor.patience] reads one curve of the held-out loss, which phases measure on other "
+                "rows; leave one of them out"
+            )
+        if self.train.hand_off and any(phase.context for phase in self.phases):
+            raise ValueError("train.hand_off reads tracks of one context; leave it or the phases' out")
+        require_order(self.phases)
+        for i, phase in enumerate(self.phases, start=1):
+            self._require_rows(i, phase)
+        require_metrics(self.phases, known_metrics(self.make_task()))
+        return self
+
+    def _require_rows(self, i: int, phase: Phase) -> None:
+        """Raises: ValueError for a phase whose context its rows do not have."""
+        context, task = self.context_of(phase), self.make_task(phase.task)
+        if phase.task and task is None:
+            raise ValueError(f"phase {i} has options of a task, and the data is text")
+        if context > self.train.context:
+            raise ValueError(
+                f"phase {i} has context {context}, more than train.context = {self.train.context}, which is "
+                "the longest"
+            )
+        if task is not None and (context > task.length or (context < task.length and not task.prefixes)):
+            raise ValueError(
+                f"phase {i} has context {context}, its rows {task.length} targets"
+                f"{', at most which they can have' if task.prefixes else ', which cannot be cut'}; set its "
+                f"context, or the length of its task"
+            )
 
     @model_validator(mode="before")
     @classmethod
@@ -106,6 +161,16 @@ class Recipe(Section):
         except ConfigError as e:
             raise ValueError(str(e)) from None
         return loss
+
+
+def known_metrics(task: Task | None) -> tuple[str, ...]:
+    """The numbers of an evaluation that a phase may wait for."""
+    places = task.places(task.sample(0, "validation", 0).ids) if task else ()
+    return (
+        *("nats_per_token", "perplexity", "bits_per_byte", "accuracy"),
+        *(["skill"] if task else []),
+        *(f"{kind}_{place}" for kind in ("accuracy", "nats", "skill") for place in places),
+    )
 
 
 def list_shipped() -> dict[str, Path]:

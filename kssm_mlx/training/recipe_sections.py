@@ -255,8 +255,20 @@ class Eval(Section):
         None, "between two of them; by default at every evaluation", unit="updates", ge=1
     )
 
+    lengths_every: int | None = setting(
+        None,
+        "between two scorings of data.task.test_lengths, and at the end; by default at every evaluation",
+        unit="updates",
+        ge=1,
+    )
+
     @model_validator(mode="after")
     def _checks_meet_evaluations(self):
+        if self.lengths_every is not None and self.lengths_every % self.every:
+            raise ValueError(
+                f"lengths_every {self.lengths_every} is no multiple of every {self.every}: they are scored "
+                "at evaluations"
+            )
         if self.checks_every is not None and self.checks_every % self.every:
             raise ValueError(
                 f"checks_every {self.checks_every} is no multiple of every {self.every}: they are asked at "

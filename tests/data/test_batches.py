@@ -1,11 +1,79 @@
+import hashlib
+
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch, windows_per_epoch
-from kssm_mlx.data.tokens import TokenSplit
+from kssm_mlx.data.tasks import make_task
+from kssm_mlx.data.tokens import TokenSplit, prepare
 from kssm_mlx.errors import DataError
+from kssm_mlx.training.losses import cut_rows, split_rows
+from kssm_mlx.training.recipe import parse
+
+# sha256 of the batches of tasks as they were before there were labels.
+BATCHES = {
+    "toy": ({}, "47ac30a977aa32a2"),
+    "interleaved": ({"length": 40}, "675961d07876a2b0"),
+    "modular": ({"p": 13}, "603deaa1354696bb"),
+    "copy": ({"symbols": 6}, "38783d4fe4a8d693"),
+    "selective-copy": ({"symbols": 4, "span": 12}, "7bc50d0e6b785aa3"),
+    "induction": ({"length": 20}, "650844bda2791bd8"),
+    "counting": ({"n": 3, "length": 20}, "bb020e69d8908ac6"),
+    "passkey": ({"distances": [0, 5, 20]}, "8a75c8627c3bd771"),
+}
+
+
+def task_data(folder, name, **options):
+    """Token files of a task, and the targets of its rows."""
+    options = {**options, "train_rows": 300, "validation_rows": 60}
+    length = make_task(name, options).length
+    recipe = parse({"data": {"source": f"task:{name}", "task": options}, "train": {"context": length}})
+    return prepare(recipe.data, folder), length
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_tasks_without_labels_have_the_batches_they_had(name, tmp_path):
+    options, expected = BATCHES[name]
+    data, length = task_data(tmp_path, name, **options)
+    digest = hashlib.sha256()
+    for step in (0, 7):
+        digest.update(random_batch(data.train, 3, step, 16, length).tokens.tobytes())
+    for batch in evaluation_windows(data.validation, 4096, length, 16):
+        digest.update(batch.tokens.tobytes())
+    assert digest.hexdigest()[:16] == expected
+
+
+def test_labelled_rows_are_inputs_over_labels(tmp_path):
+    data, length = task_data(tmp_path, "parity", train_length=12)
+    tokens, resets = random_batch(data.train, 0, 0, 8, length)
+    assert tokens.shape == (8, 2, 12) and tokens.dtype == np.int32 and resets is None
+    np.testing.assert_array_equal(np.cumsum(tokens[:, 0], axis=1) % 2, tokens[:, 1])
+    shorter = random_batch(data.train, 0, 0, 8, 5).tokens  # the beginnings of the same rows
+    np.testing.assert_array_equal(shorter, tokens[:, :, :5])
+    inputs, targets = split_rows(mx.array(tokens))
+    np.testing.assert_array_equal(np.stack([inputs, targets], axis=1), tokens)
+
+
+def test_a_place_that_asks_for_nothing_has_no_label():
+    ids, labels = np.arange(8), np.arange(8) + 20
+    scored = np.array([0, 1, 0, 1] * 2)
+    split = TokenSplit("train", ids, np.array([0, 4]), scored, 4, labels)
+    (batch,) = evaluation_windows(split, 6, 3, 8)
+    assert batch.tokens.tolist() == [[[0, 1, 2], [21, -2, 23]], [[4, 5, 6], [25, -2, 27]]]
+    assert -1 not in batch.tokens  # which would be padding
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_rows_are_cut_to_their_targets(labelled):
+    row = np.arange(10)[None]
+    rows = mx.array(np.stack([row[:, :-1], row[:, 1:] + 50], axis=1) if labelled else row)
+    inputs, targets = split_rows(cut_rows(rows, 2, 5))
+    assert inputs.tolist() == [[2, 3, 4]]
+    assert targets.tolist() == ([[53, 54, 55]] if labelled else [[3, 4, 5]])
+    assert split_rows(cut_rows(rows, 7))[0].tolist() == [[7, 8]]
 
 
 def counting(length, starts=(0,)):

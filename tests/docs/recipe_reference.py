@@ -19,6 +19,7 @@ from kssm_mlx.models.grafts.configs import GRAFTS
 from kssm_mlx.oscillators.zones import PROFILES, TARGETS, Profile
 from kssm_mlx.training import recipe_sections as sections
 from kssm_mlx.training import steering_sections as steering
+from kssm_mlx.training.curriculum import sections as phases
 from kssm_mlx.training.loss_terms import TERMS
 from tests.docs.meanings import MEANINGS
 from tests.support.pages import ROOT
@@ -38,6 +39,8 @@ SECTIONS: dict[str, type] = {
     "freeze": steering.Freeze,
     "clamp": steering.Clamp,
     "noise": steering.Noise,
+    "phase": phases.Phase,
+    "curriculum": phases.Curriculum,
     "eval": sections.Eval,
     "save": sections.Save,
     "failure": sections.Failure,

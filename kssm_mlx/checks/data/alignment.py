@@ -149,7 +149,7 @@ def _targets(ctx: Context) -> list[np.ndarray]:
         else random_batch(split, train.seed, i, train.batch_size, train.context)
         for i in range(BATCHES)
     ]
-    return [batch.tokens[:, 1:] for batch in batches]
+    return [np.array(split_rows(mx.array(batch.tokens))[1]) for batch in batches]
 
 
 def _filled(targets: np.ndarray) -> float:

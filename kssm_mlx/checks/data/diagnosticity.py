@@ -10,6 +10,7 @@ import numpy as np
 
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.data.task_learnability import Rows, rows_of, says, task_of
+from kssm_mlx.data.tasks import Task
 
 TARGETS, TEST, PLACES, LAGS = 1200, 150, 8, 48
 STEPS, RATE = 150, 0.1
@@ -39,9 +40,9 @@ def content_is_needed(ctx: Context) -> Check:
     task, test = task_of(ctx), rows_of(ctx.data.validation, TEST)
     places = _places(test.scored)
     train = rows_of(ctx.data.train, TARGETS // places.size)
-    answers = np.unique(np.asarray(ctx.data.train.ids)[np.asarray(ctx.data.train.scored) > 0])
+    answers = np.unique(np.asarray(ctx.data.train.answers)[np.asarray(ctx.data.train.scored) > 0])
     voted = _vote_hits(_contexts(train, places, answers), _contexts(test, places, answers))
-    known = np.array([[says(task, row[:t]) == row[t] for row in test.ids] for t in places])
+    known = np.array([_right(task, test, t) for t in places])
     named = [task.places(row) for row in test.ids]
     masks = {"scored": np.ones_like(known)} | {
         name: np.stack([row[name][places - 1] for row in named], axis=1) for name in named[0]
@@ -58,6 +59,11 @@ def content_is_needed(ctx: Context) -> Check:
         "a filter by lag solves this: score other places, or let noise shift the lags (task option jitter)",
         gaps=gaps,
     )
+
+
+def _right(task: Task, rows: Rows, t: int) -> list[bool]:
+    """Whether the oracle answers place t of each row."""
+    return [says(task, ids[:t]) == answers[t] for ids, answers in zip(rows.ids, rows.answers, strict=True)]
 
 
 def _gap(known: np.ndarray, voted: np.ndarray, chosen: np.ndarray) -> float:
@@ -87,7 +93,7 @@ def _contexts(rows: Rows, places: np.ndarray, answers: np.ndarray) -> Votes:
     at = places[:, None] - 1 - np.arange(min(LAGS, places.max()))
     tokens = rows.ids[:, np.maximum(at, 0)].swapaxes(0, 1)
     valid = (at >= 0)[:, None] & np.isin(tokens, answers)
-    return Votes(tokens, valid, rows.ids[:, places].T, rows.scored[:, places].T)
+    return Votes(tokens, valid, rows.answers[:, places].T, rows.scored[:, places].T)
 
 
 def _vote_hits(train: Votes, test: Votes) -> np.ndarray:

@@ -25,10 +25,13 @@ FEWEST = 20  # rows that are scored at a place, before its entropy is judged
 
 
 class Rows(NamedTuple):
-    """Rows of a task. Shapes: ids int [N, L + 1]; scored bool [N, L + 1], never the first of a row."""
+    """Rows of a task. Shapes: ids int [N, L + 1]; scored bool [N, L + 1], never the first of a row; answers
+    int [N, L + 1], what the places ask for, the ids themselves unless the task has labels.
+    """
 
     ids: np.ndarray
     scored: np.ndarray
+    answers: np.ndarray
 
 
 def task_of(ctx: Context) -> Task:
@@ -39,12 +42,21 @@ def task_of(ctx: Context) -> Task:
     return ctx.data.task
 
 
+def task_of_row(ctx: Context, row: dict) -> Task:
+    """The task that an evaluation was made on: in a phase of the run its rows may be others."""
+    task, recipe, phase = task_of(ctx), ctx.recipe, row.get("phase")
+    if recipe is None or phase is None or phase > len(recipe.phases):
+        return task
+    return (recipe.make_task(recipe.phases[phase - 1].task) or task).at(row["context"])
+
+
 def rows_of(split: TokenSplit, most: int = SEQUENCES) -> Rows:
     """The first rows of a split."""
     assert split.row is not None and split.scored is not None  # a task has both
     count = min(most, split.starts.size) * split.row
-    ids, scored = (np.asarray(a[:count]).reshape(-1, split.row) for a in (split.ids, split.scored))
-    return Rows(ids.astype(np.int64), scored.astype(bool) & (np.arange(split.row) > 0))
+    parts = (split.ids, split.scored, split.answers)
+    ids, scored, answers = (np.asarray(a[:count]).astype(np.int64).reshape(-1, split.row) for a in parts)
+    return Rows(ids, scored.astype(bool) & (np.arange(split.row) > 0), answers)
 
 
 @check("G1", level="P", title="the ceiling is above chance", source="docs/background/allostasis.md#ceilings")
@@ -80,7 +92,7 @@ def ceiling_above_chance(ctx: Context) -> Check:
 def task_has_a_rule(ctx: Context) -> Check:
     """On the scored targets of up to 300 validation rows: the gain 1 - CL / ln V of the best adaptive coder
     that counts inside one row (orders 1 to 3, strides 1 to 4); and the accuracy of the task's own oracle, run
-    on 48 of the rows, against the declared ceiling acc*.
+    on 48 of the rows, against the declared ceiling acc*. Of a labelled task the coder counts the labels.
 
     Threshold: learnable = the oracle reaches acc* - 5 standard errors, or gain >= 0.05. Refused = the
     declared floor is ln V of the answers, or the oracle misses its ceiling and gain < 0.01. Anything else
@@ -91,7 +103,7 @@ def task_has_a_rule(ctx: Context) -> Check:
     Sabotage: the broken task; rows whose tokens were permuted.
     """
     task, rows = task_of(ctx), rows_of(ctx.data.validation)
-    bound, coder = task.bound(), in_context(rows.ids, ctx.data.vocab_size, rows.scored)
+    bound, coder = task.bound(), in_context(rows.answers, ctx.data.vocab_size, rows.scored)
     hits = oracle_hits(task, rows, ORACLE_ROWS)
     error = math.sqrt(max(bound.accuracy * (1 - bound.accuracy), 1 / hits.size) / hits.size)
     reached = hits.mean() >= bound.accuracy - SIGMA * math.hypot(error, bound.accuracy_se)
@@ -120,15 +132,15 @@ def oracle_hits(task: Task, rows: Rows, most: int) -> np.ndarray:
     """Whether `task.predict` was right, at every scored target of the first rows. Shapes: [targets] bool."""
     return np.array(
         [
-            says(task, ids[:t]) == ids[t]
-            for ids, scored in zip(*(a[:most] for a in rows), strict=True)
+            says(task, ids[:t]) == answers[t]
+            for ids, scored, answers in zip(*(a[:most] for a in rows), strict=True)
             for t in np.flatnonzero(scored)
         ]
     )
 
 
 def says(task: Task, prefix: np.ndarray) -> int:
-    """What the oracle expects next, -1 for a row that it cannot make sense of."""
+    """What the oracle answers after a prefix, -1 for a row that it cannot make sense of."""
     try:
         return task.predict(prefix)
     except (ValueError, IndexError):
@@ -151,7 +163,9 @@ def above_chance(ctx: Context) -> Check:
     Caught: 50 epochs at 0.0 to 0.1 % where chance is 0.024 %, read as "hard".
     Sabotage: an accuracy of chance.
     """
-    task, last = task_of(ctx), evaluations(ctx)[-1]
+    task_of(ctx)
+    last = evaluations(ctx)[-1]
+    task = task_of_row(ctx, last)
     n, chance = last["tokens"], task.chance
     z = (last["accuracy"] - chance) / math.sqrt(chance * (1 - chance) / n)
     return verdict(
@@ -192,7 +206,7 @@ def target_entropy(ctx: Context) -> Check:
     scored = np.flatnonzero(rows.scored.sum(axis=0) >= FEWEST)
     if not scored.size:
         raise NotMeasurable(f"no place is scored in {FEWEST} validation rows")
-    entropy = {int(t): _entropy(rows.ids[rows.scored[:, t], t]) for t in scored}
+    entropy = {int(t): _entropy(rows.answers[rows.scored[:, t], t]) for t in scored}
     needed = ENTROPY * min(math.log(ctx.data.vocab_size), math.log(rows.ids.shape[0]))
     known = [t for t, nats in entropy.items() if not nats >= needed]
     least = min(entropy, key=entropy.__getitem__)

@@ -18,11 +18,15 @@ from kssm_mlx.checks.core.probes import (
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.data.task_learnability import task_of
 from kssm_mlx.data.tasks import Copy, Counting, Induction, Modular, Passkey, SelectiveCopy, Task
+from kssm_mlx.data.tasks.associative import MQAR, FuzzyRecall, Recall
+from kssm_mlx.data.tasks.mad import BlankCopy, Compress, Memorize
 from kssm_mlx.data.tasks.streams import Toy
+from kssm_mlx.data.tasks.tracking import Dense
 
 ROWS, MOST, FELT = 4, 7, 1e-6
 
 # Task -> between the input that is asked for and the one that asks, in tokens; a subclass before its parent.
+# What tracks a state needs every token there was.
 NEEDED: dict[type[Task], Callable[[Any], range | list[int]]] = {
     SelectiveCopy: lambda t: range(t.symbols, t.span + 1),
     Copy: lambda t: [t.symbols],
@@ -30,6 +34,13 @@ NEEDED: dict[type[Task], Callable[[Any], range | list[int]]] = {
     Modular: lambda t: [1, 3],
     Counting: lambda t: range(1, t.length),
     Induction: lambda t: range(1, t.length - 1),
+    Dense: lambda t: range(t.length),
+    MQAR: lambda t: range(1, t.length - 1, 2),
+    Recall: lambda t: range(1, t.length - 1, 2),
+    FuzzyRecall: lambda t: range(1, t.length - 1),
+    BlankCopy: lambda t: range(t.symbols + 1, t.length),
+    Memorize: lambda t: [1],
+    Compress: lambda t: [t.symbols + 1],
     Toy: lambda t: [t.streams * p - 1 for p in range(t.low, t.high + 1)],
 }
 
@@ -43,8 +54,9 @@ NEEDED: dict[type[Task], Callable[[Any], range | list[int]]] = {
 )
 def memory_reach(ctx: Context) -> Check:
     """The lags between a token that decides and the place where it is asked for, from the task's options: 2p
-    - 1 for interleaved streams of period p; up to 7 of them, evenly chosen. Change the token at such a lag
-    before the last place in 4 random rows; e = max |Δ logits at the last place| / std(logits).
+    - 1 for interleaved streams of period p, every lag of a word problem; up to 7 of them, evenly chosen.
+    Change the token at such a lag before the last place in 4 random rows; e = max |Δ logits at the last
+    place| / std(logits).
 
     Threshold: e > 1e-6 at every lag: what does not even change the last digit cannot be used.
     Caught: K-SSM v3 on this task: phases by position, nothing carried, so at best a guess.

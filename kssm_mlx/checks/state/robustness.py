@@ -15,7 +15,7 @@ from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict
 from kssm_mlx.checks.core.state_recording import Views, refuse_stateless, view_states, with_views
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.models.base import Cache, number, training_mode
-from kssm_mlx.training.losses import cross_entropy, split_rows, token_nats
+from kssm_mlx.training.losses import cross_entropy, cut_rows, split_rows, token_nats
 
 ROWS, HALF = 8, 32
 LEVEL = 0.1  # of the RMS of a memory, row by row
@@ -118,7 +118,7 @@ def _read_half(ctx: Context) -> tuple[Cache, mx.array]:
     with training_mode(ctx.model, False):
         cache = ctx.model.forward(split_rows(rows)[0][:, : length // 2], None).cache
     view_states(ctx.model, cache)  # says at once where there is none
-    return cache, rows[:, length // 2 :]
+    return cache, cut_rows(rows, length // 2)
 
 
 def _logits(model, cache: Cache, rows: mx.array) -> np.ndarray:
@@ -227,7 +227,7 @@ def _sessions(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
         mx.array(random_batch(ctx.data.validation, ctx.seed, i, READERS, length).tokens)
         for i in range(SESSIONS + 1)
     )
-    probe = probe[:, : HALF + 1]
+    probe = cut_rows(probe, 0, HALF)
     fresh, cache, after = _row_losses(model, None, probe), None, []
     for rows in sessions:
         with training_mode(model, False):

@@ -45,7 +45,7 @@ def no_learning_on_permuted_targets(ctx: Context) -> Check:
     Sabotage: modular addition with `whole_row`; a model that reads the next token.
     """
     task, train = task_of(ctx), rows_of(ctx.data.train, most=SHUFFLED_STEPS * BATCH)
-    targets = _permuted(np.where(train.scored, train.ids, -1)[:, 1:], ctx.seed)
+    targets = _permuted(np.where(train.scored, train.answers, -1)[:, 1:], ctx.seed)
     model = _fresh(ctx)
 
     def batch(i: int) -> tuple[mx.array, mx.array]:
@@ -92,7 +92,8 @@ def model_holds_the_task(ctx: Context) -> Check:
     task_of(ctx)
     rows = random_batch(ctx.data.train, ctx.seed, 0, ROWS, ctx.data.task.length).tokens
     inputs, targets = split_rows(mx.array(rows))
-    model, limit = _fresh(ctx), BY_HEART * math.log(ctx.data.vocab_size) + _open(rows)
+    limit = BY_HEART * math.log(ctx.data.vocab_size) + _open(np.array(inputs), np.array(targets))
+    model = _fresh(ctx)
 
     def batch(i: int) -> tuple[mx.array, mx.array]:
         part = slice(i * BATCH % ROWS, i * BATCH % ROWS + BATCH)
@@ -113,23 +114,20 @@ def model_holds_the_task(ctx: Context) -> Check:
     )
 
 
-def _open(rows: np.ndarray) -> float:
+def _open(inputs: np.ndarray, targets: np.ndarray) -> float:
     """Nats per scored target that are left to somebody who knows these rows by heart: the entropy of what
-    follows equal beginnings.
+    follows equal beginnings. Shapes: [N, L], targets below zero where they are not scored.
     """
-    ids, nats, targets = np.where(rows < 0, -2 - rows, rows), 0.0, 0
-    for place in np.flatnonzero((rows[:, 1:] >= 0).any(axis=0)) + 1:
-        scored = ids[rows[:, place] >= 0]
-        _, alike, counts = np.unique(scored[:, :place], axis=0, return_inverse=True, return_counts=True)
-        _, same, together = np.unique(
-            np.column_stack([alike.ravel(), scored[:, place]]),
-            axis=0,
-            return_inverse=True,
-            return_counts=True,
-        )
+    nats, count = 0.0, 0
+    for place in np.flatnonzero((targets >= 0).any(axis=0)):
+        rows = targets[:, place] >= 0
+        read, asked = inputs[rows, : place + 1], targets[rows, place]
+        _, alike, counts = np.unique(read, axis=0, return_inverse=True, return_counts=True)
+        pairs = np.column_stack([alike.ravel(), asked])
+        _, same, together = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
         nats += np.log(counts[alike.ravel()] / together[same.ravel()]).sum()
-        targets += len(scored)
-    return float(nats / targets)
+        count += rows.sum()
+    return float(nats / count)
 
 
 def _fresh(ctx: Context) -> LanguageModel:

@@ -20,9 +20,8 @@ from kssm_mlx.checks.core.probes import (
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.data.batches import evaluation_windows, random_batch
 from kssm_mlx.generation import generate
-from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.models.base import training_mode
-from kssm_mlx.training.evaluation import GAIN_TOKENS, context_gain, evaluate
+from kssm_mlx.training.evaluation import GAIN_TOKENS, context_gain, evaluate, ladder_of
 
 PROMPTS, PROMPT_TOKENS, TOKENS, PERIOD = 8, 32, 64, 8
 RUNGS = ("uniform", "unigram", "bigram", "position_bigram", "trigram")
@@ -91,9 +90,8 @@ def better_than_ngrams(ctx: Context) -> Check:
     context, V = ctx.recipe.train.context, vocabulary_size(ctx.model)
     got = evaluate(as_run(ctx), _windows(ctx, ctx.recipe.eval.tokens), ctx.data.bytes_per_target)
     loss, scored = got["nats_per_token"], got["tokens"]
-    ids, targets = ctx.data.validation.first(scored)
     period = ctx.data.task.length + 1 if ctx.data.task else None
-    counted = ngram_ladder(ctx.data.train.ids, ids, V, period, scored=targets)
+    counted = ladder_of(ctx.data, int(scored), period)
     rungs = {rung: counted[rung] for rung in RUNGS if rung in counted}
     best = min((rung for rung in rungs if rung.endswith("bigram")), key=rungs.__getitem__)
     name, margin = (best, 0.1) if is_final(ctx) else ("unigram", 0.3)

@@ -75,7 +75,7 @@ def learns_one_batch(ctx: Context) -> Check:
 
 def _learn(ctx: Context, rows: np.ndarray):
     """(steps taken, losses before, losses after), the losses those of the true and of permuted targets."""
-    B, T = rows.shape[0], rows.shape[1] - 1
+    B, T = split_rows(mx.array(rows))[0].shape
     train = Train(
         batch_size=B, context=T, steps=STEPS, learning_rate=LEARNING_RATE, schedule="constant", warmup=5
     )

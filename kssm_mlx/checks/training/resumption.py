@@ -24,7 +24,7 @@ from kssm_mlx.training.loop import train_loop
 from kssm_mlx.training.recipe import Recipe, parse
 from kssm_mlx.training.state import to_arrays
 
-STEPS, HALF, ROWS, CONTEXT = 20, 10, 2, 64
+STEPS, HALF, CHANGE, ROWS, CONTEXT = 20, 10, 15, 2, 64
 LARGEST = 1 << 30  # bytes of a checkpoint that the check is willing to write four times
 TIMINGS = {"tokens_per_second", "seconds"}
 LIMITS = {"loss": 1e-5, "lr": 0.0}
@@ -78,15 +78,28 @@ def resume_parity(ctx: Context) -> Check:
 def _shorten_recipe(recipe: Recipe) -> Recipe:
     """The recipe in 20 small steps."""
     table = {**recipe.model_dump(), "about": {}}
+    context = short_context(recipe, CONTEXT)
     table["train"] |= {
         "steps": STEPS,
         "batch_size": max(ROWS, recipe.train.accumulation),
-        "context": short_context(recipe, CONTEXT),
+        "context": context,
         "warmup": min(recipe.train.warmup, HALF // 2),
     }
-    table["eval"] |= {"every": STEPS, "tokens": 256, "sample_tokens": 0}
+    table["eval"] |= {"every": STEPS, "lengths_every": None, "tokens": 256, "sample_tokens": 0}
     table["save"] |= {"every": HALF}
-    return parse(table)
+    table["data"]["task"].pop("test_lengths", None)  # they are scored at the end, and change nothing
+    return parse({**table, "curriculum": None, "phase": _shorten_phases(recipe, context)})
+
+
+def _shorten_phases(recipe: Recipe, context: int) -> list[dict[str, Any]]:
+    """The first phase and the last of a recipe that has several, which follow each other after the half."""
+    phases = [phase.model_dump() for phase in recipe.phases]
+    for phase in phases:
+        phase["context"] = phase["context"] and min(phase["context"], context)
+    if len(phases) < 2:
+        return []
+    first, last = (phase | {"at_most": None} for phase in (phases[0], phases[-1]))
+    return [first | {"until": CHANGE}, last | {"until": None}]
 
 
 def _train(ctx: Context, folder: Path, resume: bool) -> dict[str, np.ndarray]:

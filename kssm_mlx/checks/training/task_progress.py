@@ -6,7 +6,7 @@ import math
 
 from kssm_mlx.checks.core.probes import as_run
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.data.task_learnability import evaluations, task_of
+from kssm_mlx.checks.data.task_learnability import evaluations, task_of, task_of_row
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.data.tasks.ceilings import Bound
 from kssm_mlx.training.evaluation import evaluate
@@ -26,9 +26,9 @@ LATEST, LEAST = 500, 0.10
 )
 def leak_alarm(ctx: Context) -> Check:
     """Every evaluation of the run (without one, the model on the recipe's evaluation windows) against the
-    Bayes predictor, in standard errors: (accuracy - acc*) and (H* - cross-entropy). The error of the accuracy
-    is binomial over the scored targets, that of the loss is over the windows; both with the error of a bound
-    that was sampled. The future itself is changed in C2.
+    Bayes predictor of the rows it was made on, in standard errors: (accuracy - acc*) and (H* -
+    cross-entropy). The error of the accuracy is binomial over the scored targets, that of the loss is over
+    the windows; both with the error of a bound that was sampled. The future itself is changed in C2.
 
     Threshold: <= 5 on both. No causal model is better than the one that knows the generator: it saw the
     answer.
@@ -36,11 +36,10 @@ def leak_alarm(ctx: Context) -> Check:
     0.9375; 99.4 % token accuracy on TinyStories.
     Sabotage: a model that reads the next token; a log with a loss below the floor.
     """
-    bound = task_of(ctx).bound()
-    found = [
-        (z, word, row.get("step", ctx.step)) for row in _scores(ctx) for word, z in _errors_beyond(row, bound)
-    ]
+    bounds = {row.get("step", ctx.step): (row, task_of_row(ctx, row).bound()) for row in _scores(ctx)}
+    found = [(z, word, step) for step, at in bounds.items() for word, z in _errors_beyond(*at)]
     z, word, step = max(found)
+    bound = bounds[step][1]
     return verdict(
         "G6",
         z <= SIGMA,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import NormalDist
 
 import mlx.core as mx
 import numpy as np
@@ -34,10 +35,12 @@ BUFFER = 0.5
 )
 def loss_trend(ctx: Context) -> Check:
     """The logged training cross-entropy after the warm-up, averaged in up to 50 pieces of equal length; slope
-    and t of the straight line through them.
+    and t of the straight line through them. Where the recipe divides the run into phases, each has a line of
+    its own, since its rows are others, and the one that falls most clearly is judged.
 
-    Threshold: t < -3, or nobody may say "learning": noise alone gives that once in 500 runs. It warns while
-    the run goes on, which may yet begin to learn, and fails when its last checkpoint is written.
+    Threshold: t < -3, or nobody may say "learning": noise alone gives that once in 500 runs; of several
+    phases the least t is as improbable, -3.4 of four. It warns while the run goes on, which may yet begin to
+    learn, and fails when its last checkpoint is written.
     Caught: Attempt 4 (t = +0.9 over 500 steps, reported as learning); Attempt 3, whose loss was noise.
     Sabotage: a loss of noise around a constant; one that climbs; one that is not finite.
     """
@@ -46,17 +49,35 @@ def loss_trend(ctx: Context) -> Check:
     rows = [row for row in history if row.get("kind") == "train" and row["step"] > ctx.recipe.train.warmup]
     if len(rows) < FEWEST:
         raise NotMeasurable(f"{len(rows)} steps after the warm-up, {FEWEST} needed")
-    losses = [math.nan if row["loss"] is None else row["loss"] for row in rows]
-    slope, t = fit_trend(losses)
+    phases = _losses_by_phase(rows)
+    (slope, t), losses = min(((fit_trend(part), part) for part in phases), key=lambda found: found[0][1])
+    limit = _limit_of(len(phases))
     return verdict(
         "C37",
-        "pass" if t < CERTAIN else "fail" if _is_over(ctx) else "warn",
+        "pass" if t < limit else "fail" if _is_over(ctx) else "warn",
         f"{1000 * slope:+.3g} nats per 1000 steps, t {t:+.1f}, {len(losses)} steps",
-        f"t < {CERTAIN:g}",
+        f"t < {limit:.2g}",
         "nothing was learned: see C7 and C8, then the learning rate; or the model had learned it before",
         slope=slope,
         t=t,
     )
+
+
+def _losses_by_phase(rows: list[dict]) -> list[list[float]]:
+    """The losses of each phase that is long enough. Raises: NotMeasurable where none is."""
+    found: dict[int | None, list[float]] = {}
+    for row in rows:
+        found.setdefault(row.get("phase"), []).append(math.nan if row["loss"] is None else row["loss"])
+    long = [losses for losses in found.values() if len(losses) >= FEWEST]
+    if not long:
+        raise NotMeasurable(f"no phase has {FEWEST} steps after the warm-up")
+    return long
+
+
+def _limit_of(lines: int) -> float:
+    """What the least t of so many lines through noise is below as rarely as one is below CERTAIN."""
+    normal = NormalDist()
+    return CERTAIN if lines == 1 else normal.inv_cdf(normal.cdf(CERTAIN) / lines)
 
 
 def _is_over(ctx: Context) -> bool:

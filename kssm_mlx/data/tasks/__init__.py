@@ -14,11 +14,14 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from kssm_mlx.data.tasks.associative import MQAR, FuzzyRecall, NoisyRecall, Recall
 from kssm_mlx.data.tasks.base import Row, Task, make_generator
 from kssm_mlx.data.tasks.files import PREFIX
+from kssm_mlx.data.tasks.mad import BlankCopy, Compress, Memorize
 from kssm_mlx.data.tasks.recall import Copy, Induction, Passkey, SelectiveCopy
 from kssm_mlx.data.tasks.rules import Counting, Modular
 from kssm_mlx.data.tasks.streams import Interleaved, Toy
+from kssm_mlx.data.tasks.tracking import Dyck, Parity, WordProblem
 from kssm_mlx.errors import ConfigError, nearest, quote
 
 __all__ = ["PREFIX", "TASKS", "Row", "Task", "make_generator", "make_task"]
@@ -32,6 +35,16 @@ TASKS: dict[str, type[Task]] = {
     "induction": Induction,
     "counting": Counting,
     "passkey": Passkey,
+    "word-problem": WordProblem,
+    "parity": Parity,
+    "dyck": Dyck,
+    "mqar": MQAR,
+    "mad-recall": Recall,
+    "mad-fuzzy": FuzzyRecall,
+    "mad-noisy": NoisyRecall,
+    "mad-copy": BlankCopy,
+    "mad-memorize": Memorize,
+    "mad-compress": Compress,
 }
 
 

@@ -30,7 +30,7 @@ def task_origin(name: str, task: Task, seed: int) -> dict[str, Any]:
             "documents": train + validation,
         },
         "split": {"method": "rows", "validation": validation / (train + validation), "seed": seed},
-        "task": {"name": name, "options": options, "row": task.length + 1},
+        "task": {"name": name, "options": options, "row": task.length + 1, "labelled": task.labelled},
     }
 
 

@@ -29,6 +29,8 @@ from kssm_mlx.training.state import TrainState
 def describe_identity(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
     """The recipe without its words, the model's configuration, the data and the tokenizer."""
     table = recipe.model_dump(exclude=set(METADATA_SECTIONS))
+    # What 0.1.0 did not have is no part of a run that has none of it: its hash stays comparable.
+    table = {name: part for name, part in table.items() if part or name not in ("phase", "curriculum")}
     if "base" in table["model"]:
         # The name that it had in 0.1.0: checkpoints of then go on, and their hashes stay comparable.
         table["model"]["host"] = table["model"].pop("base")
