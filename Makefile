@@ -9,6 +9,9 @@ PRETENDED := $(if $(filter Darwin,$(shell uname)),,--pretend-mac)
 # The first python that is new enough and can make a virtual environment; PYTHON=... overrides.
 PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14
 
+# Tests start some hundred processes; without its bytecode each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all test-mac slowest bench detect parity lint clean
 

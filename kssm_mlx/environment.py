@@ -10,8 +10,9 @@ import platform
 import resource
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ def facts() -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Installed versions of what our numbers depend on, without importing any of it."""
-    found = {d.name.lower().replace("_", "-"): d.version for d in distributions() if d.name}
-    return {name: found[name] for name in PACKAGES if name in found}
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def device() -> dict[str, Any]:

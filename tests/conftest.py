@@ -27,7 +27,8 @@ import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the sl
 from tests.support import compiler, compiling
 
 pytest_plugins = [
-    f"tests.support.{name}" for name in ("repeatable", "quiet", "slowest", "mac", "one_of_each")
+    f"tests.support.{name}"
+    for name in ("repeatable", "quiet", "slowest", "mac", "one_of_each", "longest_first")
 ]
 
 # No limits of wall-clock time, and the same examples for everybody.
@@ -48,7 +49,7 @@ def pytest_configure(config):
         raise pytest.UsageError("g++ is missing: without it mx.compile runs uncompiled and hides its bugs")
     if not hasattr(config, "workerinput"):
         config.compiled = tempfile.mkdtemp(prefix="kssm-mlx-compiled-")
-        compiler.install(Path(config.compiled))
+        compiler.install(config.compiled)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # `make test &` in a script starts with SIGINT ignored, and so would the runs that tests interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,12 +1,17 @@
 """The compiler of the tests: what it made of one text it does not make twice."""
 
 import subprocess
+from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
-from tests.support.compiler import main
+from tests.support import compiler
 
 pytestmark = pytest.mark.linux
+OF_MLX = (
+    f'#include "{compiler.PREAMBLE}"\nextern "C" float f(float x) {{ return mlx::core::detail::Exp()(x); }}\n'
+)
 ONE, TWO = 'extern "C" int f() { return 1; }\n', 'extern "C" int f() { return 2; }\n'
 
 
@@ -16,18 +21,18 @@ def compiled(tmp_path, monkeypatch):
     import shutil
 
     real, runs = shutil.which("g++"), []
-    run = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: runs.append(a) or run(*a, **k))
+    run = compiler.run
+    monkeypatch.setattr(compiler, "run", lambda command: runs.append(command) or run(command))
     (tmp_path / "cache").mkdir()
 
-    def compile(folder: str, text: str, option: str = "-O1"):
+    def compile(folder: str, text: str, *options: str):
         at = tmp_path / folder
         at.mkdir(exist_ok=True)
         (at / "f.cpp").write_text(text)
-        code = main(
+        code = compiler.main(
             real,
             str(tmp_path / "cache"),
-            [option, "-shared", "-fPIC", str(at / "f.cpp"), "-o", str(at / "f.so")],
+            [*(options or ["-O1"]), "-shared", "-fPIC", str(at / "f.cpp"), "-o", str(at / "f.so")],
         )
         return code, (at / "f.so").read_bytes() if code == 0 else b""
 
@@ -53,3 +58,20 @@ def test_what_does_not_compile_is_not_kept(compiled, capfd):
     compile, runs = compiled
     assert compile("a", "int f( {")[0] != 0 and compile("a", "int f( {")[0] != 0
     assert len(runs) == 2 and "error" in capfd.readouterr().err
+
+
+def test_mlx_s_preamble_is_compiled_once_and_changes_nothing(compiled, tmp_path):
+    include = Path(mx.__file__).parent / "include"
+    compile, runs = compiled
+    options = ("-std=c++17", "-O3", "-w", "-I", str(include))
+    _, made = compile("a", OF_MLX, *options)
+    assert made and [command for command in runs if "c++-header" in command]
+    assert "-include" in runs[-1] and list((tmp_path / "cache").glob("*/preamble.h.gch"))
+    before = len(runs)
+    assert compile("b", OF_MLX + "// another\n", *options)[1] == made
+    assert len(runs) == before + 1
+
+    plain = tmp_path / "plain.so"
+    command = [runs[0][0], *options, "-shared", "-fPIC", str(tmp_path / "a" / "f.cpp"), "-o", str(plain)]
+    subprocess.run(command, check=True)
+    assert plain.read_bytes() == made

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.support import compiling as switch
+from tests.support import longest_first
 from tests.support.compiling import compiles, compiling
+from tests.support.longest_first import LONGEST
 
 pytest_plugins = ["pytester"]
 TESTS = Path(__file__).parent
@@ -152,3 +155,12 @@ def test_the_dearest_tests_are_printed(run, capfd):
     )
     capfd.readouterr()
     result.stdout.fnmatch_lines(["*slowest tests: CPU s*", "*test_dear*", "*slowest files: CPU s*"])
+
+
+def test_the_longest_files_run_first_and_are_there():
+    made = [SimpleNamespace(nodeid=f"{file}::test_it") for file in ("tests/b.py", *LONGEST, "tests/a.py")]
+    order = [item.nodeid.partition("::")[0] for item in made]
+    longest_first.pytest_collection_modifyitems(made)
+    found = [item.nodeid.partition("::")[0] for item in made]
+    assert found == [*order[1:-1], "tests/b.py", "tests/a.py"]
+    assert all((TESTS.parent / file).is_file() for file in LONGEST)

@@ -55,7 +55,10 @@ def errors(N: int, steps: int) -> dict[str, float]:
     theta, omega = _population(N)
     exact = _coherence(_numpy(theta, omega, steps))
     narrow = theta.astype(np.float32), omega.astype(np.float32)
-    last = {"numpy float32": _numpy(*narrow, steps), "ours": _ours(*map(mx.array, narrow), steps)}
+    last = {
+        "numpy float32": _numpy(*narrow, steps),
+        "ours": _ours(mx.array(narrow[0]), mx.array(narrow[1]), steps),
+    }
     if find_spec("jaxkuramoto"):
         last["jaxkuramoto"] = _jax(narrow[1], steps)(narrow[0])
     return {name: abs(_coherence(np.array(phases)) - exact) for name, phases in last.items()}
@@ -83,8 +86,8 @@ def _numpy(theta: np.ndarray, omega: np.ndarray, steps: int) -> np.ndarray:
 
 def _jax(omega: np.ndarray, steps: int):
     """theta -> theta by jaxkuramoto's equations and its Runge-Kutta step, compiled once."""
-    import jax
-    from jaxkuramoto import Kuramoto, solver
+    import jax  # pyright: ignore[reportMissingImports]
+    from jaxkuramoto import Kuramoto, solver  # pyright: ignore[reportMissingImports]
 
     slope = Kuramoto(jax.numpy.array(omega), COUPLING).vector_fn
     step = lambda _, theta: solver.runge_kutta(slope, 0.0, DT, theta)  # noqa: E731

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from kssm_mlx import models
 from kssm_mlx.bench.measure import Contender, arrays
+from kssm_mlx.models.base import LanguageModel, flatten
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Shape:
         return mx.random.randint(0, self.vocabulary, shape, key=mx.random.key(T))
 
 
-def build(family: str, shape: Shape, **more: Any) -> nn.Module:
+def build(family: str, shape: Shape, **more: Any) -> LanguageModel:
     """A fresh model of this family and shape."""
     overrides = {**_overrides(family, shape), **more}
     return models.build(
@@ -45,7 +47,7 @@ def _overrides(family: str, shape: Shape) -> dict[str, Any]:
     return {**common, **models.FAMILIES[family].bench(shape.width)}
 
 
-def in_bits(model: nn.Module, bits: int | None) -> nn.Module:
+def in_bits(model: Model, bits: int | None) -> Model:
     """The model with its wide projections in groups of 64 weights of so many bits; as it is for None."""
     if bits:
         nn.quantize(model, group_size=64, bits=bits, class_predicate=_wide(model))
@@ -59,28 +61,28 @@ def _wide(model: nn.Module):
     return lambda path, module: fits(module) and bool(allowed(path, module))
 
 
-def parameters(model: nn.Module) -> int:
-    return sum(p.size for _, p in tree_flatten(model.parameters()))
+def parameters(model: LanguageModel) -> int:
+    return sum(p.size for p in flatten(model.parameters()).values())
 
 
-def prefill(model: nn.Module, tokens: mx.array) -> Contender:
+def prefill(model: LanguageModel, tokens: mx.array) -> Contender:
     """Logits of all tokens."""
     return arrays(mx.compile(lambda t: model.forward(t).logits), tokens)
 
 
-def training(model: nn.Module, tokens: mx.array) -> Contender:
+def training(model: LanguageModel, tokens: mx.array) -> Contender:
     """One step of our trainer: loss, gradient, clip, AdamW. Shapes: tokens [B, T+1]."""
     train = Train(batch_size=tokens.shape[0], context=tokens.shape[1] - 1)
     step, state = make_step(model, train), [initial_state(model, train)]
 
     def run():
-        state[0], metrics = step(state[0], tokens)
+        state[0], metrics = step(state[0], tokens, None)
         mx.eval(state[0], metrics)
 
     return Contender(run)
 
 
-def decoding(model: nn.Module, batch: int, count: int) -> Contender:
+def decoding(model: LanguageModel, batch: int, count: int) -> Contender:
     """`count` tokens, each the likeliest after the last, the state carried, one compiled call per token."""
     begun = model.forward(mx.zeros((batch, 8), mx.int32))
     start = begun.logits[:, -1:].argmax(-1), begun.cache

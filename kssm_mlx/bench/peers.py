@@ -1,4 +1,7 @@
-"""The same models by others: mlx-lm, and with torch transformers, mamba.py and `rwkv`. Own weights."""
+"""The same models by others: mlx-lm, and with torch transformers, mamba.py and `rwkv`. Own weights.
+
+What they need is no requirement of ours, so types are checked without it.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ def mlx_training(model: nn.Module, tokens: mx.array) -> Contender:
     return Contender(run, eager=True)
 
 
-def mlx_decoding(model: nn.Module, batch: int, count: int) -> Contender:
+def mlx_decoding(model: Any, batch: int, count: int) -> Contender:
     """As mlx-lm's `generate_step`: eager, the next token started before the last one is read."""
 
     def run():
@@ -84,7 +87,7 @@ def has_transformers() -> bool:
 
 def has_associative_scan() -> bool:
     """Without it, compiling would unroll the loop over time."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     import transformers as hf
 
     return torch.__version__ >= "2.9" and hasattr(hf.MambaConfig(), "use_associative_scan")
@@ -92,13 +95,14 @@ def has_associative_scan() -> bool:
 
 def transformers(family: str, shape: Shape, *, scan: str = "") -> Any:
     """Hugging Face's model. scan: of its Mamba, "mambapy", "associative", or empty for a loop over time."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     import transformers as hf
 
     hf.logging.set_verbosity_error()
     _same_threads(torch)
     torch.manual_seed(0)
-    common = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "num_hidden_layers": shape.layers}
+    sizes = shape.vocabulary, shape.width, shape.layers
+    common: dict[str, Any] = dict(zip(("vocab_size", "hidden_size", "num_hidden_layers"), sizes))
     if family == "rwkv":
         return hf.RwkvForCausalLM(hf.RwkvConfig(**common, context_length=1 << 16))
     model = hf.MambaForCausalLM(hf.MambaConfig(**common, state_size=16, use_mambapy=scan == "mambapy"))
@@ -119,8 +123,8 @@ def _compile(layers: Any, torch: Any) -> None:
 
 def mamba_py(shape: Shape) -> Any:
     """mamba.py's layers with its parallel scan, between our own embedding and head, which share weights."""
-    import torch
-    from mambapy.mamba import Mamba, MambaConfig, RMSNorm
+    import torch  # pyright: ignore[reportMissingImports]
+    from mambapy.mamba import Mamba, MambaConfig, RMSNorm  # pyright: ignore[reportMissingImports]
 
     class Model(torch.nn.Module):
         def __init__(self):
@@ -152,8 +156,8 @@ def has_rwkv() -> bool:
 def rwkv_prefill(shape: Shape, tokens: mx.array) -> Contender:
     """The `rwkv` package on a random RWKV-7. Shapes: tokens [1, T]."""
     os.environ.update(RWKV_V7_ON="1", RWKV_CUDA_ON="0", RWKV_JIT_ON="1")
-    import torch
-    from rwkv.model import RWKV
+    import torch  # pyright: ignore[reportMissingImports]
+    from rwkv.model import RWKV  # pyright: ignore[reportMissingImports]
 
     _same_threads(torch)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +188,7 @@ def _rwkv7_weights(shape: Shape, torch: Any) -> dict[str, Any]:
 
 
 def torch_prefill(model: Any, tokens: mx.array) -> Contender:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     ids, model = torch.from_numpy(np.array(tokens)).long(), model.eval()
 
@@ -196,7 +200,7 @@ def torch_prefill(model: Any, tokens: mx.array) -> Contender:
 
 
 def torch_training(model: Any, tokens: mx.array) -> Contender:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     ids, model = torch.from_numpy(np.array(tokens)).long(), model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -216,7 +220,7 @@ def torch_peak(run: Callable[[], Any]) -> int:
     glibc keeps freed memory here (`_memory.py`), and torch's then reads up to twice what it holds.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from torch.autograd.profiler import profile
+    from torch.autograd.profiler import profile  # pyright: ignore[reportMissingImports]
 
     with profile(use_cpu=True, profile_memory=True) as seen:
         run()

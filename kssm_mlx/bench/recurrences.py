@@ -81,7 +81,7 @@ def both_ways(function: Callable, inputs: tuple[mx.array, ...]) -> Contender:
     pulls = [_normal(9 + i, *y.shape) for i, y in enumerate(function(*inputs))]
     mx.eval(inputs, pulls)
     n = len(inputs)
-    return arrays(mx.compile(lambda *args: mx.vjp(function, args[:n], args[n:])), *inputs, *pulls)
+    return arrays(mx.compile(lambda *args: mx.vjp(function, [*args[:n]], [*args[n:]])), *inputs, *pulls)
 
 
 def _normal(seed: int, *shape: int) -> mx.array:

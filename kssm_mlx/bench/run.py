@@ -97,7 +97,8 @@ def _timing(values: dict[str, Any]) -> Timing:
     """The inverse of `asdict` and a way through JSON, where a number that is none is null."""
     may_be_none = ("cpu_ratio", "peak_megabytes")
     nan = float("nan")
-    return Timing(**{k: nan if v is None and k not in may_be_none else v for k, v in values.items()})
+    whole: dict[str, Any] = {k: nan if v is None and k not in may_be_none else v for k, v in values.items()}
+    return Timing(**whole)
 
 
 def exponents(records: list[dict[str, Any]]) -> dict[str, float]:

@@ -119,6 +119,11 @@ def _ratios(target: Target, timings: list[Timing]) -> tuple[float | None, float 
         return None, None, None
     own, peer = good[-1], min(peers, key=lambda t: t.milliseconds)
     if target.of == "memory":
-        return own.peak_megabytes / peer.peak_megabytes, None, None
-    by_cpu = None if own.cpu_ratio is None else own.cpu_ratio / peer.cpu_ratio
+        return _quotient(own.peak_megabytes, peer.peak_megabytes), None, None
+    by_cpu = _quotient(own.cpu_ratio, peer.cpu_ratio)
     return own.ratio / peer.ratio, by_cpu, min(t.turns for t in (timings[0], own, peer))
+
+
+def _quotient(own: float | None, peer: float | None) -> float | None:
+    """None where either was not measured."""
+    return None if own is None or peer is None else own / peer

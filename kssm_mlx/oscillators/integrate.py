@@ -43,7 +43,7 @@ HEUN = Tableau(((), (1.0,)), (1 / 2, 1 / 2))
 RK4 = Tableau(((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 
-def runge_kutta(tableau: Tableau, system: System, state: Any, dt: Any, *args: Any) -> Any:
+def runge_kutta(tableau: Tableau, system: Callable[..., Any], state: Any, dt: Any, *args: Any) -> Any:
     """One explicit Runge-Kutta step; only + and *, so numpy arrays pass through it too."""
 
     def advance(weights: tuple[float, ...]) -> Any:

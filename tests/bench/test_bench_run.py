@@ -203,6 +203,13 @@ def test_without_its_reference_a_ratio_is_not_measured():
     assert found["mamba/train/T128"] == "aim"
 
 
+def test_memory_that_was_not_measured_is_no_ratio():
+    measured = [timing("mlx-lm", 100), timing("ours", 20, peak_megabytes=50.0)]
+    found = {o.target.what: o for o in outcomes({"mamba/train/T512": measured})}
+    assert found["Mamba peak training memory, T 512, against mlx-lm"].reached == "not measured"
+    assert found["Mamba training step, T 512, against mlx-lm"].ratio == 5
+
+
 def test_exponents_and_shares_are_targets_too():
     powers = {"wkv4": 1.0, "wkv7": 1.05, "mobius_scan": 1.2}
     found = {o.target.key: o.reached for o in outcomes({}, powers, {"mamba/prefill/wide": 0.3})}

@@ -49,7 +49,7 @@ def regulariser_in_the_loss(bench: Bench) -> Context:
     control = bench.trained("mamba", 1)
     rows = [
         {**row, "nats_per_token": row["nats_per_token"] + 2.28} if row["kind"] == "eval" else row
-        for row in control.history
+        for row in control.history or []
     ]
     return claim([bench.trained("mamba")], [replace(control, history=rows)])
 
@@ -58,16 +58,16 @@ def regulariser_in_the_loss(bench: Bench) -> Context:
 def parameters_of_another_model(bench: Bench) -> Context:
     """84,000 parameters are claimed."""
     context = bench.trained("kssm")
-    return replace(context, manifest={**context.manifest, "parameters": 84_000})
+    return replace(context, manifest={**(context.manifest or {}), "parameters": 84_000})
 
 
 @sabotage("C36", level="G")
 def files_of_another_run(bench: Bench) -> Context:
     """The token files are not those that the manifest has."""
     context = bench.trained("rwkv")
-    data = json.loads(json.dumps(context.manifest["data"]))
-    data["files"]["train.bin"]["sha256"] = "f" * 64
-    return replace(context, manifest={**context.manifest, "data": data})
+    manifest = json.loads(json.dumps(context.manifest))
+    manifest["data"]["files"]["train.bin"]["sha256"] = "f" * 64
+    return replace(context, manifest=manifest)
 
 
 @sabotage("C21", level="G")

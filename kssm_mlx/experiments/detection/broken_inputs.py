@@ -120,7 +120,7 @@ def padding_scored(bench: Bench) -> Context:
 @sabotage("C30")
 def off_by_one_targets(bench: Bench) -> Context:
     """The trainer asks for the token after the next."""
-    bench.patch(step, "split_rows", lambda rows: (rows[:, :-1], mx.roll(rows, -2, axis=1)[:, :-1]))
+    bench.patch(step, "split_rows", lambda rows: (rows[:, :-1], mx.roll(rows, -2, 1)[:, :-1]))
     return bench.fresh("rwkv")
 
 
@@ -200,5 +200,5 @@ def constant_term(bench: Bench) -> Context:
 @sabotage("C28")
 def aims_against_each_other(bench: Bench) -> Context:
     """The controller wants R in 0.30-0.55, the target in 0.80-0.95."""
-    sections = {"control": {"rule": "drift"}, "monitor": {"target": "notes"}}
-    return bench.fresh("kssm", model={"controlled": True}, **sections)
+    control, monitor = {"rule": "drift"}, {"target": "notes"}
+    return bench.fresh("kssm", model={"controlled": True}, control=control, monitor=monitor)

@@ -6,16 +6,17 @@ import math
 from dataclasses import replace
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
 from kssm_mlx import models
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.oscillators.physics import package_step
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.sabotage import sabotage
-from kssm_mlx.models.base import Clamp, Intervention, flatten, with_parameters
+from kssm_mlx.models.base import Clamp, Intervention, LanguageModel, flatten, with_parameters
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
+from kssm_mlx.models.transformer import Transformer
 from kssm_mlx.runner.failures import recast_model
 
 
@@ -24,7 +25,7 @@ def as_kind(context: Context, *defects: type) -> Context:
     return context
 
 
-class FutureMean:
+class FutureMean(LanguageModel):
     def forward(self, *args, **options):
         out = super().forward(*args, **options)
         return out._replace(logits=out.logits + 0.1 * out.logits.mean(axis=1, keepdims=True))
@@ -36,7 +37,7 @@ def future_leak_by_mean(bench: Bench) -> Context:
     return as_kind(bench.fresh("mamba"), FutureMean)
 
 
-class BatchMean:
+class BatchMean(LanguageModel):
     def forward(self, *args, **options):
         out = super().forward(*args, **options)
         return out._replace(logits=out.logits + 0.1 * out.logits.mean(axis=0, keepdims=True))
@@ -48,7 +49,7 @@ def batch_leak(bench: Bench) -> Context:
     return as_kind(bench.fresh("rwkv"), BatchMean)
 
 
-class Counting:
+class Counting(LanguageModel):
     calls = 0
 
     def forward(self, *args, **options):
@@ -63,7 +64,7 @@ def hidden_buffer(bench: Bench) -> Context:
     return as_kind(bench.fresh("transformer"), Counting)
 
 
-class Memoryless:
+class Memoryless(LanguageModel):
     def forward(self, tokens, cache=None, intervention=None, **options):
         out = super().forward(tokens.reshape(-1, 1), None, intervention)
         return out._replace(logits=out.logits.reshape(*tokens.shape, -1), cache=cache or self.make_cache())
@@ -75,7 +76,7 @@ def memoryless(bench: Bench) -> Context:
     return as_kind(bench.fresh("mamba"), Memoryless)
 
 
-class IdleInEvaluation:
+class IdleInEvaluation(LanguageModel):
     def forward(self, tokens, cache=None, intervention=None, **options):
         idle = None if self.training else Intervention((Clamp("output", 0.0),))
         return super().forward(tokens, cache, intervention or idle, **options)
@@ -87,7 +88,7 @@ def idle_in_evaluation(bench: Bench) -> Context:
     return as_kind(bench.fresh("kssm"), IdleInEvaluation)
 
 
-class LeftInTraining:
+class LeftInTraining(LanguageModel):
     def train(self, mode: bool = True):
         return super().train(True)
 
@@ -98,7 +99,7 @@ def dropout_left_on_in_evaluation(bench: Bench) -> Context:
     return as_kind(bench.fresh("transformer", model={"dropout": 0.1}), LeftInTraining)
 
 
-class DropsInEvaluation:
+class DropsInEvaluation(LanguageModel):
     def forward(self, *args, **options):
         out = super().forward(*args, **options)
         kept = 1.0 if self.training else mx.random.bernoulli(0.9, out.logits.shape)
@@ -111,7 +112,7 @@ def dropout_in_evaluation_only(bench: Bench) -> Context:
     return as_kind(bench.fresh("mamba"), DropsInEvaluation)
 
 
-class Noisy:
+class Noisy(LanguageModel):
     def forward(self, *args, **options):
         out = super().forward(*args, **options)
         return out._replace(logits=out.logits + 1e-3 * mx.random.normal(out.logits.shape))
@@ -123,7 +124,7 @@ def noise_in_evaluation(bench: Bench) -> Context:
     return as_kind(bench.fresh("kssm"), Noisy)
 
 
-class Forgetful:
+class Forgetful(LanguageModel):
     def forward(self, tokens, cache=None, intervention=None, **options):
         return super().forward(tokens, None, intervention, **options)
 
@@ -134,7 +135,7 @@ def cache_ignored(bench: Bench) -> Context:
     return as_kind(bench.fresh("hybrid"), Forgetful)
 
 
-class Lagging:
+class Lagging(LanguageModel):
     def forward(self, tokens, cache=None, intervention=None, **options):
         out = super().forward(tokens, cache, intervention, **options)
         if cache is None or tokens.shape[1] < 2:
@@ -148,7 +149,7 @@ def cache_off_by_one(bench: Bench) -> Context:
     return as_kind(bench.fresh("rwkv"), Lagging)
 
 
-class PositionsAnew:
+class PositionsAnew(Transformer):
     def enter(self, tokens, cache, resets, lengths, key):
         return super().enter(tokens, None, resets, lengths, key)
 
@@ -159,7 +160,7 @@ def positions_from_zero_in_every_call(bench: Bench) -> Context:
     return as_kind(bench.fresh("transformer"), PositionsAnew)
 
 
-class NoResets:
+class NoResets(LanguageModel):
     def hidden(self, *args, **options):
         return super().hidden(*args, **{**options, "resets": None})
 
@@ -170,7 +171,7 @@ def state_not_reset(bench: Bench) -> Context:
     return as_kind(bench.fresh("mamba"), NoResets)
 
 
-class DeadGate:
+class DeadGate(LanguageModel):
     def forward(self, tokens, cache=None, intervention=None, **options):
         closed = Intervention((Clamp("output", 0.0, block=1),))
         return super().forward(tokens, cache, intervention or closed, **options)
@@ -182,9 +183,11 @@ def dead_gate(bench: Bench) -> Context:
     return as_kind(bench.fresh("rwkv"), DeadGate)
 
 
-class HalfBranch:
+class HalfBranch(LanguageModel):
     def forward(self, tokens, *args, **options):
-        held = [(n, mx.stop_gradient(p) if ".mamba." in n else p) for n, p in tree_flatten(self.parameters())]
+        held = [
+            (n, mx.stop_gradient(p) if ".mamba." in n else p) for n, p in flatten(self.parameters()).items()
+        ]
         whole = super().forward
         return with_parameters(self, tree_unflatten(held), lambda: whole(tokens, *args, **options))
 
@@ -219,7 +222,7 @@ def fp16_overflow_in_a_norm(bench: Bench) -> Context:
 def nan_in_one_tensor(bench: Bench) -> Context:
     """One entry of one matrix is NaN."""
     context = bench.fresh("hybrid")
-    name, first = next((n, p) for n, p in tree_flatten(context.model.parameters()) if p.ndim == 2)
+    name, first = next((n, p) for n, p in flatten(context.model.parameters()).items() if p.ndim == 2)
     damaged = mx.where(mx.arange(first.size).reshape(first.shape) == 0, math.nan, first)
     context.model.update(tree_unflatten([(name, damaged)]))
     return context
@@ -234,7 +237,7 @@ def loud_tied_embedding(bench: Bench) -> Context:
     return context
 
 
-class TwiceNormalised:
+class TwiceNormalised(LanguageModel):
     def project(self, hidden):
         return mx.softmax(super().project(hidden), axis=-1)
 
@@ -245,7 +248,7 @@ def double_softmax(bench: Bench) -> Context:
     return as_kind(bench.fresh("mamba"), TwiceNormalised)
 
 
-class CommonShift:
+class CommonShift(LanguageModel):
     def hidden(self, *args, **options):
         x, cache, trace = super().hidden(*args, **options)
         shifted = {
@@ -321,7 +324,7 @@ def clip_on_its_floor(bench: Bench) -> Context:
     return replace(context, history=[{"kind": "train", "step": 1}])  # where training had taken it
 
 
-class Backwards:
+class Backwards(LanguageModel):
     def forward(self, *args, **options):
         turned = tree_map(lambda p: p, self.parameters())
         for block in turned["blocks"]:
@@ -334,5 +337,6 @@ class Backwards:
 @sabotage("C27")
 def controller_backwards(bench: Bench) -> Context:
     """More coupling, less order."""
-    sections = {"control": {"rule": "drift"}, "monitor": {"target": "drift"}}
-    return as_kind(bench.fresh("kssm", model={"controlled": True}, **sections), Backwards)
+    control, monitor = {"rule": "drift"}, {"target": "drift"}
+    context = bench.fresh("kssm", model={"controlled": True}, control=control, monitor=monitor)
+    return as_kind(context, Backwards)

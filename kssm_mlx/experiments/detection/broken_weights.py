@@ -6,17 +6,19 @@ import math
 from dataclasses import replace
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.experiments.detection.bench import Bench
 from kssm_mlx.experiments.detection.broken_models import Memoryless, as_kind
 from kssm_mlx.experiments.detection.sabotage import sabotage
+from kssm_mlx.models.base import LanguageModel, flatten
+from kssm_mlx.models.recurrent import Stack
 from kssm_mlx.runner.failures import recast_model
 from kssm_mlx.training.checkpoints import checkpoint
 
 
-class NoResidual:
+class NoResidual(Stack):
     def runner(self, i, intervention):
         block = super().runner(i, intervention)
 
@@ -45,7 +47,7 @@ def wrong_norm_epsilon(bench: Bench) -> Context:
 def weight_tying_broken(bench: Bench) -> Context:
     """The head keeps the embedding of before step 1."""
     context = bench.trained("transformer")
-    head = context.initial["embedding.weight"]
+    head = (context.initial or {})["embedding.weight"]
 
     class Untied:
         def project(self, hidden):
@@ -82,7 +84,7 @@ def evaluated_without_state(bench: Bench) -> Context:
 
 class Whispering:
     def __call__(self, *args, **options):
-        y, *left = super().__call__(*args, **options)
+        y, *left = super().__call__(*args, **options)  # pyright: ignore[reportAttributeAccessIssue]
         return (1e-3 * y, *left)
 
 
@@ -99,7 +101,7 @@ def one_mixer_at_a_thousandth(bench: Bench) -> Context:
 def frozen_layer(bench: Bench) -> Context:
     """The first block is as it was before step 1."""
     context = bench.trained("hybrid")
-    still = [(n, a) for n, a in context.initial.items() if n.startswith("blocks.0.")]
+    still = [(n, a) for n, a in (context.initial or {}).items() if n.startswith("blocks.0.")]
     context.model.update(tree_unflatten(still))
     return context
 
@@ -108,7 +110,7 @@ def frozen_layer(bench: Bench) -> Context:
 def checkpoint_before_the_last_update(bench: Bench) -> Context:
     """What is saved is not what was evaluated."""
     context = bench.trained("mamba")
-    moved = [(n, a + 1e-3) for n, a in tree_flatten(context.model.parameters())]
+    moved = [(n, a + 1e-3) for n, a in flatten(context.model.parameters()).items()]
     context.model.update(tree_unflatten(moved))
     return context
 
@@ -120,7 +122,7 @@ def best_checkpoint_pruned(bench: Bench) -> Context:
     return bench.trained("rwkv")
 
 
-class ConstantR:
+class ConstantR(LanguageModel):
     def hidden(self, *args, **options):
         x, cache, trace = super().hidden(*args, **options)
         return x, cache, {n: 0 * a + 0.3 if n.endswith("/R") else a for n, a in trace.items()}
@@ -132,7 +134,7 @@ def constant_R(bench: Bench) -> Context:
     return as_kind(bench.trained("kssm"), ConstantR)
 
 
-class DriftingR:
+class DriftingR(LanguageModel):
     calls = 0
 
     def hidden(self, *args, **options):
@@ -148,7 +150,7 @@ def R_of_a_buffer(bench: Bench) -> Context:
     return as_kind(bench.trained("kssm"), DriftingR)
 
 
-class ClampsInTraining:
+class ClampsInTraining(LanguageModel):
     def hidden(self, tokens, cache=None, intervention=None, **options):
         return super().hidden(tokens, cache, intervention if self.training else None, **options)
 
@@ -159,7 +161,7 @@ def treatment_not_applied(bench: Bench) -> Context:
     return as_kind(bench.trained("kssm"), ClampsInTraining)
 
 
-class Looping:
+class Looping(LanguageModel):
     def forward(self, tokens, cache=None, *args, **options):
         out = super().forward(tokens, cache, *args, **options)
         if cache is None:
@@ -178,7 +180,7 @@ def generation_in_a_loop(bench: Bench) -> Context:
 def loss_not_finite(bench: Bench) -> Context:
     """From step 60 on the log has no loss, and the run went on."""
     context = bench.trained("mamba")
-    rows = [{**row, "loss": None} if row["step"] > 60 else row for row in context.history]
+    rows = [{**row, "loss": None} if row["step"] > 60 else row for row in context.history or []]
     return replace(context, history=rows)
 
 

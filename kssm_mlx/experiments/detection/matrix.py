@@ -41,7 +41,7 @@ def failed_runs() -> list[str]:
 
 def _failed_run(name: str) -> Sabotage:
     recipe = recipes.load(name)
-    expected = tuple(recipe.failure.stopped_by)
+    expected = tuple(recipe.failure.stopped_by) if recipe.failure else ()
     return Sabotage(name, recipe.about.question, expected, lambda _: prepare_recipe_context(name), "P", True)
 
 
