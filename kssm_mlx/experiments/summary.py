@@ -59,7 +59,19 @@ def _summarize_arm(design: Design, results: Results, name: str) -> ArmSummary:
         curves=[run.curve for run in runs if run.curve],
         failed={run.seed: run.failed for run in runs if run.failed},
         settings=runs[0].settings if runs else {},
+        lengths=_by_length(runs),
     )
+
+
+def _by_length(runs: list[RunResult]) -> dict[int, list[float]]:
+    """Accuracy at the last place of rows of each test length, of the runs in order of seeds."""
+    found: dict[int, list[float]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        for name, value in run.metrics.items():
+            metric, at, length = name.partition("@")
+            if at and metric == "accuracy_last":
+                found.setdefault(int(length), []).append(value)
+    return dict(sorted(found.items()))
 
 
 def _mean_and_interval(values: list[float]) -> tuple[float, float, float]:

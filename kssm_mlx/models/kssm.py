@@ -42,6 +42,7 @@ class KSSMConfig:
     """memory: tokens the slowest populations should span at the start; the training context by default.
 
     harmonics: how many powers of z are read out; on the Ott-Antonsen manifold Z_n = z^n, so they are free.
+    field: strength of the tokens' field at the start, per component; memory falls steeply with it.
     triadic: (K1, K2), pairwise and triadic self-coupling at the start, in units of each population's width;
     bistable for -K2 + 2 sqrt(2 K2) < K1 < 2, such as (1, 8). Serial over time, and so slower.
     controlled: populations have knobs, the gain k_scale of their field and the noise sigma on their phases.
@@ -58,6 +59,7 @@ class KSSMConfig:
     n_groups: int = 128
     harmonics: int = 2
     conv_width: int = 4
+    field: float = 0.3
     mlp_hidden: int = 176
     kappa: float = 1.0
     leaf: Literal["kick", "hold"] = "kick"
@@ -79,6 +81,8 @@ class KSSMConfig:
         refuse_negative_curvature(self.kappa)
         if self.triadic is not None and (self.kappa, self.leaf) != (1, "kick"):
             raise ConfigError("model.triadic has a flow of its own; leave kappa at 1 and leaf at 'kick'")
+        if self.field < 0:
+            raise ConfigError(f"model.field is a strength, 0 or more, got {self.field:g}")
         refuse_counts_below_one(self, "wells")
         if self.dimensions is not None:
             object.__setattr__(self, "dimensions", {int(d): n for d, n in self.dimensions.items()})
@@ -142,7 +146,11 @@ def preset(size: str, vocab_size: int, context: int) -> KSSMConfig:
 
 def populations(config: KSSMConfig, key: mx.array, coupled: bool) -> Populations:
     """The populations of phases of one block."""
-    D, G, common = config.d_model, config.discs, {"memory": config.memory, "coupled": coupled}
+    D, G, common = (
+        config.d_model,
+        config.discs,
+        {"memory": config.memory, "coupled": coupled, "field": config.field},
+    )
     if config.triadic is None:
         made = Populations(key, D, G, kappa=config.kappa, leaf=config.leaf, **common)
     else:
@@ -159,6 +167,7 @@ def spheres(config: KSSMConfig, key: mx.array, coupled: bool) -> Spheres:
         config.d_model,
         config.spheres,
         memory=config.memory,
+        field=config.field,
         kappa=config.kappa,
         coupled=coupled,
         turning=round(config.turning * config.spheres),

@@ -45,13 +45,24 @@ class Populations(nn.Module):
     (complex).
     """
 
-    def __init__(self, key: mx.array, D: int, G: int, *, memory: int, kappa: float, leaf: str, coupled: bool):
+    def __init__(
+        self,
+        key: mx.array,
+        D: int,
+        G: int,
+        *,
+        memory: int,
+        kappa: float,
+        leaf: str,
+        coupled: bool,
+        field: float = 0.3,
+    ):
         super().__init__()
         keys = mx.random.split(key, 4)
         self.omega, self.log_gamma = spectrum(keys[0], G, memory)
-        # |h| starts near 0.1: memory falls steeply with the field. The slowest third starts quieter still.
+        # At 0.3 |h| starts near 0.1. Memory falls steeply with it: the slowest third starts quieter still.
         quiet = mx.where(mx.argsort(mx.argsort(self.log_gamma)) < G // 3, 0.3, 1.0)
-        self.field = linear(keys[1], D, 2 * G, std=0.3 * D**-0.5)
+        self.field = linear(keys[1], D, 2 * G, std=field * D**-0.5)
         self.field.weight = self.field.weight * mx.concatenate([quiet, quiet])[:, None]
         self.time_step = linear(keys[2], D, G, std=0.0, bias=True)
         self.time_step.bias = inverse_softplus(mx.ones((G,)))

@@ -32,9 +32,17 @@ class SelfCoupledPopulations(Populations):
     """`Populations` with self_coupling [2, G]: K1 and K2 of each, in units of its own width gamma."""
 
     def __init__(
-        self, key: mx.array, D: int, G: int, *, memory: int, triadic: tuple[float, float], coupled: bool
+        self,
+        key: mx.array,
+        D: int,
+        G: int,
+        *,
+        memory: int,
+        triadic: tuple[float, float],
+        coupled: bool,
+        field: float = 0.3,
     ):
-        super().__init__(key, D, G, memory=memory, kappa=1.0, leaf="kick", coupled=coupled)
+        super().__init__(key, D, G, memory=memory, kappa=1.0, leaf="kick", coupled=coupled, field=field)
         self.self_coupling = mx.broadcast_to(mx.array(triadic)[:, None], (2, G))
 
     def _steps(self, h: Planar, dt: mx.array, resets: mx.array | None, valid: mx.array | None):

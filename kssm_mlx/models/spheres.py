@@ -60,6 +60,7 @@ class Spheres(nn.Module):
         G: int,
         *,
         memory: int,
+        field: float,
         kappa: float,
         coupled: bool,
         turning: int,
@@ -72,7 +73,7 @@ class Spheres(nn.Module):
         speed, self.log_gamma = spectrum(keys[0], G, memory)
         self.omega = speed * _directions(keys[1], G)
         quiet = mx.where(mx.argsort(mx.argsort(self.log_gamma)) < G // 3, 0.3, 1.0)
-        self.field = linear(keys[2], D, 3 * G, std=0.3 * D**-0.5)
+        self.field = linear(keys[2], D, 3 * G, std=field * D**-0.5)
         self.field.weight = self.field.weight * mx.concatenate([quiet] * 3)[:, None]
         self.time_step = linear(keys[3], D, G, std=0.0, bias=True)
         self.time_step.bias = inverse_softplus(mx.ones((G,)))

@@ -20,7 +20,7 @@ from kssm_mlx.reports.card import markdown_table
 from kssm_mlx.reports.experiment_page import write_page
 from kssm_mlx.reports.style import INK, MARKERS, MUTED, PALETTE, picture
 
-ARMS, DIFFERENCES = "arms.png", "differences.png"
+ARMS, DIFFERENCES, LENGTHS = "arms.png", "differences.png", "lengths.png"
 UNITS = {
     "nats_per_token": "nats/token",
     "best_nats_per_token": "nats/token",
@@ -34,7 +34,8 @@ UNITS = {
 @dataclass(frozen=True)
 class ArmSummary:
     """values: seed -> metric. low, high: the 95 % interval of the mean over seeds, NaN for one. curves: one
-    list of [step, value] per seed. failed: seed -> what stopped it.
+    list of [step, value] per seed. failed: seed -> what stopped it. lengths: length of a row -> accuracy at
+    its last place, one number per seed.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ArmSummary:
     curves: list[list[list[float]]] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    lengths: dict[int, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def write_report(summary: Summary, folder: Path) -> list[Path]:
     with writing("the report", folder):
         folder.mkdir(parents=True, exist_ok=True)
         pictures = [plot_arms(summary, folder / ARMS)] if any(arm.curves for arm in summary.arms) else []
+        if any(arm.lengths for arm in summary.arms):
+            pictures.insert(0, plot_lengths(summary, folder / LENGTHS))
         if summary.claims:
             pictures.append(plot_differences(summary, folder / DIFFERENCES))
         files.replace(folder / "report.md", markdown(summary, pictures))
@@ -141,6 +145,10 @@ def sections(summary: Summary) -> list[Section]:
     header = ("arm", "runs", f"{summary.metric}, {summary.unit}".rstrip(", "), "95 %", "parameters")
     rows = [(*row, _parameters(arm)) for row, arm in zip(summary.arm_rows(), summary.arms, strict=True)]
     found.append(Section("Arms", (), (header, rows)))
+    if lengths := sorted({length for arm in summary.arms for length in arm.lengths}):
+        note = "Share of rows whose last place is right, by length: the mean over seeds, least to most."
+        cells = [(arm.name, *(_share(arm.lengths.get(n)) for n in lengths)) for arm in summary.arms]
+        found.append(Section("Lengths", [note], (("arm", *map(str, lengths)), cells)))
     found.append(Section("Runs", (), (("arm", "seed", summary.metric), _run_rows(summary))))
     if summary.chosen:
         chosen = Section("Settings chosen", ["Each arm took its best, on a seed that decides nothing else."])
@@ -222,6 +230,26 @@ def plot_arms(summary: Summary, path: Path) -> Path:
     return path
 
 
+def plot_lengths(summary: Summary, path: Path) -> Path:
+    """Accuracy at the last place over length: of each arm the mean of its seeds, between least and most."""
+    arms = [arm for arm in summary.arms if arm.lengths]
+    ticks = sorted({length for arm in arms for length in arm.lengths})
+    with picture(path, (9, 4.2 + 0.25 * len(arms))) as figure:
+        ax = figure.add_subplot()
+        for i, arm in enumerate(arms):
+            look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
+            look["linestyle"] = "-" if i < len(PALETTE) else "--"
+            low, mean, high = ([f(values) for values in arm.lengths.values()] for f in (min, np.mean, max))
+            ax.plot([*arm.lengths], mean, label=arm.name, **look)
+            ax.fill_between([*arm.lengths], low, high, color=look["color"], alpha=0.18, lw=0)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ticks, [str(length) for length in ticks])
+        ax.set(xlabel="length, tokens", ylabel="right at the last place", ylim=(-0.02, 1.02))
+        ax.set_title(f"{summary.name}: accuracy over length")
+        figure.legend(loc="outside lower left", ncols=3)
+    return path
+
+
 def plot_differences(summary: Summary, path: Path) -> Path:
     """A forest plot: one claim a line, its difference with the 95 % interval, zero as the line to cross."""
     claims = summary.claims
@@ -255,6 +283,13 @@ def _count(arm: ArmSummary) -> str:
 
 def _parameters(arm: ArmSummary) -> str:
     return f"{arm.parameters:,.0f}" if arm.parameters else ""
+
+
+def _share(values: list[float] | None) -> str:
+    if not values:
+        return ""
+    spread = f" ({min(values):.2f}-{max(values):.2f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}{spread}"
 
 
 def _number(x: float) -> str:

@@ -2,7 +2,7 @@
 
     EXPERIMENT/  results.jsonl  timing.jsonl  run.lock
                  runs/ARM/seed0/ (a run folder)  parts/ARM/seed0.json (its row, once it is done)
-                 report.md  report.html  arms.png  differences.png
+                 report.md  report.html  arms.png  lengths.png  differences.png
 
 results.jsonl holds, in this order: one row of kind "design" for every version of the file, the first with
 the time before the first run; then a row of kind "run" for each arm and seed, in the order in which they were

@@ -27,8 +27,9 @@ from kssm_mlx.training.steering_sections import Section
 EVALUATED = ("nats_per_token", "bits_per_byte", "perplexity", "accuracy", "skill")
 METRICS = (
     *(*EVALUATED, "accuracy_*", "nats_*", "skill_*", "parameters", "steps", "best_nats_per_token"),
-    *("R_first", "R_last", "R_rise"),
+    *("R_first", "R_last", "R_rise", "longest"),
 )
+RIGHT = 0.9  # share of rows that are right at the last place, for a length to count as solved
 TENTH = 10  # of the run, over which R is averaged at either end
 
 
@@ -79,6 +80,7 @@ def measure_run(done: TrainedRun) -> Measured:
         "steps": float(done.row["step"]),
         "best_nats_per_token": float(best),
         **_coherence(done.folder),
+        **_longest(kept),
     }
     nats = window_losses(done.trained.model, held_out(done.folder, done.data), compile=False)
     return Measured(metrics, {"nats_per_token": nats.tolist()}, done.curve)
@@ -94,6 +96,20 @@ def _coherence(folder: Path) -> dict[str, float]:
     piece = max(1, len(R) // TENTH)
     first, last = sum(R[:piece]) / piece, sum(R[-piece:]) / piece
     return {"R_first": first, "R_last": last, "R_rise": last - first}
+
+
+def _longest(metrics: dict[str, float]) -> dict[str, float]:
+    """The longest test length at which 90 % of the rows are right at the last place, and at all shorter ones.
+
+    0 where that is none of them; nothing for a run without test lengths.
+    """
+    last = {int(n.partition("@")[2]): v for n, v in metrics.items() if n.startswith("accuracy_last@")}
+    longest = 0
+    for length in sorted(last):
+        if not last[length] >= RIGHT:
+            break
+        longest = length
+    return {"longest": float(longest)} if last else {}
 
 
 def held_out(folder: Path, data: TokenData):
