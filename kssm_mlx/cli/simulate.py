@@ -12,6 +12,10 @@ MODELS = "mean-field, sakaguchi, triadic, noisy, inertial or sphere"
 
 def simulate(
     model: Annotated[str, typer.Option(help=f"What to simulate: {MODELS}.")] = "mean-field",
+    dimension: Annotated[
+        int | None,
+        typer.Option(help="2: phases; 3: unit vectors on a sphere, the model sphere."),
+    ] = None,
     K: Annotated[
         str | None, typer.Option("--K", help="Coupling, or a sweep FIRST:LAST:COUNT such as 0:4:17.")
     ] = None,
@@ -32,13 +36,13 @@ def simulate(
 ) -> None:
     """Simulate coupled oscillators, compare R with theory, and draw it."""
     from kssm_mlx.cli.tables import console, show, table
-    from kssm_mlx.oscillators.simulate import parse_couplings, prepare
+    from kssm_mlx.oscillators.simulate import model_of, parse_couplings, prepare
     from kssm_mlx.oscillators.simulate import simulate as run
     from kssm_mlx.reports.simulation import check_target, describe, draw
 
     options = {"n": n, "distribution": distribution, "width": width, "lag": lag, "noise": noise, "K2": K2}
     options |= {"mass": mass, "time": time, "dt": dt, "seed": seed, "method": method}
-    setup = prepare(model, K=None if K is None else parse_couplings(K), **options)
+    setup = prepare(model_of(model, dimension), K=None if K is None else parse_couplings(K), **options)
     check_target(out)
     simulation = run(setup)
     draw(simulation, out)

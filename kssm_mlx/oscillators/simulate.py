@@ -120,6 +120,22 @@ def prepare(model: str = "mean-field", **options: Any) -> Setup:
     return Setup(model=model, **{**CASES[model].defaults, **given})
 
 
+def model_of(model: str, dimension: int | None) -> str:
+    """The model in so many dimensions: the mean field of unit vectors in three is `sphere`.
+
+    Raises: ConfigError for a dimension or a model that there is not.
+    """
+    has = 3 if model == "sphere" else 2
+    if dimension in (None, has):
+        return model
+    if (model, dimension) == ("mean-field", 3):
+        return "sphere"
+    raise ConfigError(
+        f"--dimension {dimension} of model {model!r}; there are 2 for the models of phases, and 3 for "
+        "mean-field, which is then sphere"
+    )
+
+
 def parse_couplings(text: str) -> tuple[float, ...]:
     """ "2" is one coupling, "0:4:17" is 17 of them from 0 to 4. Raises: ConfigError for anything else."""
     parts = text.split(":")

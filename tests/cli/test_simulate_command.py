@@ -29,10 +29,18 @@ def test_sweep_prints_every_coupling(tmp_path):
     assert (tmp_path / "sweep.png").exists()
 
 
+def test_three_dimensions_are_a_sphere(tmp_path):
+    result = kssm("simulate", "--dimension", 3, "--K", 2, *QUICK, "--out", tmp_path / "a.png")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("sphere, N = 100, gaussian")
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--model", "kuramoto"], "model 'kuramoto' is unknown"),
+        (["--dimension", 4], "--dimension 4 of model 'mean-field'; there are 2 for the models of phases"),
+        (["--dimension", 3, "--model", "noisy"], "--dimension 3 of model 'noisy'"),
         (["--K", "0:4"], "FIRST:LAST:COUNT such as 0:4:17"),
         (["--lag", 0.2], "does not read lag"),
         (["--method", "rk5"], "did you mean 'rk4'"),
