@@ -1,4 +1,4 @@
-"""The recurrences alone, in every form: forward and backward over T; the Möbius scan beside Mamba's."""
+"""The recurrences alone, in every form: forward and backward over T; some beside each other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import mlx.core as mx
 
 from kssm_mlx.bench.measure import Case, Contender, arrays
 from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops.ball_scan import ball_scan, rotor
+from kssm_mlx.ops.ball_scan import kick as ball_kick
+from kssm_mlx.ops.ball_wells import ball_wells
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.kuramoto_bank import kuramoto_bank
 from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
@@ -23,8 +26,8 @@ B, D, N, HEADS, K = 1, 64, 16, 1, 64
 EQUAL_T, LANES = 512, 4096
 
 # The compiled form of a long sequence takes seconds where a kernel takes milliseconds, that of the bank
-# minutes: its graph has some 300 nodes a token.
-LONGEST_COMPILED, LONGEST_COMPILED_BANK = 4096, 512
+# minutes: where steps do not compose its graph has some 300 nodes a token.
+LONGEST_COMPILED, LONGEST_SERIAL, SERIAL = 4096, 512, ("kuramoto_bank", "ball_wells")
 
 
 def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
@@ -38,23 +41,41 @@ def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
                 lambda name=name, function=function, draw=draw, T=T: _forms(name, function, draw(T)),
                 {"op": name, "T": T},
             )
-    yield _equal_lanes()
+    yield from _equal_lanes()
 
 
-def _equal_lanes() -> Case:
-    """mobius_scan beside as many states of selective_scan, N of which share their inputs."""
-    sides = {
-        "selective_scan": (_selective_scan, partial(_mamba, EQUAL_T, LANES // N)),
-        "mobius_scan": (_mobius_scan, partial(_mobius, EQUAL_T, LANES)),
-    }
-    return Case(
-        "ops/mobius_scan/equal",
-        f"mobius_scan beside selective_scan: forward and backward, {LANES} lanes, B 1, T {EQUAL_T}",
-        EQUAL_T * LANES,
-        "states",
-        lambda: {name: both_ways(function, draw()) for name, (function, draw) in sides.items()},
-        {"bytes": lambda: {n: least_bytes(f, draw()) / (EQUAL_T * LANES) for n, (f, draw) in sides.items()}},
-    )
+def _equal_lanes() -> Iterator[Case]:
+    """Two recurrences over as many states each: the Möbius scan beside Mamba's, the sphere beside the disc,
+    wells beside none. N states of Mamba share their inputs.
+    """
+    mobius = partial(_mobius, EQUAL_T, LANES)
+    ball, wells = partial(_ball, EQUAL_T, LANES), partial(_ball_and_wells, EQUAL_T, LANES)
+    mamba = partial(_mamba, EQUAL_T, LANES // N)
+    for name, beside in (
+        (("mobius_scan", _mobius_scan, mobius), ("selective_scan", _selective_scan, mamba)),
+        (("ball_scan", _ball_scan, ball), ("mobius_scan", _mobius_scan, mobius)),
+        (("ball_wells", _ball_wells, wells), ("ball_scan", _ball_scan, ball)),
+    ):
+        sides = {which: (function, draw) for which, function, draw in (beside, name)}
+        yield Case(
+            f"ops/{name[0]}/equal",
+            f"{name[0]} beside {beside[0]}: forward and backward, {LANES} lanes, B 1, T {EQUAL_T}",
+            EQUAL_T * LANES,
+            "states",
+            partial(_both_ways_each, sides),
+            {"bytes": partial(_bytes_a_state, sides)},
+        )
+
+
+Sides = dict[str, tuple[Callable, Callable]]
+
+
+def _both_ways_each(sides: Sides) -> dict[str, Contender]:
+    return {name: both_ways(function, draw()) for name, (function, draw) in sides.items()}
+
+
+def _bytes_a_state(sides: Sides) -> dict[str, float]:
+    return {n: least_bytes(f, draw()) / (EQUAL_T * LANES) for n, (f, draw) in sides.items()}
 
 
 def least_bytes(function: Callable, inputs: tuple[mx.array, ...]) -> int:
@@ -68,7 +89,7 @@ def _forms(op: str, function: Callable, inputs: tuple[mx.array, ...]) -> dict[st
     """Every form this device can run; last, under its own name, the one that `auto` takes."""
     kernel = dispatch.kernel(op, "auto") is not None
     T = inputs[-1].shape[1]
-    longest, found = LONGEST_COMPILED_BANK if op == "kuramoto_bank" else LONGEST_COMPILED, {}
+    longest, found = LONGEST_SERIAL if op in SERIAL else LONGEST_COMPILED, {}
     if not kernel or longest >= T:
         found["compiled"] = both_ways(partial(function, impl="compiled"), inputs)
     if gpu.dialect():
@@ -142,6 +163,26 @@ def _mobius(T: int, G: int = D) -> tuple[mx.array, ...]:
     return a.re, a.im, k.re, k.im
 
 
+def _ball_scan(rotors, kicks, *, impl: str = "auto") -> tuple[mx.array, ...]:
+    return (ball_scan(rotors, kicks, impl=impl),)
+
+
+def _ball(T: int, G: int = D) -> tuple[mx.array, ...]:
+    rotors = rotor(0.1 * mx.abs(_normal(0, B, T, G)), _normal(1, B, T, 3, G))
+    return rotors, ball_kick(0.2 * _normal(2, B, T, 3, G))
+
+
+def _ball_wells(points, sharpness, rotors, kicks, pull, *, impl: str = "auto") -> tuple[mx.array, ...]:
+    return (ball_wells(rotors, kicks, pull, points, sharpness, impl=impl),)
+
+
+def _ball_and_wells(T: int, G: int = D) -> tuple[mx.array, ...]:
+    """8 wells a lane."""
+    points = _normal(3, 8, 3, G)
+    points = 0.9 * points / mx.linalg.norm(points, axis=1, keepdims=True)
+    return points, mx.full((G,), 8.0), *_ball(T, G), mx.full((B, T, G), 0.05)
+
+
 def _conv(weight, bias, x, *, impl: str = "auto") -> tuple[mx.array, ...]:
     return causal_conv(x, weight, bias, impl=impl)[:1]
 
@@ -168,6 +209,8 @@ OPS = {
     "wkv4": (_wkv4, _rwkv4),
     "wkv7": (_wkv7, _rwkv7),
     "mobius_scan": (_mobius_scan, _mobius),
+    "ball_scan": (_ball_scan, _ball),
+    "ball_wells": (_ball_wells, _ball_and_wells),
     "kuramoto_bank": (_bank, _groups),
     "conv": (_conv, _taps),
 }

@@ -63,6 +63,10 @@ TARGETS = (
         1 / 1.3,
         1,
     ),
+    Target(
+        "ball_scan against mobius_scan, equal lanes", "ops/ball_scan/equal", ("mobius_scan",), 1 / 2, 1 / 1.67
+    ),
+    Target("ball_wells, 8 wells, against none", "ops/ball_wells/equal", ("ball_scan",), 1 / 3, 1 / 2),
     Target("K-SSM training against Mamba at equal parameters", "kssm/train/equal", ("mamba",), 1, 1.5),
     Target(
         "kuramoto_bank against the textbook MLX loop",
