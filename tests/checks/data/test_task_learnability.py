@@ -122,6 +122,13 @@ def test_labels_are_checked_as_labels(tmp_path):
     assert check.verdict == "fail" and check.numbers["known"] == [7]
 
 
+def test_a_task_that_asks_at_its_end_is_read_to_it(tmp_path):
+    """C16 reads 128 tokens of a text; there a copy of 160 has no target yet."""
+    ctx = context(tmp_path, "mad-copy", TinyRecurrent, train_length=160, **SMALL)
+    check = measure("C16", ctx)
+    assert check.verdict == "pass" and "nan" not in check.got
+
+
 def test_permuted_labels_teach_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(capacity, "SHUFFLED_STEPS", 20)
     ctx = context(tmp_path, "word-problem", TinyRecurrent, train_length=12, **SMALL)
