@@ -35,6 +35,21 @@ def test_every_rung_is_the_formula(data, V):
         assert ladder[name] == pytest.approx(np.mean(nats))
 
 
+def test_labels_are_counted_where_they_are_asked_for():
+    """The label is whether the token read two places before was 3; elsewhere nothing is asked."""
+    rng = np.random.default_rng(0)
+    sides = [rng.integers(0, 4, 4000), rng.integers(0, 4, 1000)]
+    labels = [np.roll(ids, 2) == 3 for ids in sides]
+    asked = [np.where(np.arange(own.size) % 2, own, -1) for own in labels]
+    ladder = ngram_ladder(*sides, 4, scored=asked[1] >= 0, labels=tuple(asked))
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert ladder["unigram"] == pytest.approx(entropy, abs=0.03)
+    assert ladder["bigram"] == pytest.approx(entropy, abs=0.03)
+    assert ladder["trigram"] < 0.02  # which reads two tokens
+    with pytest.raises(DataError, match="none of the validation tokens"):
+        ngram_ladder(*sides, 4, scored=np.zeros(1000, bool), labels=tuple(asked))
+
+
 def markov(length, V, rng):
     """A chain with one likely successor per token, and its entropy rate."""
     p = np.full((V, V), 0.2 / (V - 1))

@@ -50,6 +50,21 @@ def test_the_mean_is_that_of_all_tokens_and_the_errors_those_of_windows(evaluato
     }
 
 
+def test_labels_are_scored_at_the_place_that_was_read(evaluator):
+    """Labels that are the next tokens give the numbers of the next tokens."""
+    _, score = evaluator
+    labelled = [(np.stack([t[:, :-1], t[:, 1:]], axis=1), resets) for t, resets in windows()]
+    assert score(labelled) == score(windows())
+    asked = np.stack([np.ones(8, bool), np.arange(8) < 4])
+    assert score([(np.where(asked, t, -2), None) for t, _ in labelled])["tokens"] == 32
+
+
+def test_what_context_is_worth_to_labels():
+    model = TinyModel()
+    labelled = [(np.stack([t[:, :-1], t[:, 1:]], axis=1), resets) for t, resets in windows()]
+    assert context_gain(model, labelled, compile=False) == context_gain(model, windows(), compile=False)
+
+
 def test_targets_below_zero_are_read_and_not_scored(evaluator):
     """A row whose targets t >= 4 count: as the same row scored whole, cut to those targets."""
     model, score = evaluator

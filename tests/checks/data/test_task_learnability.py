@@ -110,6 +110,45 @@ def test_every_task_says_how_far_back_it_asks(name):
     assert all(0 <= lag < task.length for lag in needed_lags(task))
 
 
+def test_labels_are_checked_as_labels(tmp_path):
+    """Files whose labels are not those of the rule, or always the same at one place."""
+    ctx = context(tmp_path, "parity", train_length=12, **SMALL)
+    wrong = np.array(ctx.data.validation.labels).astype(int).reshape(-1, 13)
+    wrong[:, 4:] ^= np.random.default_rng(0).integers(0, 2, (len(wrong), 1))
+    check = measure("G2", rewritten(ctx, validation_labels=wrong.ravel()))
+    assert check.verdict == "fail" and "the rows do not follow their rule" in check.fix
+    wrong[:, 7] = 1
+    check = measure("G5", rewritten(ctx, validation_labels=wrong.ravel()))
+    assert check.verdict == "fail" and check.numbers["known"] == [7]
+
+
+def test_a_task_that_asks_at_its_end_is_read_to_it(tmp_path):
+    """C16 reads 128 tokens of a text; there a copy of 160 has no target yet."""
+    ctx = context(tmp_path, "mad-copy", TinyRecurrent, train_length=160, **SMALL)
+    check = measure("C16", ctx)
+    assert check.verdict == "pass" and "nan" not in check.got
+
+
+def test_permuted_labels_teach_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(capacity, "SHUFFLED_STEPS", 20)
+    ctx = context(tmp_path, "word-problem", TinyRecurrent, train_length=12, **SMALL)
+    assert measure("G4", ctx).verdict == "pass"
+    assert measure("G10", ctx).verdict == "pass"
+
+
+def test_an_evaluation_in_a_phase_is_held_against_the_bound_of_its_rows(tmp_path):
+    """Three targets of a stream have a ceiling of chance: what is fine on 32 would be a leak there."""
+    options = {"vocab": 64, "length": 32, **SMALL}
+    phases = [{"task": {"length": 3}, "until": 10}, {}]
+    data = {"source": "task:interleaved", "task": options}
+    recipe = parse({"data": data, "train": {"context": 32}, "phase": phases})
+    ctx = replace(context(tmp_path, **STREAMS), recipe=recipe)
+    row = {"accuracy": 0.7, "nats_per_token": 4.5}
+    early, late = (log({**row, "phase": phase, "context": n}) for phase, n in ((1, 3), (2, 32)))
+    assert measure("G6", replace(ctx, history=early)).verdict == "fail"
+    assert measure("G6", replace(ctx, history=late)).verdict == "pass"
+
+
 def test_the_lags_of_two_streams():
     assert needed_lags(make_task("interleaved")) == [3, 5, 7, 9, 11, 13]
 

@@ -54,6 +54,34 @@ def test_before_the_last_checkpoint_it_warns(tmp_path):
     assert measure("C37", history(flat[:20])).verdict == "not measurable"
 
 
+def in_phases(*parts):
+    """A history whose losses follow each other in phases."""
+    context = history(np.concatenate(parts), steps=sum(map(len, parts)))
+    numbers = np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts]).tolist()
+    for row, phase in zip(context.history, numbers, strict=True):
+        row["phase"] = phase
+    return context
+
+
+def test_rows_that_become_harder_hide_no_learning():
+    """Each phase falls, and begins higher than the one before it ended."""
+    phases = [noise(i)[:120] - 0.01 * np.arange(120) + 2 * i for i in range(3)]
+    assert measure("C37", history(np.concatenate(phases), steps=360)).verdict == "fail"
+    check = measure("C37", in_phases(*phases))
+    assert check.verdict == "pass" and check.expected == "t < -3.3"
+
+
+def test_rows_that_become_easier_are_no_learning():
+    phases = [noise(i)[:120] - 2 * i for i in range(3)]
+    assert measure("C37", history(np.concatenate(phases), steps=360)).verdict == "pass"
+    assert measure("C37", in_phases(*phases)).verdict == "fail"
+
+
+def test_phases_that_are_all_short_say_nothing():
+    check = measure("C37", in_phases(*[noise(i)[:20] for i in range(4)]))
+    assert check.verdict == "not measurable" and "no phase has 30 steps" in check.got
+
+
 def test_a_loss_that_is_not_finite_fails():
     context = history(noise(2))
     context.history[40]["loss"] = None
