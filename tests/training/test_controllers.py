@@ -57,6 +57,7 @@ def test_raising_and_braking_pull_opposite_ways_and_stay_within_bounds(rule):
     low, high = RULES[rule].R
     up, down = (decide(rule, R, 0.5).knobs["core.K"] for R in (low - 0.1, high + 0.04))
     assert down < 2.0 < up
+    assert up == pytest.approx(2.0 * (1 + Control(rule=rule).boost))
     assert decide(rule, low - 0.1, 0.5, knobs={"K": 4.9}).knobs["K"] == 5.0
     assert decide(rule, high + 0.04, 0.5, knobs={"K": 0.101}).knobs["K"] == 0.1
 

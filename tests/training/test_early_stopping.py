@@ -92,3 +92,55 @@ def test_advice_is_words_with_a_rule():
     assert advise(curve([*decaying(10), *[2.45] * 22]), (), STEADY) == Advice(
         "STOP", "T5", "no improvement for more than 20% of the run: converged"
     )
+
+
+def test_what_lies_on_a_limit_is_within_it():
+    flat = [*decaying(3), *[2.45] * 4]  # the last improvement is at 400 of 700
+    patient = Patience(intervals=100)
+    assert advise(curve(flat, planned=1_500), (), patient).rule != "T5"
+    assert advise(curve(flat, planned=1_499), (), patient).rule == "T5"
+    late = [5, 4, 4, 4, 3]  # at 100, 200 and 500: the last is in the first fifth of 2,500 steps, not of 2,499
+    assert improvement_interval(curve(late, planned=2_500), 0.005) == 200
+    assert improvement_interval(curve(late, planned=2_499), 0.005) == 100
+    assert lower_envelope((4.0,) * 5 + (5.0,) * 5, 0.25) == "flat"
+    assert lower_envelope((4.0,) * 5 + (5.1,) * 5, 0.25) == "rising"
+    assert lower_envelope((4.0,) * 5 + (3.0,) * 5, 0.25) == "flat"
+    assert list_improvements((4.0, 2.0), 0.5) == [0]
+    assert not overfits(curve([2.0, 3.0, 3.0]), 0.5)
+    assert not overfits(curve([2.0, 3.1, 3.1], training=[1, 2, 1]), 0.5)
+
+
+def test_a_cut_at_the_step_of_an_improvement_is_spent_on_it():
+    flat = curve([*decaying(10), *[2.45] * 5])  # the last improvement is at 1100
+    assert action(flat, cuts=(1100,), options=Patience(cuts=1)) == ("CUT", "T7")
+    later = curve([*decaying(10), *[2.45] * 6])
+    assert action(later, cuts=(1101,), options=Patience(cuts=1)) == ("STOP", "T8")
+
+
+def test_the_envelope_looks_at_ten_evaluations_and_no_further_back():
+    assert lower_envelope((1.0, *[4.0] * 10), 0.01) == "flat"
+    assert lower_envelope((*[4.0] * 5, 1.0, *[4.0] * 4, 1.0), 0.01) == "flat"
+    assert lower_envelope((*[4.0] * 5, 1.0, *[4.0] * 6), 0.01) == "rising"  # the 1 is before the last five
+    assert lower_envelope((4.0, *[4.0] * 5), 0.01) == "flat"  # as many before them as there are
+
+
+def test_scatter_is_of_as_many_points_as_are_free():
+    losses = (2.0, 2.1, 1.95, 2.08, 1.99)
+    line = np.polyval(np.polyfit(np.arange(5), losses, 1), np.arange(5))
+    scatter = float(np.sqrt(np.sum((losses - line) ** 2) / 3))
+    assert np.polyfit(np.arange(5), losses, 1)[0] == pytest.approx(-0.004)
+    # The same scatter about lines that fall by a little less and a little more than it.
+    for factor, unresolved in ((0.99, True), (1.01, False)):
+        tilted = losses - line + 9 - factor * scatter * np.arange(5)
+        assert list_unresolved(curve(tilted)) is unresolved
+
+
+def test_a_rise_is_seen_from_the_first_evaluation_on_and_as_long_as_it_lasts():
+    for held_out in ([2.0, 2.2, 2.3], [2.0, 2.2, 2.3, 2.4, 2.5]):
+        assert overfits(curve(held_out), 0.05)
+    assert overfits(curve([2.0, 2.2, 2.3], training=[3, 3, 2]), 0.05)
+
+
+def test_where_the_first_fifth_has_no_interval_the_first_two_improvements_have():
+    c = curve([5, 4, 4, 3], planned=500)  # improvements at 100, 200 and 400; the first fifth ends at 100
+    assert improvement_interval(c, 0.005) == 100
