@@ -40,6 +40,7 @@ from kssm_mlx.oscillators.planar import Planar
 @dataclass(frozen=True)
 class KSSMConfig:
     """memory: tokens the slowest populations should span at the start; the training context by default.
+    shortest_memory: the same of the fastest; the others lie between, equally spaced in the logarithm.
 
     harmonics: how many powers of z are read out; on the Ott-Antonsen manifold Z_n = z^n, so they are free.
     field: strength of the tokens' field at the start, per component; memory falls steeply with it.
@@ -50,7 +51,8 @@ class KSSMConfig:
     dimensions: populations of both kinds side by side, such as {2: 96, 3: 32}, n_groups in all.
     turning: the share of the populations on spheres that a token turns; rotation: by how much at the start,
     in radians. start: |a| of theirs where a document begins. wells: directions that each of them settles in
-    between tokens; serial over time.
+    between tokens, going the share `pull` of the way to them, told apart by `sharpness` times the cosine;
+    serial over time.
     """
 
     vocab_size: int
@@ -72,7 +74,10 @@ class KSSMConfig:
     rotation: float = 0.5
     start: float = 0.9
     wells: int = 0
+    pull: float = 0.05
+    sharpness: float = 7.5
     memory: int = 128
+    shortest_memory: float = 2.0
     tie_embeddings: bool = False
     norm_eps: float = 1e-6
     model_type: str = "kssm"
@@ -81,6 +86,11 @@ class KSSMConfig:
         refuse_negative_curvature(self.kappa)
         if self.triadic is not None and (self.kappa, self.leaf) != (1, "kick"):
             raise ConfigError("model.triadic has a flow of its own; leave kappa at 1 and leaf at 'kick'")
+        if not 0 < self.shortest_memory <= max(self.memory, 4):
+            raise ConfigError(
+                f"model.shortest_memory is a number of tokens up to model.memory, {self.memory}, got "
+                f"{self.shortest_memory:g}"
+            )
         if self.field < 0:
             raise ConfigError(f"model.field is a strength, 0 or more, got {self.field:g}")
         refuse_counts_below_one(self, "wells")
@@ -106,6 +116,11 @@ class KSSMConfig:
         count_features(self.harmonics)  # refuses what there is none of
         if self.leaf != "kick" or self.triadic is not None or self.controlled:
             raise ConfigError('populations on spheres have leaf = "kick", no triadic and no controlled')
+        if not (0 < self.pull < 1 and self.sharpness > 0):
+            raise ConfigError(
+                f"model.pull is a share between 0 and 1, and sharpness positive, got {self.pull:g} and "
+                f"{self.sharpness:g}"
+            )
         if not (0 <= self.turning <= 1 and self.rotation >= 0 and 0 <= self.start < 1):
             raise ConfigError(
                 "model.turning is a share, 0 to 1, rotation an angle, >= 0 radians, and start a size, "
@@ -167,6 +182,7 @@ def spheres(config: KSSMConfig, key: mx.array, coupled: bool) -> Spheres:
         config.d_model,
         config.spheres,
         memory=config.memory,
+        shortest=config.shortest_memory,
         field=config.field,
         kappa=config.kappa,
         coupled=coupled,
@@ -174,6 +190,8 @@ def spheres(config: KSSMConfig, key: mx.array, coupled: bool) -> Spheres:
         rotation=config.rotation,
         size=config.start,
         wells=config.wells,
+        pull=config.pull,
+        sharpness=config.sharpness,
     )
 
 

@@ -56,10 +56,11 @@ class Populations(nn.Module):
         leaf: str,
         coupled: bool,
         field: float = 0.3,
+        shortest: float = 2.0,
     ):
         super().__init__()
         keys = mx.random.split(key, 4)
-        self.omega, self.log_gamma = spectrum(keys[0], G, memory)
+        self.omega, self.log_gamma = spectrum(keys[0], G, memory, shortest)
         # At 0.3 |h| starts near 0.1. Memory falls steeply with it: the slowest third starts quieter still.
         quiet = mx.where(mx.argsort(mx.argsort(self.log_gamma)) < G // 3, 0.3, 1.0)
         self.field = linear(keys[1], D, 2 * G, std=field * D**-0.5)
@@ -193,12 +194,12 @@ def state_before(z: Planar, z0: Planar | None, resets: mx.array | None) -> Plana
     return before if resets is None else before.map(lambda x: mx.where(resets[..., None], 0.0, x))
 
 
-def spectrum(key: mx.array, G: int, memory: int) -> tuple[mx.array, mx.array]:
-    """omega uniform in [0, pi/2], half of them a tenth of that; gamma log-spaced 1/memory ... 1/2, mixed."""
+def spectrum(key: mx.array, G: int, memory: int, shortest: float = 2.0) -> tuple[mx.array, mx.array]:
+    """omega uniform in [0, pi/2], half of them a tenth of that; gamma from 1/memory to 1/shortest, mixed."""
     k_omega, k_half, k_order = mx.random.split(key, 3)
     omega = mx.random.uniform(0, math.pi / 2, (G,), key=k_omega)
     omega = omega * mx.where(mx.random.permutation(G, key=k_half) % 2 == 0, 0.1, 1.0)
-    log_gamma = mx.linspace(-math.log(max(memory, 4)), math.log(0.5), G)
+    log_gamma = mx.linspace(-math.log(max(memory, 4)), -math.log(shortest), G)
     return omega, log_gamma[mx.random.permutation(G, key=k_order)]
 
 

@@ -41,8 +41,10 @@ class SelfCoupledPopulations(Populations):
         triadic: tuple[float, float],
         coupled: bool,
         field: float = 0.3,
+        shortest: float = 2.0,
     ):
-        super().__init__(key, D, G, memory=memory, kappa=1.0, leaf="kick", coupled=coupled, field=field)
+        own = {"memory": memory, "coupled": coupled, "field": field, "shortest": shortest}
+        super().__init__(key, D, G, kappa=1.0, leaf="kick", **own)
         self.self_coupling = mx.broadcast_to(mx.array(triadic)[:, None], (2, G))
 
     def _steps(self, h: Planar, dt: mx.array, resets: mx.array | None, valid: mx.array | None):

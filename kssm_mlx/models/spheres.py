@@ -29,7 +29,6 @@ from kssm_mlx.ops.maps.scan import after_first
 from kssm_mlx.oscillators.ball import sphere_order, sphere_size
 
 REACH = 0.9  # |c_m|: where a population in a well comes to rest
-PULL, SHARPNESS = -3.0, 2.0  # of the wells at the start: sigmoid and exponential of these
 
 
 class Drive(NamedTuple):
@@ -50,7 +49,8 @@ class Spheres(nn.Module):
 
     turning: how many populations, the first ones, a token turns; rotation: by how much at first, its standard
     deviation in radians. size: |a| where a document begins at first, in random directions: from the
-    centre a lane can be turned to nowhere, and the first token alone would have to place it.
+    centre a lane can be turned to nowhere, and the first token alone would have to place it. pull, sharpness:
+    of the wells at first, the share of the way to them, and how much a difference of cosines tells them apart.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Spheres(nn.Module):
         G: int,
         *,
         memory: int,
+        shortest: float,
         field: float,
         kappa: float,
         coupled: bool,
@@ -67,10 +68,12 @@ class Spheres(nn.Module):
         rotation: float,
         size: float,
         wells: int,
+        pull: float,
+        sharpness: float,
     ):
         super().__init__()
         keys = mx.random.split(key, 7)
-        speed, self.log_gamma = spectrum(keys[0], G, memory)
+        speed, self.log_gamma = spectrum(keys[0], G, memory, shortest)
         self.omega = speed * _directions(keys[1], G)
         quiet = mx.where(mx.argsort(mx.argsort(self.log_gamma)) < G // 3, 0.3, 1.0)
         self.field = linear(keys[2], D, 3 * G, std=field * D**-0.5)
@@ -84,7 +87,8 @@ class Spheres(nn.Module):
             self.coupling = mx.zeros((G,))
         if wells:
             self.directions = mx.stack([_directions(k, G) for k in mx.random.split(keys[5], wells)])
-            self.pull, self.sharpness = mx.full((G,), PULL), mx.full((G,), SHARPNESS)
+            self.pull = mx.full((G,), math.log(pull / (1 - pull)))
+            self.sharpness = mx.full((G,), math.log(sharpness))
         self._kappa = kappa
 
     @property

@@ -29,6 +29,8 @@ def test_they_start_as_documented():
     own = spheres(model)
     gamma = mx.exp(own.log_gamma)
     assert gamma.min().item() == pytest.approx(1 / 64) and gamma.max().item() == pytest.approx(0.5)
+    np.testing.assert_allclose(mx.sigmoid(own.pull), 0.05, rtol=1e-5)
+    np.testing.assert_allclose(mx.exp(own.sharpness), 7.5, rtol=1e-5)
     np.testing.assert_allclose(mx.linalg.norm(own.start, axis=0), 0.8, rtol=1e-5)
     np.testing.assert_allclose(mx.linalg.norm(own.wells, axis=1), REACH, rtol=1e-5)
     # Uniform directions: a mean of 400 unit vectors is 0.05 long, give or take.
@@ -221,6 +223,12 @@ def test_freeze_units_cover_every_parameter_once(overrides, count, shared):
         ({"dimension": 3, "leaf": "hold"}, 'populations on spheres have leaf = "kick"'),
         ({"dimension": 3, "controlled": True}, "no controlled"),
         ({"dimension": 3, "harmonics": 3}, "harmonics is 1 or 2 with populations on spheres, got 3"),
+        ({"dimension": 3, "wells": 4, "pull": 1.0}, "pull is a share between 0 and 1, .* got 1 and 7.5"),
+        ({"dimension": 3, "wells": 4, "sharpness": 0.0}, "sharpness positive, got 0.05 and 0"),
+        (
+            {"shortest_memory": 200.0},
+            "shortest_memory is a number of tokens up to model.memory, 128, got 200",
+        ),
         ({"dimension": 3, "turning": 1.5}, "turning is a share, 0 to 1"),
         ({"dimension": 3, "start": 1.0}, "start a size, 0 to 1, got .* and 1"),
     ],

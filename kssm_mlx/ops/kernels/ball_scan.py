@@ -79,8 +79,8 @@ def _states_in_parts(n: int, a0, rotors, kicks, kappa) -> mx.array:
 
 def _cut_rotors(rotors: mx.array, n: int) -> mx.array:
     """The padding turns nothing: (1, 0, 0, 0)."""
-    one = mx.array([1, 0, 0, 0], rotors.dtype)[:, None]
-    return in_time.cut(rotors - one, n) + one
+    level, axis = mx.split(rotors, [1], axis=2)
+    return mx.concatenate([in_time.cut(level, n, 1), in_time.cut(axis, n)], axis=2)
 
 
 def _components(x: mx.array) -> tuple[mx.array, ...]:
