@@ -389,6 +389,10 @@ class KSSM(Stack):
             mx.eval(z)
         return z
 
+    def settled(self, block: int, starts: mx.array) -> mx.array:
+        """Where the wells of a block take populations, alone. Shapes: starts [S, 3] -> [S, 3, G]."""
+        return self.blocks[block].mixer.spheres.settled(starts)
+
     def state_view(self, entry: list) -> mx.array:
         """The order parameters, each population's components side by side. Shapes: -> [B, 2G] or [B, 3G]."""
         return mx.concatenate([state.swapaxes(1, 2).flatten(1) for state in entry[1:]], axis=-1)

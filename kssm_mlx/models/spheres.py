@@ -23,7 +23,7 @@ from kssm_mlx.models.interventions.spec import Inside
 from kssm_mlx.models.layers import inverse_softplus, linear
 from kssm_mlx.models.populations import Moved, clamped_states, spectrum
 from kssm_mlx.ops.ball_scan import ball_scan, components, kick, kicked, rotor
-from kssm_mlx.ops.ball_wells import ball_wells, shares
+from kssm_mlx.ops.ball_wells import ball_wells, settle, shares
 from kssm_mlx.ops.elementary import exp, softplus
 from kssm_mlx.ops.maps.scan import after_first
 from kssm_mlx.oscillators.ball import sphere_order, sphere_size
@@ -49,8 +49,8 @@ class Spheres(nn.Module):
 
     turning: how many populations, the first ones, a token turns; rotation: by how much at first, its standard
     deviation in radians. size: |a| where a document begins at first, in random directions: from the
-    centre a lane can be turned to nowhere, and the first token alone would have to place it. pull, sharpness:
-    of the wells at first, the share of the way to them, and how much a difference of cosines tells them apart.
+    centre a lane is turned to nowhere, and the first token alone would have to place it. pull, sharpness:
+    of the wells at first, the share of the way to them, and what the cosine to each is multiplied by.
     """
 
     def __init__(
@@ -134,6 +134,17 @@ class Spheres(nn.Module):
     def quiet(self, u: mx.array, state: mx.array) -> mx.array:
         """The states after these inputs. Shapes: u [B, T, D]; state [B, 3, G] -> [B, 3, G]."""
         return self.evolve(self.drive(u, None), state)[:, -1]
+
+    def settled(self, starts: mx.array, steps: int = 300) -> mx.array:
+        """Where the wells alone take populations from these points. Shapes: [S, 3] -> [S, 3, G]."""
+        points = self.wells
+        if points is None:
+            raise ConfigError("these populations have no wells to settle in; model.wells gives them some")
+        a = mx.broadcast_to(starts[..., None], (*starts.shape, points.shape[-1]))
+        for _ in range(steps):
+            a = settle(a, mx.ones((a.shape[0], a.shape[-1])), points, mx.exp(self.sharpness) / REACH)
+            mx.eval(a)
+        return a
 
     def drive(self, u: mx.array, below: mx.array | None) -> Drive:
         """What each token does, fp32. Shapes: u [B, T, D]; below [B, T, 3, G]."""

@@ -38,6 +38,8 @@ MEANINGS = {
     "gate_low_rank_dim": "inner width of the map behind the gate g",
     "kssm.n_groups": "Kuramoto populations of a block",
     "mamba2.n_groups": "groups of heads that share B and C",
+    "pull": "share of the way to its wells that a population goes at each token, at the start",
+    "sharpness": "of the wells at the start: what the cosine to each is multiplied by",
     "harmonics": "how many powers of the order parameter are read out",
     "cell": "of the recurrence: gated, or tanh alone",
     "kappa": "1: Kuramoto; 0: a complex linear state-space model with the same parameters",

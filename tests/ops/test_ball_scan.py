@@ -1,4 +1,4 @@
-"""The scan on the sphere against a serial loop in float64: values, gradients, states handed over, bad input."""
+"""The scan on the sphere against a serial loop in float64: values, gradients, states, bad input."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_any_map_of_the_ball_composes_as_it_acts():
     with mx.stream(mx.cpu):
         kappa = mx.array(0.7, mx.float64)
         start = tuple(mx.array(x[0], mx.float64) for x in a0)
-        tokens = [tuple(mx.array(x[0, t], mx.float64) for x in (*p, *k)) + (kappa,) for t in range(12)]
+        tokens = [(*(mx.array(x[0, t], mx.float64) for x in (*p, *k)), kappa) for t in range(12)]
         a, whole = start, None
         for token in tokens:
             a = KICK.step(token, a)

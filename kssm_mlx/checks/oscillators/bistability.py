@@ -11,6 +11,7 @@ from kssm_mlx.checks.core.conditions import blocks_with, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 
 STARTS, STEPS = 32, 200
+POINTS, SHARE = 200, 0.01  # of the sphere, for wells, and of these to count as a basin
 LINK, APART, BASIN, OTHERS, KICK, STILL = 0.05, 0.1, 0.05, 0.2, 0.01, 1e-3
 
 
@@ -39,21 +40,27 @@ class Portrait(NamedTuple):
     passes=1,
 )
 def has_two_states(ctx: Context) -> Check:
-    """Asked of models that say so: `triadic` or variant "bistable" in the configuration. Every population of
-    every block starts from 32 states spread over the disc and reads 200 tokens that say nothing. Final states
-    linked by distances <= 0.05 are one cluster; a population that still turns is judged by R. Then each final
-    state is moved by 1 % of the disc, and reads 200 tokens more.
+    """Asked of models that say so: `triadic`, `wells` or variant "bistable" in the configuration. Every
+    population of every block starts from 32 states spread over the disc and reads 200 tokens that say
+    nothing. Final states linked by distances <= 0.05 are one cluster; a population that still turns is judged
+    by R. Then each final state is moved by 1 % of the disc, and reads 200 tokens more. Populations with wells
+    start from 200 points of the sphere and are drawn by their wells alone, neither turned nor kicked, until
+    they rest.
 
-    Protocol: `model.free_states(block, steps, z0)`, the states after `steps` tokens of zero field, [S, 2, G].
+    Protocol: `model.free_states(block, steps, z0)`, the states after `steps` tokens of zero field, [S, 2, G];
+    `model.settled(block, starts)`, where wells take starts [S, 3] to, [S, 3, G].
     Threshold: two clusters > 0.1 apart with > 5 % of the starts each and > 80 % together, to which kicked
     states come back at least half of the way, in one population of every block or more: slow ones need more
-    than 200 tokens. Otherwise the model must not be called bistable.
+    than 200 tokens. Otherwise the model must not be called bistable. Of wells two clusters with > 1 % of the
+    starts each, in one population of every block or more.
     Caught: v3, whose two roots +-sqrt(u) act alike and whose oscillators are made anew at every token.
     Sabotage: a population with one attractor; a state that stays wherever it is put; a state that a kick to
-    one side leaves; K-SSM v3; a triadic coupling outside its window.
+    one side leaves; K-SSM v3; a triadic coupling outside its window; wells that are too blunt.
     """
     ctx.need("model")
     config = getattr(ctx.model, "args", None)
+    if wells := getattr(config, "wells", 0):
+        return _judge_wells(ctx.model, wells)
     if getattr(config, "triadic", None) is None and getattr(config, "variant", None) != "bistable":
         raise NotMeasurable("the model does not claim two states")
     carried = hasattr(ctx.model, "free_states")
@@ -73,6 +80,38 @@ def has_two_states(ctx: Context) -> Check:
         "do not call it bistable: strengthen the interaction until two states exist without input",
         share={str(b): v for b, v in share.items()},
     )
+
+
+def _judge_wells(model: Any, wells: int) -> Check:
+    """How many of a population's wells hold it: the mean over populations, in the worst block."""
+    held = {b: _count_basins(np.array(model.settled(b, _spread()))) for b in range(len(model.layers))}
+    worst = min(held, key=lambda b: held[b].max())
+    counts = held[worst]
+    return verdict(
+        "C26",
+        bool(counts.max() >= 2),
+        f"of {wells} wells {counts.mean():.1f} hold a population of block {worst}, "
+        f"{counts.min()} to {counts.max()}",
+        f"two clusters with > {SHARE:.0%} of the starts each, in every block",
+        "the wells are too blunt to tell states apart: raise model.sharpness, or leave model.wells out",
+        held={str(b): counts.tolist() for b, counts in held.items()},
+    )
+
+
+def _spread() -> mx.array:
+    """Points spread evenly over the sphere, by the golden angle. Shapes: [S, 3]."""
+    i = np.arange(POINTS)
+    z, turn = 1 - (2 * i + 1) / POINTS, 2.399963 * i
+    flat = np.sqrt(1 - z * z)
+    return mx.array(0.9 * np.stack([flat * np.cos(turn), flat * np.sin(turn), z], -1), mx.float32)
+
+
+def _count_basins(ends: np.ndarray) -> np.ndarray:
+    """Clusters that a share of the starts ends in, of each population. Shapes: ends [S, 3, G] -> [G]."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    labels = (fcluster(linkage(x, "single"), LINK, "distance") for x in np.moveaxis(ends, 2, 0))
+    return np.array([(np.bincount(own)[1:] > SHARE * len(ends)).sum() for own in labels])
 
 
 def _clearest(block: int, share: float, portraits: list[Portrait]) -> str:

@@ -210,3 +210,15 @@ def test_v3_is_not_bistable_and_others_are_not_asked():
     assert found.verdict == "fail" and "no state is carried from token to token" in found.got
     for other in (small("kssm", 8), small("kssm_v3", 8, variant="monostable"), fakes.TinyRecurrent()):
         assert check("C26", other).got == "the model does not claim two states"
+
+
+def test_wells_hold_what_is_in_them_unless_they_are_blunt():
+    def model(sharpness: float):
+        return small("kssm", 8, dimension=3, wells=6, n_groups=4, n_layers=2, sharpness=sharpness)
+
+    sharp = check("C26", model(60.0))
+    assert sharp.verdict == "pass" and sharp.got.startswith("of 6 wells ")
+    assert all(max(held) >= 4 for held in sharp.numbers["held"].values())
+    blunt = check("C26", model(1.0))
+    assert blunt.verdict == "fail" and "too blunt to tell states apart: raise model.sharpness" in blunt.fix
+    assert blunt.got.startswith("of 6 wells 1.0 hold a population")
