@@ -51,8 +51,8 @@ class KSSMConfig:
     dimensions: populations of both kinds side by side, such as {2: 96, 3: 32}, n_groups in all.
     turning: the share of the populations on spheres that a token turns; rotation: by how much at the start,
     in radians. start: |a| of theirs where a document begins. wells: directions that each of them settles in
-    between tokens, going the share `pull` of the way to them, told apart by `sharpness` times the cosine;
-    serial over time.
+    between tokens, going the share `pull` of the way to them, at |a| = `reach`, told apart by `sharpness`
+    times the cosine; serial over time.
     """
 
     vocab_size: int
@@ -76,6 +76,7 @@ class KSSMConfig:
     wells: int = 0
     pull: float = 0.05
     sharpness: float = 7.5
+    reach: float = 0.9
     memory: int = 128
     shortest_memory: float = 2.0
     tie_embeddings: bool = False
@@ -116,10 +117,10 @@ class KSSMConfig:
         count_features(self.harmonics)  # refuses what there is none of
         if self.leaf != "kick" or self.triadic is not None or self.controlled:
             raise ConfigError('populations on spheres have leaf = "kick", no triadic and no controlled')
-        if not (0 < self.pull < 1 and self.sharpness > 0):
+        if not (0 < self.pull < 1 and self.sharpness > 0 and 0 < self.reach < 1):
             raise ConfigError(
-                f"model.pull is a share between 0 and 1, and sharpness positive, got {self.pull:g} and "
-                f"{self.sharpness:g}"
+                f"model.pull and model.reach are between 0 and 1, and sharpness positive, got {self.pull:g}, "
+                f"{self.reach:g} and {self.sharpness:g}"
             )
         if not (0 <= self.turning <= 1 and self.rotation >= 0 and 0 <= self.start < 1):
             raise ConfigError(
@@ -192,6 +193,7 @@ def spheres(config: KSSMConfig, key: mx.array, coupled: bool) -> Spheres:
         wells=config.wells,
         pull=config.pull,
         sharpness=config.sharpness,
+        reach=config.reach,
     )
 
 

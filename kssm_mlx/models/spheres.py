@@ -28,8 +28,6 @@ from kssm_mlx.ops.elementary import exp, softplus
 from kssm_mlx.ops.maps.scan import after_first
 from kssm_mlx.oscillators.ball import sphere_order, sphere_size
 
-REACH = 0.9  # |c_m|: where a population in a well comes to rest
-
 
 class Drive(NamedTuple):
     """What a token does to the populations. Shapes: field, turn [B, T, 3, G]; dt [B, T, G]."""
@@ -50,7 +48,8 @@ class Spheres(nn.Module):
     turning: how many populations, the first ones, a token turns; rotation: by how much at first, its standard
     deviation in radians. size: |a| where a document begins at first, in random directions: from the
     centre a lane is turned to nowhere, and the first token alone would have to place it. pull, sharpness:
-    of the wells at first, the share of the way to them, and what the cosine to each is multiplied by.
+    of the wells at first, the share of the way to them, and what the cosine to each is multiplied by; reach:
+    |c_m|, where a population in a well comes to rest.
     """
 
     def __init__(
@@ -70,6 +69,7 @@ class Spheres(nn.Module):
         wells: int,
         pull: float,
         sharpness: float,
+        reach: float = 0.9,
     ):
         super().__init__()
         keys = mx.random.split(key, 7)
@@ -89,14 +89,14 @@ class Spheres(nn.Module):
             self.directions = mx.stack([_directions(k, G) for k in mx.random.split(keys[5], wells)])
             self.pull = mx.full((G,), math.log(pull / (1 - pull)))
             self.sharpness = mx.full((G,), math.log(sharpness))
-        self._kappa = kappa
+        self._kappa, self._reach = kappa, reach
 
     @property
     def wells(self) -> mx.array | None:
         """Where they are. Shapes: [M, 3, G]."""
         if "directions" not in self:
             return None
-        return REACH * self.directions * mx.rsqrt(mx.square(self.directions).sum(1, keepdims=True))
+        return self._reach * self.directions * mx.rsqrt(mx.square(self.directions).sum(1, keepdims=True))
 
     def run(
         self,
@@ -142,7 +142,7 @@ class Spheres(nn.Module):
             raise ConfigError("these populations have no wells to settle in; model.wells gives them some")
         a = mx.broadcast_to(starts[..., None], (*starts.shape, points.shape[-1]))
         for _ in range(steps):
-            a = settle(a, mx.ones((a.shape[0], a.shape[-1])), points, mx.exp(self.sharpness) / REACH)
+            a = settle(a, mx.ones((a.shape[0], a.shape[-1])), points, mx.exp(self.sharpness) / self._reach)
             mx.eval(a)
         return a
 
@@ -192,7 +192,7 @@ class Spheres(nn.Module):
             a0 = self._begin(rotors.shape[0]) if a0 is None else a0
             if pull is None or points is None:
                 return ball_scan(rotors[:, i:j], kicks[:, i:j], a0, self._kappa)
-            sharp = mx.exp(self.sharpness) / REACH
+            sharp = mx.exp(self.sharpness) / self._reach
             return ball_wells(rotors[:, i:j], kicks[:, i:j], pull[:, i:j], points, sharp, a0, self._kappa)
 
         return steps
@@ -217,7 +217,7 @@ class Spheres(nn.Module):
 
     def _log_wells(self, y: mx.array) -> mx.array:
         """ln |det| / 3 of the step towards the wells at y. Shapes: [B, T, 3, G] -> [B, T, G]."""
-        points, sharp = self.wells, mx.exp(self.sharpness) / REACH
+        points, sharp = self.wells, mx.exp(self.sharpness) / self._reach
         assert points is not None
         share = shares(y, points, sharp)[..., None, :]
         mean = (share * points).sum(-3)

@@ -39,6 +39,7 @@ MEANINGS = {
     "kssm.n_groups": "Kuramoto populations of a block",
     "mamba2.n_groups": "groups of heads that share B and C",
     "pull": "share of the way to its wells that a population goes at each token, at the start",
+    "reach": "size of the state of a population that rests in a well",
     "sharpness": "of the wells at the start: what the cosine to each is multiplied by",
     "harmonics": "how many powers of the order parameter are read out",
     "cell": "of the recurrence: gated, or tanh alone",

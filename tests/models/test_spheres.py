@@ -13,7 +13,6 @@ from kssm_mlx.models import build
 from kssm_mlx.models.base import Clamp, Intervention
 from kssm_mlx.models.interventions.freeze_units import units_of
 from kssm_mlx.models.kssm import KSSM, KSSMConfig
-from kssm_mlx.models.spheres import REACH
 from kssm_mlx.oscillators import ball
 from tests.support.small_kssm import V, assert_close, awake, config, tokens
 
@@ -32,9 +31,9 @@ def test_they_start_as_documented():
     np.testing.assert_allclose(mx.sigmoid(own.pull), 0.05, rtol=1e-5)
     np.testing.assert_allclose(mx.exp(own.sharpness), 7.5, rtol=1e-5)
     np.testing.assert_allclose(mx.linalg.norm(own.start, axis=0), 0.8, rtol=1e-5)
-    np.testing.assert_allclose(mx.linalg.norm(own.wells, axis=1), REACH, rtol=1e-5)
+    np.testing.assert_allclose(mx.linalg.norm(own.wells, axis=1), 0.9, rtol=1e-5)
     # Uniform directions: a mean of 400 unit vectors is 0.05 long, give or take.
-    for vectors in (own.start / 0.8, own.wells[0] / REACH):
+    for vectors in (own.start / 0.8, own.wells[0] / 0.9):
         assert mx.linalg.norm(vectors.mean(axis=1)).item() < 0.15
     u = mx.random.normal((4, 50, 16), key=mx.random.key(0))
     turn = own.drive(u, None).turn - own.omega * own.drive(u, None).dt[..., None, :]
@@ -223,8 +222,11 @@ def test_freeze_units_cover_every_parameter_once(overrides, count, shared):
         ({"dimension": 3, "leaf": "hold"}, 'populations on spheres have leaf = "kick"'),
         ({"dimension": 3, "controlled": True}, "no controlled"),
         ({"dimension": 3, "harmonics": 3}, "harmonics is 1 or 2 with populations on spheres, got 3"),
-        ({"dimension": 3, "wells": 4, "pull": 1.0}, "pull is a share between 0 and 1, .* got 1 and 7.5"),
-        ({"dimension": 3, "wells": 4, "sharpness": 0.0}, "sharpness positive, got 0.05 and 0"),
+        (
+            {"dimension": 3, "wells": 4, "pull": 1.0},
+            "pull and model.reach are between 0 and 1, .* got 1, 0.9 and 7.5",
+        ),
+        ({"dimension": 3, "wells": 4, "sharpness": 0.0}, "sharpness positive, got 0.05, 0.9 and 0"),
         (
             {"shortest_memory": 200.0},
             "shortest_memory is a number of tokens up to model.memory, 128, got 200",
