@@ -48,7 +48,7 @@ class KSSMConfig:
     bistable for -K2 + 2 sqrt(2 K2) < K1 < 2, such as (1, 8). Serial over time, and so slower.
     controlled: populations have knobs, the gain k_scale of their field and the noise sigma on their phases.
     dimension: 2 for phases, 3 for unit vectors on spheres, whose rotations do not commute (spheres.py);
-    dimensions: populations of both kinds side by side, such as {2: 96, 3: 32}, n_groups in all.
+    dimensions: populations of both kinds side by side, such as {"2": 96, "3": 32}, n_groups in all.
     turning: the share of the populations on spheres that a token turns; rotation: by how much at the start,
     in radians. start: |a| of theirs where a document begins. wells: directions that each of them settles in
     between tokens, going the share `pull` of the way to them, at |a| = `reach`, told apart by `sharpness`
@@ -69,7 +69,7 @@ class KSSMConfig:
     triadic: tuple[float, float] | None = None
     controlled: bool = False
     dimension: Literal[2, 3] = 2
-    dimensions: dict[int, int] | None = None
+    dimensions: dict[str, int] | None = None
     turning: float = 1.0
     rotation: float = 0.5
     start: float = 0.9
@@ -96,7 +96,8 @@ class KSSMConfig:
             raise ConfigError(f"model.field is a strength, 0 or more, got {self.field:g}")
         refuse_counts_below_one(self, "wells")
         if self.dimensions is not None:
-            object.__setattr__(self, "dimensions", {int(d): n for d, n in self.dimensions.items()})
+            # As in a file: JSON and TOML have no numbers as keys.
+            object.__setattr__(self, "dimensions", {str(d): n for d, n in self.dimensions.items()})
         self._refuse_impossible_dimensions()
 
     def _refuse_impossible_dimensions(self) -> None:
@@ -104,7 +105,7 @@ class KSSMConfig:
             raise ConfigError(f"model.dimension is 2 (phases) or 3 (spheres), got {self.dimension}")
         mix = self.dimensions
         if mix is not None and (
-            set(mix) - {2, 3} or min(mix.values()) < 1 or sum(mix.values()) != self.n_groups
+            set(mix) - {"2", "3"} or min(mix.values()) < 1 or sum(mix.values()) != self.n_groups
         ):
             raise ConfigError(
                 f"model.dimensions says how many of the n_groups = {self.n_groups} populations have "
@@ -132,7 +133,7 @@ class KSSMConfig:
     def spheres(self) -> int:
         """How many of the populations are on spheres, the last ones."""
         if self.dimensions is not None:
-            return self.dimensions.get(3, 0)
+            return self.dimensions.get("3", 0)
         return self.n_groups if self.dimension == 3 else 0
 
     @property
