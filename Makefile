@@ -13,7 +13,7 @@ PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3 python3.14
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-mac slowest bench detect parity lint clean
+.PHONY: help run test test-all test-mac slowest bench detect parity docs lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,11 @@ bench: $(VENV)/.installed ## forms and architectures side by side on this machin
 
 detect: $(VENV)/.installed ## every failed run and sabotage against every check, into docs/detection.md
 	@$(BIN)/python -m kssm_mlx.experiments.detection
+
+# Not --quiet, which hides warnings from --strict too.
+docs: $(VENV)/.installed ## the documentation as a site, into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 # torch is only a witness here, so it is not among the tests' ordinary requirements.
 parity: $(VENV)/.installed ## recompute the upstream logits with transformers and compare them with the frozen ones

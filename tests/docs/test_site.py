@@ -1,0 +1,98 @@
+"""The documentation as a site: it builds without a warning, and what Quickstart says can be typed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support.cli_fakes import kssm
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def on_page():
+    spec = spec_from_file_location("hooks", DOCS / "_site" / "hooks.py")
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="a/b.md"))
+    return lambda text: module.on_page_markdown(text, page)
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("[x](c.md)", "[x](c.md)"),
+        ("[x](../c.md#y)", "[x](../c.md#y)"),
+        ("[`x`](../../kssm_mlx/x.py)", "`x`"),
+        ("[x](../../recipes/y.toml)", "`x`"),
+        ("[x](results/folder)", "`x`"),
+        ("[x](https://example.org/y)", "[x](https://example.org/y)"),
+        ("![x](../../y.png)", "![x](../../y.png)"),
+    ],
+)
+def test_links_out_of_the_pages_are_code(text, shown, on_page):
+    assert on_page(text) == shown
+
+
+def build(site: Path, root: Path = ROOT) -> subprocess.CompletedProcess:
+    # Not --quiet, which hides warnings from --strict too.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path):
+    pytest.importorskip("mkdocs")
+    made = build(tmp_path / "site")
+    assert made.returncode == 0, made.stderr
+    home = (tmp_path / "site/index.html").read_text()
+    assert "fonts.googleapis" not in home
+    api = (tmp_path / "site/api/index.html").read_text()
+    assert "All states of the kick form on the sphere" in api
+    assert (tmp_path / "site/search/search_index.json").stat().st_size > 100_000
+
+
+def test_a_broken_link_is_caught(tmp_path):
+    pytest.importorskip("mkdocs")
+    shutil.copytree(DOCS / "_site", tmp_path / "docs/_site")
+    (tmp_path / "docs/index.md").write_text("[nowhere](gone.md)\n")
+    (tmp_path / "mkdocs.yml").write_text((ROOT / "mkdocs.yml").read_text().partition("nav:")[0])
+    made = build(tmp_path / "site", tmp_path)
+    assert made.returncode == 1 and "gone.md" in made.stderr
+
+
+def test_every_page_is_in_the_navigation():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    pages = {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md") if p.name != "report.md"}
+    assert {page for page in pages if page not in nav} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.prints
+def test_quickstart_can_be_typed(tmp_path, monkeypatch):
+    """Its commands and its Python, in their order, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((DOCS / "quickstart.md").read_text())
+    told = [(kind, code) for kind, mark, code in blocks if "no-test" not in mark]
+    assert [kind for kind, _ in told].count("python") == 1 and len(told) >= 5
+    for kind, code in told:
+        if kind == "python":
+            exec(compile(code, "quickstart.md", "exec"), {})
+            continue
+        for line in code.strip().splitlines():
+            program, *arguments = shlex.split(line, comments=True)
+            assert program == "kssm"
+            result = kssm(*arguments)
+            # Tiny runs have learned nothing, which a check may say. Nothing else may go wrong.
+            assert result.exit_code == 0 or (result.exit_code == 1 and "fail" in result.output), result.output
