@@ -177,7 +177,7 @@ def test_names_tell_code_apart():
 
 def test_bodies_are_shipped_and_all_used():
     bodies = {path.stem for path in gpu.FOLDER.glob("*.inc")}
-    assert bodies == {*KERNELS, *kernels(elementary, norms), "planar", "packs"}
+    assert bodies == {*KERNELS, *kernels(elementary, norms), "planar", "spatial", "packs"}
 
 
 @pytest.mark.parametrize("dialect", ["metal", "cuda"])
