@@ -25,7 +25,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def plot_written(rows: Rows, names: Sequence[str], path: Path, heading: str) -> Path:
-    """The rows of a trace (generation/trace.py), of one text, as a picture: the first of `names` colours it."""
+    """The rows of a trace (generation/trace.py) of one text; the first of `names` colours it."""
     values = np.array([_mean_of(row, names[0]) for row in rows])
     cells = list(lay_out([row["text"] for row in rows]))
     lines = max((line for _, line, _, _ in cells), default=0) + 1
