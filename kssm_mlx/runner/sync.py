@@ -122,7 +122,7 @@ def _carry(source: Place, target: Place, name: str) -> None:
     sums = "".join(f"{digest}  {file}\n" for file, digest in expected.items())
     verify = (
         f"cd {quoted(f'{STAGING}/{name}')}\n"
-        f"[ $(ls -A | wc -l) -eq {len(expected)} ] || {{ echo 'other files than its manifest names'; exit 1; }}\n"
+        f"if [ $(ls -A | wc -l) -ne {len(expected)} ]; then echo 'it has other files'; exit 1; fi\n"
         f"sum -c - <<'END' | grep -v ': OK$' || true\n{sums}END\n"
         f"sum -c - >/dev/null 2>&1 <<'END'\n{sums}END\n"
     )
