@@ -23,7 +23,7 @@ from kssm_mlx.cli.generate import generate
 from kssm_mlx.cli.intervene import intervene
 from kssm_mlx.cli.live.chat import chat
 from kssm_mlx.cli.live.watch import watch
-from kssm_mlx.cli.recipes import recipes
+from kssm_mlx.cli.recipes import config, recipes
 from kssm_mlx.cli.report import report
 from kssm_mlx.cli.simulate import simulate
 from kssm_mlx.cli.sweep import sweep
@@ -108,6 +108,7 @@ for command in (
     sync,
     simulate,
     recipes,
+    config,
     doctor,
     bench,
 ):

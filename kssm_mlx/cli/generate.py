@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from kssm_mlx.errors import ConfigError, DataError
 
 
-def temperature_of(text: str) -> float | str:
+def temperature_of(text: str) -> float | Literal["R"]:
     """The value of --temperature: a number, or R."""
     try:
-        return text if text == "R" else float(text)
+        return "R" if text == "R" else float(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is neither a number nor R") from None
 

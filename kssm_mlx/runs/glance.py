@@ -10,7 +10,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from kssm_mlx.errors import KssmError
 from kssm_mlx.parsing import parse_json
@@ -201,5 +201,5 @@ def _last(rows: list[Row]) -> Row:
     return rows[-1] if rows else {}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -98,6 +98,19 @@ def test_verify_explains_a_check_or_says_what_it_needs():
     assert "needs a recipe, a run folder, weights or --model" in refused(kssm("verify"))
 
 
+def test_quiet_and_verbose(runs, recipe, tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert kssm("train", recipe, "--out", folder, "--quiet").output == ""
+    assert (folder / "card.md").is_file()  # what is not shown is written all the same
+    runs.checks[:] = [a_check(), a_check("C7", "fail", fix="unfreeze it")]
+    quiet, plain, loud = (kssm("verify", recipe, *o) for o in (["--quiet"], [], ["--verbose"]))
+    assert {done.exit_code for done in (quiet, plain, loud)} == {1}
+    assert "C2" not in quiet.stdout and "fail C7" in quiet.stdout and "2 checks in" in quiet.stdout
+    assert "C2 no token sees" in plain.stdout and "C2: {}" not in plain.stdout and "C2: {}" in loud.stdout
+    for command in (("train", recipe, "--out", folder), ("verify", recipe)):
+        assert "--quiet and --verbose" in refused(kssm(*command, "--quiet", "--verbose"))
+
+
 def test_generate_streams_what_it_prints_without_streaming(runs):
     options = ("generate", "m", "once", "--max-tokens", 20, "--temperature", 1, "--seed", 3)
     live, at_once = kssm(*options), kssm(*options, "--no-stream")

@@ -66,9 +66,7 @@ def test_the_token_that_ends_an_answer_is_not_read_twice():
     model.tokenizer.stop_ids = tuple(range(256))
     options = {**OPTIONS, "stop_at_separator": True, "temperature": 0}
     drawn = (
-        answer(
-            model, Conversation(), "one", lambda _: "one;", **{**options, "temperature": 1.0, "seed": seed}
-        )
+        answer(model, Conversation(), "one", lambda _: "one;", **{**options, "temperature": 1.0, "seed": s})
         for s in range(100)
     )
     first = next(talk for talk in drawn if 32 < talk.state.pending.tolist()[0] < 127)  # a character
