@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kssm_mlx.cli import app
-from kssm_mlx.cli.live.chat import COMMANDS, HELP, turns
+from kssm_mlx.cli.live.chat import COMMANDS, HELP, Dropped, _ask, turns
 from tests.support.cli_fakes import kssm
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -41,8 +41,8 @@ def test_lines_become_turns():
     assert split('"""a"""', '"""b', 'c"""') == ["a", "b\nc"] and split('"""a') == ["a"]
 
 
-def test_ctrl_c_at_the_prompt_drops_what_was_typed():
-    given = iter(["a\\", KeyboardInterrupt, "b", EOFError])
+def test_ctrl_c_at_the_prompt_drops_what_was_typed(monkeypatch):
+    given = iter(["a\\", Dropped, "b", EOFError])
 
     def read(prompt):
         line = next(given)
@@ -51,6 +51,15 @@ def test_ctrl_c_at_the_prompt_drops_what_was_typed():
         raise line
 
     assert list(turns(read)) == ["b"]
+
+    def interrupted(prompt):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    with pytest.raises(Dropped):
+        _ask("> ")
+    with pytest.raises(KeyboardInterrupt):  # from a pipe it ends the command
+        list(turns(interrupted))
 
 
 def test_the_state_is_kept_and_gone_on_from(runs, tmp_path):

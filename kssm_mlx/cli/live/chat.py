@@ -78,6 +78,10 @@ class Quit(Exception):
     """The user has said enough."""
 
 
+class Dropped(Exception):
+    """Ctrl-C at the prompt: what was typed so far does not count. In a pipe it ends the command."""
+
+
 @dataclass
 class Session:
     """settings: of `stream`; talk: what was said, replaced by every turn."""
@@ -185,7 +189,7 @@ def turns(read: Read) -> Iterator[str]:
                 lines.append(read(". "))
         except EOFError:
             ended = True
-        except KeyboardInterrupt:  # at the prompt: what was typed so far is dropped
+        except Dropped:
             typer.echo()
             continue
         if lines:
@@ -224,7 +228,14 @@ def _typed() -> Read:
         readline.set_history_length(LONGEST)
         atexit.register(_keep_history, readline, path)
     typer.echo("/help lists the commands, Ctrl-D ends")
-    return input
+    return _ask
+
+
+def _ask(prompt: str) -> str:
+    try:
+        return input(prompt)
+    except KeyboardInterrupt:
+        raise Dropped from None
 
 
 def _keep_history(readline: Any, path: Path) -> None:
