@@ -20,6 +20,7 @@ from kssm_mlx.runs.records import read_checks, read_recipe
 
 RUNGS = ("uniform", "unigram", "bigram", "trigram")
 DEEPEST = 4  # folders below the one named in which runs are looked for: an experiment has two
+FRESH = 300  # seconds without a sign, after which a run of another machine counts as stopped
 Row = dict[str, Any]
 
 
@@ -29,8 +30,8 @@ class Glance:
 
     steps: how many it is to have, None while unknown. train, evaluation: the latest row of each kind, {}
     before the first. losses: of every training row so far, nats/token. warnings: failed checks, warnings and
-    files that cannot be read. age: seconds since something was written. held: whether its process lives, as
-    far as this machine can see.
+    files that cannot be read. age: seconds since something was written. held: whether its process lives; of
+    another machine's, whether it gave a sign lately.
     """
 
     folder: Path
@@ -141,6 +142,7 @@ class Watched:
         ]
         train = [row for row in rows if row.get("kind") == "train"]
         ladder, said = _read_verdicts(self.folder)
+        age = _age(self.folder)
         return Glance(
             folder=self.folder,
             steps=_read_steps(self.folder),
@@ -151,8 +153,8 @@ class Watched:
             sample=_last([row for row in samples if isinstance(row.get("text"), str)]),
             event=str(_last([row for row in rows if row.get("kind") == "event"]).get("message", "")),
             warnings=[*said, *warnings],
-            age=_age(self.folder),
-            held=lock.is_held(self.folder),
+            age=age,
+            held=lock.is_held(self.folder) or (lock.is_elsewhere(self.folder) and age < FRESH),
         )
 
 

@@ -17,10 +17,13 @@ from typing import NamedTuple
 
 from kssm_mlx._caches import private_folder
 from kssm_mlx.errors import CheckpointError, ConfigError, one_line
-from kssm_mlx.runs.layout import CHECKS, METRICS, PROBES, RECIPE, SAMPLES
+from kssm_mlx.runs import lock
+from kssm_mlx.runs.layout import CHECKPOINTS, CHECKS, DATA, METRICS, PROBES, RECIPE, SAMPLES
 
-SMALL = (RECIPE, METRICS, SAMPLES, CHECKS, PROBES)
+SMALL = (RECIPE, METRICS, SAMPLES, CHECKS, PROBES, lock.NAME)
+LARGE = (CHECKPOINTS, DATA, "plots")
 _HOST = re.compile(r"([A-Za-z0-9][\w.@-]*):(.*)", re.DOTALL)  # never an option: it begins with a letter
+_PLAIN = re.compile(r"[\w./~@%+=,][\w./~@%+=,-]*")  # older rsyncs hand the rest to a shell, which splits it
 UNREACHABLE = 255  # ssh's own exit code
 _ENTER = "set -e\ncd {} 2>/dev/null || {{ echo 'no such folder' >&2; exit 1; }}\n"
 
@@ -39,12 +42,14 @@ class Place(NamedTuple):
 
 
 def parse_place(text: str) -> Place:
-    """ "studio:runs/a" -> a folder on studio. Raises: ConfigError for one without a path."""
+    """The folder that "studio:runs/a" means. Raises: ConfigError for a path that there cannot be, or none."""
     match = _HOST.fullmatch(text)
     if match is None or Path(text).exists():
         return Place("", str(Path(text).expanduser()))
-    if not match[2] or match[2].startswith("-"):
-        raise ConfigError(f"{text!r} names a machine and no folder on it; write HOST:PATH")
+    if not _PLAIN.fullmatch(match[2]):
+        raise ConfigError(
+            f"{text!r} names no folder on that machine; expected HOST:PATH, the path of letters, digits, ._-/"
+        )
     return Place(match[1], match[2])
 
 
@@ -82,7 +87,8 @@ def mirror(place: Place) -> Path:
     folder = private_folder() / "watched" / name / (Path(place.path).name or "runs")
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [f"--include={name}" for name in SMALL]
-    copy(place, Place("", str(folder)), ["--prune-empty-dirs", "--include=*/", *wanted, "--exclude=*"])
+    left_out = [f"--exclude={name}/" for name in LARGE]
+    copy(place, Place("", str(folder)), ["--delete", *left_out, "--include=*/", *wanted, "--exclude=*"])
     return folder
 
 

@@ -34,6 +34,14 @@ def test_a_trace_has_a_row_a_token_and_a_picture_beside_it(tmp_path):
     assert "choose another place" in refused(kssm(*asked[:-1], tmp_path / "absent" / "t"))
 
 
+def test_each_of_several_texts_has_its_rows_and_its_picture(tmp_path):
+    path = tmp_path / "t.jsonl"
+    asked = ("generate", OLD, "the ", "a", "--max-tokens", 2, "--past-separator", "--trace", path)
+    assert kssm(*asked, "--trace-values", "U").exit_code == 0
+    assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == [0, 0, 1, 1]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["t-2.png", "t.png"]
+
+
 def test_a_hold_is_in_the_trace(tmp_path):
     path = tmp_path / "t.jsonl"
     done = kssm(

@@ -15,7 +15,7 @@ import pytest
 from kssm_mlx.cli.live.watch import describe, frame, look_again, sparkline
 from kssm_mlx.errors import CheckpointError
 from kssm_mlx.runs.glance import Lines, Watched, find_runs
-from kssm_mlx.runs.lock import hold
+from kssm_mlx.runs.lock import hold, this_process
 from tests.support import fake_remote
 from tests.support.cli_fakes import kssm, refused
 from tests.support.report_fakes import write_run
@@ -155,6 +155,17 @@ def test_runs_elsewhere_are_fetched_without_their_weights(tmp_path, monkeypatch)
     assert fetched == {"recipe.json", "metrics.jsonl", "samples.jsonl", "checks.json"}
     assert "cannot copy studio:absent" in refused(kssm("watch", "studio:absent", "--once"))
     assert "can you reach it with ssh?" in refused(kssm("watch", "mars:runs", "--once"))
+
+
+def test_a_run_of_another_machine_goes_as_long_as_it_gives_signs(tmp_path):
+    run = write_run(tmp_path / "a")
+    (run / "recipe.json").write_text('{"train": {"steps": 100}}')
+    owner = this_process()._replace(host="studio", machine="another")
+    (run / "run.lock").write_text(json.dumps(owner._asdict()))
+    assert Watched(run).look().status == "running"
+    for path in run.iterdir():
+        os.utime(path, (time.time() - 400,) * 2)
+    assert Watched(run).look().status == "stopped"
 
 
 def test_the_live_view_draws_again_and_ends_with_ctrl_c(tmp_path):

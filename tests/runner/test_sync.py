@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("target", ["studio:my runs/it's", "local/copy"])
+@pytest.mark.parametrize("target", ["studio:runs/it", "local/it's a copy"])
 def test_there_and_back_is_the_same_run(homes, target):
     copied = go("run", target)
     assert copied == [path.name for path in list_checkpoints("run/checkpoints").values()] and copied
@@ -118,7 +118,7 @@ def test_what_cannot_be_reached_is_one_line(homes, monkeypatch):
     assert "mars:it" in refused(kssm("sync", "mars:it", "new"))
     assert "can you reach it with ssh?" in refused(kssm("sync", "run", "mars:it"))
     assert "both elsewhere" in refused(kssm("sync", "studio:a", "studio:b"))
-    assert "no folder on it" in refused(kssm("sync", "run", "studio:"))
+    assert "names no folder on that machine" in refused(kssm("sync", "run", "studio:"))
     assert kssm("sync", "run", "studio:it", "--quiet").output == ""
     assert kssm("sync", "run", "studio:it").output == "studio:it: up to date\n"
     monkeypatch.setenv("PATH", str(homes))
@@ -130,5 +130,6 @@ def test_a_name_that_ssh_would_take_for_an_option_is_a_folder(homes):
     assert parse_place("a/b:c").host == "" and parse_place("me@studio:~/runs") == ("me@studio", "~/runs")
     Path("odd:name").mkdir()
     assert parse_place("odd:name").host == ""
-    with pytest.raises(ConfigError, match="no folder on it"):
-        parse_place("studio:-x")
+    for path in ("-x", "a b", "$(x)", "a;b", "it's"):
+        with pytest.raises(ConfigError, match="names no folder on that machine"):
+            parse_place(f"studio:{path}")

@@ -28,7 +28,7 @@ for option in options:
     name, _, value = option.partition("=")
     if name in ("--include", "--exclude"):
         rules.append((name == "--include", value))
-    elif option not in ("-a", "--delete", "--prune-empty-dirs"):
+    elif option not in ("-a", "--delete"):
         sys.exit("unknown option " + option)
 
 def place(text):
