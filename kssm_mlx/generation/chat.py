@@ -157,5 +157,11 @@ def load_conversation(path: str | Path, weights_digest: str) -> Conversation:
     note = read_note(path)
     if not note:
         return Conversation(state=state)
-    told = parse_json(note)
-    return Conversation(tuple(told["messages"]), told["read"], state)
+    try:
+        told = parse_json(note)
+        messages = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in told["messages"])
+        return Conversation(messages, str(told["read"]), state)
+    except (ValueError, TypeError, LookupError) as e:
+        raise CheckpointError(
+            f"{path} has turns that are none ({type(e).__name__}); kssm generate --state-in goes on from it"
+        ) from None

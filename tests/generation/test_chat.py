@@ -110,6 +110,14 @@ def test_a_state_of_generate_is_gone_on_from_and_several_texts_are_refused(tmp_p
         save_conversation(tmp_path / "u", Conversation(), "d" * 64)
 
 
+@pytest.mark.parametrize("note", ["{", "[]", '{"messages": [1], "read": ""}', '{"messages": [{"role": ""}]}'])
+def test_turns_that_are_none_are_refused(tmp_path, note):
+    state = answer(trained(), Conversation(), "one", **OPTIONS).state
+    save_state(tmp_path / "s", state, "d" * 64, note=note)
+    with pytest.raises(CheckpointError, match="has turns that are none"):
+        load_conversation(tmp_path / "s", "d" * 64)
+
+
 def test_the_template_is_found_in_the_file_that_has_it(tmp_path):
     assert make_template(trained()) is None and make_template(trained(path=tmp_path)) is None
     config = {"chat_template": "config {{ bos_token }}", "bos_token": {"content": "^"}}

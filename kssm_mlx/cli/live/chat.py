@@ -128,13 +128,14 @@ class Session:
         from kssm_mlx.generation import refuse_other_file
         from kssm_mlx.generation.chat import save_conversation
 
-        refuse_other_file(path)
-        save_conversation(path, self.talk, self.trained.digest)
+        file = Path(path).expanduser()
+        refuse_other_file(file)
+        save_conversation(file, self.talk, self.trained.digest)
 
     def load(self, path: str) -> None:
         from kssm_mlx.generation.chat import load_conversation
 
-        self.talk = load_conversation(path, self.trained.digest)
+        self.talk = load_conversation(Path(path).expanduser(), self.trained.digest)
 
     def seed(self, text: str) -> None:
         if not text.isdecimal():
