@@ -21,10 +21,13 @@ from kssm_mlx.cli.experiment import experiment
 from kssm_mlx.cli.export import export
 from kssm_mlx.cli.generate import generate
 from kssm_mlx.cli.intervene import intervene
-from kssm_mlx.cli.recipes import recipes
+from kssm_mlx.cli.live.chat import chat
+from kssm_mlx.cli.live.watch import watch
+from kssm_mlx.cli.recipes import config, recipes
 from kssm_mlx.cli.report import report
 from kssm_mlx.cli.simulate import simulate
 from kssm_mlx.cli.sweep import sweep
+from kssm_mlx.cli.sync import sync
 from kssm_mlx.cli.train import train
 from kssm_mlx.cli.verify import verify
 from kssm_mlx.cli.verify_weights import verify_weights
@@ -93,15 +96,19 @@ def main(
 
 for command in (
     train,
+    watch,
     sweep,
     verify,
     generate,
+    chat,
     intervene,
     report,
     export,
     convert,
+    sync,
     simulate,
     recipes,
+    config,
     doctor,
     bench,
 ):

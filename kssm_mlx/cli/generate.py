@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from kssm_mlx.errors import ConfigError, DataError
-from kssm_mlx.terminal import printable
 
 
-def temperature_of(text: str) -> float | str:
+def temperature_of(text: str) -> float | Literal["R"]:
     """The value of --temperature: a number, or R."""
     try:
-        return text if text == "R" else float(text)
+        return "R" if text == "R" else float(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is neither a number nor R") from None
 
@@ -49,31 +47,65 @@ def generate(
     stop: Annotated[
         list[str], typer.Option(help="End a text before this string; more than one may be given.")
     ] = [],  # noqa: B006  as above
-    stream: Annotated[bool, typer.Option(help="Show one text as it comes.")] = True,
+    prompt_file: Annotated[Path | None, typer.Option(help="A file whose text is one more prompt.")] = None,
+    stream: Annotated[bool, typer.Option(help="Show one text as it comes; with --json all of them.")] = True,
     state_out: Annotated[Path | None, typer.Option(help="Save where the texts stand to this file.")] = None,
     state_in: Annotated[Path | None, typer.Option(help="Go on from this file.")] = None,
     verify: Annotated[bool, typer.Option(help="Refuse weights that fail their checks.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print ids, log-probabilities and text.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="JSON lines: pieces as they come, then ids, log-probabilities and text of each."
+        ),
+    ] = False,
+    hold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SITE=VALUE", help="Hold this inside the model while it writes, such as R=0.5."),
+    ] = None,
+    carried: Annotated[
+        bool, typer.Option("--carried", help="With --hold: the carried state too, not only what is read.")
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="Write what the model was in at each token here, a picture beside it.",
+        ),
+    ] = None,
+    trace_values: Annotated[
+        str, typer.Option(metavar="R,psi,U", help="What is traced; the first one colours the picture.")
+    ] = "R,U",
+    trace_units: Annotated[
+        bool, typer.Option("--trace-units", help="Trace every unit, not only the means of blocks.")
+    ] = False,
 ) -> None:
     """Continue one or several texts.
 
     Several prompts run as one batch, in which each gives what it would give alone. A state file holds where a
-    text stands and continues it exactly, with the weights that wrote it.
+    text stands and continues it exactly, with the weights that wrote it. The prompt is read before --hold
+    begins to act.
     """
+    from kssm_mlx.cli.live.text import Show, print_json, print_texts
     from kssm_mlx.cli.tables import warn_unverified
     from kssm_mlx.generation import follow, load_state, refuse_other_file, save_state, stack
     from kssm_mlx.generation import stream as run
+    from kssm_mlx.generation.trace import require_quantities
     from kssm_mlx.runner.load import load
 
     if state_out:
         refuse_other_file(state_out)
+    observed = _traced(trace, trace_values)
+    given = read_prompts(prompts or [], prompt_file)
+    intervention = parse_hold(hold or [], carried)
     trained = load(model, verify=verify)
     warn_unverified(trained)
     if trained.tokenizer is None:
         raise ConfigError(f"{model}: {trained.notes['hint']}")
+    if observed:
+        require_quantities(trained.model, observed)
     state = load_state(state_in, trained.digest) if state_in else None
-    prompts = _read_input(prompts) if prompts else [""] * (len(state) if state else 1)
-    live = stream and len(prompts) == 1 and not as_json
+    prompts = given or [""] * (len(state) if state else 1)
+    live = stream and (as_json or len(prompts) == 1)
     pieces = run(
         trained.model,
         trained.tokenizer,
@@ -83,6 +115,8 @@ def generate(
         state=state,
         stop_at_separator=not past_separator,
         stop=tuple(stop),
+        intervention=intervention,
+        observe=observed,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -90,62 +124,84 @@ def generate(
         repetition_penalty=repetition_penalty,
         repetition_window=repetition_window,
     )
-    live_text = _Live(prompts[0])
-    completions = follow(pieces, show=live_text.write if live else None)
-    if live:
-        live_text.begin()
+    show = Show(prompts[0], as_json)
+    completions = follow(pieces, show=show.write if live else None)
     if state_out:
         save_state(state_out, stack([c.state for c in completions]), trained.digest)
     if as_json:
-        _print_json(completions, trained)
+        print_json(completions, trained)
     elif live:
-        typer.echo()
+        show.end()
     else:
-        _print_texts(completions)
+        print_texts(completions)
+    if trace:
+        _write_trace(trace, completions, trained.tokenizer, observed, Path(model).name, trace_units)
 
 
-def _read_input(prompts: list[str]) -> list[str]:
-    """The prompts, with standard input in place of "-", less the line break that ends it.
+def read_prompts(prompts: list[str], file: Path | None = None) -> list[str]:
+    """The prompts, with standard input in place of "-" and the file's text behind them, each of these two
+    less the line break that ends it.
 
-    Raises: ConfigError for two of them; DataError for bytes that are not UTF-8.
+    Raises: ConfigError for two of "-" and for no such file; DataError for bytes that are not UTF-8.
     """
     if prompts.count("-") > 1:
         raise ConfigError("standard input can be one prompt, and - is given twice; give the texts themselves")
-    if "-" not in prompts:
-        return prompts
+    given = {prompt: prompt for prompt in prompts}
+    if "-" in given:
+        given["-"] = _decoded(typer.get_binary_stream("stdin").read(), "standard input")
+    read = [given[prompt] for prompt in prompts]
+    if file is None:
+        return read
+    if not file.is_file():
+        raise ConfigError(f"no file {file}; --prompt-file takes a text file, - as a prompt standard input")
+    return [*read, _decoded(file.read_bytes(), str(file))]
+
+
+def _decoded(raw: bytes, name: str) -> str:
     try:
-        text = sys.stdin.buffer.read().decode()
+        return raw.decode().removesuffix("\n")
     except UnicodeDecodeError as e:
-        raise DataError(f"standard input is not UTF-8: {e.reason} at byte {e.start}; convert it") from None
-    return [text.removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
+        raise DataError(f"{name} is not UTF-8: {e.reason} at byte {e.start}; convert it") from None
 
 
-class _Live:
-    """A text as it comes, its prompt before the first piece: what cannot be begun shows nothing."""
+def parse_hold(texts: list[str], carried: bool) -> Any:
+    """["R=0.5"] -> the intervention that holds it, None without any. Raises: ConfigError."""
+    if not texts:
+        if carried:
+            raise ConfigError("--carried says how something is held, and nothing is; add --hold R=0.5")
+        return None
+    from kssm_mlx.experiments.intervene import parse_holds
+    from kssm_mlx.models.base import Intervention
 
-    def __init__(self, prompt: str):
-        self.prompt, self.begun = prompt, False
-
-    def begin(self) -> None:
-        if not self.begun:
-            typer.echo(printable(self.prompt), nl=False)
-            self.begun = True
-
-    def write(self, piece: Any) -> None:
-        self.begin()
-        sys.stdout.write(printable(piece.text))
-        sys.stdout.flush()
+    holds = parse_holds(texts, where="state" if carried else "readout")
+    if len(holds) > len(texts):
+        raise ConfigError(f"a text is written under one value, got {', '.join(texts)}; ask once for each")
+    return Intervention(tuple(clamp for hold in holds for clamp in hold.intervention.clamps))
 
 
-def _print_texts(completions: list[Any]) -> None:
-    for number, completion in enumerate(completions, start=1):
-        heading = f"[{number}] " if len(completions) > 1 else ""
-        typer.echo(f"{heading}{printable(completion.prompt + completion.text)}")
+def _traced(trace: Path | None, values: str) -> tuple[str, ...]:
+    """What to observe; checked before anything is written. Raises: ConfigError."""
+    if trace is None:
+        return ()
+    from kssm_mlx.files import require_writable
+
+    require_writable(trace)
+    return tuple(name.strip() for name in values.split(",") if name.strip())
 
 
-def _print_json(completions: list[Any], trained: Any) -> None:
+def _write_trace(
+    path: Path, completions: list[Any], tokenizer: Any, names: tuple[str, ...], name: str, units: bool
+) -> None:
+    """The rows of every text, and one picture of each beside them."""
     import json
 
-    fields = ("prompt", "text", "ids", "logprobs", "finished")
-    rows = [{name: getattr(completion, name) for name in fields} for completion in completions]
-    typer.echo(json.dumps({"model": trained.source, "digest": trained.digest, "completions": rows}, indent=2))
+    from kssm_mlx import files
+    from kssm_mlx.generation.trace import trace_rows
+    from kssm_mlx.reports.written import plot_written
+
+    texts = [list(trace_rows(c, tokenizer, row, units=units)) for row, c in enumerate(completions)]
+    files.replace(path, "".join(json.dumps(row) + "\n" for rows in texts for row in rows))
+    for row, rows in enumerate(texts):
+        if rows:
+            picture = path.with_name(f"{path.stem}{f'-{row + 1}' if row else ''}.png")
+            typer.echo(f"kssm: wrote {plot_written(rows, names, picture, name)}", err=True)

@@ -1,4 +1,4 @@
-"""`kssm recipes`: what can be trained right away."""
+"""`kssm recipes`: what can be trained right away. `kssm config`: one of them in full."""
 
 from __future__ import annotations
 
@@ -34,6 +34,36 @@ def recipes(
         screen.print(lines, markup=False, soft_wrap=True)
     typer.echo("kssm train RECIPE trains one; kssm train RECIPE --smoke tries all of it in a minute or so.")
     typer.echo("Anything in a recipe can be changed: kssm train default --set train.steps=200")
+
+
+def config(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe (see kssm recipes), a TOML file, or a run folder.")
+    ],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting.")
+    ] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The recipe's [smoke] form.")] = False,
+) -> None:
+    """Print a recipe as TOML with every default filled in: a file that kssm train takes.
+
+    What each key means: docs/reference/recipe.md.
+    """
+    import tomlkit
+
+    from kssm_mlx.cli.run_choice import choose
+
+    chosen = choose(recipe, None, set_ or [], smoke=smoke, resume=True).recipe
+    sections = {name: part for name, part in _without_none(chosen.model_dump()).items() if part}
+    typer.echo(tomlkit.dumps(sections), nl=False)
+
+
+def _without_none(table: Any) -> Any:
+    """TOML has no null: what is not set is not there, nor a section of nothing."""
+    if not isinstance(table, dict):
+        return table
+    parts = {key: _without_none(value) for key, value in table.items() if value is not None}
+    return {key: part for key, part in parts.items() if part != {}}
 
 
 def _cost(about: Any) -> str:

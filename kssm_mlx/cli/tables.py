@@ -30,12 +30,12 @@ class SafeConsole(Console):
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
 
-def console() -> Console:
-    """Where tables go: as wide as the terminal or as COLUMNS says, else as `WIDTH`."""
-    drawn = SafeConsole(highlight=False)
+def console(quiet: bool = False) -> Console:
+    """Where tables go: as wide as the terminal or as COLUMNS says, else as `WIDTH`; nowhere if quiet."""
+    drawn = SafeConsole(highlight=False, quiet=quiet)
     if drawn.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
         return drawn
-    return SafeConsole(highlight=False, width=WIDTH)
+    return SafeConsole(highlight=False, quiet=quiet, width=WIDTH)
 
 
 def show(screen: Console, drawn: Table) -> None:

@@ -45,6 +45,9 @@ def train(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show every check, not only failures and warnings.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print nothing but errors; the run folder has all of it.")
+    ] = False,
 ) -> None:
     """Train a model, verified before and after.
 
@@ -56,6 +59,7 @@ def train(
     """
     from kssm_mlx.cli.run_choice import choose
 
+    refuse_both(quiet, verbose)
     chosen = choose(recipe, out, set_ or [], smoke=smoke, resume=resume)
     loaded, folder, verify = chosen.recipe, chosen.folder, verify and chosen.verify
     if not verify:
@@ -66,7 +70,7 @@ def train(
     from kssm_mlx.reports import report
     from kssm_mlx.runner.train import train as run
 
-    out_to = console()
+    out_to = console(quiet)
     try:
         run(
             loaded,
@@ -83,6 +87,12 @@ def train(
             _show(out_to, folder, report(folder), verbose)
         raise
     _show(out_to, folder, report(folder), verbose)
+
+
+def refuse_both(quiet: bool, verbose: bool) -> None:
+    """Raises: ConfigError."""
+    if quiet and verbose:
+        raise ConfigError("--quiet and --verbose were both given; expected one of them, or neither")
 
 
 def disable_verification(recipe: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -31,6 +32,12 @@ def verify(
         str | None, typer.Option(metavar="C20", help="Say what a check measures and why.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show also every number that was measured.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Show one line, and what failed, warns or was waived.")
+    ] = False,
 ) -> None:
     """Check a recipe, a run and what it learned, a model, or the runs that a claim compares.
 
@@ -39,6 +46,9 @@ def verify(
     """
     if explain:
         return _explain(explain)
+    from kssm_mlx.cli.train import refuse_both
+
+    refuse_both(quiet, verbose)
     from kssm_mlx.runner.verify import verify as run
 
     found = run(
@@ -49,7 +59,11 @@ def verify(
         untrained=untrained,
     )
     checks = [c.to_json() for c in found]
-    _show(checks, " ".join([*(targets or ()), *([model] if model else [])]), as_json)
+    target = " ".join([*(targets or ()), *([model] if model else [])])
+    if as_json:
+        typer.echo(json.dumps(checks, indent=2))
+    else:
+        _show(checks, target, quiet=quiet, verbose=verbose)
     raise typer.Exit(0 if all(c["ok"] for c in checks) else 1)
 
 
@@ -61,17 +75,18 @@ def _ids(only: str) -> list[str]:
     return ids
 
 
-def _show(checks: list[dict], target: str, as_json: bool) -> None:
-    if as_json:
-        import json
-
-        return typer.echo(json.dumps(checks, indent=2))
-    from kssm_mlx.cli.tables import checks_table, console, show, show_fixes, summary
+def _show(checks: list[dict], target: str, *, quiet: bool, verbose: bool) -> None:
+    from kssm_mlx.cli.tables import checks_table, console, show, show_fixes, show_suite, summary
 
     shown = console()
+    if quiet:
+        return show_suite(shown, checks, target)
     show(shown, checks_table(checks, target))
     shown.print(summary(checks))
     show_fixes(shown, checks)
+    for check in checks if verbose else ():
+        numbers = json.dumps(check["numbers"])
+        shown.print(f"{check['id']}: {numbers}", markup=False, soft_wrap=True)
 
 
 def _explain(check: str) -> None:

@@ -7,9 +7,10 @@ had alone. The next step is started before the current token is looked at: the m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +18,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.generation.sampling import NOTHING, Sampling, sample
 from kssm_mlx.generation.state import GenerationState
-from kssm_mlx.models.base import Cache, LanguageModel, Output, training_mode
+from kssm_mlx.models.base import Cache, Intervention, LanguageModel, Output, training_mode
 
 CHUNK = 512  # tokens per prefill call: enough to be efficient, few enough to bound the graph
 
@@ -26,13 +27,15 @@ class Step(NamedTuple):
     """One token per row, and where each row stands after it.
 
     Shapes: token [B] int32; logprob [B] fp32, nats, before any filter; active [B] bool, False in a row that
-    has met a stop token and whose state no longer moves.
+    has met a stop token and whose state no longer moves; observed, what was asked for of the pass that drew
+    the token, `"block00/R" -> [B, units]`, and U -> [B], the entropy of the prediction as a share of ln V.
     """
 
     token: mx.array
     logprob: mx.array
     active: mx.array
     state: GenerationState
+    observed: dict[str, mx.array]
 
 
 def start(
@@ -82,9 +85,15 @@ def decode(
     vocab_size: int,
     stop_tokens: Sequence[int],
     max_tokens: int,
+    intervention: Intervention | None = None,
+    observe: Sequence[str] = (),
 ) -> Iterator[Step]:
-    """Steps until every row has met one of `stop_tokens`, `max_tokens` at most."""
-    step = _Stepper(model, sampling, vocab_size, stop_tokens)
+    """Steps until every row has met one of `stop_tokens`, `max_tokens` at most.
+
+    intervention: of the passes that draw a token; what was read before is as it was. observe: quantities of
+    the trace, and U, that each step brings along.
+    """
+    step = _Stepper(_step_function(model, sampling, vocab_size, stop_tokens, intervention, observe))
     following = step(state, mx.ones(len(state), dtype=mx.bool_))
     for i in range(max_tokens):
         current = following
@@ -103,24 +112,28 @@ class _Stepper:
     compiling those would trace anew at every token and keep every trace.
     """
 
-    def __init__(self, model: LanguageModel, sampling: Sampling, vocab_size: int, stop_tokens: Sequence[int]):
-        self._eager = _step_function(model, sampling, vocab_size, stop_tokens)
-        self._compiled = mx.compile(self._eager)
+    def __init__(self, function: Callable[..., tuple]):
+        self._eager, self._compiled = function, mx.compile(function)
         self._steady = False
 
     def __call__(self, state: GenerationState, active: mx.array) -> Step:
         function = self._compiled if self._steady else self._eager
-        token, logprob, still, cache, keys, history = function(
+        token, logprob, still, cache, keys, history, observed = function(
             state.cache, state.pending, state.keys, state.history, active
         )
-        mx.async_eval(token, logprob, still, cache, keys, history)
+        mx.async_eval(token, logprob, still, cache, keys, history, observed)
         self._steady = _shapes(cache) == _shapes(state.cache)
         state = replace(state, cache=cache, pending=token, keys=keys, history=history)
-        return Step(token, logprob, still, state)
+        return Step(token, logprob, still, state, observed)
 
 
 def _step_function(
-    model: LanguageModel, sampling: Sampling, vocab_size: int, stop_tokens: Sequence[int]
+    model: LanguageModel,
+    sampling: Sampling,
+    vocab_size: int,
+    stop_tokens: Sequence[int],
+    intervention: Intervention | None,
+    observe: Sequence[str],
 ) -> Callable[..., tuple]:
     """The arithmetic of one token on plain arrays, which is what can be compiled.
 
@@ -132,26 +145,44 @@ def _step_function(
     def step(cache, pending, keys, history, active):
         # A row that has ended reads nothing more, so its state stays where its text ends.
         lengths = active.astype(mx.int32) if pending.shape[0] > 1 else None
-        output = _forward(model, pending[:, None], cache, lengths)
+        output = _forward(model, pending[:, None], cache, lengths, intervention)
         logits = output.logits[:, -1, :vocab_size].astype(mx.float32)
         token, new_keys = sample(logits, history, keys, sampling, output.trace)
-        chosen = mx.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-        logprob = chosen - mx.logsumexp(logits, axis=-1)
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logprob = mx.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
         new_history = mx.concatenate([history[:, 1:], token[:, None]], axis=-1)
         token = mx.where(active, token, pending)
         # Its random numbers stand still too: a continued text does not depend on how long others ran on.
         keys = mx.where(active[:, None], new_keys, keys)
         history = mx.where(active[:, None], new_history, history)
         still = active & mx.all(token[:, None] != stops, axis=-1) if stops.size else active
-        return token, logprob, still, output.cache, keys, history
+        return token, logprob, still, output.cache, keys, history, _observe(output.trace, log_p, observe)
 
     return step
 
 
-def _forward(model: LanguageModel, tokens: mx.array, cache: Cache, lengths: mx.array | None) -> Output:
+def _observe(trace: dict[str, Any], log_p: mx.array, names: Sequence[str]) -> dict[str, mx.array]:
+    """The quantities at the last token, fp32. Shapes: log_p [B, V] -> [B, units], U [B]."""
+    found = {
+        name: value[:, -1].astype(mx.float32)
+        for name, value in trace.items()
+        if name.rpartition("/")[2] in names
+    }
+    if "U" in names:
+        found["U"] = -mx.sum(mx.exp(log_p) * log_p, axis=-1) / math.log(log_p.shape[-1])
+    return found
+
+
+def _forward(
+    model: LanguageModel,
+    tokens: mx.array,
+    cache: Cache,
+    lengths: mx.array | None,
+    intervention: Intervention | None = None,
+) -> Output:
     """In evaluation mode: what a model draws in training is no part of its text."""
     with training_mode(model, False):
-        return model.forward(tokens, cache, lengths=lengths)
+        return model.forward(tokens, cache, intervention, lengths=lengths)
 
 
 def _read_prompts(model: LanguageModel, cache: Cache, rows: list[np.ndarray]) -> tuple[Cache, mx.array]:

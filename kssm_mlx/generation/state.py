@@ -70,9 +70,10 @@ def stack(states: list[GenerationState]) -> GenerationState:
     return GenerationState(cache, pending, keys, history, first.tokenizer_digest, tails)
 
 
-def save_state(path: str | Path, state: GenerationState, weights_digest: str) -> None:
+def save_state(path: str | Path, state: GenerationState, weights_digest: str, *, note: str = "") -> None:
     """Write the state as safetensors, marked with the weights and the tokenizer it belongs to, and a digest.
 
+    note: a text that goes with it, for `read_note`.
     Raises: CheckpointError if the file cannot be written; what was there before is then untouched.
     """
     tensors = {f"cache.{name}": array for name, array in flatten(state.cache).items()}
@@ -83,6 +84,7 @@ def save_state(path: str | Path, state: GenerationState, weights_digest: str) ->
         "tokenizer": state.tokenizer_digest,
         "tails": json.dumps(state.tails),
     }
+    metadata |= {"note": note} if note else {}
     metadata["digest"] = _digest(tensors, metadata)
     buffer = io.BytesIO()
     mx.save_safetensors(buffer, tensors, metadata)
@@ -90,6 +92,11 @@ def save_state(path: str | Path, state: GenerationState, weights_digest: str) ->
         files.replace(path, buffer.getvalue())
     except OSError as e:
         raise CheckpointError(f"cannot write the state to {path}: {e.strerror}") from None
+
+
+def read_note(path: str | Path) -> str:
+    """The note of a state file, "" where it has none. Raises: CheckpointError as `load_state`."""
+    return _read_file(Path(path))[1].get("note", "")
 
 
 def refuse_other_file(path: str | Path) -> None:

@@ -14,7 +14,7 @@ from kssm_mlx.errors import CheckpointError, ConfigError, DataError
 from kssm_mlx.generation.decode import Step, decode, resume, start
 from kssm_mlx.generation.sampling import Sampling
 from kssm_mlx.generation.state import GenerationState, require_fit
-from kssm_mlx.models.base import LanguageModel, Trained
+from kssm_mlx.models.base import Intervention, LanguageModel, Trained
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Completion:
     that ended the row ("separator"); state is where this row stands, ready to go on or be saved. A row that
     ended at a stop string ("stop") has the ids that made it, and a text that ends before it. A character
     that was cut at `max_tokens` is not in the text but in the state, and comes first when the row goes on.
+    observed: per token, what was asked for: `"block00/R" -> [units]`, `"U" -> []`, fp32.
     """
 
     prompt: str
@@ -41,6 +42,7 @@ class Completion:
     logprobs: tuple[float, ...]
     finished: Literal["length", "separator", "stop"]
     state: GenerationState
+    observed: tuple[dict[str, np.ndarray], ...] = ()
 
 
 def generate(model: LanguageModel | Trained, *given: Any, **options: Any) -> list[Completion]:
@@ -84,6 +86,8 @@ def stream(
     state: GenerationState | None = None,
     stop_at_separator: bool = True,
     stop: Sequence[str] = (),
+    intervention: Intervention | None = None,
+    observe: Sequence[str] = (),
     **sampling: Any,
 ) -> Generator[Piece, None, list[Completion]]:
     """Continue one or several prompts as one batch; yields text as it comes, returns the completions.
@@ -93,6 +97,8 @@ def stream(
     differ. With `state`, each prompt is added to its row of the state (an empty one just goes on), and the
     random numbers go on too: `seed` and `seeds` are then not read. `sampling` takes the fields of `Sampling`.
     A row ends at the tokenizer's `stop_ids` (unless not `stop_at_separator`) and at the strings of `stop`.
+    `intervention` acts while a text is written; the prompt is read without it. `observe` names quantities of
+    the trace (R, psi) and U, the entropy of the prediction / ln V, for `Completion.observed`.
     A new prompt gets what the tokenizer itself puts around one, such as `<s>`; one that goes on does not.
 
     Raises: ConfigError for options out of range, counts that do not match, or an empty prompt where there is
@@ -112,6 +118,8 @@ def stream(
         vocab_size=tokenizer.vocab_size,
         stop_tokens=tokenizer.stop_ids if stop_at_separator else (),
         max_tokens=max_tokens,
+        intervention=intervention,
+        observe=observe,
     )
     tails = state.tails if state is not None and state.tails else [Tail()] * len(prompts)
     writers = [_Writer(i, text, tokenizer, tails[i], stop) for i, text in enumerate(prompts)]
@@ -130,9 +138,10 @@ class _Writer:
     """
 
     def __init__(self, row: int, prompt: str, tokenizer: Tokenizer, tail: Tail, stop: Sequence[str]):
-        self.row, self.prompt, self.decoder = row, prompt, _make_decoder(tokenizer, prompt, tail)
+        self.row, self.prompt, self.decoder = row, prompt, make_decoder(tokenizer, prompt, tail)
         self.stop, self.kept = stop, ""
         self.text, self.ids, self.logprobs = "", [], []
+        self.observed: list[dict[str, np.ndarray]] = []
         self.finished: Literal["length", "separator", "stop"] | None = None
         self.state: GenerationState | None = None
 
@@ -161,7 +170,8 @@ class _Writer:
     def completion(self) -> Completion:
         assert self.finished and self.state  # `close` came before
         ids, logprobs = tuple(self.ids), tuple(self.logprobs)
-        return Completion(self.prompt, self.text, ids, logprobs, self.finished, self.state)
+        seen = tuple(self.observed)
+        return Completion(self.prompt, self.text, ids, logprobs, self.finished, self.state, seen)
 
     def _emit(self, characters: int) -> Piece | None:
         new, self.kept = self.kept[:characters], self.kept[characters:]
@@ -169,7 +179,7 @@ class _Writer:
         return Piece(self.row, new) if new else None
 
 
-def _make_decoder(tokenizer: Tokenizer, prompt: str, tail: Tail) -> StreamDecoder:
+def make_decoder(tokenizer: Tokenizer, prompt: str, tail: Tail = Tail()) -> StreamDecoder:  # noqa: B008  a tuple
     """Behind the prompt: the first token may begin with a space that is dropped at the start of a text."""
     if not prompt:
         return StreamDecoder(tokenizer, tail)
@@ -199,7 +209,10 @@ def _hand_out(writers: list[_Writer], step: Step) -> Generator[Piece, None, None
             continue
         if not active:
             writer.end("separator", step.state)
-        elif piece := writer.add(token, logprob, step.state):
+            continue
+        if step.observed:
+            writer.observed.append({name: np.array(a[writer.row]) for name, a in step.observed.items()})
+        if piece := writer.add(token, logprob, step.state):
             yield piece
 
 

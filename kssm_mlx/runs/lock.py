@@ -119,7 +119,15 @@ def mine(folder: str | Path) -> bool:
 def is_held(folder: str | Path) -> bool:
     """Whether a process of this machine that lives holds the lock of `folder`."""
     owner = _read_owner(Path(folder) / NAME)
-    return owner is not None and alive(owner.pid) and start_time(owner.pid) in (owner.start, "")
+    if owner is None or _is_elsewhere(owner, this_process()):
+        return False
+    return alive(owner.pid) and start_time(owner.pid) in (owner.start, "")
+
+
+def is_elsewhere(folder: str | Path) -> bool:
+    """Whether a process of another machine has the lock of `folder`; whether it lives cannot be seen."""
+    owner = _read_owner(Path(folder) / NAME)
+    return owner is not None and _is_elsewhere(owner, this_process())
 
 
 @contextlib.contextmanager

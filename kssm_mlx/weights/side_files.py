@@ -22,6 +22,30 @@ NAMES = (CONFIG, GENERATION, *OF_THE_TOKENIZER)
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+def read_chat_template(folder: Path) -> tuple[str, dict[str, str]] | None:
+    """The Jinja text that turns a conversation into a prompt, and the special tokens that it may name.
+
+    Its own file goes before tokenizer_config.json; of several templates the one called default is taken.
+    Raises: ConfigError for a file that cannot be read.
+    """
+    config = _read_table(folder / "tokenizer_config.json")
+    source = _read_table(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
+    if isinstance(source, list):
+        named = [entry for entry in source if isinstance(entry, dict)]
+        source = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
+    if (own := folder / "chat_template.jinja").is_file():
+        source = _read_bytes(own).decode("utf-8", "replace")
+    if not isinstance(source, str):
+        return None
+    tokens = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "unk_token")}
+    return source, tokens
+
+
+def _token_text(token: Any) -> str:
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
 def ends_of_text(folder: Path, id_of: Callable[[str], int | None]) -> tuple[int, ...]:
     """Every token that config.json, generation_config.json, tokenizer_config.json or special_tokens_map.json
     name as the end of a text, in this order; () where they name none.
@@ -34,8 +58,7 @@ def ends_of_text(folder: Path, id_of: Callable[[str], int | None]) -> tuple[int,
         ends += _ids(_read_table(folder / name).get("eos_token_id"), folder / name)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _read_table(folder / name).get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and (id := id_of(token)) is not None:
+        if (text := _token_text(token)) and (id := id_of(text)) is not None:
             ends.append(id)
     return tuple(dict.fromkeys(ends))
 

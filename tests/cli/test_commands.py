@@ -98,6 +98,19 @@ def test_verify_explains_a_check_or_says_what_it_needs():
     assert "needs a recipe, a run folder, weights or --model" in refused(kssm("verify"))
 
 
+def test_quiet_and_verbose(runs, recipe, tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert kssm("train", recipe, "--out", folder, "--quiet").output == ""
+    assert (folder / "card.md").is_file()  # what is not shown is written all the same
+    runs.checks[:] = [a_check(), a_check("C7", "fail", fix="unfreeze it")]
+    quiet, plain, loud = (kssm("verify", recipe, *o) for o in (["--quiet"], [], ["--verbose"]))
+    assert {done.exit_code for done in (quiet, plain, loud)} == {1}
+    assert "C2" not in quiet.stdout and "fail C7" in quiet.stdout and "2 checks in" in quiet.stdout
+    assert "C2 no token sees" in plain.stdout and "C2: {}" not in plain.stdout and "C2: {}" in loud.stdout
+    for command in (("train", recipe, "--out", folder), ("verify", recipe)):
+        assert "--quiet and --verbose" in refused(kssm(*command, "--quiet", "--verbose"))
+
+
 def test_generate_streams_what_it_prints_without_streaming(runs):
     options = ("generate", "m", "once", "--max-tokens", 20, "--temperature", 1, "--seed", 3)
     live, at_once = kssm(*options), kssm(*options, "--no-stream")
@@ -106,9 +119,15 @@ def test_generate_streams_what_it_prints_without_streaming(runs):
 
 def test_generate_of_several_prompts_as_json(runs):
     result = kssm("generate", "m", "a", "bc", "--max-tokens", 5, "--seed", 1, "--seed", 2, "--json")
-    answer = json.loads(result.stdout)
-    assert answer["digest"] == DIGEST and [c["prompt"] for c in answer["completions"]] == ["a", "bc"]
-    assert all(len(c["ids"]) == len(c["logprobs"]) for c in answer["completions"])
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    whole = [line for line in lines if "text" in line]
+    assert [(c["row"], c["prompt"], c["digest"]) for c in whole] == [(0, "a", DIGEST), (1, "bc", DIGEST)]
+    assert all(len(c["ids"]) == len(c["logprobs"]) for c in whole)
+    for c in whole:  # what came piece by piece is the text
+        assert (
+            "".join(line["piece"] for line in lines if "piece" in line and line["row"] == c["row"])
+            == c["text"]
+        )
     both = kssm("generate", "m", "a", "bc", "--max-tokens", 5)
     assert both.stdout.startswith("[1] a") and "\n[2] bc" in both.stdout
 
@@ -117,7 +136,8 @@ def test_generate_goes_on_from_a_file_as_in_one_go(runs, tmp_path):
     def ids(*arguments):
         result = kssm("generate", "m", *arguments, "--temperature", 1, "--past-separator", "--json")
         assert result.exit_code == 0, result.output
-        return [c["ids"] for c in json.loads(result.stdout)["completions"]]
+        lines = map(json.loads, result.stdout.splitlines())
+        return [line["ids"] for line in lines if "ids" in line]
 
     file = tmp_path / "talk"
     whole = ids("hello", "you", "--max-tokens", 12)

@@ -26,7 +26,7 @@ VARIANTS = {
 
 def config(**overrides) -> KSSMConfig:
     small = {"d_model": 16, "n_layers": 2, "n_groups": 8, "mlp_hidden": 24, "memory": 32}
-    return KSSMConfig(vocab_size=V, **{**small, **overrides})
+    return KSSMConfig(**{"vocab_size": V, **small, **overrides})
 
 
 def awake(variant: str = "kick", seed: int = 0) -> KSSM:

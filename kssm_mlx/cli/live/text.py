@@ -1,0 +1,57 @@
+"""Texts as they come, for people and as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+
+from kssm_mlx.terminal import printable
+
+FIELDS = ("prompt", "text", "ids", "logprobs", "finished")
+
+
+class Show:
+    """Pieces of texts; without JSON of one text, its prompt before the first piece: what cannot be begun
+    shows nothing.
+    """
+
+    def __init__(self, prompt: str = "", as_json: bool = False):
+        self.prompt, self.as_json, self.begun = prompt, as_json, False
+
+    def write(self, piece: Any) -> None:
+        if self.as_json:
+            self._out(json.dumps({"row": piece.row, "piece": piece.text}) + "\n")
+        else:
+            self.begin()
+            self._out(printable(piece.text))
+
+    def begin(self) -> None:
+        if not self.begun:
+            self._out(printable(self.prompt))
+            self.begun = True
+
+    def end(self) -> None:
+        self.begin()
+        self._out("\n")
+
+    def _out(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def print_texts(completions: list[Any]) -> None:
+    for number, completion in enumerate(completions, start=1):
+        heading = f"[{number}] " if len(completions) > 1 else ""
+        typer.echo(f"{heading}{printable(completion.prompt + completion.text)}")
+
+
+def print_json(completions: Iterable[Any], trained: Any) -> None:
+    """One line a text, with everything that is known of it."""
+    model = {"model": trained.source, "digest": trained.digest}
+    for row, completion in enumerate(completions):
+        told = {name: getattr(completion, name) for name in FIELDS}
+        typer.echo(json.dumps({"row": row, **told, **model}))

@@ -1,0 +1,223 @@
+"""`kssm watch`: runs as they go, by their files alone, here or on another machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kssm_mlx.errors import ConfigError, KssmError
+
+BARS = "▁▂▃▄▅▆▇█"
+NEAR, FAR = 2.0, 10.0  # seconds between two looks, here and over a network
+SAMPLE, WARNINGS, DETAILED = 400, 6, 2  # characters, lines, runs that are shown in full
+COLOURS = {"running": "green", "begins": "cyan", "done": "bold", "stopped": "yellow"}
+
+
+def watch(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN|DIR|HOST:PATH...", help="Runs, or folders with runs in them.")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="Show how things stand, and end.")] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(min=0.2, help="Seconds between two looks.  [default: 2, of another machine 10]"),
+    ] = None,
+) -> None:
+    """Watch one or many runs, here or through ssh; Ctrl-C ends it, and the runs go on.
+
+    Only files are read: a run may be killed or resumed meanwhile. One or two runs are shown in full, more of
+    them in a line each. HOST:PATH is fetched with rsync (recipes, metrics, samples and checks).
+    """
+    from kssm_mlx.runs.glance import Watched
+    from kssm_mlx.runs.remote import parse_place
+
+    places = [parse_place(run) for run in runs]
+    known: dict[Path, Any] = {}
+
+    def look() -> list[Any]:
+        folders = [folder for place in places for folder in _fetch(place)]
+        return [known.setdefault(folder, Watched(folder)).look() for folder in folders]
+
+    pause = every or (FAR if any(place.host for place in places) else NEAR)
+    _show_until_interrupted(look, once, pause)
+
+
+def _fetch(place: Any) -> list[Path]:
+    """The run folders of a place, as they are on this machine. Raises: ConfigError where there is none."""
+    from kssm_mlx.runs.glance import find_runs
+    from kssm_mlx.runs.remote import mirror
+
+    folder = mirror(place) if place.host else Path(place.path)
+    found = find_runs(folder)
+    if not found:
+        raise ConfigError(f"no run in {place}; a run is a folder with a recipe.json, which kssm train makes")
+    return found
+
+
+def _show_until_interrupted(look: Any, once: bool, pause: float) -> None:
+    from rich.live import Live
+
+    from kssm_mlx.cli.tables import console, show
+
+    screen, seen = console(), look()
+    if once or not screen.is_terminal:
+        show(screen, frame(seen, screen.width))
+        return
+    with Live(frame(seen, screen.width), console=screen, screen=True, auto_refresh=False) as live:
+        while True:
+            live.refresh()
+            time.sleep(pause)
+            seen, trouble = look_again(look, seen)
+            live.update(frame(seen, screen.width, trouble))
+
+
+def look_again(look: Callable[[], list[Any]], before: list[Any]) -> tuple[list[Any], str]:
+    """How things stand; what was seen before, and why, where a network or a folder is away for a while."""
+    try:
+        return look(), ""
+    except (KssmError, OSError) as e:
+        return before, str(e)
+
+
+def frame(seen: Sequence[Any], width: int, trouble: str = "") -> Any:
+    """Everything as it stands, for a screen of so many columns. trouble: why it is not newer."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from kssm_mlx.terminal import printable
+
+    told = [Text(f"not newer: {printable(trouble)}", style="yellow")] if trouble else []
+    if len(seen) <= DETAILED:
+        return Group(*told, *(part for glance in seen for part in describe(glance, width)))
+    return Group(*told, _overview(seen))
+
+
+def describe(glance: Any, width: int) -> Iterable[Any]:
+    """One run in full."""
+    from rich.text import Text
+
+    from kssm_mlx.terminal import printable
+
+    heading = Text.assemble(
+        (printable(glance.folder.name), "bold"), "  ", (glance.status, COLOURS[glance.status]), "  "
+    )
+    yield heading.append(f"step {_progress(glance)}{_left(glance)}, last sign {_ago(glance.age)} ago")
+    yield Text(f"  {sparkline(glance.losses, min(width - 4, 76))}", style="cyan", no_wrap=True)
+    yield Text(f"  {_numbers(glance)}")
+    if glance.ladder:
+        yield Text(f"  {_ladder(glance)}")
+    if glance.event:
+        yield Text(f"  {printable(glance.event)}", style="dim")
+    for warning in glance.warnings[:WARNINGS]:
+        yield Text(f"  {printable(warning)}", style="yellow")
+    if (more := len(glance.warnings) - WARNINGS) > 0:
+        yield Text(f"  and {more} more: kssm report {printable(str(glance.folder))}", style="yellow")
+    if glance.sample:
+        text = f"{glance.sample.get('prompt') or ''}{glance.sample['text']}"
+        cut = "..." if len(text) > SAMPLE else ""
+        yield Text(f"  sample at step {glance.sample['step']}:", style="dim")
+        yield Text(f"{printable(text[:SAMPLE])}{cut}")
+    yield Text("")
+
+
+def _overview(seen: Sequence[Any]) -> Any:
+    """One line a run; a column that is empty in all of them is left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from kssm_mlx.terminal import printable
+
+    header = ("run", "", "step", "loss", "below", "R", "U", "tok/s", "left", "seen", "!")
+    rows = [
+        (
+            printable(name),
+            glance.status,
+            _progress(glance),
+            _number(glance.loss),
+            glance.rung,
+            _number(glance.mean("R")),
+            _number(glance.mean("U")),
+            _number(glance.train.get("tokens_per_second"), ",.0f"),
+            "" if glance.status == "done" else _ago(glance.seconds_left),
+            _ago(glance.age),
+            str(len(glance.warnings) or ""),
+        )
+        for name, glance in zip(_names(seen), seen, strict=True)
+    ]
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    drawn = Table(*(header[i] for i in kept), box=None, padding=(0, 2, 0, 0))
+    for column in drawn.columns[1:]:
+        column.no_wrap = True
+    for row in rows:
+        drawn.add_row(*(Text(row[i], style=COLOURS.get(row[i], "")) for i in kept))
+    return drawn
+
+
+def _names(seen: Sequence[Any]) -> list[str]:
+    """Names of folders; with the one above where two are the same, as seeds of several arms are."""
+    own = [glance.folder.resolve().name for glance in seen]
+    if len(set(own)) == len(own):
+        return own
+    return ["/".join(glance.folder.resolve().parts[-2:]) for glance in seen]
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The values, each the mean of its share, as bars from the least to the largest of them."""
+    if not values:
+        return ""
+    count = min(len(values), max(1, width))
+    edges = [len(values) * i // count for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    span = high - low or 1.0
+    return "".join(BARS[min(7, int((value - low) / span * 8))] for value in means)
+
+
+def _numbers(glance: Any) -> str:
+    train, evaluation = glance.train, glance.evaluation
+    parts = [
+        ("loss", _number(train.get("loss"))),
+        ("validation", _number(evaluation.get("nats_per_token"))),
+        ("R", _number(glance.mean("R"))),
+        ("U", _number(glance.mean("U"))),
+        ("tone", str(train.get("tone", ""))),
+        ("action", str(train.get("action", ""))),
+        ("tokens/s", _number(train.get("tokens_per_second"), ",.0f")),
+    ]
+    return "  ".join(f"{name} {value}" for name, value in parts if value) or "no step yet"
+
+
+def _ladder(glance: Any) -> str:
+    """What counting predicts, with the place of the loss among it."""
+    rungs = [(nats, f"{name} {nats:.3f}") for name, nats in glance.ladder.items()]
+    if glance.loss is not None:
+        rungs.append((glance.loss, f"[this run {glance.loss:.3f}]"))
+    told = [text.replace(" ", "\u00a0") for _, text in sorted(rungs, reverse=True)]
+    return "nats/token: " + " > ".join(told)
+
+
+def _progress(glance: Any) -> str:
+    return f"{glance.step}/{glance.steps or '?'}"
+
+
+def _left(glance: Any) -> str:
+    left = glance.seconds_left
+    return "" if left is None or glance.status == "done" else f", {_ago(left)} left at this speed"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f}s"
+    return f"{seconds / 60:.0f}min" if seconds < 5400 else f"{seconds / 3600:.1f}h"

@@ -1,0 +1,58 @@
+"""`kssm config`: a recipe in full, which is the same recipe; completion; -h wherever a command is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kssm_mlx.cli import app
+from kssm_mlx.training.recipe import list_failures, list_shipped, load
+from tests.support.cli_fakes import kssm, refused
+
+OLD = Path(__file__).parents[1] / "runs" / "run-0.1.0"
+
+
+@pytest.mark.parametrize("name", [*list_shipped(), *list_failures()])
+def test_what_is_printed_is_the_same_recipe(tmp_path, name):
+    done = kssm("config", name)
+    assert done.exit_code == 0, done.output
+    (tmp_path / "again.toml").write_text(done.stdout)
+    assert load(tmp_path / "again.toml") == load(name)
+
+
+def test_settings_and_the_smoke_form_are_in_it():
+    assert "\nsteps = 7\n" in kssm("config", "default", "--set", "train.steps=7").stdout
+    smoke = load("default", smoke=True)
+    assert f"\nsteps = {smoke.train.steps}\n" in kssm("config", "default", "--smoke").stdout
+    assert "[train]" in kssm("config", OLD).stdout and "[train]" in kssm("config", OLD / "recipe.json").stdout
+
+
+def test_what_is_no_recipe_is_refused():
+    assert "no recipe 'defualt'" in refused(kssm("config", "defualt"))
+    assert "train.stpes" in refused(kssm("config", "default", "--set", "train.stpes=1"))
+
+
+def commands(group, *above):
+    for name, command in group.commands.items():
+        yield (*above, name)
+        if hasattr(command, "commands"):
+            yield from commands(command, *above, name)
+
+
+def test_every_command_has_help_under_both_names():
+    from typer.main import get_command
+
+    for path in commands(get_command(app)):
+        short, long = kssm(*path, "-h"), kssm(*path, "--help")
+        assert short.exit_code == 0 and short.stdout == long.stdout and "Usage: kssm" in short.stdout, path
+
+
+def test_a_shell_completes_commands():
+    words = {"_KSSM_COMPLETE": "complete_bash", "COMP_WORDS": "kssm tr", "COMP_CWORD": "1"}
+    kssm_command = "import sys; sys.argv[0] = 'kssm'; from kssm_mlx.cli import app; app(prog_name='kssm')"
+    done = subprocess.run(
+        [sys.executable, "-c", kssm_command], env={**os.environ, **words}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["train"]

@@ -1,0 +1,67 @@
+"""`kssm generate`: prompts from files, what is held, what is traced."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli_fakes import kssm, refused
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
+OLD = Path(__file__).parents[1] / "runs" / "run-0.1.0"
+
+
+def test_a_prompt_can_be_a_file(runs, tmp_path):
+    (tmp_path / "p").write_text("once\nupon\n")
+    done = kssm("generate", "m", "--prompt-file", tmp_path / "p", "--max-tokens", 3)
+    assert done.exit_code == 0 and done.stdout.startswith("once\nupon")
+    both = kssm("generate", "m", "a", "--prompt-file", tmp_path / "p", "--max-tokens", 3)
+    assert both.stdout.startswith("[1] a") and "\n[2] once\nupon" in both.stdout
+    assert "--prompt-file takes a text file" in refused(kssm("generate", "m", "--prompt-file", tmp_path))
+    (tmp_path / "p").write_bytes(b"\xff")
+    assert "p is not UTF-8" in refused(kssm("generate", "m", "--prompt-file", tmp_path / "p"))
+
+
+def test_a_trace_has_a_row_a_token_and_a_picture_beside_it(tmp_path):
+    path = tmp_path / "t.jsonl"
+    asked = ("generate", OLD, "the ", "--max-tokens", 5, "--past-separator", "--trace", path)
+    done = kssm(*asked, "--trace-values", "psi, U", "--trace-units")
+    assert done.exit_code == 0 and str(tmp_path / "t.png") in done.stderr
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["token"] for row in rows] == list(range(5))
+    assert rows[0].keys() == {"row", "token", "id", "text", "logprob", "U", "psi"} and rows[0]["psi"]["units"]
+    assert "no 'omega' to trace" in refused(kssm(*asked, "--trace-values", "omega"))
+    assert "choose another place" in refused(kssm(*asked[:-1], tmp_path / "absent" / "t"))
+
+
+def test_each_of_several_texts_has_its_rows_and_its_picture(tmp_path):
+    path = tmp_path / "t.jsonl"
+    asked = ("generate", OLD, "the ", "a", "--max-tokens", 2, "--past-separator", "--trace", path)
+    assert kssm(*asked, "--trace-values", "U").exit_code == 0
+    assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == [0, 0, 1, 1]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["t-2.png", "t.png"]
+
+
+def test_a_hold_is_in_the_trace(tmp_path):
+    path = tmp_path / "t.jsonl"
+    done = kssm(
+        *("generate", OLD, "the ", "--max-tokens", 4, "--past-separator"),
+        *("--hold", "R=0.5", "--carried", "--trace", path),
+    )
+    assert done.exit_code == 0, done.output
+    R = [json.loads(line)["R"]["mean"] for line in path.read_text().splitlines()]
+    assert pytest.approx([0.5] * 4, abs=1e-5) == R
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--hold", "R=2"], "a clamp on 'R' to 2"),
+        (["--hold", "R=0.1,0.2"], "one value"),
+        (["--hold", "R"], "--hold takes SITE=VALUE"),
+        (["--hold", "Q=0.1"], "no clamp site 'Q'; this model has R, psi, output"),
+        (["--carried"], "add --hold R=0.5"),
+    ],
+)
+def test_a_hold_that_cannot_be_is_refused(options, says):
+    assert says in refused(kssm("generate", OLD, "the ", "--max-tokens", 2, *options))
