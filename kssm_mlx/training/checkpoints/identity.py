@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from kssm_mlx import __version__, _blas
 from kssm_mlx import environment as facts
 from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.models import FAMILIES
 from kssm_mlx.models.base import flatten
 from kssm_mlx.runs.arms import METADATA_SECTIONS
 from kssm_mlx.training.recipe import Recipe
@@ -93,7 +94,17 @@ def _added_since(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Keys that a later version added to a section, by the value they have unless they are set."""
     sections = {name: info.default for name, info in Recipe.model_fields.items()}
     plain = flatten_keys({n: d.model_dump() for n, d in sections.items() if isinstance(d, BaseModel)})
+    plain |= _defaults_of(now.get("configuration.model_type"))
     return {key: value for key, value in plain.items() if key not in then and key in now}
+
+
+def _defaults_of(family: Any) -> dict[str, Any]:
+    """The keys of a family's configuration that need not be set, with their values."""
+    if family not in FAMILIES:
+        return {}
+    _, config, _ = FAMILIES[family].load()
+    plain = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    return flatten_keys({"configuration": plain})
 
 
 def require_same_parameters(restored: TrainState, fresh: TrainState) -> None:
