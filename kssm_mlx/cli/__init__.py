@@ -16,6 +16,7 @@ from kssm_mlx.cli.bench import bench
 from kssm_mlx.cli.convert import convert
 from kssm_mlx.cli.data import data
 from kssm_mlx.cli.doctor import doctor
+from kssm_mlx.cli.estimate import estimate
 from kssm_mlx.cli.evaluate import evaluate
 from kssm_mlx.cli.experiment import experiment
 from kssm_mlx.cli.export import export
@@ -93,6 +94,7 @@ def main(
 
 for command in (
     train,
+    estimate,
     sweep,
     verify,
     generate,
