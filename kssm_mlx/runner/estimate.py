@@ -136,22 +136,31 @@ def _of_run(folder: Path, measure: bool) -> Estimate:
 
 
 def _of_recipe(name: str, recipe: Recipe, data: TokenData, measure: bool) -> Estimate:
-    if isinstance(recipe.model, Pretrained):
-        model = _open_base(recipe, recipe.model, data)
-        return estimate_training(name, recipe, model, data if measure else None)
-    config = configure_fresh(recipe, data.vocab_size)
-    counted = estimate_training(name, recipe, models.outline(config))
-    # A step would end this process where not even the sums fit.
-    if not measure or counted.sums.least > fit.there_is_memory():
-        return counted
-    return estimate_training(name, recipe, models.build(config, seed=recipe.train.seed), data)
+    if not isinstance(recipe.model, Pretrained):
+        outline = models.outline(configure_fresh(recipe, data.vocab_size))
+        # A step would end this process where not even the sums fit.
+        if not measure or sum_bytes(outline).least > fit.there_is_memory():
+            return estimate_training(name, recipe, outline)
+    model = open_initial_model(recipe, data)
+    return estimate_training(name, recipe, model, data if measure else None)
 
 
-def _open_base(recipe: Recipe, section: Pretrained, data: TokenData) -> LanguageModel:
-    """The base model with what is trained; one as fresh as any, where a recipe has yet to make it."""
-    if section.recipe is None or (cache_folder(section.recipe) / "model").is_dir():
-        return build_initial_model(recipe, data, verify=False).model
-    host = configure_fresh(recipes.load(section.recipe), data.vocab_size)
+def open_initial_model(recipe: Recipe, data: TokenData) -> LanguageModel:
+    """The model before the first step; on a fresh base model where a recipe has yet to train it."""
+    section = recipe.model
+    if isinstance(section, Pretrained) and section.recipe and not _is_here(section.recipe):
+        return _stand_in(recipe, section, data)
+    return build_initial_model(recipe, data, verify=False).model
+
+
+def _is_here(name: str) -> bool:
+    """Whether this recipe's base model was trained on this machine."""
+    return (cache_folder(name) / "model").is_dir()
+
+
+def _stand_in(recipe: Recipe, section: Pretrained, data: TokenData) -> LanguageModel:
+    """Untrained, which changes no size."""
+    host = configure_fresh(recipes.load(str(section.recipe)), data.vocab_size)
     return adapt_base(models.build(host, seed=recipe.train.seed), section, recipe.train.seed)
 
 

@@ -27,12 +27,13 @@ from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 
 AGREE = 0.05  # two slopes that differ by less are one
+STEPS = 3
 FEW = 4  # up to a quarter of the rows, or the line would reach too far
 
 
 class StepCost(NamedTuple):
-    """rows: of a micro-batch. peak: bytes by MLX's counter, seconds: each the smaller of two steps, since a
-    busy machine adds to both (MLX allocates ahead of what it computes).
+    """rows: of a micro-batch. peak: bytes by MLX's counter, the most of some steps, since MLX allocates ahead
+    of what it computes, up to a limit that short operations do not always reach. seconds: the least of them.
     """
 
     rows: float
@@ -56,7 +57,7 @@ def measure_steps(
 def measure_step(
     recipe: Recipe, model: LanguageModel, data: TokenData, held: Constraints, rows: int
 ) -> StepCost:
-    """Two steps of this recipe with `rows` rows in a micro-batch, after a first; the model is left as it was.
+    """Steps of this recipe with `rows` rows in a micro-batch, after a first; the model is left as it was.
 
     The first compiles, and shares its parameters with the model. Two pieces are enough to hold what more do.
     """
@@ -77,13 +78,13 @@ def measure_step(
     for _ in range(2 if train.hand_off else 1):
         state = _take(step, state, tokens, resets)
     peaks, times = [], []
-    for _ in range(2):
+    for _ in range(STEPS):
         mx.reset_peak_memory()
         began = time.perf_counter()
         state = _take(step, state, tokens, resets)
         times.append(time.perf_counter() - began)
         peaks.append(mx.get_peak_memory() - others)
-    return StepCost(rows, min(peaks), min(times))
+    return StepCost(rows, max(peaks), min(times))
 
 
 def predict_step(costs: Sequence[StepCost], train: Train, least: int) -> StepCost:
