@@ -35,7 +35,7 @@ CASES = (
     "baseline-rwkv",
     "hybrid-v4-gf",
     "hybrid-v3",
-    "kssm-v3",
+    "v3-decay-null",
     "mqar",
     "phase-mamba",
     "phase-rwkv",
@@ -100,9 +100,10 @@ def render(rows: Iterable[Row]) -> str:
 
 def _where() -> str:
     device, version = environment.device(), environment.packages()["mlx"]
+    name = device.get("device_name", device["type"])
     return (
-        f"On {device.get('device_name', device['type'])}, MLX {version}: each recipe as it is shipped, or with "
-        "what is said.\nCounter: `mx.get_peak_memory` in a step with all rows."
+        f"On {name}, MLX {version}: each recipe as it is shipped, or with what is said.\n"
+        "Counter: `mx.get_peak_memory` in a step with all rows."
     )
 
 

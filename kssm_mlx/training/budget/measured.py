@@ -18,9 +18,9 @@ import mlx.core as mx
 from kssm_mlx.data.batches import random_batch, track_batch
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.models.base import LanguageModel, flatten
+from kssm_mlx.training import losses
 from kssm_mlx.training.constraints import Constraints
 from kssm_mlx.training.loss_terms import parse_terms
-from kssm_mlx.training.losses import MOST_LOGITS, chunk_for
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
@@ -42,14 +42,18 @@ class StepCost(NamedTuple):
 
 
 def measure_steps(
-    recipe: Recipe, model: LanguageModel, data: TokenData, held: Constraints
+    recipe: Recipe, model: LanguageModel, data: TokenData, held: Constraints, memory: int | None = None
 ) -> tuple[StepCost, ...]:
-    """Costs of steps of this recipe with few rows, fewest first; of the recipe's own where it has few."""
+    """Costs of steps of this recipe with few rows, fewest first; of the recipe's own where it has few.
+
+    memory: bytes that no step may need, by default MLX's limit; twice the rows need at most twice the peak.
+    """
     costs: list[StepCost] = []
+    most = mx.get_memory_limit() if memory is None else memory
     whole = recipe.train.batch_size // recipe.train.accumulation
     for rows in _few_rows(recipe, model.args.vocab_size):
         costs.append(measure_step(recipe, model, data, held, rows))
-        if _slopes_agree(costs) and FEW * rows >= whole:
+        if (_slopes_agree(costs) and FEW * rows >= whole) or 2 * costs[-1].peak > most:
             break
     return tuple(costs)
 
@@ -88,14 +92,15 @@ def measure_step(
 
 
 def predict_step(costs: Sequence[StepCost], train: Train, least: int) -> StepCost:
-    """The cost of a step of `train` on the line through the last two of `costs`; never below `least` bytes.
+    """The cost of a step of `train` on the line through the last two of `costs`; never below `least` bytes,
+    which of a single one is the other end.
 
     A busy machine disturbs times more than peaks: more rows never take less, and not more than their share.
     """
     rows, pieces = train.batch_size // train.accumulation, min(train.accumulation, 2)
     last = costs[-1]
-    before = costs[-2] if len(costs) > 1 else last
-    far = (rows - last.rows) / max(last.rows - before.rows, 1)
+    before = costs[-2] if len(costs) > 1 else StepCost(0, least, 0.0)
+    far = (rows - last.rows) / (last.rows - before.rows)
     peak = last.peak + far * (last.peak - before.peak)
     slower = far * (last.seconds - before.seconds) if far > 0 else 0.0
     share = max(rows / last.rows, 1.0) * last.seconds
@@ -130,7 +135,8 @@ def _few_rows(recipe: Recipe, vocabulary: int) -> Iterator[int]:
     """1, 2, 4, ... up to the rows of a micro-batch, or from where its logits are computed in pieces."""
     train = recipe.train
     whole, T = train.batch_size // train.accumulation, train.context
-    rows = 1 if chunk_for(whole, T, vocabulary) is None else MOST_LOGITS // (vocabulary * T) + 1
+    together = losses.chunk_for(whole, T, vocabulary) is None
+    rows = 1 if together else losses.MOST_LOGITS // (vocabulary * T) + 1
     while rows < whole:
         yield rows
         rows *= 2

@@ -11,6 +11,7 @@ from rich.console import Console
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.initial_model import build_initial_model
+from kssm_mlx.training import losses
 from kssm_mlx.training.budget.measured import StepCost, _few_rows, measure_step, measure_steps, predict_step
 from kssm_mlx.training.budget.sums import sum_bytes
 from kssm_mlx.training.constraints import build_constraints
@@ -35,6 +36,16 @@ def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path):
     costs = [c for c in measure_steps(recipe, model, data, held) if c.rows <= rows / 2]
     predicted = predict_step(costs, recipe.train, sum_bytes(model).least)
     assert predicted.peak == pytest.approx(measure_step(recipe, model, data, held, rows).peak, rel=0.15)
+
+
+def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch):
+    """Whose logits are computed in pieces, from three rows on."""
+    monkeypatch.setattr(losses, "MOST_LOGITS", 2**14)
+    recipe, model, data, held = opened("kssm", tmp_path)
+    costs = [c for c in measure_steps(recipe, model, data, held) if c.rows <= 8]
+    assert [c.rows for c in costs] == [3, 6]
+    predicted = predict_step(costs, recipe.train, sum_bytes(model).least).peak
+    assert predicted == pytest.approx(measure_step(recipe, model, data, held, 16).peak, rel=0.15)
 
 
 def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path):
@@ -67,6 +78,15 @@ def test_the_prediction_is_the_line_and_never_below_the_sums():
     assert predict_step(costs, train, 0) == (8, 450, 2.25)
     assert predict_step(costs, train, 1000).peak == 1000
     assert predict_step(costs[:1], train.model_copy(update={"batch_size": 1}), 0) == (1, 100, 0.5)
+
+
+def test_no_step_is_taken_that_may_not_fit(tmp_path):
+    recipe, model, data, held = opened("kssm", tmp_path)
+    (only,) = measure_steps(recipe, model, data, held, memory=10**5)
+    least = sum_bytes(model).least
+    assert only.rows == 1
+    predicted = predict_step([only], recipe.train, least).peak
+    assert predicted == pytest.approx(least + 16 * (only.peak - least))
 
 
 def test_time_counts_every_piece_and_no_noise_makes_it_shrink():
