@@ -33,7 +33,7 @@ def estimate(
     """What training a recipe needs: parameters, memory, disk, FLOPs, time.
 
     Weights, optimizer and gradients are summed; the peak and the time come from steps with 1, 2, 4, ... rows
-    that are taken now, and are a line in the rows. Of weights: what they take, and the state of a row.
+    that are taken now, and from one with all rows where the line through these says that it is safe. Of weights: what they take, and the state of a row.
     """
     from kssm_mlx.runner.estimate import estimate as run
     from kssm_mlx.runner.estimate import to_json
@@ -129,7 +129,7 @@ def _training(found: Any) -> Iterator[tuple[str, str, str]]:
     how = f"steps with {', '.join(f'{cost.rows:g}' for cost in found.costs)} of {step.rows:g} rows"
     yield "activations and the rest", show_bytes(found.activations), "the peak less the sums"
     yield "peak of memory", show_bytes(step.peak), how
-    yield "seconds per step", f"{step.seconds:.3g}", "the same steps"
+    yield "seconds per step", f"{step.seconds:.3g}", "the same steps, here"
     yield "time of all steps", show_seconds(step.seconds * train.steps), "evaluations and checks beside"
 
 
@@ -156,7 +156,7 @@ def _verdicts(found: Any, memory: int, disk: int) -> Iterator[str]:
     if found.costs:
         yield (
             fit.warn_beyond_memory(found.sums, found.recipe, found.costs, memory, found.recomputes)
-            or "it fits"
+            or "the predicted peak fits"
         )
 
 

@@ -114,9 +114,13 @@ def estimate_training(
     model: LanguageModel,
     data: TokenData | None = None,
     held: Constraints | None = None,
+    all_rows: bool = True,
 ) -> Estimate:
-    """The estimate of training this model; of a model with computed parameters and `data` also by steps."""
-    costs = measure_steps(recipe, model, data, held or build_constraints(recipe, model)) if data else ()
+    """The estimate of training this model; of a model with computed parameters and `data` also by steps, the
+    last of them with the rows of the recipe unless there is reason to fear it, or all_rows is False.
+    """
+    held = held or build_constraints(recipe, model)
+    costs = measure_steps(recipe, model, data, held, all_rows=all_rows) if data else ()
     return Estimate(
         name=name,
         family=model.model_type,
@@ -179,7 +183,7 @@ def announce(context: Context, folder: Path) -> list[str]:
     _refuse(sum_bytes(model), recipe, folder)
     data = context.data if recipe.train.steps >= STEPS_WORTH_MEASURING else None
     held = Constraints(context.masks, context.intervention, [])
-    found = estimate_training(str(folder), recipe, model, data, held)
+    found = estimate_training(str(folder), recipe, model, data, held, all_rows=False)
     warn = partial(fit.warn_beyond_memory, found.sums, recipe, found.costs)
     warning = warn(fit.there_is_memory(), found.recomputes) if found.costs else ""
     return [in_one_line(found), *([warning] if warning else [])]
@@ -192,10 +196,10 @@ def _refuse(sums: Sums, recipe: Recipe, folder: Path) -> None:
 
 def in_one_line(found: Estimate) -> str:
     """Memory, disk and time of a run."""
-    needs = f"{fit.show_bytes(found.sums.least)} for weights, optimizer and gradients"
+    needs = f"{fit.show_bytes(found.sums.least)} of weights, optimizer, gradients"
     step, disk = found.step, found.checkpoints
-    memory = f"peak about {fit.show_bytes(step.peak)}, {needs}" if step else f"{needs}, activations beside"
-    parts = [memory, f"checkpoints up to {fit.show_bytes(disk[1])}"] if disk else [memory]
+    memory = f"peak about {fit.show_bytes(step.peak)}, {needs}" if step else needs
+    parts = [memory, f"{fit.show_bytes(disk[1])} of checkpoints"] if disk else [memory]
     if step and found.recipe:
         parts.append(f"steps about {show_seconds(step.seconds * found.recipe.train.steps)} at today's pace")
     return f"estimate: {'; '.join(parts)}"

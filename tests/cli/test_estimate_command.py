@@ -26,7 +26,13 @@ def recipe(tmp_path):
 def test_a_recipe_is_estimated_with_a_peak_and_a_time(recipe):
     result = kssm("estimate", recipe)
     assert result.exit_code == 0, result.output
-    for said in ("parameters, trained", "peak of memory", "of 4 rows", "checkpoints on disk", "it fits"):
+    for said in (
+        "parameters, trained",
+        "peak of memory",
+        "of 4 rows",
+        "checkpoints on disk",
+        "the predicted peak fits",
+    ):
         assert said in result.stdout
 
 

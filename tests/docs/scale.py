@@ -39,7 +39,7 @@ CASES = (
     "mqar",
     "phase-mamba",
     "phase-rwkv",
-    "phase-mamba model.train=lora model.graft= monitor= train.accumulation=2",
+    "phase-mamba model.train=lora model.graft= train.accumulation=2",
 )
 HEAD = """# Memory, disk and time of a run
 
@@ -50,8 +50,9 @@ begun, `kssm train RECIPE --dry-run` prints the resolved recipe as well, and `ks
   model keeps less; its gradient; checkpoints, 12 bytes of each trained parameter, times those kept. No
   parameter of a fresh model is allocated for it.
 - **Measured now**: steps with 1, 2, 4, ... rows, compiled as in training. Everything between the two passes
-  is a row's own, so the peak is a line in the rows at a given length. `--no-measure` leaves it out;
-  `kssm train` leaves it out of a run below 200 steps.
+  is a row's own, so the peak is a line in the rows at a given length. `kssm estimate` then takes a step with
+  all rows, where the line says that it needs at most half of MLX's limit; `kssm train` says the line, and
+  measures nothing before a run of less than 200 steps. `--no-measure` leaves it out.
 - **Counted from shapes**: FLOPs of the products with matrices (two per weight forward, four backward, two
   where it is frozen). Attention over the context and recurrences are not in it.
 - **Not in it**: what evaluations and checks hold, and freed buffers that MLX keeps for reuse.
@@ -103,7 +104,8 @@ def _where() -> str:
     name = device.get("device_name", device["type"])
     return (
         f"On {name}, MLX {version}: each recipe as it is shipped, or with what is said.\n"
-        "Counter: `mx.get_peak_memory` in a step with all rows."
+        "Predicted: by the line, from half of the rows at most. Counter: `mx.get_peak_memory`, with all.\n"
+        "A line cannot know where MLX changes its ways: hybrid-v3 needs less for 8 rows than for 7."
     )
 
 
@@ -122,8 +124,9 @@ def machines() -> str:
     lines = [
         "## Other machines",
         "",
-        f'`--machine "M2 Ultra 64"` compares with published figures ({SOURCE}). Bandwidth alone bounds',
-        "the time of a step and of a token from below; arithmetic and activations come on top.",
+        '`--machine "M2 Ultra 64"` compares with published figures. Bandwidth alone bounds the time of a',
+        "step and of a token from below; arithmetic and activations come on top.",
+        f"{SOURCE[0].upper()}{SOURCE[1:]}.",
         "",
         "| machine | memory | bandwidth |",
         "|---|---|---|",

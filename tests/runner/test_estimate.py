@@ -51,7 +51,7 @@ def test_a_recipe_a_run_and_weights(tmp_path):
     weights = estimate(exported(tiny("mamba"), tmp_path / "weights"))
     assert weights.recipe is None and weights.step is None and weights.checkpoints is None
     assert to_json(weights)["optimizer"] is None and to_json(weights)["weights"] > 0
-    assert "estimate: " in said and "activations beside" in said  # so short a run is not measured first
+    assert "estimate: " in said and "peak" not in said  # so short a run is not measured first
 
 
 def test_a_base_model_that_a_recipe_has_yet_to_train_is_not_trained_for_an_estimate(monkeypatch):
@@ -65,7 +65,7 @@ def test_only_sums_where_a_step_would_not_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "there_is_memory", lambda: 1000)
     found = estimate("mine", recipe=small_recipe(tmp_path))
     assert found.costs == () and found.sums.least > 1000
-    assert "activations beside" in in_one_line(found)
+    assert "peak" not in in_one_line(found) and "of checkpoints" in in_one_line(found)
 
 
 def test_what_cannot_fit_in_memory_is_refused_before_it_is_allocated(tmp_path, monkeypatch):

@@ -42,11 +42,17 @@ class StepCost(NamedTuple):
 
 
 def measure_steps(
-    recipe: Recipe, model: LanguageModel, data: TokenData, held: Constraints, memory: int | None = None
+    recipe: Recipe,
+    model: LanguageModel,
+    data: TokenData,
+    held: Constraints,
+    memory: int | None = None,
+    all_rows: bool = False,
 ) -> tuple[StepCost, ...]:
     """Costs of steps of this recipe with few rows, fewest first; of the recipe's own where it has few.
 
     memory: bytes that no step may need, by default MLX's limit; twice the rows need at most twice the peak.
+    all_rows: a step of the recipe itself is the last, where the line says that it needs half of that at most.
     """
     costs: list[StepCost] = []
     most = mx.get_memory_limit() if memory is None else memory
@@ -55,6 +61,8 @@ def measure_steps(
         costs.append(measure_step(recipe, model, data, held, rows))
         if (_slopes_agree(costs) and FEW * rows >= whole) or 2 * costs[-1].peak > most:
             break
+    if all_rows and costs[-1].rows < whole and 2 * predict_step(costs, recipe.train, 0).peak <= most:
+        costs.append(measure_step(recipe, model, data, held, whole))
     return tuple(costs)
 
 

@@ -80,6 +80,17 @@ def test_the_prediction_is_the_line_and_never_below_the_sums():
     assert predict_step(costs[:1], train.model_copy(update={"batch_size": 1}), 0) == (1, 100, 0.5)
 
 
+def test_the_recipes_own_step_is_the_last_where_it_is_safe(tmp_path):
+    recipe, model, data, held = opened("kssm", tmp_path)
+    few = measure_steps(recipe, model, data, held)
+    assert few[-1].rows < 16
+    *_, own = measure_steps(recipe, model, data, held, all_rows=True)
+    assert own.rows == 16 and predict_step([*few, own], recipe.train, 0) == own
+    line = predict_step(few, recipe.train, 0).peak
+    tight = measure_steps(recipe, model, data, held, memory=int(1.6 * line), all_rows=True)
+    assert tight[-1].rows < 16
+
+
 def test_no_step_is_taken_that_may_not_fit(tmp_path):
     recipe, model, data, held = opened("kssm", tmp_path)
     (only,) = measure_steps(recipe, model, data, held, memory=10**5)
