@@ -42,6 +42,10 @@ def train(
     track: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Also send every row to trackio.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the resolved recipe and the estimate, and start nothing."),
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show every check, not only failures and warnings.")
     ] = False,
@@ -61,6 +65,11 @@ def train(
 
     refuse_both(quiet, verbose)
     chosen = choose(recipe, out, set_ or [], smoke=smoke, resume=resume)
+    if dry_run:
+        from kssm_mlx.cli.estimate import show_dry_run
+
+        show_dry_run(str(recipe or out), chosen.recipe, chosen.folder)
+        return
     loaded, folder, verify = chosen.recipe, chosen.folder, verify and chosen.verify
     if not verify:
         loaded = disable_verification(loaded)

@@ -123,8 +123,13 @@ def count_parameters(config) -> int:
     """How many parameters a model of this configuration has; none is allocated."""
     from kssm_mlx.models.base import flatten
 
+    return sum(array.size for array in flatten(outline(config).parameters()).values())
+
+
+def outline(config):
+    """A model whose parameters have shapes and are not computed: for counting, whatever its size."""
     _, _, model_class = _family(family_of(config)).load()
-    return sum(array.size for array in flatten(model_class(config, seed=0).parameters()).values())
+    return model_class(config, seed=0)
 
 
 def build(config, seed: int = 0):

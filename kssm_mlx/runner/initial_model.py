@@ -7,7 +7,7 @@ adapters and the graft beside a frozen base model.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -22,7 +22,7 @@ from kssm_mlx.runner.base_model_cache import locate_base_model
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runs.layout import RECIPE
 from kssm_mlx.training.recipe import Recipe
-from kssm_mlx.training.recipe_sections import Pretrained
+from kssm_mlx.training.recipe_sections import Model, Pretrained
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.hub.resolve import resolve
 
@@ -52,14 +52,19 @@ def build_initial_model(
     section, seed = recipe.model, recipe.train.seed
     if isinstance(section, Pretrained):
         return _build_on_base(section, data, seed, base_digest, verify)
-    config = models.configure(
+    return InitialModel(models.build(configure_fresh(recipe, data.vocab_size), seed=seed))
+
+
+def configure_fresh(recipe: Recipe, vocab_size: int):
+    """The configuration of a recipe's fresh model. Raises: ConfigError as `models.configure`."""
+    section = cast(Model, recipe.model)
+    return models.configure(
         section.family,
         section.size,
-        vocab_size=data.vocab_size,
+        vocab_size=vocab_size,
         context=recipe.train.context,
         overrides=section.overrides,
     )
-    return InitialModel(models.build(config, seed=seed))
 
 
 def rebuild_initial_model(
@@ -105,7 +110,11 @@ def _build_on_base(
             "give the run its own base model back, or start a new run"
         )
     _refuse_other_tokens(base, data)
-    model = base.model
+    return InitialModel(adapt_base(base.model, section, seed), base.digest, base.notes)
+
+
+def adapt_base(model: LanguageModel, section: Pretrained, seed: int) -> LanguageModel:
+    """A base model with what is trained in it or beside it. Raises: ConfigError where that is nothing."""
     if section.train == "lora":
         adapters.attach_lora(model, section.rank, section.alpha, seed)
     if section.train == "frozen":
@@ -117,7 +126,7 @@ def _build_on_base(
             'model.train = "frozen" leaves nothing to train in a base model without additions; '
             'take "lora" or "full", or give it a [model.graft]'
         )
-    return InitialModel(model, base.digest, base.notes)
+    return model
 
 
 def _open_verified(source: str) -> Trained:

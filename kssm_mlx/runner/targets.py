@@ -37,10 +37,11 @@ def open_targets(targets: Sequence[str | Path], model: str | None = None) -> Con
 
 def recipes_among(targets: Sequence[str | Path]) -> list[Recipe]:
     """The recipes among the targets. Raises: ConfigError for one that does not exist."""
-    return [recipes.load(target) for target in targets if _kind_of_target(target) == "recipe"]
+    return [recipes.load(target) for target in targets if kind_of_target(target) == "recipe"]
 
 
-def _kind_of_target(target: str | Path) -> Literal["run", "recipe", "weights"]:
+def kind_of_target(target: str | Path) -> Literal["run", "recipe", "weights"]:
+    """What a name on the command line means; what is nothing of the kind counts as a recipe."""
     path = Path(target).expanduser()
     if is_run(path):
         return "run"
@@ -50,7 +51,7 @@ def _kind_of_target(target: str | Path) -> Literal["run", "recipe", "weights"]:
 
 def _open_target(target: str | Path) -> Context:
     """Raises: ConfigError for what is nothing of the kind, with the nearest recipe."""
-    kind = _kind_of_target(target)
+    kind = kind_of_target(target)
     if kind == "run":
         return open_run_context(Path(target).expanduser())
     return _open_weights(target) if kind == "weights" else prepare_recipe_context(target)

@@ -20,6 +20,7 @@ from kssm_mlx.files import writing
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.base_models import ensure_base_model
+from kssm_mlx.runner.estimate import announce, refuse_fresh_model
 from kssm_mlx.runner.folder import read_base_digest, write_description
 from kssm_mlx.runner.prepare import prepare_context, prepare_data
 from kssm_mlx.runner.run_checks import RunChecks, select_probes
@@ -67,10 +68,12 @@ def train(
             refuse_second_run(folder)
         ensure_base_model(recipe.model, train)
         data = prepare_data(recipe, folder, resume, allow_config_change)
+        refuse_fresh_model(recipe, data, folder)
         context = prepare_context(recipe, folder, data, read_base_digest(folder) if resume else None)
         write_description(folder, recipe, context, waivers, verify=verify)
-        console.print(f"{_summary(context)}\nchecking data and model before step 1", soft_wrap=True)
         parse_terms(recipe.loss, context.model.args.vocab_size)  # refuses what no check should have to meet
+        for line in (_summary(context), *announce(context, folder), "checking data and model before step 1"):
+            console.print(line, soft_wrap=True, markup=False)
         held = build_constraints(recipe, context.model)
         for line in (*(held.intervention.describe() if held.intervention else ()), *held.warnings):
             console.print(line, soft_wrap=True, markup=False)

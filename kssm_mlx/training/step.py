@@ -126,7 +126,9 @@ def make_gradient(
         return total, nats, count, terms, observables.average_observables(trace), buffers, carry
 
     def gradient(params, tokens, resets, carry, untrained=None, key=None):
-        found, grads = mx.value_and_grad(objective)(params, tokens, resets, carry, untrained or {}, key)
+        arguments = params, tokens, resets, carry, untrained or {}, key
+        # A block that is computed again leaves traced parameters in the model.
+        found, grads = with_parameters(model, {}, lambda: mx.value_and_grad(objective)(*arguments))
         _, nats, count, terms, observed, buffers, carry = found
         return Totals(grads, nats, count, terms, observed, buffers), carry
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
+from kssm_mlx import models
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.models.base import flatten
 from kssm_mlx.training.losses import cross_entropy
@@ -237,6 +238,15 @@ def test_checkpointing_is_handed_to_a_model_that_offers_it_and_refused_elsewhere
     assert model.checkpoint_blocks is True
     with pytest.raises(ConfigError, match="tiny has no gradient checkpointing"):
         make_step(TinyModel(), recipe(checkpoint_blocks=True))
+
+
+def test_a_block_that_is_computed_again_leaves_nothing_traced_in_the_model():
+    """Its second pass comes after the model was given its own parameters back."""
+    model = models.build(models.configure("gru", "xs", vocab_size=17, context=8), seed=0)
+    before = np.array(model.embedding.weight)
+    run(recipe(checkpoint_blocks=True), steps=1, model=model, tokens=random_tokens(), compile=True)
+    mx.eval(model.parameters())
+    np.testing.assert_array_equal(np.array(model.embedding.weight), before)
 
 
 def test_metrics_name_the_observables_of_each_block_and_average_angles_on_the_circle():

@@ -1,0 +1,25 @@
+"""docs/scale.md: its text is the module's, its table has every case, and no prediction is off by 15 %."""
+
+import re
+
+from tests.docs.scale import CASES, HEAD, PAGE, Row, machines, peaks
+
+TEXT = PAGE.read_text("utf-8")
+ROWS = re.findall(r"^\| `(.+?)` \|.*\| ([+-][\d.]+)% \|$", TEXT, re.MULTILINE)
+
+
+def test_the_page_is_what_the_module_writes_around_its_measurements():
+    assert TEXT.startswith(HEAD) and TEXT.endswith(f"\n\n{machines()}\n"), "run python -m tests.docs.scale"
+
+
+def test_every_case_was_measured_and_is_within_15_percent():
+    """But for the one that the page names, which is over-estimated."""
+    assert [case for case, _ in ROWS] == list(CASES)
+    errors = {case: float(error) for case, error in ROWS}
+    assert 0 < errors.pop("hybrid-v3") <= 25
+    assert max(map(abs, errors.values())) <= 15
+
+
+def test_a_row_says_how_far_off_it_is():
+    row = peaks([Row("a", 8, (1, 2, 4), 10**6, 3e6, 2e6)]).splitlines()[-1]
+    assert row == "| `a` | 8 | 1, 2, 4 | 1 MB | 3 MB | 2 MB | +50.0% |"
