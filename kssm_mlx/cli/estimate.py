@@ -32,9 +32,9 @@ def estimate(
 ) -> None:
     """What training a recipe needs: parameters, memory, disk, FLOPs, time.
 
-    Weights, optimizer and gradients are summed; the peak and the time come from steps with 1, 2, 4, ... rows
+    Weights, optimizer and gradients are summed. The peak and the time come from steps with 1, 2, 4, ... rows
     that are taken now, and from one with all rows where the line through these says that it is safe. Of
-    weights: what they take, and the state of a row.
+    weights it says what they take, and the state of a row.
     """
     from kssm_mlx.runner.estimate import estimate as run
     from kssm_mlx.runner.estimate import to_json

@@ -27,7 +27,7 @@ from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 
 AGREE = 0.05  # two slopes that differ by less are one
-STEPS = 3
+STEPS = 5
 FEW = 4  # up to a quarter of the rows, or the line would reach too far
 
 

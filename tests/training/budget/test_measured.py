@@ -12,6 +12,7 @@ from kssm_mlx.data.tokens import prepare
 from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.initial_model import build_initial_model
 from kssm_mlx.training import losses
+from kssm_mlx.training.budget import measured
 from kssm_mlx.training.budget.measured import StepCost, _few_rows, measure_step, measure_steps, predict_step
 from kssm_mlx.training.budget.sums import sum_bytes
 from kssm_mlx.training.constraints import build_constraints
@@ -80,15 +81,23 @@ def test_the_prediction_is_the_line_and_never_below_the_sums():
     assert predict_step(costs[:1], train.model_copy(update={"batch_size": 1}), 0) == (1, 100, 0.5)
 
 
-def test_the_recipes_own_step_is_the_last_where_it_is_safe(tmp_path):
+def linear_cost(rows: int) -> StepCost:
+    return StepCost(rows, 100 + 10 * rows, 1.0)
+
+
+def test_the_recipes_own_step_is_the_last_where_it_is_safe(tmp_path, monkeypatch):
     recipe, model, data, held = opened("kssm", tmp_path)
-    few = measure_steps(recipe, model, data, held)
-    assert few[-1].rows < 16
-    *_, own = measure_steps(recipe, model, data, held, all_rows=True)
-    assert own.rows == 16 and predict_step([*few, own], recipe.train, 0) == own
-    line = predict_step(few, recipe.train, 0).peak
-    tight = measure_steps(recipe, model, data, held, memory=int(1.6 * line), all_rows=True)
-    assert tight[-1].rows < 16
+    monkeypatch.setattr(
+        measured, "measure_step", lambda *given: StepCost(given[-1], 100 + 10 * given[-1], 1.0)
+    )
+
+    def rows(memory, all_rows):
+        costs = measure_steps(recipe, model, data, held, memory=memory, all_rows=all_rows)
+        return [cost.rows for cost in costs]
+
+    assert rows(1000, False) == [1, 2, 4]
+    assert rows(2 * 260, True) == [1, 2, 4, 16]  # 260 bytes for 16 rows, on the line
+    assert rows(2 * 260 - 1, True) == [1, 2, 4]
 
 
 def test_no_step_is_taken_that_may_not_fit(tmp_path):
