@@ -58,7 +58,7 @@ def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path):
     assert made.returncode == 0, made.stderr
     home = (tmp_path / "site/index.html").read_text()
     assert "fonts.googleapis" not in home
-    api = (tmp_path / "site/api/index.html").read_text()
+    api = (tmp_path / "site/api.html").read_text()
     assert "All states of the kick form on the sphere" in api
     assert (tmp_path / "site/search/search_index.json").stat().st_size > 100_000
 
