@@ -1,4 +1,4 @@
-"""README.md is short, docs/tree.md is the tree, CONTRIBUTING.md names files that exist, no page is forgotten."""
+"""README.md is short, docs/tree.md is the tree, CONTRIBUTING.md names files that exist, all pages count."""
 
 import re
 import tomllib
