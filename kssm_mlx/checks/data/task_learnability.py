@@ -50,14 +50,6 @@ def task_of_row(ctx: Context, row: dict) -> Task:
     return (recipe.make_task(recipe.phases[phase - 1].task) or task).at(row["context"])
 
 
-def task_at_first(ctx: Context) -> Task:
-    """The task as the first phase of the run has it; of a run without phases, the task."""
-    task, recipe = task_of(ctx), ctx.recipe
-    if recipe is None or recipe.phases[0].context is None:
-        return task
-    return task_of_row(ctx, {"phase": 1, "context": recipe.context_of(recipe.phases[0])})
-
-
 def rows_of(split: TokenSplit, most: int = SEQUENCES) -> Rows:
     """The first rows of a split."""
     assert split.row is not None and split.scored is not None  # a task has both

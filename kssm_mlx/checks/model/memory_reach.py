@@ -17,7 +17,7 @@ from kssm_mlx.checks.core.probes import (
     vocabulary_size,
 )
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.checks.data.task_learnability import task_at_first
+from kssm_mlx.checks.data.task_learnability import task_of
 from kssm_mlx.data.tasks import Copy, Counting, Induction, Modular, Passkey, SelectiveCopy, Task
 from kssm_mlx.data.tasks.associative import MQAR, FuzzyRecall, Recall
 from kssm_mlx.data.tasks.mad import BlankCopy, Compress, Memorize
@@ -57,14 +57,14 @@ NEEDED: dict[type[Task], Callable[[Any], range | list[int]]] = {
 def memory_reach(ctx: Context) -> Check:
     """The lags between a token that decides and the place where it is asked for, from the task's options: 2p
     - 1 for interleaved streams of period p, every lag of a word problem; up to 7 of them, evenly chosen.
-    Where a curriculum lets the rows grow, those of its first phase. Change the token at such a lag before the
-    last place in 4 random rows; e = max |Δ logits at the last place| / std(logits).
+    Change the token at such a lag before the last place in 4 random rows; e = max |Δ logits at the last
+    place| / std(logits).
 
     Threshold: e > 1e-6 at every lag: what does not even change the last digit cannot be used.
     Caught: K-SSM v3 on this task: phases by position, nothing carried, so at best a guess.
     Sabotage: a model that reads every token alone; one whose convolution of 4 tokens is all its memory.
     """
-    task = task_at_first(ctx)
+    task = task_of(ctx)
     ctx.need("model")
     lags = needed_lags(task)
     base = random_tokens(ctx, ROWS, task.length, stream=7)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kssm_mlx.errors import ConfigError, nearest
 
-SOURCE = "on paper: Apple, Mac Studio technical specifications of 2022, 2023 and 2025; not measured"
+SOURCE = "on paper: Apple's published figures, from memory and secondary pages; not measured"
 _GB = 10**9
 
 # Chip, bytes per second, sizes of unified memory in GB.

@@ -11,6 +11,7 @@ from kssm_mlx.checks.model.memory_reach import needed_lags
 from kssm_mlx.checks.training import capacity
 from kssm_mlx.data.tasks import TASKS, make_task
 from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.models import build, configure
 from kssm_mlx.models.base import Output
 from kssm_mlx.training.recipe import parse
 from tests.support.check_contexts import measure
@@ -161,6 +162,13 @@ def test_a_recurrence_reaches_back(seed, tmp_path):
 def test_a_model_without_memory_does_not(tmp_path):
     check = measure("G7", context(tmp_path, kind=Memoryless, **STREAMS))
     assert check.verdict == "fail" and check.got == "no effect at lag 3, 5, 7, 9, 11, 13"
+
+
+def test_what_begins_at_zero_is_woken(tmp_path):
+    """The mixers of a fresh RWKV-7 put out nothing: that says nothing of what it could carry."""
+    ctx = context(tmp_path, **STREAMS)
+    model = build(configure("rwkv7", "xs", vocab_size=ctx.data.vocab_size))
+    assert measure("G7", replace(ctx, model=model)).verdict == "pass"
 
 
 class Seeing(TinyRecurrent):
