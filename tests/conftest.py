@@ -106,3 +106,16 @@ def dead_pid() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+@pytest.fixture
+def repeatable_peak(monkeypatch):
+    """MLX allocates ahead of what it computes, by more where the machine is busy. Beyond its limit of memory
+    it waits for every operation, and then a peak is the same each time; whoever asks sees the usual limit.
+    """
+    import mlx.core as mx
+
+    before = mx.set_memory_limit(1)
+    monkeypatch.setattr(mx, "get_memory_limit", lambda: before)
+    yield
+    mx.set_memory_limit(before)

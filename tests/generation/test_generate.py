@@ -90,7 +90,7 @@ def test_decoding_compiles_once_and_a_growing_cache_not_at_all():
     assert growing.calls == 51
 
 
-def test_memory_does_not_grow_with_the_text(model):
+def test_memory_does_not_grow_with_the_text(model, repeatable_peak):
     def peak(prompt, max_tokens):
         generate(model, endless(), prompt, max_tokens=2)
         mx.reset_peak_memory()

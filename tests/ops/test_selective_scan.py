@@ -72,7 +72,7 @@ def test_half_precision_inputs_keep_an_fp32_state():
     assert y.dtype == state.dtype == mx.float32
 
 
-def test_memory_of_a_gradient_is_chunks_not_all_states():
+def test_memory_of_a_gradient_is_chunks_not_all_states(repeatable_peak):
     """All states of this scan are 16 MB, and differentiating a loop keeps several such arrays."""
     x, dt, A, b, c = (
         0.1 * normal(i, *s) for i, s in enumerate([(1, 512, 512)] * 2 + [(512, 16)] + [(1, 512, 16)] * 2)

@@ -97,7 +97,7 @@ def test_an_outer_factor_reaches_the_gradient():
     )
 
 
-def test_chunks_never_hold_all_the_logits():
+def test_chunks_never_hold_all_the_logits(repeatable_peak):
     hidden, head, targets = problem(rows=2, T=256, D=8, V=2000)  # the logits: 4 MB, each copy of them too
 
     def peak(loss) -> int:

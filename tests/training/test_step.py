@@ -142,7 +142,7 @@ def test_the_mean_of_unequal_means_is_not_what_we_compute():
         assert_close(mean_grads(tokens), of_means, 1e-3)
 
 
-def test_accumulation_holds_the_activations_of_one_piece():
+def test_accumulation_holds_the_activations_of_one_piece(repeatable_peak):
     def peak(pieces: int) -> int:
         train, model = recipe(accumulation=pieces, batch_size=64), TinyModel(width=8)
         step, state = make_step(model, train, compile=False), initial_state(model, train)

@@ -30,7 +30,7 @@ def opened(name, folder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path):
+def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, repeatable_peak):
     recipe, model, data, held = opened(name, tmp_path)
     rows = recipe.train.batch_size // recipe.train.accumulation
     # Whatever more were taken: what was measured would be no prediction.
@@ -39,7 +39,7 @@ def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path):
     assert predicted.peak == pytest.approx(measure_step(recipe, model, data, held, rows).peak, rel=0.15)
 
 
-def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch):
+def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable_peak):
     """Whose logits are computed in pieces, from three rows on."""
     monkeypatch.setattr(losses, "MOST_LOGITS", 2**14)
     recipe, model, data, held = opened("kssm", tmp_path)
@@ -49,7 +49,7 @@ def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch):
     assert predicted == pytest.approx(measure_step(recipe, model, data, held, 16).peak, rel=0.15)
 
 
-def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path):
+def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path, repeatable_peak):
     """Not our own step again: the loop, with its rows, its initial model and its second step."""
     recipe, model, data, held = opened("kssm", tmp_path)
     costs = measure_steps(recipe, model, data, held)

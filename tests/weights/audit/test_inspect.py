@@ -227,7 +227,7 @@ def test_without_verification_what_was_found_is_noted(folder):
         load_weights(folder, verify=False)
 
 
-def test_inspection_holds_one_tensor_at_a_time(tmp_path):
+def test_inspection_holds_one_tensor_at_a_time(tmp_path, repeatable_peak):
     """Eight blocks; what is allocated stays below two tensors and the working space, in Python and in MLX."""
     path = weight_files.folder(tmp_path / "m", "mamba", hidden_size=320, num_hidden_layers=8)
     total = sum(len(t.data) for t in weight_files.read(path).values())
