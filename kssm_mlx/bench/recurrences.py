@@ -13,6 +13,7 @@ from kssm_mlx.ops.ball_scan import ball_scan, rotor
 from kssm_mlx.ops.ball_scan import kick as ball_kick
 from kssm_mlx.ops.ball_wells import ball_wells
 from kssm_mlx.ops.conv import causal_conv
+from kssm_mlx.ops.expanded_scan import expanded_scan
 from kssm_mlx.ops.kuramoto_bank import kuramoto_bank
 from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
 from kssm_mlx.ops.selective_scan import selective_scan
@@ -45,14 +46,17 @@ def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
 
 
 def _equal_lanes() -> Iterator[Case]:
-    """Two recurrences over as many states each: the Möbius scan beside Mamba's, the sphere beside the disc,
-    wells beside none. N states of Mamba share their inputs.
+    """Two recurrences over as many states each: the Möbius scan beside Mamba's and, with as many real numbers
+    of state, the expanded one; the sphere beside the disc, wells beside none. N states of Mamba share their
+    inputs.
     """
     mobius = partial(_mobius, EQUAL_T, LANES)
     ball, wells = partial(_ball, EQUAL_T, LANES), partial(_ball_and_wells, EQUAL_T, LANES)
     mamba = partial(_mamba, EQUAL_T, LANES // N)
+    expanded = partial(_expanded, EQUAL_T, LANES // N)
     for name, beside in (
         (("mobius_scan", _mobius_scan, mobius), ("selective_scan", _selective_scan, mamba)),
+        (("expanded_scan", _expanded_scan, expanded), ("selective_scan", _selective_scan, mamba)),
         (("ball_scan", _ball_scan, ball), ("mobius_scan", _mobius_scan, mobius)),
         (("ball_wells", _ball_wells, wells), ("ball_scan", _ball_scan, ball)),
     ):
@@ -163,6 +167,17 @@ def _mobius(T: int, G: int = D) -> tuple[mx.array, ...]:
     return a.re, a.im, k.re, k.im
 
 
+def _expanded_scan(*args: mx.array, impl: str = "auto") -> tuple[mx.array, ...]:
+    return expanded_scan(*args, impl=impl)[:1]
+
+
+def _expanded(T: int, D: int = D) -> tuple[mx.array, ...]:
+    """N / 2 complex states a channel: as many real numbers as Mamba's N."""
+    shared = [_normal(i, B, T, 2, N // 2) for i in (2, 3)]
+    rates = [mx.ones((D, N // 2)), _normal(4, D, N // 2), mx.ones((D, N // 2))]
+    return _normal(0, B, T, D), 0.1 * mx.abs(_normal(1, B, T, D)), *shared, *rates
+
+
 def _ball_scan(rotors, kicks, *, impl: str = "auto") -> tuple[mx.array, ...]:
     return (ball_scan(rotors, kicks, impl=impl),)
 
@@ -209,6 +224,7 @@ OPS = {
     "wkv4": (_wkv4, _rwkv4),
     "wkv7": (_wkv7, _rwkv7),
     "mobius_scan": (_mobius_scan, _mobius),
+    "expanded_scan": (_expanded_scan, _expanded),
     "ball_scan": (_ball_scan, _ball),
     "ball_wells": (_ball_wells, _ball_and_wells),
     "kuramoto_bank": (_bank, _groups),

@@ -64,6 +64,13 @@ TARGETS = (
         1,
     ),
     Target(
+        "expanded_scan against selective_scan, equal real states",
+        "ops/expanded_scan/equal",
+        ("selective_scan",),
+        1 / 3,
+        1 / 1.5,
+    ),
+    Target(
         "ball_scan against mobius_scan, equal lanes", "ops/ball_scan/equal", ("mobius_scan",), 1 / 2, 1 / 1.67
     ),
     Target("ball_wells, 8 wells, against none", "ops/ball_wells/equal", ("ball_scan",), 1 / 3, 1 / 2),

@@ -128,13 +128,15 @@ class Experiment:
         files.replace(self.folder / RESULTS, write_rows(designs, rows))
         return read_results(self.folder)
 
-    def _work(self, jobs: Sequence[Job], watch: Watch, stopped: Callable[[], int], write) -> None:
+    def _work(
+        self, jobs: Sequence[Job], watch: Watch, stopped: Callable[[], int], write: Callable[[], Results]
+    ) -> None:
         """Do the jobs that have no part yet, `workers` at a time, in their order."""
         waiting = [job for job in jobs if read_part(job, self.folder) is None]
         running: list[_Running] = []
         try:
             while waiting or running:
-                while waiting and len(running) < self.workers and self._may_begin(waiting[0], jobs):
+                while waiting and len(running) < self.workers and self._may_begin(waiting[0], jobs, write):
                     running.append(_Running.start(waiting.pop(0), self))
                     watch.began(running[-1].job)
                 if not running:  # what waits may not begin: the budget is spent, or a look decided
@@ -157,7 +159,7 @@ class Experiment:
             for one in running:
                 one.process.wait()
 
-    def _may_begin(self, job: Job, jobs: Sequence[Job]) -> bool:
+    def _may_begin(self, job: Job, jobs: Sequence[Job], write: Callable[[], Results]) -> bool:
         """Not beyond the budget, nor past a planned look that decided everything."""
         budget = self.design.stop.minutes
         if budget is not None and spent_seconds(self.folder) / self.workers > budget * 60:
@@ -167,7 +169,8 @@ class Experiment:
         if job.purpose == "run" and self._index(job.seed) in self.design.stop.looks:
             if any(read_part(j, self.folder) is None for j in before):
                 return False  # the look waits for the runs that it looks at
-            return not may_stop(self.design, read_results(self.folder), self._index(job.seed))
+            # A process may have left its part and not have been seen to end: then the file lacks its row.
+            return not may_stop(self.design, write(), self._index(job.seed))
         return True
 
     def _index(self, seed: int) -> int:

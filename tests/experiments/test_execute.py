@@ -15,6 +15,7 @@ import pytest
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.experiments.design import list_experiments, parse_design
 from kssm_mlx.experiments.execute import Experiment, design_of, spent_seconds
+from kssm_mlx.experiments.schedule import list_jobs, require_runnable
 from kssm_mlx.experiments.summary import summarize
 from kssm_mlx.reports.experiment import write_report
 from kssm_mlx.runs import lock
@@ -91,6 +92,22 @@ def test_a_planned_look_ends_it_early(begin):
     watch = Quiet()
     begin(table(seeds=6, stop={"looks": [3, 6]})).run(watch)
     assert {seed for _, seed, _ in watch.ends} == {0, 1, 2}
+
+
+def test_a_look_sees_runs_that_were_not_seen_to_end(begin):
+    """A process writes its part before it ends, and may be waited for at that moment."""
+    experiment = begin(table(seeds=6, stop={"looks": [3, 6]}))
+    experiment.run(Quiet(), seeds=3)
+    file = experiment.folder / "results.jsonl"
+    whole = file.read_text()
+    file.write_text("".join(whole.splitlines(keepends=True)[:-2]))
+    designs, jobs = (
+        read_results(experiment.folder).designs,
+        list_jobs(experiment.design, require_runnable(experiment.design)),
+    )
+    fourth = next(job for job in jobs if job.seed == 3)
+    assert not experiment._may_begin(fourth, jobs, lambda: experiment._write(designs, jobs))
+    assert file.read_text() == whole
 
 
 def test_no_run_begins_beyond_the_budget(begin):

@@ -142,6 +142,7 @@ def test_arrays_too_long_for_the_index_are_refused(cpp):
     "op, right, wrong",
     [
         ("mobius_scan", "g_curvature -=", "g_curvature +="),
+        ("expanded_scan", "0.5f * size * along", "size * along"),
         ("ball_scan", "+ curvature * gk * w", "+ curvature * gw * w"),
         ("ball_wells", "- mean_g);", ");"),
         ("rotor", "2 * slope * along", "slope * along"),

@@ -18,6 +18,7 @@ from kssm_mlx.ops.kernels import (
     ball_wells,
     conv,
     elementary,
+    expanded_scan,
     kuramoto_bank,
     mobius_scan,
     norms,
@@ -29,7 +30,8 @@ from kssm_mlx.ops.kernels import (
 )
 
 MODULES = (
-    *(ball_scan, ball_wells, rotor, conv, kuramoto_bank, mobius_scan, selective_scan, token_mix, wkv4, wkv7),
+    *(ball_scan, ball_wells, rotor, conv, expanded_scan, kuramoto_bank, mobius_scan, selective_scan),
+    *(token_mix, wkv4, wkv7),
 )
 
 

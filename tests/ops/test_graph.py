@@ -25,6 +25,7 @@ OPS = [
     "mobius_scan",
     "wkv7",
     "ball_scan",
+    "expanded_scan",
     "selective_scan",
     "kuramoto_bank",
     "ball_wells",

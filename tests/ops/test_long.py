@@ -17,6 +17,7 @@ from kssm_mlx.ops.ball_scan import ball_scan, rotor
 from kssm_mlx.ops.ball_scan import kick as ball_kick
 from kssm_mlx.ops.ball_wells import ball_wells
 from kssm_mlx.ops.conv import causal_conv
+from kssm_mlx.ops.expanded_scan import expanded_scan
 from kssm_mlx.ops.kuramoto_bank import kuramoto_bank
 from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
 from kssm_mlx.ops.selective_scan import selective_scan
@@ -47,6 +48,15 @@ def mobius(field: float, gammas: tuple[float, float]):
     a = flow(mx.broadcast_to(spread(*gammas), (1, T, LANES)), mx.abs(normal(2, 1, T, LANES)))
     k = kick(h, 0.7)
     return [a.re, a.im, k.re, k.im, 0.4 * mx.tanh(normal(4, 1, LANES)), mx.zeros((1, LANES)), mx.array(0.7)]
+
+
+def expanded(field: float, gammas: tuple[float, float], N: int = 3):
+    shared = [normal(i, 1, T, 2, N) for i in (2, 3)]
+    gamma = mx.broadcast_to(spread(*gammas)[:, None], (LANES, N))
+    rates = [gamma, normal(4, LANES, N), mx.abs(normal(5, LANES, N))]
+    state = 0.4 * mx.tanh(normal(6, 1, 2, LANES, N)) * mx.rsqrt(mx.maximum(rates[2], 1))
+    dt = 0.5 + mx.sigmoid(normal(1, 1, T, LANES))
+    return [field * normal(0, 1, T, LANES), dt, *shared, *rates, state]
 
 
 def balls(field: float, gammas: tuple[float, float]):
@@ -120,6 +130,11 @@ def _mobius(x, impl):
     return z, z[-1]
 
 
+def _expanded(x, impl):
+    y, power, state = expanded_scan(*x, impl=impl)
+    return mx.stack([y[0], power[0]], -1), state[0].swapaxes(0, 1).flatten(1)
+
+
 def _ball(x, impl):
     a = ball_scan(*x, impl=impl)[0].swapaxes(1, 2)
     return a, a[-1]
@@ -163,6 +178,7 @@ def _kuramoto(x, impl):
 
 RUNS = {
     "mobius_scan": _mobius,
+    "expanded_scan": _expanded,
     "ball_scan": _ball,
     "ball_wells": _wells,
     "selective_scan": _selective,
@@ -241,6 +257,10 @@ CASES = {
     "mobius_scan, weak fields": Case("mobius_scan", lambda: mobius(0.1, EVERY), 1e-3, 2e-3),
     "mobius_scan": Case("mobius_scan", lambda: mobius(1, EVERY), 1e-3, 5e-3),
     "mobius_scan, no friction": Case("mobius_scan", lambda: mobius(1, (1e-8, 1e-4)), 2e-3, 2e-2),
+    # Of curvatures up to 2; the compiled form has errors of 4e-3 and 7e-3.
+    "expanded_scan, weak fields": Case("expanded_scan", lambda: expanded(0.1, EVERY), 1e-3, 1e-2),
+    "expanded_scan": Case("expanded_scan", lambda: expanded(1, EVERY), 1e-3, 1e-2),
+    "expanded_scan, no friction": Case("expanded_scan", lambda: expanded(1, (1e-8, 1e-4)), 2e-3, 2e-2),
     "ball_scan, weak fields": Case("ball_scan", lambda: balls(0.1, EVERY), 1e-3, 2e-3),
     "ball_scan": Case("ball_scan", lambda: balls(1, EVERY), 1e-3, 5e-3),
     "ball_scan, no friction": Case("ball_scan", lambda: balls(1, (1e-8, 1e-4)), 2e-3, 2e-2),

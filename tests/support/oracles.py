@@ -126,6 +126,31 @@ def _mobius_token(z, kappa, moving):
     return z, z
 
 
+def _expanded_lanes(arrays):
+    """A lane is a channel with its N populations; channels share B and C."""
+    x, dt, B, C, *rates, z = arrays
+    D = x.shape[2]
+    state = np.moveaxis(z[0], 1, 0).reshape(D, -1)
+    tokens = [v[0].reshape(v.shape[1], 1, -1) for v in (B, C)]
+    return state, np.concatenate(rates, -1), _side(x[0, ..., None], dt[0, ..., None], *tokens)
+
+
+def _expanded_token(z, rates, moving):
+    x, dt = moving[..., :1], moving[..., 1:2]
+    B_re, B_im, C_re, C_im = np.split(moving[..., 2:], 4, -1)
+    (gamma, omega, kappa), (z_re, z_im) = np.split(rates, 3, -1), np.split(z, 2, -1)
+    h_re, h_im = x * B_re, x * B_im
+    small = (1 + kappa * (h_re**2 + h_im**2)) ** -0.5
+    lost, angle = np.where((gamma * dt).real < 1e-6, 1e-6, gamma * dt), omega * dt
+    a_re, a_im = np.exp(-lost) * np.cos(angle), np.exp(-lost) * np.sin(angle)
+    moved = np.concatenate([z_re, z_im, a_re, a_im, small * h_re, small * h_im], -1)
+    moved = np.stack(np.split(moved, 6, -1), -1)
+    z, _ = _mobius_token(moved[..., :2], kappa[..., None], moved[..., 2:])
+    y = (C_re * z[..., 0] + C_im * z[..., 1]).sum(-1)
+    power = (z**2).sum((-1, -2))
+    return np.concatenate([z[..., 0], z[..., 1]], -1), np.stack([y, power], -1)
+
+
 def _ball_lanes(arrays):
     """Before the state and kappa come what is read per token, then what lanes share, if anything."""
     p, k, a0, kappa = arrays
@@ -252,6 +277,7 @@ def _kuramoto_token(theta, omega, drive, steps=2, harmonics=3):
 
 ORACLES = {
     "mobius_scan": Oracle(_mobius_lanes, _mobius_token),
+    "expanded_scan": Oracle(_expanded_lanes, _expanded_token),
     "ball_scan": Oracle(_ball_lanes, _ball_token),
     "ball_wells": Oracle(_wells_lanes, _wells_token),
     "selective_scan": Oracle(_selective_lanes, _ssm_token),

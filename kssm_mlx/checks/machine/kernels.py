@@ -36,6 +36,7 @@ IDS = {
     "ball_scan": "K11",
     "ball_wells": "K12",
     "rotor": "K13",
+    "expanded_scan": "K14",
 }
 
 

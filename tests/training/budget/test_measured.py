@@ -19,7 +19,14 @@ from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.loop import Callbacks, train_loop
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.recipe_sections import Train
+from tests.support import compiling
 from tests.support.budget_cases import CASES, budget_recipe
+
+
+@pytest.fixture
+def repeatable(repeatable_peak, monkeypatch):
+    """One step has the peak of every step."""
+    monkeypatch.setattr(measured, "STEPS", 1)
 
 
 def opened(name, folder):
@@ -29,8 +36,17 @@ def opened(name, folder):
     return recipe, model, data, build_constraints(recipe, model)
 
 
+# Compiling costs more than all the rest: of three it is told that a compiled step is as well predicted.
+COMPILED = {"kssm", "mamba", "mamba, grafted"}
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, repeatable_peak):
+def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, repeatable):
+    with compiling.compiling(name in COMPILED):
+        assert_predicted(name, tmp_path)
+
+
+def assert_predicted(name, tmp_path):
     recipe, model, data, held = opened(name, tmp_path)
     rows = recipe.train.batch_size // recipe.train.accumulation
     # Whatever more were taken: what was measured would be no prediction.
@@ -39,7 +55,7 @@ def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, 
     assert predicted.peak == pytest.approx(measure_step(recipe, model, data, held, rows).peak, rel=0.15)
 
 
-def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable_peak):
+def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable):
     """Whose logits are computed in pieces, from three rows on."""
     monkeypatch.setattr(losses, "MOST_LOGITS", 2**14)
     recipe, model, data, held = opened("kssm", tmp_path)
@@ -49,7 +65,7 @@ def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable_peak
     assert predicted == pytest.approx(measure_step(recipe, model, data, held, 16).peak, rel=0.15)
 
 
-def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path, repeatable_peak):
+def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path, repeatable):
     """Not our own step again: the loop, with its rows, its initial model and its second step."""
     recipe, model, data, held = opened("kssm", tmp_path)
     costs = measure_steps(recipe, model, data, held)
