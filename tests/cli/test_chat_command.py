@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from kssm_mlx._caches import private_folder
 from kssm_mlx.cli import app
 from kssm_mlx.cli.live.chat import COMMANDS, HELP, Dropped, _ask, turns
 from tests.support.cli_fakes import kssm
@@ -110,7 +111,9 @@ def test_what_was_said_before_an_error_is_kept(runs, tmp_path):
 
 def test_on_a_terminal_an_error_is_told_and_lines_are_remembered(tmp_path):
     main, side = pty.openpty()
-    environment = {**os.environ, "HOME": str(tmp_path), "TERM": "dumb", "PYTHONPATH": str(OLD.parents[2])}
+    # A home of its own for what it remembers, with the libraries that are built already.
+    own = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(private_folder().parent), "TERM": "dumb"}
+    environment = {**os.environ, **own, "PYTHONPATH": str(OLD.parents[2])}
     command = [sys.executable, "-m", "kssm_mlx", "chat", str(OLD), "--max-tokens", "3"]
     process = subprocess.Popen(command, env=environment, stdin=side, stdout=side, stderr=side)
     os.close(side)
