@@ -11,11 +11,13 @@ So R is the state itself, and the forget gate: |dz_t/dz_{t-1}| is a function of 
 (mobius.py). kappa = 0 is a complex diagonal linear state-space model with the same parameters.
 `leaf = "hold"` integrates a field held constant over Delta_t exactly instead. With `coupling`, block l + 1
 feels the populations of block l: a feed-forward network of coupled populations. With `triadic`, a population
-feels itself, and then has two attractors (self_coupled.py); without, it forgets what no token renews.
+feels itself, and then has two attractors (self_coupled.py); without, it forgets what no token renews. With
+`expansion`, every channel has N populations that B_t and C_t write and read (expanded.py), in Mamba's block.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -25,6 +27,7 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention, refuse_counts_below_one
+from kssm_mlx.models.expanded import ExpandedPopulations
 from kssm_mlx.models.layers import GatedMLP, RMSNorm, linear
 from kssm_mlx.models.populations import Populations
 from kssm_mlx.models.recurrent import EVERY_SITE, Stack
@@ -44,6 +47,9 @@ class KSSMConfig:
 
     harmonics: how many powers of z are read out; on the Ott-Antonsen manifold Z_n = z^n, so they are free.
     field: strength of the tokens' field at the start, per component; memory falls steeply with it.
+    expansion: populations of phases a channel, 0 for the mixer above; the channels are then the n_groups
+    of dimension 2, field multiplies what is written and divides what is read, so that the linear part does
+    not depend on it, and memory and harmonics are of spheres alone. mlp_hidden: 0 for blocks without an MLP.
     triadic: (K1, K2), pairwise and triadic self-coupling at the start, in units of each population's width;
     bistable for -K2 + 2 sqrt(2 K2) < K1 < 2, such as (1, 8). Serial over time, and so slower.
     controlled: populations have knobs, the gain k_scale of their field and the noise sigma on their phases.
@@ -59,6 +65,7 @@ class KSSMConfig:
     d_model: int = 128
     n_layers: int = 3
     n_groups: int = 128
+    expansion: int = 0
     harmonics: int = 2
     conv_width: int = 4
     field: float = 0.3
@@ -94,11 +101,20 @@ class KSSMConfig:
             )
         if self.field < 0:
             raise ConfigError(f"model.field is a strength, 0 or more, got {self.field:g}")
-        refuse_counts_below_one(self, "wells")
+        refuse_counts_below_one(self, "wells", "expansion", "mlp_hidden")
+        self._refuse_impossible_expansion()
         if self.dimensions is not None:
             # As in a file: JSON and TOML have no numbers as keys.
             object.__setattr__(self, "dimensions", {str(d): n for d, n in self.dimensions.items()})
         self._refuse_impossible_dimensions()
+
+    def _refuse_impossible_expansion(self) -> None:
+        if self.expansion and (self.coupling or self.triadic or self.controlled or self.leaf != "kick"):
+            raise ConfigError(
+                'model.expansion has populations with leaf = "kick", and no coupling, triadic or controlled'
+            )
+        if self.expansion and not self.field:
+            raise ConfigError("model.field divides what model.expansion reads; it is positive, got 0")
 
     def _refuse_impossible_dimensions(self) -> None:
         if self.dimension not in (2, 3):
@@ -137,13 +153,23 @@ class KSSMConfig:
         return self.n_groups if self.dimension == 3 else 0
 
     @property
+    def channels(self) -> int:
+        """Numbers of a token that move the populations."""
+        return self.discs if self.expansion else self.d_model
+
+    @property
+    def phases(self) -> int:
+        """How many populations of phases there are."""
+        return self.discs * max(self.expansion, 1)
+
+    @property
     def features(self) -> int:
         """Numbers that are read out of each population on a sphere."""
         return count_features(self.harmonics)
 
     @property
     def discs(self) -> int:
-        """How many are of phases, the first ones."""
+        """How many are of phases, the first ones; channels of them where they are expanded."""
         return self.n_groups - self.spheres
 
 
@@ -181,7 +207,7 @@ def spheres(config: KSSMConfig, key: mx.array, coupled: bool) -> Spheres:
     """The populations on spheres of one block."""
     return Spheres(
         key,
-        config.d_model,
+        config.channels,
         config.spheres,
         memory=config.memory,
         shortest=config.shortest_memory,
@@ -250,12 +276,63 @@ class Mixer(nn.Module):
         return self.out_proj(y * silu(gate)), entry, tuple(m.above for m in moved), trace
 
 
+class ExpandedMixer(nn.Module):
+    """Mamba's mixer around N populations a channel, with populations on spheres beside them if there are."""
+
+    def __init__(self, config: KSSMConfig, key: mx.array, coupled: bool):
+        super().__init__()
+        D, I, W = config.d_model, config.channels, config.conv_width
+        keys = mx.random.split(key, 6)
+        self.in_proj = linear(keys[0], D, 2 * I, std=(3 * D) ** -0.5)
+        self.conv_weight = W**-0.5 * mx.random.uniform(-1, 1, (I, W), key=keys[1])
+        self.conv_bias = mx.zeros((I,))
+        self.populations = ExpandedPopulations(
+            keys[2], I, config.expansion, rank=math.ceil(D / 16), kappa=config.kappa, field=config.field
+        )
+        if config.spheres:
+            self.spheres = spheres(config, keys[3], coupled)
+            self.readout = linear(keys[4], config.features * config.spheres, I)
+        self.skip = mx.ones((I,))
+        self.out_proj = linear(keys[5], I, D, std=(3 * I * config.n_layers) ** -0.5)
+        self._harmonics, self._counts = config.harmonics, (config.phases, config.spheres)
+
+    @property
+    def kinds(self) -> list[ExpandedPopulations | Spheres]:
+        """The populations, those of phases first."""
+        return [self[name] for name in ("populations", "spheres") if name in self]
+
+    def __call__(self, x, entry, below, clamps, resets, lengths, inside=None):
+        """As `Mixer`; the block above feels nothing of the populations of phases."""
+        conv_state, state, *balls = entry
+        u, gate = mx.split(self.in_proj(x), 2, axis=-1)
+        u, conv_state = causal_conv(
+            u, self.conv_weight, self.conv_bias, conv_state, resets=resets, lengths=lengths
+        )
+        u = silu(u)
+        mine, theirs = (*split_clamps(clamps, *self._counts), ())[:2]
+        moved = self.populations.run(u, state, mine, resets, lengths, inside)
+        y, entry, trace = moved.y, [conv_state, moved.carried], moved.trace
+        if balls:
+            valid = None if lengths is None else mx.arange(x.shape[1])[None] < lengths[:, None]
+            others = self.spheres.run(u, None, balls[0], self._harmonics, theirs, resets, valid, inside)
+            y = y + self.readout(mx.concatenate(others.features, axis=-1).astype(x.dtype))
+            entry.append(others.carried)
+            trace = _side_by_side([trace, others.trace])
+        y = (y + self.skip * u) * silu(gate)
+        y = inside.units(y, trace) if inside else y
+        return self.out_proj(y.astype(x.dtype)), entry, (), trace
+
+
 def _side_by_side(traces: list[dict[str, mx.array]]) -> dict[str, mx.array]:
     """One trace of all populations: units after each other where both kinds have a quantity."""
     if len(traces) == 1:
         return traces[0]
     discs, balls = traces
-    common = {name: mx.concatenate([x, balls[name]], -1) for name, x in discs.items() if name != "state"}
+    common = {
+        name: mx.concatenate([x, balls[name.removeprefix("mean_")]], -1)
+        for name, x in discs.items()
+        if name != "state"
+    }
     state = mx.concatenate([t["state"].flatten(1) for t in traces], axis=-1)
     return balls | common | {"state": state}
 
@@ -292,13 +369,15 @@ def _share(clamp: Clamp, first: int, count: int, total: int) -> Clamp | None:
 
 
 class Block(nn.Module):
-    """x + mixer(norm x), then x + mlp(norm x)."""
+    """x + mixer(norm x), then x + mlp(norm x) where there is an MLP."""
 
     def __init__(self, config: KSSMConfig, key: mx.array, coupled: bool):
         super().__init__()
         k_mixer, k_mlp = mx.random.split(key)
         self.mixer_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mixer = Mixer(config, k_mixer, coupled)
+        self.mixer = (ExpandedMixer if config.expansion else Mixer)(config, k_mixer, coupled)
+        if not config.mlp_hidden:
+            return
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         out_std = (2 * config.n_layers * config.mlp_hidden) ** -0.5
         self.mlp = GatedMLP(k_mlp, config.d_model, config.mlp_hidden, out_std)
@@ -307,7 +386,7 @@ class Block(nn.Module):
         # `below` is plain arrays: mx.checkpoint differentiates arrays, and no dataclasses.
         y, entry, z, trace = self.mixer(self.mixer_norm(x), entry, below, clamps, resets, lengths, inside)
         x = x + y
-        return x + self.mlp(self.mlp_norm(x)), entry, z, trace
+        return x + self.mlp(self.mlp_norm(x)) if "mlp" in self else x, entry, z, trace
 
 
 class KSSM(Stack):
@@ -315,11 +394,11 @@ class KSSM(Stack):
 
     slots = ("conv", "populations")  # the convolution's last inputs [B, W-1, D], the populations [B, 2, G]
     fp32 = (
-        *("omega", "log_gamma", "coupling", "time_step.bias", "k_scale", "sigma"),
+        *("omega", "log_gamma", "coupling", "time_step.bias", "dt_proj.bias", "k_scale", "sigma"),
         *("start", "directions", "pull", "sharpness"),
     )
     # What sets the physics, and the readout, are never quantised.
-    no_quant = ("field", "time_step", "rotation", "readout")
+    no_quant = ("field", "time_step", "rotation", "readout", "x_proj", "dt_proj")
     no_decay = (
         "omega",
         "log_gamma",
@@ -388,7 +467,7 @@ class KSSM(Stack):
         """
         (populations,), z = self.blocks[block].mixer.kinds, z0
         for start in range(0, steps, QUIET):
-            z = populations.quiet(mx.zeros((z.shape[0], min(QUIET, steps - start), self.args.d_model)), z)
+            z = populations.quiet(mx.zeros((z.shape[0], min(QUIET, steps - start), self.args.channels)), z)
             mx.eval(z)
         return z
 
@@ -423,7 +502,7 @@ class KSSM(Stack):
 
     def _divided(self, view: mx.array) -> list[tuple[mx.array, int]]:
         """A state view as the states of each kind [B, G, d], with d."""
-        discs, balls = self.args.discs, self.args.spheres
+        discs, balls = self.args.phases, self.args.spheres
         parts = ((view[:, : 2 * discs], 2), (view[:, 2 * discs :], 3))
         return [(mx.unflatten(x, 1, (-1, d)), d) for (x, d), count in zip(parts, (discs, balls)) if count]
 

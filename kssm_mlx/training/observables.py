@@ -27,10 +27,17 @@ ANGLES = ("psi", "theta")
 
 
 def average_observables(trace: dict) -> dict[str, mx.array]:
-    """Means [] fp32 over batch, time and groups; linear, so those of equal pieces average to the whole's."""
+    """Means [] fp32 over batch, time and groups; linear, so those of equal pieces average to the whole's.
+
+    Where a block has `mean_R` and `mean_h`, what costs more than the block is left to whoever asks for it.
+    """
     found = {}
+    cheap = {name.rpartition("/")[0] for name in trace if name.endswith("/mean_R")}
     for name, value in trace.items():
         block, _, quantity = name.rpartition("/")
+        if block in cheap and not quantity.startswith("mean_"):
+            continue
+        quantity = quantity.removeprefix("mean_")
         column = f"{quantity}_{block}" if block else quantity
         if quantity in MEANS:
             found[column] = mx.mean(value.astype(mx.float32))

@@ -217,6 +217,11 @@ def test_kappa_below_zero_is_refused():
 # --- physics --------------------------------------------------------------------------------------------
 
 
+def count(model) -> int:
+    """Of all populations of a block."""
+    return model.args.phases + model.args.spheres
+
+
 def test_trace_names_and_shapes(model):
     out = model.forward(tokens(3, 5))
     names = {"R", "psi", "h", "dt", "lyapunov", "state"}
@@ -224,11 +229,15 @@ def test_trace_names_and_shapes(model):
         names |= {"tilt", "angle"}
     if model.args.wells:
         names |= {"well", "from_well"}
+    units = {"tilt": model.args.spheres, "angle": model.args.spheres}
+    units |= {"well": model.args.spheres, "from_well": model.args.spheres}
+    if model.args.expansion:
+        names |= {"mean_R", "mean_h"}
+        units |= dict.fromkeys(("mean_R", "mean_h"), model.args.channels + model.args.spheres)
     assert out.trace.keys() == {f"block{i:02d}/{n}" for i in (0, 1) for n in names}
     for name, value in out.trace.items():
         kind = name.split("/")[1]
-        on_spheres = model.args.spheres if kind in ("tilt", "angle", "well", "from_well") else 8
-        assert kind == "state" or value.shape == (3, 5, on_spheres)
+        assert kind == "state" or value.shape == (3, 5, units.get(kind, count(model)))
         assert mx.isfinite(value).all().item()
     if not model.args.spheres:
         R, psi, state = (out.trace[f"block01/{n}"] for n in ("R", "psi", "state"))
@@ -314,7 +323,7 @@ def test_R_is_held_exactly_where_it_was_asked(model):
     ids = tokens(2, 12)
     free = model.forward(ids).trace
     held = clamped(model, ids, Clamp("R", 0.25, block=0, units=(1, 5), start=3, stop=7)).trace
-    inside = np.zeros((2, 12, 8), bool)
+    inside = np.zeros((2, 12, count(model)), bool)
     inside[:, 3:7, [1, 5]] = True
     R, psi = np.array(held["block00/R"]), np.array(held["block00/psi"])
     np.testing.assert_allclose(R[inside], 0.25, rtol=1e-6)

@@ -15,12 +15,13 @@ FAMILIES = {
     "rwkv": {"hidden_size": 16, "num_hidden_layers": 2},
     "rwkv7": {"hidden_size": 32, "num_hidden_layers": 2, "head_dim": 8},
     "kssm": {"d_model": 16, "n_layers": 2, "n_groups": 8, "mlp_hidden": 24, "coupling": True},
+    "kssm, expanded": {"d_model": 16, "n_layers": 2, "n_groups": 8, "mlp_hidden": 24, "expansion": 4},
 }
 
 
 def awake(family: str, **overrides):
     config = models.configure(
-        family, "xs", vocab_size=V, context=T, overrides={**FAMILIES[family], **overrides}
+        family.partition(",")[0], "xs", vocab_size=V, context=T, overrides={**FAMILIES[family], **overrides}
     )
     model = models.build(config, seed=1)
     model.load_weights(

@@ -20,6 +20,9 @@ VARIANTS = {
     "bistable": {"triadic": (1.0, 8.0)},
     "spheres": {"dimension": 3},
     "both, wells": {"dimensions": {2: 3, 3: 5}, "wells": 4, "coupling": True, "turning": 0.6},
+    "expanded": {"expansion": 4, "mlp_hidden": 0, "field": 20.0},
+    "expanded linear": {"expansion": 4, "kappa": 0.0},
+    "expanded and spheres": {"expansion": 2, "dimensions": {2: 4, 3: 4}, "field": 5.0, "wells": 3},
     "tied": {"tie_embeddings": True, "harmonics": 1, "conv_width": 1},
 }
 

@@ -11,7 +11,9 @@ from kssm_mlx.models.families.family import Claim, Family, UnitTable, rows
 def units(c: Any, count: int) -> UnitTable:
     """The populations; of both kinds side by side as large a share of each."""
     claims, read = [], 0
-    if G := c.discs:
+    if c.expansion:
+        claims += _expanded(c.discs)
+    elif G := c.discs:
         claims += _phases(G)
         claims += _read(G, 2 * c.harmonics, read)
         read += 2 * c.harmonics * G
@@ -19,6 +21,19 @@ def units(c: Any, count: int) -> UnitTable:
         claims += _spheres(G, round(c.turning * G))
         claims += _read(G, c.features, read)
     return UnitTable("mixer", math.gcd(c.discs, c.spheres), claims)
+
+
+def _expanded(I: int) -> list[Claim]:
+    """Contiguous channels; x_proj's columns are what a unit contributes to the common Delta, B and C."""
+    own = "populations."
+    vectors = tuple(own + name for name in ("dt_proj.weight", "dt_proj.bias", "log_gamma", "omega"))
+    return [
+        *rows("routing", I, *vectors, "conv_weight", "conv_bias"),
+        *rows("routing", I, own + "x_proj.weight", axis=1),
+        *rows("slack", I, "in_proj.weight", "skip"),
+        *rows("slack", I, "in_proj.weight", at=I),
+        *rows("slack", I, "out_proj.weight", axis=1),
+    ]
 
 
 def _phases(G: int) -> list[Claim]:

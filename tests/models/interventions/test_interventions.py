@@ -40,6 +40,7 @@ DECIDES = {  # a parameter of the routing that nothing else reads
     "rwkv": "key.weight",
     "rwkv7": "k_proj.weight",
     "kssm": "time_step.bias",
+    "kssm, expanded": "dt_proj.bias",
 }
 
 

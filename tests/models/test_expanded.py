@@ -1,0 +1,115 @@
+"""K-SSM with an expanded state: Mamba where nothing is curved or turns, and populations everywhere else."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from kssm_mlx.errors import ConfigError
+from kssm_mlx.models import build, configure
+from kssm_mlx.models.base import Clamp, Intervention
+from kssm_mlx.training import observables
+from tests.support.small_kssm import V, awake, config, tokens
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
+SMALL = {"expansion": 3, "n_groups": 32, "mlp_hidden": 0, "kappa": 0.0}
+
+
+def test_without_curvature_and_rotation_it_is_mambas_mixer():
+    """Mamba's states in pairs of equal decay are the two parts of ours; every weight has its counterpart."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 6}
+    mamba = build(configure("mamba", "xs", vocab_size=V, overrides=sizes), seed=3)
+    theirs = mamba.layers[0].mixer
+    pairs = mx.concatenate([theirs.A_log[:, :3]] * 2, axis=1)
+    theirs.A_log = pairs
+    ours = build(config(n_layers=1, field=7.0, **SMALL)).blocks[0].mixer
+    ours.in_proj.weight, ours.out_proj.weight = theirs.in_proj.weight, theirs.out_proj.weight
+    ours.conv_weight, ours.conv_bias = theirs.conv1d.weight[..., 0], theirs.conv1d.bias
+    own = ours.populations
+    own.x_proj.weight, own.dt_proj.weight = theirs.x_proj.weight, theirs.dt_proj.weight
+    own.dt_proj.bias, own.log_gamma, ours.skip = theirs.dt_proj.bias, pairs[:, :3], theirs.D
+    x = mx.random.normal((2, 40, 16), key=mx.random.key(0))
+    expected, (_, state), _ = theirs(x, [None, None], None, None)
+    y, (_, carried), _, _ = ours(x, [None, None], None, (), None, None)
+    np.testing.assert_allclose(np.array(y), np.array(expected), atol=1e-6)
+    z = carried.reshape(2, 2, 32, 3) / 7
+    np.testing.assert_allclose(np.array(mx.concatenate([z[:, 0], z[:, 1]], -1)), np.array(state), atol=1e-6)
+
+
+def test_the_field_bends_and_does_not_scale():
+    """What is written and read is the same to first order in the field; R grows with it."""
+    ids, found = tokens(2, 30), {}
+    for kappa in (0.0, 1.0):
+        for field in (0.01, 30.0):
+            model = build(config(expansion=4, kappa=kappa, field=field), seed=1)
+            out = model.forward(ids)
+            found[kappa, field] = np.array(out.logits), out.trace["block00/R"].mean().item()
+    straight = found[0.0, 0.01][0]
+    np.testing.assert_allclose(found[0.0, 30.0][0], straight, atol=1e-6)
+    np.testing.assert_allclose(found[1.0, 0.01][0], straight, atol=1e-6)
+    assert np.abs(found[1.0, 30.0][0] - straight).max() > 1e-5
+    assert found[1.0, 30.0][1] > 1000 * found[1.0, 0.01][1]
+
+
+def test_means_are_those_of_what_is_written_out():
+    for variant in ("expanded", "expanded and spheres"):
+        model = awake(variant)
+        trace = model.forward(tokens(3, 9)).trace
+        N, channels = model.args.expansion, model.args.channels
+        for quantity, mean in (("R", lambda x: mx.sqrt(mx.square(x).mean(-1))), ("h", lambda x: x.mean(-1))):
+            every, means = trace[f"block01/{quantity}"], trace[f"block01/mean_{quantity}"]
+            discs = mx.unflatten(every[..., : N * channels], -1, (-1, N))
+            np.testing.assert_allclose(np.array(means[..., :channels]), np.array(mean(discs)), rtol=2e-5)
+            rest = np.array(every[..., N * channels :])
+            np.testing.assert_array_equal(np.array(means[..., channels:]), rest)
+
+
+def test_a_row_of_metrics_has_the_means_and_nothing_that_costs_more():
+    trace = awake("expanded").forward(tokens(3, 9)).trace
+    row = observables.average_observables({k: v for k, v in trace.items() if k.startswith("block00/")})
+    assert row.keys() == {"R_block00", "h_block00"}
+    assert row["R_block00"].item() == trace["block00/mean_R"].mean().item()
+
+
+def test_what_is_held_is_read():
+    """R of all populations in the state: what is read then is a sum of unit phases, and the logits move."""
+    model, ids = awake("expanded"), tokens(2, 12)
+    free, clamp = model.forward(ids), Clamp("R", 0.5, where="state")
+    held = model.forward(ids, None, Intervention((clamp,)))
+    np.testing.assert_allclose(np.array(held.trace["block00/R"]), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(np.array(mx.linalg.norm(held.cache[0][1], axis=1)), 0.5, rtol=1e-6)
+    assert mx.abs(held.logits - free.logits).max().item() > 1e-3
+    after = Intervention((Clamp("R", 0.5, start=12),))
+    np.testing.assert_allclose(
+        np.array(model.forward(ids, None, after).logits), np.array(free.logits), atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("variant", ["expanded", "expanded and spheres"])
+def test_gradients_reach_every_parameter(variant):
+    model, ids = awake(variant), tokens(2, 16)
+
+    def loss(params):
+        model.update(params)
+        return mx.square(model.forward(ids).logits).mean()
+
+    params = model.trainable_parameters()
+    for name, slope in tree_flatten(mx.grad(loss)(params)):
+        assert mx.isfinite(slope).all() and mx.abs(slope).max().item() > 0, name
+
+
+@pytest.mark.parametrize(
+    "keys, said",
+    [
+        ({"coupling": True}, "model.expansion has populations with leaf"),
+        ({"leaf": "hold"}, "model.expansion has populations with leaf"),
+        ({"controlled": True}, "model.expansion has populations with leaf"),
+        ({"field": 0.0}, "model.field divides what model.expansion reads"),
+        ({"expansion": -1}, "model.expansion must be at least 0"),
+    ],
+)
+def test_what_cannot_be_expanded_is_refused(keys, said):
+    with pytest.raises(ConfigError, match=said):
+        config(**{"expansion": 4, **keys})
