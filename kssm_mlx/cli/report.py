@@ -17,6 +17,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Where the comparison of several runs goes.  [default: comparison]")
     ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Also one page, report.html, to explore without a network.")
+    ] = False,
 ) -> None:
     """Draw runs and write their cards.
 
@@ -33,12 +36,18 @@ def report(
         raise ConfigError(
             f"--out is for the comparison of several runs; the report of one is written into {runs[0]}"
         )
-    from kssm_mlx.reports import compare, state_claims
+    from kssm_mlx.reports import compare, state_claims, write_html
     from kssm_mlx.reports import report as write
 
+    if html:
+        from kssm_mlx.reports.page import require_plotly
+
+        require_plotly()
     written = [path for run in runs for path in write(run)]
     if len(runs) > 1:
         written += compare(runs, out or Path("comparison"))
+    if html:
+        written.append(write_html(runs, runs[0] if len(runs) == 1 else out or Path("comparison")))
     for path in written:
         typer.echo(path)
     for sentence in state_claims(runs) if len(runs) > 1 else ():

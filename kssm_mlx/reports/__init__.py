@@ -35,6 +35,14 @@ def compare(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
     return write_comparison([open_run(folder) for folder in folders], Path(out))
 
 
+def write_html(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """report.html of one run or of several side by side, in the folder `out`; returns its path."""
+    from kssm_mlx.reports.run import open_run
+    from kssm_mlx.reports.run_page import write_run_page
+
+    return write_run_page([open_run(folder) for folder in folders], Path(out))
+
+
 def state_claims(folders: Sequence[str | Path]) -> list[str]:
     """What the runs allow one to say of each other, each sentence with its evidence."""
     from kssm_mlx.reports import claims

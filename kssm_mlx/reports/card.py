@@ -27,7 +27,7 @@ def write_card(run: Run, pictures: Sequence[Path] = ()) -> Path:
         "Checks": _checks(run),
         "Samples": _samples(run),
         "Environment": _environment(run),
-        "Reproduce": _commands(run),
+        "Reproduce": "```sh\n" + "\n".join(commands(run)) + "\n```",
     }
     parts = [
         f"## {title}\n\n{text}".rstrip() for title, text in sections.items() if text or title == run.name
@@ -128,24 +128,30 @@ def _result(run: Run) -> str:
 
 
 def _setting(run: Run) -> str:
+    return markdown_table(("", ""), setting_rows(run))
+
+
+def setting_rows(run: Run) -> list[tuple[str, str]]:
+    """Parameters, and the sections of the recipe that say what was trained on what."""
     parameters = run.manifest.get("parameters")
     rows = [("parameters", f"{parameters:,}" if parameters else "not recorded")]
     for section in ("data", "model", "configuration", "train"):
         values = run.recipe.get(section, {})
         rows.append((section, ", ".join(f"{k} {v}" for k, v in values.items() if not isinstance(v, dict))))
-    return markdown_table(("", ""), rows)
+    return rows
 
 
 def _checks(run: Run) -> str:
     rows = [
-        (stage, f"{c['id']} {c['title']}", _verdict(c), c["got"], c["expected"])
+        (stage, f"{c['id']} {c['title']}", verdict_of(c), c["got"], c["expected"])
         for stage, checks in run.checks.items()
         for c in checks
     ]
     return markdown_table(("stage", "check", "verdict", "got", "expected"), rows) if rows else ""
 
 
-def _verdict(check: dict[str, Any]) -> str:
+def verdict_of(check: dict[str, Any]) -> str:
+    """Its word, or why it was waived."""
     reason = check["numbers"].get("waived_because")
     return f"waived: {reason}" if reason else check["verdict"]
 
@@ -163,21 +169,25 @@ def _drawn(sample: dict[str, Any]) -> str:
 
 
 def _environment(run: Run) -> str:
+    rows = environment_rows(run)
+    return markdown_table(("", ""), rows) if rows else ""
+
+
+def environment_rows(run: Run) -> list[tuple[str, Any]]:
+    """What the run was made on, as far as its manifest says it."""
     facts = run.manifest.get("environment", run.manifest)
     rows = [(name, facts[name]) for name in FACTS if facts.get(name) is not None]
     for group in ("device", "packages", "switches"):
         if facts.get(group):
             rows.append((group, ", ".join(f"{k} {v}" for k, v in facts[group].items())))
-    return markdown_table(("", ""), rows) if rows else ""
+    return rows
 
 
-def _commands(run: Run) -> str:
+def commands(run: Run) -> list[str]:
+    """What makes the run again, and what looks at it."""
     command = run.manifest.get("command")
-    lines = [
-        *([command] if command else []),
-        *(f"kssm {verb} {run.folder}" for verb in ("verify", "eval", "report")),
-    ]
-    return "```sh\n" + "\n".join(lines) + "\n```"
+    looks = (f"kssm {verb} {run.folder}" for verb in ("verify", "eval", "report"))
+    return [*([command] if command else []), *looks]
 
 
 def _block(text: str) -> str:

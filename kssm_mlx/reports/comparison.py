@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ def plot_validation(runs: list[Run], path: Path) -> Path:
     """Validation over steps, one curve per arm: of several seeds their mean, between the least and the most;
     of one run with its standard error over windows.
     """
-    same_text = _same_tokens(runs)
-    column, unit = ("nats_per_token", "nats per token") if same_text else ("bits_per_byte", "bits per byte")
+    column, unit = unit_of(runs)
     arms = group_by_arm(runs, lambda run: run.recipe)
     varied = varied_settings([arm[0] for arm in arms])
     with picture(path, (9, 4.2 + 0.25 * len(arms))) as figure:
@@ -56,11 +56,18 @@ def plot_validation(runs: list[Run], path: Path) -> Path:
         for i, arm in enumerate(arms):
             _draw_arm(ax, arm, column, i, label_of_arm(arm, varied))
         bigram = runs[0].ladder.get("bigram")
-        if same_text and bigram:
+        if _same_tokens(runs) and bigram:
             ax.axhline(bigram, color=MUTED, linewidth=0.9, linestyle="--", label=f"bigram {bigram:.3f}")
         ax.set(xlabel="step", ylabel=unit, title="validation")
         figure.legend(loc="outside lower left", ncols=1)
     return path
+
+
+def unit_of(runs: Sequence[Run]) -> tuple[str, str]:
+    """The column of the evaluations that these runs have in common, and its unit."""
+    if _same_tokens(runs):
+        return "nats_per_token", "nats per token"
+    return "bits_per_byte", "bits per byte"
 
 
 def label_of_arm(arm: list[Run], varied: list[str]) -> str:
@@ -78,22 +85,27 @@ def varied_settings(runs: list[Run]) -> list[str]:
     return sorted(keys - {"train.seed"})
 
 
-def _draw_arm(ax: Any, arm: list[Run], column: str, i: int, label: str) -> None:
-    """The mean of the seeds at the steps that all of them evaluated, and a band."""
+def curve_of_arm(arm: Sequence[Run], column: str) -> tuple[list[float], np.ndarray, np.ndarray, np.ndarray]:
+    """Steps that all seeds evaluated, the mean there, and a band: from the least to the most, of one run its
+    standard error over windows.
+    """
     curves = [dict(zip(*run.series("eval", column), strict=True)) for run in arm]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = np.array([[curve[step] for step in steps] for curve in curves])
+    mean = values.mean(axis=0)
+    if len(arm) > 1:
+        return steps, mean, values.min(axis=0), values.max(axis=0)
+    error = mean * _relative_error(arm[0], steps)
+    return steps, mean, mean - error, mean + error
+
+
+def _draw_arm(ax: Any, arm: list[Run], column: str, i: int, label: str) -> None:
+    steps, mean, low, high = curve_of_arm(arm, column)
     look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
     if not steps:
         ax.plot([], [], label=f"{label}: no evaluation", **look)
         return
-    mean = values.mean(axis=0)
     ax.plot(steps, mean, label=f"{label}: best {mean.min():.3f}", **look)
-    if len(arm) > 1:
-        low, high = values.min(axis=0), values.max(axis=0)
-    else:
-        error = mean * _relative_error(arm[0], steps)
-        low, high = mean - error, mean + error
     ax.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
 
 
@@ -109,13 +121,18 @@ def summary(runs: list[Run]) -> str:
 
     Nats of tokens that are not the same stand in no column together.
     """
+    return markdown_table(HEADER, summary_rows(runs))
+
+
+def summary_rows(runs: list[Run]) -> list[tuple[str, ...]]:
+    """One row per run, under HEADER."""
     settings = [_settings(run.recipe) for run in runs]
     varied = sorted({key for s in settings for key in s if len({repr(t.get(key)) for t in settings}) > 1})
     nats = _same_tokens(runs)
-    return markdown_table(HEADER, (_row(run, s, varied, nats) for run, s in zip(runs, settings)))
+    return [_row(run, s, varied, nats) for run, s in zip(runs, settings)]
 
 
-def _same_tokens(runs: list[Run]) -> bool:
+def _same_tokens(runs: Sequence[Run]) -> bool:
     return len({str(run.recipe.get("data")) for run in runs}) == 1
 
 

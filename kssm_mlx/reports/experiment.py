@@ -17,7 +17,7 @@ from kssm_mlx import files
 from kssm_mlx.files import writing
 from kssm_mlx.metrics.stats import Comparison
 from kssm_mlx.reports.card import markdown_table
-from kssm_mlx.reports.experiment_page import write_page
+from kssm_mlx.reports.page import write_page
 from kssm_mlx.reports.style import INK, MARKERS, MUTED, PALETTE, picture
 
 ARMS, DIFFERENCES, LENGTHS = "arms.png", "differences.png", "lengths.png"
