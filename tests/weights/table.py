@@ -50,11 +50,6 @@ def render() -> str:
     return f"{INTRODUCTION}{_table(table)}" + "".join(_backing(name, cells) for name, cells in table.items())
 
 
-def short() -> str:
-    """The table as README.md has it."""
-    return _table(rows())
-
-
 def _reads(family: str) -> Cell:
     base = "tests/weights/io/test_container.py::"
     cell = Cell("hf", (f"{base}test_a_folder_shards_and_a_torch_file_are_the_same_model[{family}]",))

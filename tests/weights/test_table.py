@@ -42,4 +42,3 @@ def test_every_parity_error_is_measured_and_below_the_tolerance():
 def test_the_files_are_up_to_date():
     advice = "run python -m tests.weights.table"
     assert (table.RESULTS / "base-models.md").read_text() == table.render(), advice
-    assert table.short() in (ROOT / "README.md").read_text(), f"{advice}; README.md has its short form"

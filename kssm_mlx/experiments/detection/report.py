@@ -1,4 +1,4 @@
-"""docs/detection.md and the tables of the README, from docs/results/detection.json alone."""
+"""docs/detection.md and the table of the README, from docs/results/detection.json alone."""
 
 from __future__ import annotations
 
@@ -71,24 +71,10 @@ def summary(found: Found) -> str:
 
 
 def into_readme(readme: str, found: Found) -> str:
-    """The README, made anew between its marks `<!-- failures -->` and `<!-- detection -->`."""
-    broken = sum(not _published(name) for name in found["rows"])
-    pointer = (
-        f"The {broken} sabotages and what caught each: [docs/detection.md](docs/detection.md#sabotages).\n"
-    )
-    controls = _table(
-        ["healthy control", "seeds", "verdicts", "failed"],
-        [
-            [name, str(c["seeds"]), str(c["verdicts"]), _counts(c["failed"])]
-            for name, c in found["controls"].items()
-        ],
-    )
-    blocks = {"failures": summary(found), "detection": f"{controls}\n{pointer}"}
-    for mark, text in blocks.items():
-        begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}{text}{end}{rest.split(end, 1)[1]}"
-    return readme
+    """The README, made anew between its marks `<!-- failures -->`."""
+    begin, end = "<!-- failures -->\n", "<!-- /failures -->"
+    before, rest = readme.split(begin)
+    return f"{before}{begin}{summary(found)}{end}{rest.split(end, 1)[1]}"
 
 
 def _published(name: str) -> bool:
