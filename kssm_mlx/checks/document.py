@@ -79,6 +79,41 @@ def render_table(entries: Iterable[Entry]) -> str:
     return INTRODUCTION + said + "".join(map(_line, [columns, ["---"] * len(columns), *rows]))
 
 
+def render_entry(entry: Entry) -> str:
+    """A page of one check, for the site: what the table says of it, and what made it fire when it was tried.
+
+    Links are relative to docs/checks/.
+    """
+    facts = [["level", entry.level], ["cost", entry.cost or "no forward pass"], ["ask", _command(entry)]]
+    if entry.source:
+        facts.append(["source", PAGE.sub(r"[\1](../background/\1.md#\2)", entry.source)])
+    alarms = false_alarms().get(entry.id)
+    sections = {
+        "Definition": entry.explanation.get("definition", ""),
+        "Threshold, and why": entry.explanation.get("threshold", ""),
+        "Chance": entry.explanation.get("chance", ""),
+        "What it would have caught": entry.explanation.get("caught", ""),
+        "How to make it fire": entry.explanation.get("sabotage", ""),
+        "What made it fire": _fired(entry.id),
+        "False alarms": "{} of {} verdicts on healthy runs.".format(*alarms) if alarms else "",
+    }
+    body = "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items() if text)
+    table = "".join(map(_line, [["", ""], ["---"] * 2, *facts]))
+    return f"# {entry.id}: {entry.title}\n\n{table}{body}"
+
+
+def _command(entry: Entry) -> str:
+    asked = {"H": "kssm doctor", "K": "kssm doctor", "W": "kssm verify-weights PATH"}
+    return f"`{asked.get(entry.id[0], f'kssm verify RUN --only {entry.id}')}`"
+
+
+def _fired(id: str) -> str:
+    """The rows of the detection matrix that a check failed, with what it measured; "" for none."""
+    rows = json.loads(DETECTION.read_text("utf-8"))["rows"] if DETECTION.is_file() else {}
+    found = [[row["what"], row["caught"][id]] for row in rows.values() if id in row["caught"]]
+    return "".join(map(_line, [["what was broken", "it said"], ["---"] * 2, *found])) if found else ""
+
+
 def false_alarms() -> dict[str, tuple[int, int]]:
     """id -> (failed, asked) on the healthy controls of the detection matrix; empty before there is one."""
     if not DETECTION.is_file():

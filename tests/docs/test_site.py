@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kssm_mlx.checks.document import list_own_entries, render_entry
 from tests.support.cli_fakes import kssm
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,23 @@ def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path):
     api = (tmp_path / "site/api.html").read_text()
     assert "All states of the kick form on the sphere" in api
     assert (tmp_path / "site/search/search_index.json").stat().st_size > 100_000
+    table = (tmp_path / "site/checks.html").read_text()
+    for entry in list_own_entries():
+        assert f'href="checks/{entry.id}.html"' in table
+        assert "How to make it fire" in (tmp_path / f"site/checks/{entry.id}.html").read_text(), entry.id
+    assert "earlier tokens reach the prediction" in home
+
+
+def test_a_page_of_a_check_says_what_it_is_and_what_fired_it():
+    entries = {entry.id: entry for entry in list_own_entries()}
+    page = render_entry(entries["C1"])
+    assert page.startswith("# C1: earlier tokens reach the prediction\n")
+    assert "`kssm verify RUN --only C1`" in page and "../background/k-ssm.md#no-path" in page
+    assert "K-SSM v3: does" in page and "reach 0 tokens" in page  # of docs/results/detection.json
+    assert "0 of " in page.partition("## False alarms")[2]
+    assert "`kssm doctor`" in render_entry(entries["K1"])
+    assert "`kssm verify-weights PATH`" in render_entry(entries["W1"])
+    assert "What made it fire" not in render_entry(entries["G9"])
 
 
 def test_a_broken_link_is_caught(tmp_path):
