@@ -3,6 +3,8 @@
     loss_metrics.png      the objective and its terms, perplexity, how often each action was taken
     phase_dynamics.png    R, U and R·U with the target of the run, and U against R with the step as colour
     tone_progression.png  what the run's tone profile calls R, over the steps
+    frequencies.png       the natural frequencies, mean and spread, and R: a spread that shrinks, by decay or by
+                          learning, raises R by itself
 
 Source: docs/background/phase-grafts.md#plots; tones are words here, which every font has.
 """
@@ -27,11 +29,13 @@ def plot_phases(run: Run) -> list[Path]:
     if not run.recipe.get("monitor") or not len(run.series("train", "R")[0]):
         return []
     folder = run.folder / "plots"
-    return [
+    drawn = [
         plot_losses(run, folder / "loss_metrics.png"),
         plot_zone(run, folder / "phase_dynamics.png"),
         plot_tones(run, folder / "tone_progression.png"),
     ]
+    known = len(run.series("train", "omega_std")[0])
+    return drawn + ([plot_frequencies(run, folder / "frequencies.png")] if known else [])
 
 
 def plot_losses(run: Run, path: Path) -> Path:
@@ -89,6 +93,23 @@ def plot_tones(run: Run, path: Path) -> Path:
         ax.set_yticks(range(len(names)), labels)
         ax.set(xlabel="step", ylim=(-0.5, len(names) - 0.5))
         ax.set_title(f"{run.name}: tones of profile {profile} ({PROFILES[profile].used_by})")
+    return path
+
+
+def plot_frequencies(run: Run, path: Path) -> Path:
+    """Mean natural frequency with one standard deviation of the oscillators, and the order parameter."""
+    steps, spread = run.series("train", "omega_std")
+    _, mean = run.series("train", "omega_mean")
+    with picture(path, (9, 5)) as figure:
+        above, below = figure.subplots(2, 1, sharex=True)
+        above.fill_between(steps, mean - spread, mean + spread, color=PALETTE[0], alpha=0.2, linewidth=0)
+        above.plot(steps, mean, color=PALETTE[0], linewidth=1.6)
+        said = f"standard deviation {spread[0]:.3g} at first, {spread[-1]:.3g} at the end"
+        above.set_title(f"natural frequencies (radians per unit time): mean ± {said}", weight="normal")
+        draw_trend(below, *run.series("train", "R"), PALETTE[1])
+        below.set(xlabel="step", ylim=(-0.02, 1.02))
+        below.set_title("order parameter R", weight="normal")
+        draw_heading(figure, f"{run.name}: frequencies")
     return path
 
 

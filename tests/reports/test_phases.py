@@ -23,15 +23,17 @@ def monitored(folder, rule=True):
         if row["kind"] == "train":
             R = row["step"] / 60
             row |= {"R": R, "U": 0.5, "RU": R / 2, "tone": tone(R, "A"), "term_tonal": 0.25, "term_eos": None}
+            row |= {"omega_mean": 1.0, "omega_std": 0.5 - R / 4}
             row |= {"action": "BRAKE" if R > 0.5 else "COAST"} if rule else {}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def test_a_monitored_run_gets_its_three_pictures(tmp_path):
+def test_a_monitored_run_gets_its_pictures(tmp_path):
     for rule in (True, False):
         drawn = plot_phases(open_run_with_plots(monitored(tmp_path / f"run{rule}", rule)))
-        assert [p.name for p in drawn] == ["loss_metrics.png", "phase_dynamics.png", "tone_progression.png"]
+        names = ["loss_metrics.png", "phase_dynamics.png", "tone_progression.png", "frequencies.png"]
+        assert [p.name for p in drawn] == names
         for picture in drawn:
             pixels = imread(picture)
             assert pixels.shape[1] > 1000 and pixels[..., :3].std() > 0.05
@@ -44,7 +46,7 @@ def open_run_with_plots(folder):
 
 def test_they_are_part_of_the_report_and_no_other_run_has_them(tmp_path):
     names = {p.name for p in report(monitored(tmp_path / "run"))}
-    assert {"loss_metrics.png", "phase_dynamics.png", "tone_progression.png", "card.md"} <= names
+    assert {"loss_metrics.png", "phase_dynamics.png", "tone_progression.png", "frequencies.png"} <= names
     assert plot_phases(open_run(write_run(tmp_path / "other"))) == []
 
 
