@@ -40,7 +40,7 @@ def train(
         typer.Option(help="Stop on a failed check (default). --no-verify: report it and go on."),
     ] = True,
     track: Annotated[
-        str | None, typer.Option(metavar="PROJECT", help="Also send every row to trackio.")
+        str | None, typer.Option(metavar="PROJECT", help="Also send every row to trackio, or wandb:PROJECT.")
     ] = None,
     dry_run: Annotated[
         bool,

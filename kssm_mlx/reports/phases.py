@@ -3,8 +3,7 @@
     loss_metrics.png      the objective and its terms, perplexity, how often each action was taken
     phase_dynamics.png    R, U and R·U with the target of the run, and U against R with the step as colour
     tone_progression.png  what the run's tone profile calls R, over the steps
-    frequencies.png       the natural frequencies, mean and spread, and R: a spread that shrinks, by decay or by
-                          learning, raises R by itself
+    frequencies.png       the natural frequencies, mean and spread, and R: where they come together, R rises
 
 Source: docs/background/phase-grafts.md#plots; tones are words here, which every font has.
 """
