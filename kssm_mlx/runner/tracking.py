@@ -1,8 +1,8 @@
 """Rows of a run sent to a dashboard as they are written, beside metrics.jsonl: trackio, or wandb by its name.
 
-Each comes with an extra. trackio keeps its data on this machine and speaks wandb's dialect. The last step that
-was sent is noted in the run folder: a run that goes on sends what is missing, also what was trained without
---track in between, and nothing twice.
+Each comes with an extra. trackio keeps its data on this machine and speaks wandb's dialect. The last step
+that was sent is noted in the run folder: a run that goes on sends what is missing, also what was trained
+without --track in between, and nothing twice.
 """
 
 from __future__ import annotations
