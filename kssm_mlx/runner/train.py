@@ -16,6 +16,7 @@ from rich.console import Console
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context, given
+from kssm_mlx.errors import ConfigError
 from kssm_mlx.files import writing
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import flatten
@@ -38,8 +39,11 @@ PROMPT_TOKENS = 16  # of held-out text, where a recipe gives no prompt and the t
 
 def train(
     recipe: Recipe | str | Path,
-    folder: str | Path,
+    folder: str | Path | None = None,
     *,
+    steps: int | None = None,
+    settings: dict[str, Any] | None = None,
+    smoke: bool = False,
     resume: bool = False,
     allow_config_change: bool = False,
     waivers: dict[str, str] | None = None,
@@ -49,14 +53,18 @@ def train(
 ) -> Result:
     """Train as the recipe says into the run folder `folder`, verified before, at every evaluation and after.
 
-    waivers: id of a check -> why its failure is acceptable, beside those of the recipe; recorded in
-    manifest.json and checks.json. verify: False lets failed checks pass and says what they would have
-    stopped. track: a project of trackio's that is sent every row.
+    recipe: a shipped name, a TOML file, or what `training.recipe.load` made of one. folder: runs/NAME of a
+    name unless given. settings: of a name or file, by dotted keys such as {"model.kappa": 0.0}; steps is
+    {"train.steps": steps}. smoke: its smoke form. waivers: id of a check -> why its failure is acceptable,
+    beside those of the recipe; recorded in manifest.json and checks.json. verify: False lets failed checks
+    pass and says what they would have stopped. track: a project of trackio's that is sent every row, or
+    "wandb:PROJECT".
     Raises: CheckFailed naming every failed check (exit code 1); ConfigError, DataError, CheckpointError for
     input that cannot be used (2); Interrupted after a signal, with a checkpoint written.
     """
-    recipe = recipes.load(recipe) if isinstance(recipe, (str, Path)) else recipe
-    folder, console = Path(folder), console or Console(highlight=False)
+    folder = _run_folder(recipe, folder)
+    recipe = _load(recipe, {**(settings or {}), **({} if steps is None else {"train.steps": steps})}, smoke)
+    console = console or Console(highlight=False)
     waivers = {**recipe.waive, **(waivers or {})}
     require_tracker(track)
     select_probes(recipe.eval.checks)
@@ -104,6 +112,30 @@ def train(
         console.print("checking what came out", soft_wrap=True)
         examination.after()
     return result
+
+
+def _run_folder(recipe: Recipe | str | Path, folder: str | Path | None) -> Path:
+    if folder is not None:
+        return Path(folder)
+    if isinstance(recipe, (str, Path)):
+        return Path("runs") / Path(recipe).stem
+    raise ConfigError('a recipe made in Python has no name: say where to, as in train(recipe, "runs/mine")')
+
+
+def _load(recipe: Recipe | str | Path, settings: dict[str, Any], smoke: bool) -> Recipe:
+    if isinstance(recipe, (str, Path)):
+        return recipes.load(recipe, settings, smoke=smoke)
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"train takes a recipe, the name of one or a TOML file, got {type(recipe).__name__}; "
+            "kssm recipes lists those that are shipped"
+        )
+    if settings or smoke:
+        raise ConfigError(
+            "settings, steps and smoke are of a recipe by name or file; of one that was made in Python: "
+            "training.recipe.load(name, settings, smoke=True)"
+        )
+    return recipe
 
 
 def _samples(model, key: mx.array, context: Context) -> list[dict[str, Any]]:

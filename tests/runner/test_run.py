@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+from importlib import import_module
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +21,7 @@ from kssm_mlx.training.recipe import Recipe, parse
 from tests.support.compiling import uncompiled
 from tests.support.small_runs import sentences
 
+run = import_module("kssm_mlx.runner.train")  # the package has a function of its name
 STEPS = 12
 SHORT = "a dozen steps teach nothing"
 WAIVED = {"C17": SHORT, "C18": SHORT, "C19": SHORT}
@@ -380,3 +383,33 @@ def test_the_checkpoint_of_another_run_is_not_taken_for_its_own(copied, finished
     with pytest.raises(CheckpointError, match=r"is of another run than .*train\.learning_rate was 0\.01"):
         kssm_mlx.load(other / "checkpoints" / name)
     assert kssm_mlx.load(copied / "checkpoints" / name).digest
+
+
+def test_a_recipe_by_name_takes_settings_and_has_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.stepz"):
+        kssm_mlx.train("default", settings={"train.stepz": 3})
+    with pytest.raises(ConfigError, match="C99"):
+        kssm_mlx.train("default", steps=7, settings={"eval.checks": ["C99"]}, smoke=True)
+    assert not (tmp_path / "runs").exists()
+    loaded = run._load("default", {"train.steps": 7}, True)
+    assert loaded.train.steps == 7 and loaded.smoke
+    assert run._run_folder("mine/own.toml", None) == Path("runs/own")
+
+
+@pytest.mark.parametrize(
+    "given, options, said",
+    [
+        ((Recipe(),), {}, r'as in train\(recipe, "runs/mine"\)'),
+        ((3, "runs/x"), {}, "the name of one or a TOML file, got int"),
+        ((Recipe(), "runs/x"), {"steps": 3}, "are of a recipe by name or file"),
+        ((Recipe(), "runs/x"), {"smoke": True}, "are of a recipe by name or file"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, given, options, said
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        kssm_mlx.train(*given, **options)
+    assert not any(tmp_path.iterdir())
