@@ -18,6 +18,7 @@ from kssm_mlx.errors import nearest
 from kssm_mlx.training.steering_sections import Group, Section, setting
 
 LARGEST_SEED = 2**63 - 1  # MLX and numpy take more, and not the same
+LION_BETA2 = 0.99
 RECIPE = "recipe:"  # of a base model: trained here by this recipe, a name or a file
 
 
@@ -192,15 +193,26 @@ class Train(Section):
     accumulation: int = setting(
         1, "pieces an update is computed in; does not change the result", unit="pieces", ge=1, le=2**20
     )
-    learning_rate: float = setting(2e-3, "the peak, of AdamW", gt=0)
+    optimizer: Literal["adamw", "lion", "adafactor", "muon"] = setting(
+        "adamw", "the rule by which parameters move"
+    )
+    learning_rate: float = setting(
+        2e-3,
+        "the peak: what the optimizer's direction is multiplied with, whose entries are of size 1 or below; "
+        "docs/recipes.md#optimizers",
+        gt=0,
+    )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
         "cosine", "its course after the warm-up"
     )
     warmup: int = setting(50, "linear rise from 0 to the peak", unit="updates", ge=0, le=10**9)
     final_fraction: float = setting(0.1, "the last learning rate", unit="share of the peak", ge=0, le=1)
-    beta1: float = setting(0.9, "memory of AdamW's first moment", ge=0, lt=1)
-    beta2: float = setting(0.95, "memory of its second moment", ge=0, lt=1)
-    epsilon: float = setting(1e-8, "added to the root of the second moment", gt=0)
+    beta1: float = setting(0.9, "memory of AdamW's first moment, and in Lion's direction", ge=0, lt=1)
+    beta2: float = setting(
+        0.95, "memory of AdamW's second moment; of Lion's only one, where left out 0.99", ge=0, lt=1
+    )
+    momentum: float = setting(0.95, "memory of Muon's matrices", ge=0, lt=1)
+    epsilon: float = setting(1e-8, "added to the root of AdamW's second moment", gt=0)
     weight_decay: float = setting(
         0.1, "decoupled: a parameter shrinks by this times the learning rate in each update", ge=0
     )
@@ -217,6 +229,13 @@ class Train(Section):
         False, "log the gradient of every component, which a model with two kinds of mixer does unasked"
     )
     clip: float = setting(1.0, "largest global norm of the gradient", gt=0)
+    ema: float | None = setting(
+        None,
+        "memory of a running average of the parameters, such as 0.999, which is evaluated, sampled from and "
+        "exported in their place; none by default",
+        gt=0,
+        lt=1,
+    )
     precision: Literal["float32", "bfloat16"] = setting(
         "float32", "of the computation; parameters stay float32"
     )
@@ -227,6 +246,12 @@ class Train(Section):
         False, "each row reads its own stretch of the text and hands its state to the next batch"
     )
     seed: int = setting(0, "of the parameters, the batches and the noise", ge=0, le=LARGEST_SEED)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lion_remembers_longer(cls, values: Any) -> Any:
+        is_lion = isinstance(values, dict) and values.get("optimizer") == "lion"
+        return {"beta2": LION_BETA2, **values} if is_lion else values
 
     @model_validator(mode="after")
     def _batch_divides(self):
