@@ -131,10 +131,10 @@ class Pretrained(Section):
         "trained here first",
         min_length=1,
     )
-    train: Literal["lora", "full", "frozen"] = setting(
+    train: Literal["lora", "state", "full", "frozen"] = setting(
         "lora",
-        "`lora` trains adapters beside its wide projections, `full` every parameter, `frozen` "
-        "none of its own",
+        "`lora` trains adapters beside its wide projections, `state` the state that a text begins with, "
+        "`full` every parameter, `frozen` none of its own",
     )
     rank: int = setting(8, "of the adapters", unit="dimensions", ge=1, le=2**14)
     alpha: float = setting(16.0, "adapters are scaled by alpha / rank", gt=0)
@@ -172,7 +172,16 @@ class Pretrained(Section):
         """The stem of the checkpoint file that holds what is trained."""
         if self.graft is not None:
             return "graft"
-        return "adapters" if self.train == "lora" else "model"
+        return {"lora": "adapters", "state": "initial_state"}.get(self.train, "model")
+
+    @model_validator(mode="after")
+    def _state_alone(self):
+        if self.train == "state" and self.graft is not None:
+            raise ValueError(
+                'train = "state" learns what the base model begins with, a graft what stands in it; leave '
+                "one of them out"
+            )
+        return self
 
 
 # The two kinds of [model], under names that no key of a recipe has.
@@ -223,7 +232,7 @@ class Train(Section):
     groups: dict[str, Group] = setting(
         {},
         "component tag (rwkv, mamba, fusion, norm, embedding, head, attention, mlp, oscillator, "
-        "mixer) to its own numbers",
+        "mixer, state) to its own numbers",
     )
     component_gradients: bool = setting(
         False, "log the gradient of every component, which a model with two kinds of mixer does unasked"

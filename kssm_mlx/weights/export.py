@@ -51,7 +51,7 @@ def export(
     """
     folder = Path(folder)
     if format not in FORMATS:
-        raise ConfigError(f"no export format {format!r}; formats are {', '.join(FORMATS)}")
+        raise ConfigError(f"no export format {format!r}; formats are {', '.join(FORMATS)}, state")
     refuse_used(folder)
     config, weights = _mlx_lm(model) if format == "mlx-lm" else _transformers(model)
     ids = dict(token_ids or {})
