@@ -12,7 +12,7 @@ def export(
     source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, a folder or a repository.")],
     folder: Annotated[Path, typer.Argument(help="The folder or file to write; it must not be in use.")],
     format: Annotated[
-        str, typer.Option(help="mlx-lm; hf for transformers; state for a learned state alone.")
+        str, typer.Option(help="mlx-lm; hf for transformers; adapters or state for what was trained alone.")
     ] = "mlx-lm",
     tokenizer: Annotated[bool, typer.Option(help="Write the tokenizer's files as well.")] = True,
     verify: Annotated[bool, typer.Option(help="Refuse weights that fail their checks.")] = True,
@@ -28,6 +28,7 @@ def export(
 
     write(source, folder, format=format, tokenizer=tokenizer, verify=verify, on_open=warn_unverified)
     run = {
+        "adapters": f"mlx_lm.generate --adapter-path {folder} --model MODEL ..., the base model of {source}",
         "state": f"kssm generate MODEL --state-in {folder}, MODEL the base model of {source}",
         "mlx-lm": f"mlx_lm.generate --model {folder} --trust-remote-code --prompt ...",
         "hf": f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})",

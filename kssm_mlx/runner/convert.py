@@ -46,7 +46,8 @@ def export(
     on_open: Callable[[Trained], None] | None = None,
 ) -> Path:
     """Write a run or a model as a folder for mlx-lm or transformers, adapters fused into their base model; in
-    the format "state" the learned state of a run as a file, for `kssm generate --state-in`.
+    the format "state" the learned state of a run as a file, for `kssm generate --state-in`, in "adapters" its
+    adapters alone, for mlx-lm.
 
     verify: see `load`. on_open: is shown what was opened, before it is changed.
     Raises: ConfigError, DataError for what the format or its tokenizer files cannot hold; WeightMismatch,
@@ -54,6 +55,9 @@ def export(
     """
     if format == "state":
         return _export_state(source, Path(folder), verify)
+    if format == "adapters":
+        trained = _open_for_export(source, verify, on_open)
+        return folders.export_adapters(trained.model, folder, trained.notes.get("base_digest"))
     trained = _open_for_export(source, verify, on_open)
     fuse_lora(trained.model)
     return _write(trained, folder, format, tokenizer)

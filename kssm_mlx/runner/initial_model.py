@@ -26,6 +26,7 @@ from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Model, Pretrained
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.hub.resolve import resolve
+from kssm_mlx.weights.quantize import quantize
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,10 @@ def _build_on_base(
 
 def adapt_base(model: LanguageModel, section: Pretrained, seed: int) -> LanguageModel:
     """A base model with what is trained in it or beside it. Raises: ConfigError where that is nothing."""
-    if section.train == "lora":
-        adapters.attach_lora(model, section.rank, section.alpha, seed)
+    if section.quantize:
+        quantize(model, **section.quantize.model_dump())
+    if section.train in ("lora", "dora", "qlora"):
+        adapters.attach_lora(model, section.rank, section.alpha, seed, section.train)
     if section.train == "state":
         model = StateTuned(model)
         mx.eval(model.parameters())

@@ -122,6 +122,18 @@ class Model(BaseModel):
         return "model"
 
 
+class Quantize(Section):
+    """Fewer bits for the projections of a base model, which are then frozen."""
+
+    bits: Literal[4, 8] = setting(..., "of a weight", unit="bits")
+    mode: Literal["affine", "mxfp4", "mxfp8"] = setting(
+        "affine", "`affine`: a scale and a least weight of each group; `mxfp4` (4 bits), `mxfp8` (8): a scale"
+    )
+    group_size: int | None = setting(
+        None, "weights that share a scale: of `affine` 32, 64 (where left out) or 128, of the others 32"
+    )
+
+
 class Pretrained(Section):
     """A pretrained model to train on, in place of a fresh one."""
 
@@ -131,13 +143,17 @@ class Pretrained(Section):
         "trained here first",
         min_length=1,
     )
-    train: Literal["lora", "state", "full", "frozen"] = setting(
+    train: Literal["lora", "dora", "qlora", "state", "full", "frozen"] = setting(
         "lora",
-        "`lora` trains adapters beside its wide projections, `state` the state that a text begins with, "
+        "`lora` trains adapters beside its wide projections, `dora` their norms too, `qlora` adapters beside "
+        "projections in few bits, `state` the state that a text begins with, "
         "`full` every parameter, `frozen` none of its own",
     )
     rank: int = setting(8, "of the adapters", unit="dimensions", ge=1, le=2**14)
     alpha: float = setting(16.0, "adapters are scaled by alpha / rank", gt=0)
+    quantize: Quantize | None = setting(
+        None, "its weights in few bits, in memory, as kssm convert writes them: { bits = 4 }"
+    )
     graft: dict[str, Any] | None = setting(None, "phase cores in it, trained in any case")
     verify: bool = setting(
         True, "false takes a model that has not passed `kssm verify-weights`; the run records it"
@@ -172,7 +188,16 @@ class Pretrained(Section):
         """The stem of the checkpoint file that holds what is trained."""
         if self.graft is not None:
             return "graft"
-        return {"lora": "adapters", "state": "initial_state"}.get(self.train, "model")
+        return {"state": "initial_state", "full": "model", "frozen": "model"}.get(self.train, "adapters")
+
+    @model_validator(mode="after")
+    def _bits_are_frozen(self):
+        if self.quantize is not None and self.train in ("lora", "dora", "full"):
+            raise ValueError(
+                f'quantize freezes the projections in few bits, and train = "{self.train}" is for full ones; '
+                'take "qlora"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _state_alone(self):

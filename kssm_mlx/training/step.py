@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_map, tree_map_with_path
+from mlx.utils import tree_map, tree_map_with_path, tree_unflatten
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.base import (
@@ -167,7 +167,10 @@ def make_score(model: LanguageModel, intervention: Intervention | None, *, monit
         def project(part, head):
             return with_parameters(model, head, lambda: model.project(part))
 
-        head = head_of(model, params)
+        # What is frozen gets no gradient, and the model has it.
+        trained = flatten(params).keys()
+        kept = [(name, a) for name, a in flatten(head_of(model, params)).items() if name in trained]
+        head = tree_unflatten(kept) if kept else {}
         if monitor:
             trace = {**trace, "U": observables.chunked_uncertainty(hidden, head, project, targets, chunk)}
         return *chunked_cross_entropy(hidden, head, project, targets, chunk), None, cache, trace, buffers

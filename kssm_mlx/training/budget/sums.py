@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from kssm_mlx.models.base import LanguageModel, component_of, flatten, head_of, training_mode
+from kssm_mlx.models.base import LanguageModel, component_of, flatten, head_of, sizes_of, training_mode
 from kssm_mlx.training.optimizers import updates
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Train
@@ -60,7 +60,7 @@ def sum_bytes(model: LanguageModel, train: Train = Train()) -> Sums:  # noqa: B0
     beside = {*getattr(model, "knobs", ()), *getattr(model, "buffers", ())}
     return Sums(
         trained=size,
-        frozen=sum(a.size for a in arrays.values()) - size,
+        frozen=sum(sizes_of(model).values()) - size,
         weights=sum(a.nbytes for a in arrays.values()),
         optimizer=kept + masters,
         gradients=FP32 * size,
@@ -103,9 +103,9 @@ def product_flops(model: LanguageModel, train: Train | None = None) -> int:
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1.
     """
     arrays, trained = flatten(model.parameters()), flatten(model.trainable_parameters())
-    tags = {name: component_of(model, name) for name, a in arrays.items() if a.ndim >= 2}
+    tag, tags = "embedding", {name: component_of(model, name) for name, a in arrays.items() if a.ndim >= 2}
     head = flatten(head_of(model, {})).keys()  # the embedding's where tied; otherwise it is only looked up
-    sizes = {name: arrays[name].size for name, tag in tags.items() if name in head or tag != "embedding"}
+    sizes = {name: n for name, n in sizes_of(model).items() if name in head or tags.get(name, tag) != tag}
     if train is None:
         return 2 * sum(sizes.values())
     again = 2 if train.checkpoint_blocks else 0
