@@ -88,7 +88,7 @@ def test_nothing_of_one_machine(name):
 
 
 def holds(found, value) -> bool:
-    """Whether a table holds all that another says, to any depth; of anything else, whether the two are equal."""
+    """Whether a table holds all that another says, to any depth; of anything else, whether both are equal."""
     if not isinstance(value, dict):
         return found == value
     return all(key in found and holds(found[key], own) for key, own in value.items())
