@@ -182,7 +182,7 @@ def _on_paper(found: Any, machine: Any) -> Iterator[tuple[str, str]]:
     speed = most_tokens_per_second(machine, sums.weights, found.state.first)
     yield "tokens one by one", f"at most {speed:,.4g} a second of one row, by bandwidth alone"
     if found.recipe:
-        least = least_step_seconds(machine, sums.weights, sums.trained)
+        least = least_step_seconds(machine, sums.weights, sums.trained, sums.optimizer)
         yield "a training step", f"at least {least * 1e3:.3g} ms, by bandwidth, without activations"
     if found.recipe and found.costs:
         yield from (("note", line) for line in _verdicts(found, machine.memory, 2**62))

@@ -50,7 +50,10 @@ def generate(
     prompt_file: Annotated[Path | None, typer.Option(help="A file whose text is one more prompt.")] = None,
     stream: Annotated[bool, typer.Option(help="Show one text as it comes; with --json all of them.")] = True,
     state_out: Annotated[Path | None, typer.Option(help="Save where the texts stand to this file.")] = None,
-    state_in: Annotated[Path | None, typer.Option(help="Go on from this file.")] = None,
+    state_in: Annotated[
+        Path | None,
+        typer.Option(help="Go on from this file; or begin with the learned state that is in it."),
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Refuse weights that fail their checks.")] = True,
     as_json: Annotated[
         bool,
@@ -82,13 +85,14 @@ def generate(
     """Continue one or several texts.
 
     Several prompts run as one batch, in which each gives what it would give alone. A state file holds where a
-    text stands and continues it exactly, with the weights that wrote it. The prompt is read before --hold
-    begins to act.
+    text stands and continues it exactly, with the weights that wrote it; one of kssm export --format state
+    holds what texts begin with. The prompt is read before --hold begins to act.
     """
     from kssm_mlx.cli.live.text import Show, print_json, print_texts
     from kssm_mlx.cli.tables import warn_unverified
     from kssm_mlx.generation import follow, load_state, refuse_other_file, save_state, stack
     from kssm_mlx.generation import stream as run
+    from kssm_mlx.generation.initial_state import is_initial_state
     from kssm_mlx.generation.trace import require_quantities
     from kssm_mlx.runner.load import load
 
@@ -103,6 +107,10 @@ def generate(
         raise ConfigError(f"{model}: {trained.notes['hint']}")
     if observed:
         require_quantities(trained.model, observed)
+    if state_in and is_initial_state(state_in):
+        from kssm_mlx.runner.load import begin_with_state
+
+        trained, state_in = begin_with_state(trained, state_in), None
     state = load_state(state_in, trained.digest) if state_in else None
     prompts = given or [""] * (len(state) if state else 1)
     live = stream and (as_json or len(prompts) == 1)

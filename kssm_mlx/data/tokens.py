@@ -81,6 +81,21 @@ class TokenSplit:
         """What each place asks for. Shapes: [N]."""
         return self.ids if self.labels is None else self.labels
 
+    def cut_at_documents(self, context: int) -> TokenSplit:
+        """Of text the first `context` targets of every document, as rows; where a document is shorter, what
+        comes behind it is read and not scored. A text of one document and a task stay as they are.
+        """
+        begins = self.starts.astype(np.int64)
+        ends = np.append(begins[1:], self.ids.size)
+        begins, ends = (a[ends - begins > 1] for a in (begins, ends))  # one token is no target
+        if self.row is not None or begins.size < 2:
+            return self
+        row = context + 1
+        places = begins[:, None] + np.arange(row)
+        ids = self.ids[np.minimum(places, self.ids.size - 1)]
+        scored = (places < ends[:, None]).astype(np.uint8)
+        return TokenSplit(self.name, ids.ravel(), np.arange(begins.size) * row, scored.ravel(), row)
+
     def first(self, targets: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The answers up to the last of the first `targets` scored ones, and which of them are; None for
         text, where all are but the first.
@@ -128,6 +143,11 @@ class TokenData:
         """The task whose rows these are; None for text."""
         section = self.index["task"]
         return section and make_task(section["name"], section["options"])
+
+    def cut_at_documents(self, context: int) -> TokenData:
+        """Both sides so cut, in memory."""
+        both = (split.cut_at_documents(context) for split in (self.train, self.validation))
+        return replace(self, **dict(zip(SPLITS, both, strict=True)))
 
     def bytes_per_target(self, targets: int) -> float:
         """UTF-8 bytes of text per token, over the first `targets` scored tokens of the validation side."""

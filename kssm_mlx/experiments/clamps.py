@@ -85,7 +85,7 @@ def run_clamp_experiment(
             place = folder / f"seed{seed}" / condition
             result = train(asked, place, verify=verify, console=console)
             outcome, own = _measure_condition(
-                asked, TokenData.open(place / "data"), result.state.params, design
+                asked, TokenData.open(place / "data"), result.state.evaluated, design
             )
             outcomes.append(Outcome(condition, seed, *outcome))
             healthy = own if condition == "control" else healthy

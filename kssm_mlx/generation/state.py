@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -85,7 +86,7 @@ def save_state(path: str | Path, state: GenerationState, weights_digest: str, *,
         "tails": json.dumps(state.tails),
     }
     metadata |= {"note": note} if note else {}
-    metadata["digest"] = _digest(tensors, metadata)
+    metadata["digest"] = digest_of_file(tensors, metadata)
     buffer = io.BytesIO()
     mx.save_safetensors(buffer, tensors, metadata)
     try:
@@ -195,7 +196,7 @@ def _inconsistent(state: GenerationState, names: set[str]) -> str:
     return ""
 
 
-def _digest(tensors: dict[str, mx.array], metadata: dict[str, str]) -> str:
+def digest_of_file(tensors: dict[str, mx.array], metadata: dict[str, str]) -> str:
     """Of everything in the file, so that one flipped bit is noticed."""
     said = json.dumps({k: v for k, v in metadata.items() if k != "digest"}, sort_keys=True)
     digests = {name: tensor_digest(array) for name, array in tensors.items()}
@@ -206,10 +207,41 @@ def _foreign_file(path: str | Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a readable state file: {why}; it was not written by --state-out")
 
 
-def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """All tensors, evaluated (mx.load is lazy and reads the file again later), and the metadata."""
+def read_format(path: Path) -> str | None:
+    """What a file of tensors says that it is; None for what is no such file."""
+    try:
+        return str(_load(path)[1].get("format")) if path.is_file() else None
+    except CheckpointError:
+        return None
+
+
+def read_file(path: Path, format: str, keys: Sequence[str]) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """All tensors and the metadata, which has these keys, of a file in this format.
+
+    Raises: CheckpointError for no such file, another format, and a digest that is not that of its contents.
+    """
     if not path.is_file():
         raise CheckpointError(f"no state file {path}; --state-out writes one")
+    tensors, metadata = _load(path)
+    if metadata.get("format") != format:
+        raise CheckpointError(
+            f"{path} has format {json.dumps(metadata.get('format'))}, expected {format!r}; "
+            "it was not written by kssm generate --state-out of this version"
+        )
+    absent = [key for key in keys if key not in metadata]
+    if absent or metadata["digest"] != digest_of_file(tensors, metadata):
+        raise CheckpointError(
+            f"{path} was changed after it was written, or is damaged; restore it, or start without --state-in"
+        )
+    return tensors, metadata
+
+
+def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    return read_file(path, FORMAT, ("weights", "tokenizer", "tails", "digest"))
+
+
+def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """All tensors, evaluated (mx.load is lazy and reads the file again later), and the metadata."""
     try:
         _, findings = read_safetensors(path)
         if findings:
@@ -220,14 +252,4 @@ def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         mx.eval(tensors)
     except (RuntimeError, ValueError, OSError, TypeError) as e:
         raise _foreign_file(path, (str(e).splitlines() or [type(e).__name__])[0]) from None
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {json.dumps(metadata.get('format'))}, expected {FORMAT!r}; "
-            "it was not written by kssm generate --state-out of this version"
-        )
-    absent = [key for key in ("weights", "tokenizer", "tails", "digest") if key not in metadata]
-    if absent or metadata["digest"] != _digest(tensors, metadata):
-        raise CheckpointError(
-            f"{path} was changed after it was written, or is damaged; restore it, or start without --state-in"
-        )
     return tensors, metadata

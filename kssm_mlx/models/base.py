@@ -243,6 +243,18 @@ def flatten(tree: Any) -> dict[str, mx.array]:
     return cast(dict[str, mx.array], tree_flatten(tree, destination={}))
 
 
+def sizes_of(model: nn.Module) -> dict[str, int]:
+    """How many weights each parameter stands for: one that holds them in few bits for all that it holds, the
+    scales of these for none.
+    """
+    sizes = {name: array.size for name, array in flatten(model.parameters()).items()}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            sizes[f"{path}.weight"] *= 32 // module.bits
+            sizes |= {name: 0 for name in (f"{path}.scales", f"{path}.biases") if name in sizes}
+    return sizes
+
+
 def number(array: mx.array) -> float:
     """The value of an array [] of real numbers."""
     return cast(float, array.item())
@@ -306,7 +318,8 @@ def head_of(model: nn.Module, parameters: dict[str, Any]) -> dict[str, Any]:
     What is frozen is not in `parameters` and is taken from the model.
     """
     modules = dict(model.named_modules())
-    tied = (name for name, module in modules.items() if isinstance(module, nn.Embedding))
+    embeddings = nn.Embedding | nn.QuantizedEmbedding
+    tied = (name for name, module in modules.items() if isinstance(module, embeddings))
     path = next(name for name in ("lm_head", "head", "host.lm_head", "host.head", *tied) if name in modules)
     names = path.split(".")
     head = reduce(lambda tree, name: tree.get(name, {}), names, parameters) or modules[path].parameters()

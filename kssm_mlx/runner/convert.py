@@ -11,8 +11,10 @@ from kssm_mlx.checks.pretrained.subject import Subject
 from kssm_mlx.data.tokenizers.huggingface import tokenizer_files
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.errors import ConfigError
+from kssm_mlx.generation.initial_state import save_initial_state
 from kssm_mlx.models.adapters import fuse_lora
 from kssm_mlx.models.base import LanguageModel, Trained, flatten
+from kssm_mlx.models.state_tuning import StateTuned
 from kssm_mlx.runner.load import load
 from kssm_mlx.weights import export as folders
 from kssm_mlx.weights import side_files
@@ -43,12 +45,19 @@ def export(
     verify: bool = True,
     on_open: Callable[[Trained], None] | None = None,
 ) -> Path:
-    """Write a run or a model as a folder for mlx-lm or transformers, adapters fused into their base model.
+    """Write a run or a model as a folder for mlx-lm or transformers, adapters fused into their base model; in
+    the format "state" the learned state of a run as a file, for `kssm generate --state-in`, in "adapters" its
+    adapters alone, for mlx-lm.
 
     verify: see `load`. on_open: is shown what was opened, before it is changed.
     Raises: ConfigError, DataError for what the format or its tokenizer files cannot hold; WeightMismatch,
         CheckpointError for weights that are not good.
     """
+    if format == "state":
+        return _export_state(source, Path(folder), verify)
+    if format == "adapters":
+        trained = _open_for_export(source, verify, on_open)
+        return folders.export_adapters(trained.model, folder, trained.notes.get("base_digest"))
     trained = _open_for_export(source, verify, on_open)
     fuse_lora(trained.model)
     return _write(trained, folder, format, tokenizer)
@@ -89,9 +98,25 @@ def _open_for_export(source: str | Path, verify: bool, on_open: Callable[[Traine
             f"{source} is a graft, which other tools have no place for; "
             "its base model can be exported by itself"
         )
+    if isinstance(trained.model, StateTuned):
+        raise ConfigError(
+            f"{source} begins with a learned state, which other tools have no place for; --format state "
+            "writes it for kssm generate --state-in, and its base model can be exported by itself"
+        )
     if on_open:
         on_open(trained)
     return trained
+
+
+def _export_state(source: str | Path, file: Path, verify: bool) -> Path:
+    """Raises: ConfigError for a source without a learned state, and a file that is there."""
+    if file.exists():
+        raise ConfigError(f"{file} is in use; write into a new file")
+    trained = load(source, verify=verify)
+    if not isinstance(trained.model, StateTuned):
+        raise ConfigError(f'{source} has no learned state; only a run with model.train = "state" has one')
+    save_initial_state(file, trained.model, trained.notes["base_digest"])
+    return file
 
 
 def _write(trained: Trained, folder: str | Path, format: str, tokenizer: bool) -> Path:

@@ -125,7 +125,7 @@ def estimate_training(
         name=name,
         family=model.model_type,
         recipe=recipe,
-        sums=sum_bytes(model),
+        sums=sum_bytes(model, recipe.train),
         state=state_bytes(model),
         flops=product_flops(model, recipe.train),
         costs=costs,
@@ -143,7 +143,7 @@ def _of_recipe(name: str, recipe: Recipe, data: TokenData, measure: bool) -> Est
     if not isinstance(recipe.model, Pretrained):
         outline = models.outline(configure_fresh(recipe, data.vocab_size))
         # A step would end this process where not even the sums fit.
-        if not measure or sum_bytes(outline).least > fit.there_is_memory():
+        if not measure or sum_bytes(outline, recipe.train).least > fit.there_is_memory():
             return estimate_training(name, recipe, outline)
     model = open_initial_model(recipe, data)
     return estimate_training(name, recipe, model, data if measure else None)
@@ -171,7 +171,8 @@ def _stand_in(recipe: Recipe, section: Pretrained, data: TokenData) -> LanguageM
 def refuse_fresh_model(recipe: Recipe, data: TokenData, folder: Path) -> None:
     """Before a fresh model is allocated. Raises: ConfigError for one whose training cannot fit."""
     if not isinstance(recipe.model, Pretrained):
-        _refuse(sum_bytes(models.outline(configure_fresh(recipe, data.vocab_size))), recipe, folder)
+        outline = models.outline(configure_fresh(recipe, data.vocab_size))
+        _refuse(sum_bytes(outline, recipe.train), recipe, folder)
 
 
 def announce(context: Context, folder: Path) -> list[str]:
@@ -180,7 +181,7 @@ def announce(context: Context, folder: Path) -> list[str]:
     A run of few steps is not measured first. Raises: ConfigError for what cannot fit.
     """
     recipe, model = context.recipe, context.model
-    _refuse(sum_bytes(model), recipe, folder)
+    _refuse(sum_bytes(model, recipe.train), recipe, folder)
     data = context.data if recipe.train.steps >= STEPS_WORTH_MEASURING else None
     held = Constraints(context.masks, context.intervention, [])
     found = estimate_training(str(folder), recipe, model, data, held, all_rows=False)

@@ -67,6 +67,9 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
     data = TokenData.open(folder / "data")
     special = data.index["special_tokens"]
     split = data.validation if source is None else _read_foreign(source, trained.tokenizer, special)
+    if recipe["model"].get("train") == "state":
+        context = recipe["train"]["context"]
+        data, split = data.cut_at_documents(context), split.cut_at_documents(context)
 
     def windows(count: int) -> Iterator[Batch]:
         return evaluation_windows(split, count, recipe["train"]["context"], recipe["train"]["batch_size"])

@@ -13,7 +13,7 @@ from kssm_mlx.checks.pretrained.files import base_model_verdict
 from kssm_mlx.checks.suite import write_checks
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.files import writing
-from kssm_mlx.models.base import flatten
+from kssm_mlx.models.base import sizes_of
 from kssm_mlx.runs.arms import DERIVED
 from kssm_mlx.runs.layout import MANIFEST, RECIPE, is_run
 from kssm_mlx.runs.records import read_recipe
@@ -35,7 +35,7 @@ def write_description(
         write_checks(folder, "host", [base_model_verdict(context.base_digest, context.base_notes)])
     manifest = {
         "command": " ".join(["kssm", *sys.argv[1:]]) if sys.argv[0].endswith("kssm") else None,
-        "parameters": sum(array.size for array in flatten(context.model.parameters()).values()),
+        "parameters": sum(sizes_of(context.model).values()),
         "trained_parameters": sum(array.size for array in initial.values()),
         "initial_digest": root_digest({n: tensor_digest(a) for n, a in initial.items()}),
         "data": context.data.index,

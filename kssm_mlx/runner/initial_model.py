@@ -1,7 +1,7 @@
 """The model a run starts from: freshly initialised, or a base model that somebody else trained, verified.
 
 Both are the same on every start, so a checkpoint need only hold what is trained: every parameter, or the
-adapters and the graft beside a frozen base model.
+adapters, the initial state and the graft beside a frozen base model.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kssm_mlx.models import adapters
 from kssm_mlx.models.base import LanguageModel, Trained, flatten
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
+from kssm_mlx.models.state_tuning import StateTuned
 from kssm_mlx.runner.base_model_cache import locate_base_model
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runs.layout import RECIPE
@@ -25,6 +26,7 @@ from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Model, Pretrained
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.hub.resolve import resolve
+from kssm_mlx.weights.quantize import quantize
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,13 @@ def _build_on_base(
 
 def adapt_base(model: LanguageModel, section: Pretrained, seed: int) -> LanguageModel:
     """A base model with what is trained in it or beside it. Raises: ConfigError where that is nothing."""
-    if section.train == "lora":
-        adapters.attach_lora(model, section.rank, section.alpha, seed)
+    if section.quantize:
+        quantize(model, **section.quantize.model_dump())
+    if section.train in ("lora", "dora", "qlora"):
+        adapters.attach_lora(model, section.rank, section.alpha, seed, section.train)
+    if section.train == "state":
+        model = StateTuned(model)
+        mx.eval(model.parameters())
     if section.train == "frozen":
         model.freeze()
     if section.graft:

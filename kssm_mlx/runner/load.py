@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import mlx.core as mx
 
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.digest import root_digest, tensor_digest
-from kssm_mlx.errors import CheckpointError
+from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.generation.initial_state import load_initial_state
 from kssm_mlx.models.base import Trained
 from kssm_mlx.models.interventions.calibration import ModelWithIntervention
+from kssm_mlx.models.state_tuning import StateTuned
 from kssm_mlx.runner.folder import read_run_recipe
 from kssm_mlx.runner.initial_model import load_trained_parameters, rebuild_initial_model
 from kssm_mlx.runner.pretrained import open_model
@@ -42,12 +45,34 @@ def load(path: str | Path, *, verify: bool = True, dtype: mx.Dtype | None = None
     _require_own_checkpoint(folder, chosen, snapshot, describe_identity(began.model, recipe, data))
     trained = snapshot.tensors[recipe.model.trained_file]
     load_trained_parameters(began.model, trained)
-    digests = {name: tensor_digest(array) for name, array in trained.items()}
-    digest = root_digest({**digests, **({"host": began.base_digest} if began.base_digest else {})})
-    notes = {**began.base_notes, "step": snapshot.step}
+    digest = digest_beside(trained, began.base_digest)
+    notes = {**began.base_notes, "step": snapshot.step, "base_digest": began.base_digest}
     held = build_constraints(recipe, began.model).intervention
     model = ModelWithIntervention(began.model, held) if held else began.model
     return Trained(model, data.tokenizer, str(chosen), digest, notes)
+
+
+def digest_beside(trained: dict[str, mx.array], base_digest: str | None) -> str:
+    """The digest of a model: of what was trained in it, and of its base model where it has one."""
+    digests = {name: tensor_digest(array) for name, array in trained.items()}
+    return root_digest({**digests, **({"host": base_digest} if base_digest else {})})
+
+
+def begin_with_state(trained: Trained, path: str | Path) -> Trained:
+    """A model that begins every text with the state in a file that `kssm export --format state` wrote.
+
+    Raises: CheckpointError for a file that is damaged, or of another model; ConfigError for a model that has
+        a learned state already, or can have none.
+    """
+    if isinstance(trained.model, StateTuned):
+        raise ConfigError(f"{trained.source} begins with a learned state of its own; give its base model")
+    arrays = load_initial_state(path, trained.digest)
+    model = StateTuned(trained.model)
+    try:
+        load_trained_parameters(model, arrays)
+    except (CheckpointError, ValueError) as e:
+        raise CheckpointError(f"{path} does not fit {trained.source}: {str(e).splitlines()[0]}") from None
+    return replace(trained, model=model, digest=digest_beside(arrays, trained.digest))
 
 
 def _require_own_checkpoint(

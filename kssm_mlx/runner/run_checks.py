@@ -46,7 +46,7 @@ class RunChecks:
 
     def during(self, step: int, state: TrainState) -> None:
         """The model holds the parameters of that step while it is asked; the last answer is kept."""
-        parameters = with_knobs(state.params, state.untrained)
+        parameters = with_knobs(state.evaluated, state.untrained)
         with_parameters(self.context.model, parameters, lambda: self._ask_during(step))
 
     def _ask_during(self, step: int) -> None:

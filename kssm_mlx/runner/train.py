@@ -19,7 +19,7 @@ from kssm_mlx.checks.core.registry import Context, given
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.files import writing
 from kssm_mlx.generation import generate
-from kssm_mlx.models.base import flatten
+from kssm_mlx.models.base import sizes_of
 from kssm_mlx.runner.base_models import ensure_base_model
 from kssm_mlx.runner.estimate import announce, refuse_fresh_model
 from kssm_mlx.runner.folder import read_base_digest, write_description
@@ -166,7 +166,7 @@ def _samples(model, key: mx.array, context: Context) -> list[dict[str, Any]]:
 def _summary(context: Context) -> str:
     """One line on what is about to be trained on what."""
     trained = sum(array.size for array in given(context.initial, "initial").values())
-    size = sum(array.size for array in flatten(context.model.parameters()).values())
+    size = sum(sizes_of(context.model).values())
     adapters = f", {trained:,} of them trained" if trained < size else ""
     splits = context.data.index["splits"]
     return (

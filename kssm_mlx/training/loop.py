@@ -194,7 +194,8 @@ class _Run:
         carry = restored.carry if keeps_carry else None
         # What an older checkpoint does not have begins as in a fresh run.
         knobs, buffers = {**fresh.knobs, **restored.knobs}, {**fresh.buffers, **restored.buffers}
-        self.state = restored._replace(carry=carry, knobs=knobs, buffers=buffers)
+        average = None if fresh.average is None else restored.average or restored.params
+        self.state = restored._replace(carry=carry, knobs=knobs, buffers=buffers, average=average)
         self.step = self.started_at = saved.step
         self.tokens, self.best, self.evaluation = (saved.state[k] for k in ("tokens", "best", "evaluation"))
         self.watch.visits = saved.state.get("visits", self.watch.visits)
@@ -267,7 +268,7 @@ class _Run:
         self.model.update(self._run_parameters())
 
     def _run_parameters(self) -> dict[str, Any]:
-        return with_knobs(self.state.params, self.state.untrained)
+        return with_knobs(self.state.evaluated, self.state.untrained)
 
     def _goes_on(self) -> bool:
         ended = self.course.stopped or self.place.index >= len(self.phases)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
+from kssm_mlx.models.base import flatten
 from kssm_mlx.ops.elementary import logsumexp
 
 # Logits in memory at once: 64 MB in fp32.
@@ -70,14 +71,16 @@ def chunked_cross_entropy(
 ) -> tuple[mx.array, mx.array]:
     """`cross_entropy(project(hidden, head), targets)` with the logits of only `chunk` positions in memory.
 
-    head: the tree of arrays that `project` needs; a gradient reaches it and `hidden`, nothing captured.
+    head: the tree of trained arrays that `project` needs, {} where it has none; a gradient reaches it and
+    `hidden`, nothing captured.
     The backward pass computes each chunk's logits again. Left to itself MLX would start the chunks together
     and hold every one; `mx.depends` makes each wait for the one before.
 
     Shapes:
         hidden [B, T, D], targets int [B, T] -> [], []
     """
-    names, leaves = zip(*tree_flatten(head), strict=True)
+    flat = flatten(head)
+    names, leaves = list(flat), list(flat.values())
     spans = [slice(t, t + chunk) for t in range(0, targets.shape[1], chunk)]
 
     def nats_of(span: slice, part: mx.array, *leaves: mx.array) -> mx.array:
@@ -93,7 +96,7 @@ def chunked_cross_entropy(
 
     @total.vjp
     def total_vjp(primals, cotangent, _):
-        hidden, *leaves = primals
+        hidden, *leaves = primals if names else [primals]  # of a single one there is no tuple
         # In fp32, since hundreds of chunks add up; the dtype of the weights comes back at the end.
         pieces, sums = [], [mx.zeros(leaf.shape, mx.float32) for leaf in leaves]
         for span in spans:
@@ -102,7 +105,8 @@ def chunked_cross_entropy(
             _, (piece, *grads) = mx.vjp(lambda *a, span=span: nats_of(span, *a), arguments, [cotangent])
             sums = [total + g for total, g in zip(sums, grads, strict=True)]
             pieces.append(piece)
-        return mx.concatenate(pieces, axis=1), *tree_map(lambda g, p: g.astype(p.dtype), sums, leaves)
+        back = mx.concatenate(pieces, axis=1)
+        return (back, *tree_map(lambda g, p: g.astype(p.dtype), sums, leaves)) if names else back
 
     nats = cast(mx.array, total(hidden, *leaves))  # custom_function does not say what it returns
     return nats, mx.sum(targets >= 0).astype(mx.int32)

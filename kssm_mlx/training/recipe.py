@@ -87,6 +87,20 @@ class Recipe(Section):
         """The parts of the run; of most recipes there is one, which changes nothing."""
         return self.curriculum.phases if self.curriculum else tuple(self.phase) or (Phase(),)
 
+    @property
+    def reads_beginnings(self) -> bool:
+        """Whether the rows of a text are the beginnings of its documents: a learned state is for these."""
+        return isinstance(self.model, Pretrained) and self.model.train == "state"
+
+    @model_validator(mode="after")
+    def _state_is_not_handed_off(self):
+        if self.reads_beginnings and self.train.hand_off:
+            raise ValueError(
+                'train.hand_off carries a state from row to row, and model.train = "state" learns the one '
+                "that rows begin with; leave one of them out"
+            )
+        return self
+
     def make_task(self, options: dict[str, Any] | None = None) -> Task | None:
         """The task that is trained on, some of its options changed; None for text."""
         if not self.data.source.startswith(PREFIX):

@@ -18,6 +18,7 @@ from kssm_mlx.errors import nearest
 from kssm_mlx.training.steering_sections import Group, Section, setting
 
 LARGEST_SEED = 2**63 - 1  # MLX and numpy take more, and not the same
+LION_BETA2 = 0.99
 RECIPE = "recipe:"  # of a base model: trained here by this recipe, a name or a file
 
 
@@ -121,6 +122,18 @@ class Model(BaseModel):
         return "model"
 
 
+class Quantize(Section):
+    """Fewer bits for the projections of a base model, which are then frozen."""
+
+    bits: Literal[4, 8] = setting(..., "of a weight", unit="bits")
+    mode: Literal["affine", "mxfp4", "mxfp8"] = setting(
+        "affine", "`affine`: a scale and a least weight of each group; `mxfp4` (4 bits), `mxfp8` (8): a scale"
+    )
+    group_size: int | None = setting(
+        None, "weights that share a scale: of `affine` 32, 64 (where left out) or 128, of the others 32"
+    )
+
+
 class Pretrained(Section):
     """A pretrained model to train on, in place of a fresh one."""
 
@@ -130,13 +143,17 @@ class Pretrained(Section):
         "trained here first",
         min_length=1,
     )
-    train: Literal["lora", "full", "frozen"] = setting(
+    train: Literal["lora", "dora", "qlora", "state", "full", "frozen"] = setting(
         "lora",
-        "`lora` trains adapters beside its wide projections, `full` every parameter, `frozen` "
-        "none of its own",
+        "`lora` trains adapters beside its wide projections, `dora` their norms too, `qlora` adapters beside "
+        "projections in few bits, `state` the state that a text begins with, "
+        "`full` every parameter, `frozen` none of its own",
     )
     rank: int = setting(8, "of the adapters", unit="dimensions", ge=1, le=2**14)
     alpha: float = setting(16.0, "adapters are scaled by alpha / rank", gt=0)
+    quantize: Quantize | None = setting(
+        None, "its weights in few bits, in memory, as kssm convert writes them: { bits = 4 }"
+    )
     graft: dict[str, Any] | None = setting(None, "phase cores in it, trained in any case")
     verify: bool = setting(
         True, "false takes a model that has not passed `kssm verify-weights`; the run records it"
@@ -171,7 +188,25 @@ class Pretrained(Section):
         """The stem of the checkpoint file that holds what is trained."""
         if self.graft is not None:
             return "graft"
-        return "adapters" if self.train == "lora" else "model"
+        return {"state": "initial_state", "full": "model", "frozen": "model"}.get(self.train, "adapters")
+
+    @model_validator(mode="after")
+    def _bits_are_frozen(self):
+        if self.quantize is not None and self.train in ("lora", "dora", "full"):
+            raise ValueError(
+                f'quantize freezes the projections in few bits, and train = "{self.train}" is for full ones; '
+                'take "qlora"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _state_alone(self):
+        if self.train == "state" and self.graft is not None:
+            raise ValueError(
+                'train = "state" learns what the base model begins with, a graft what stands in it; leave '
+                "one of them out"
+            )
+        return self
 
 
 # The two kinds of [model], under names that no key of a recipe has.
@@ -192,15 +227,26 @@ class Train(Section):
     accumulation: int = setting(
         1, "pieces an update is computed in; does not change the result", unit="pieces", ge=1, le=2**20
     )
-    learning_rate: float = setting(2e-3, "the peak, of AdamW", gt=0)
+    optimizer: Literal["adamw", "lion", "adafactor", "muon"] = setting(
+        "adamw", "the rule by which parameters move"
+    )
+    learning_rate: float = setting(
+        2e-3,
+        "the peak: what the optimizer's direction is multiplied with, whose entries are of size 1 or below; "
+        "docs/recipes.md#optimizers",
+        gt=0,
+    )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
         "cosine", "its course after the warm-up"
     )
     warmup: int = setting(50, "linear rise from 0 to the peak", unit="updates", ge=0, le=10**9)
     final_fraction: float = setting(0.1, "the last learning rate", unit="share of the peak", ge=0, le=1)
-    beta1: float = setting(0.9, "memory of AdamW's first moment", ge=0, lt=1)
-    beta2: float = setting(0.95, "memory of its second moment", ge=0, lt=1)
-    epsilon: float = setting(1e-8, "added to the root of the second moment", gt=0)
+    beta1: float = setting(0.9, "memory of AdamW's first moment, and in Lion's direction", ge=0, lt=1)
+    beta2: float = setting(
+        0.95, "memory of AdamW's second moment; of Lion's only one, where left out 0.99", ge=0, lt=1
+    )
+    momentum: float = setting(0.95, "memory of Muon's matrices", ge=0, lt=1)
+    epsilon: float = setting(1e-8, "added to the root of AdamW's second moment", gt=0)
     weight_decay: float = setting(
         0.1, "decoupled: a parameter shrinks by this times the learning rate in each update", ge=0
     )
@@ -211,12 +257,19 @@ class Train(Section):
     groups: dict[str, Group] = setting(
         {},
         "component tag (rwkv, mamba, fusion, norm, embedding, head, attention, mlp, oscillator, "
-        "mixer) to its own numbers",
+        "mixer, state) to its own numbers",
     )
     component_gradients: bool = setting(
         False, "log the gradient of every component, which a model with two kinds of mixer does unasked"
     )
     clip: float = setting(1.0, "largest global norm of the gradient", gt=0)
+    ema: float | None = setting(
+        None,
+        "memory of a running average of the parameters, such as 0.999, which is evaluated, sampled from and "
+        "exported in their place; none by default",
+        gt=0,
+        lt=1,
+    )
     precision: Literal["float32", "bfloat16"] = setting(
         "float32", "of the computation; parameters stay float32"
     )
@@ -227,6 +280,12 @@ class Train(Section):
         False, "each row reads its own stretch of the text and hands its state to the next batch"
     )
     seed: int = setting(0, "of the parameters, the batches and the noise", ge=0, le=LARGEST_SEED)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lion_remembers_longer(cls, values: Any) -> Any:
+        is_lion = isinstance(values, dict) and values.get("optimizer") == "lion"
+        return {"beta2": LION_BETA2, **values} if is_lion else values
 
     @model_validator(mode="after")
     def _batch_divides(self):

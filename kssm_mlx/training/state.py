@@ -13,7 +13,7 @@ from mlx.utils import tree_unflatten
 
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.models.base import LanguageModel, flatten
-from kssm_mlx.training import optim
+from kssm_mlx.training.optimizers import updates
 from kssm_mlx.training.recipe_sections import Train
 
 
@@ -22,13 +22,14 @@ class TrainState(NamedTuple):
 
     Shapes:
         params, nested dict of fp32 master weights, named as the model's parameters; opt, the trees of
-        `optim.AdamW.initial`; key uint32 [2], split once per step, for what is drawn beside the training
+        `updates.initial_moments`; key uint32 [2], split once per step, for what is drawn beside the training
         (samples at an evaluation); step int32 [], updates attempted, which positions the schedule; cursor
         int32 [], batches consumed, which positions the data; carry, with `hand_off` the cache that the last
         batch left (a list per block of lists of arrays, batch first), otherwise None; knobs, dotted name ->
         [], what controllers turn between steps: parameters of the model that no gradient moves; buffers, the
         same of what the model names in `buffers`, which every forward pass replaces; rate [], what the
-        learning rate of the schedule is multiplied with.
+        learning rate of the schedule is multiplied with; average, with `ema` the running average of params,
+        otherwise None.
     """
 
     params: dict[str, Any]
@@ -40,6 +41,12 @@ class TrainState(NamedTuple):
     buffers: dict[str, mx.array]
     rate: mx.array
     carry: list | None = None
+    average: dict[str, Any] | None = None
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The parameters that are scored, sampled from, checked and exported."""
+        return self.params if self.average is None else self.average
 
     @property
     def untrained(self) -> dict[str, mx.array]:
@@ -55,13 +62,14 @@ def initial_state(model: LanguageModel, train: Train) -> TrainState:
     params = _sorted_tree({name: _as_master(a) for name, a in flatten(model.trainable_parameters()).items()})
     state = TrainState(
         params=params,
-        opt=optim.initial_moments(params),
+        opt=updates.initial_moments(updates.make_optimizer(model, train), params),
         key=mx.random.key(train.seed),
         step=mx.array(0, mx.int32),
         cursor=mx.array(0, mx.int32),
         knobs=_read_knobs(model),
         buffers=buffers_of(model),
         rate=mx.array(1.0),
+        average=None if train.ema is None else params,
     )
     mx.eval(state)
     return state
@@ -83,10 +91,12 @@ def to_arrays(state: TrainState) -> tuple[dict[str, mx.array], dict[str, mx.arra
     """(model, rest): the parameters under the model's own names, everything else under the field's name.
 
     Names of the rest are such as `opt.m.layers.0.weight`, `key`, `carry.0.1`; no carry, no such name. Knobs
-    and buffers are in both: whoever loads the weights alone gets the model that ran.
+    and buffers are in both, and an average of the parameters is in the model and they in the rest: whoever
+    loads the weights alone gets the model that was evaluated.
     """
-    rest = {field: tree for field, tree in state._asdict().items() if field != "params" and tree is not None}
-    return {**flatten(state.params), **state.untrained}, flatten(rest)
+    evaluated = "params" if state.average is None else "average"
+    rest = {field: tree for field, tree in state._asdict().items() if field != evaluated and tree is not None}
+    return {**flatten(state.evaluated), **state.untrained}, flatten(rest)
 
 
 def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainState:
@@ -97,14 +107,17 @@ def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainS
         raise CheckpointError(
             f"the optimizer file lacks {', '.join(sorted(missing))}; use an older checkpoint"
         )
-    if unknown := fields.keys() - needed - {"carry", "knobs", "buffers", "rate"}:
+    if unknown := fields.keys() - needed - {"carry", "knobs", "buffers", "rate", "params"}:
         raise CheckpointError(
             f"the optimizer file holds unknown {', '.join(sorted(unknown))}; it is not ours"
         )
     knobs, buffers = (flatten(fields.pop(name, {})) for name in ("knobs", "buffers"))
-    params = {name: array for name, array in model.items() if name not in knobs.keys() | buffers.keys()}
-    others: dict[str, Any] = {"rate": mx.array(1.0), **fields}
-    return TrainState(params=_sorted_tree(params), knobs=knobs, buffers=buffers, **others)
+    beside = knobs.keys() | buffers.keys()
+    params = _sorted_tree({name: array for name, array in model.items() if name not in beside})
+    if "params" in fields:
+        fields = {**fields, "average": params}
+    others: dict[str, Any] = {"rate": mx.array(1.0), "params": params, **fields}
+    return TrainState(knobs=knobs, buffers=buffers, **others)
 
 
 def _read_knobs(model: LanguageModel) -> dict[str, mx.array]:

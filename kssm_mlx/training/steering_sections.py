@@ -41,6 +41,9 @@ class Group(Section):
 
     learning_rate: float = setting(1.0, "times the run's learning rate", unit="factor", ge=0)
     weight_decay: float | None = setting(None, "in place of the run's", ge=0)
+    clip_norm: float | None = setting(
+        None, "largest norm of this component's gradient, before the global one is taken", gt=0
+    )
 
 
 class Patience(Section):

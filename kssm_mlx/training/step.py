@@ -2,8 +2,8 @@
 
     1. gradient   of the summed nats of the rows (and of what terms add), with the number of tokens
     2. sum        over the micro-batches, then one division by the count: the gradient of the whole batch
-    3. clip       by the global norm
-    4. update     by AdamW at the learning rate of this step, unless the gradient is not finite
+    3. clip       by the norm of a component, where it has a limit, and by the global norm
+    4. update     by the optimizer at the learning rate of this step, unless the gradient is not finite
 
 Without accumulation all four are one compiled function. With it, 1 is compiled for one micro-batch and
 evaluated piece by piece, so that memory holds the activations of one piece and K pieces cost one compilation.
@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_map, tree_map_with_path
+from mlx.utils import tree_map, tree_map_with_path, tree_unflatten
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.base import (
@@ -29,9 +29,11 @@ from kssm_mlx.models.base import (
     with_parameters,
 )
 from kssm_mlx.ops.dispatch import with_second_try
-from kssm_mlx.training import loss_terms, observables, optim
+from kssm_mlx.training import loss_terms, observables
 from kssm_mlx.training.loss_terms import Term, isolate_node
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
+from kssm_mlx.training.optimizers import gradients, updates
+from kssm_mlx.training.optimizers.average import follow
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import TrainState, buffers_of, with_knobs
@@ -70,8 +72,8 @@ def make_step(
     forward pass. monitor: observe U, the phases and the frequencies as well.
 
     metrics: arrays [] by name: loss (cross-entropy, nats per token), `term_<name>` and the parts of each
-    term, grad_norm (before clipping), `grad_rms_<tag>` (`optim.component_rms`), lr, tokens, skipped (1 when
-    the gradient was not finite and nothing moved), skips (how many in a row), and the columns of
+    term, grad_norm (before clipping), `grad_rms_<tag>` (`gradients.component_rms`), lr, tokens, skipped (1
+    when the gradient was not finite and nothing moved), skips (how many in a row), and the columns of
     `training.observables` such as `R_block00`.
 
     Shapes:
@@ -165,7 +167,10 @@ def make_score(model: LanguageModel, intervention: Intervention | None, *, monit
         def project(part, head):
             return with_parameters(model, head, lambda: model.project(part))
 
-        head = head_of(model, params)
+        # What is frozen gets no gradient, and the model has it.
+        trained = flatten(params).keys()
+        kept = [(name, a) for name, a in flatten(head_of(model, params)).items() if name in trained]
+        head = tree_unflatten(kept) if kept else {}
         if monitor:
             trace = {**trace, "U": observables.chunked_uncertainty(hidden, head, project, targets, chunk)}
         return *chunked_cross_entropy(hidden, head, project, targets, chunk), None, cache, trace, buffers
@@ -202,7 +207,7 @@ def make_update(
     model: LanguageModel, train: Train, *, masks: dict[str, mx.array] | None = None, monitor: bool = False
 ):
     """`update(state, totals) -> (state, metrics)`: divide, clip, step, count."""
-    learning_rate, adam = schedule(train), optim.adamw(model, train)
+    learning_rate, optimizer = schedule(train), updates.make_optimizer(model, train)
     hold = _make_hold(masks or {}, flatten(model.trainable_parameters()))
 
     def update(state: TrainState, totals: Totals):
@@ -210,10 +215,10 @@ def make_update(
         count = mx.maximum(totals.tokens, 1)
         # Before the norm is taken: what does not move must not shrink the rest by the clip.
         grads = hold(tree_map(lambda g: g / count, totals.grads), None)
-        rms = optim.component_rms(model, grads, train.component_gradients)
-        grads, norm = optim.clip_gradient(grads, train.clip)
+        rms = gradients.component_rms(model, grads, train.component_gradients)
+        grads, norm = gradients.clip_gradient(grads, train.clip, optimizer.limits)
         lr, finite = learning_rate(state.step) * state.rate, mx.isfinite(norm)
-        params, opt = optim.update_if(finite, adam, state.params, grads, state.opt, lr)
+        params, opt = updates.update_if(finite, optimizer, state.params, grads, state.opt, lr)
         left = {
             name: mx.where(finite, new, state.buffers[name]) for name, new in (totals.buffers or {}).items()
         }
@@ -229,10 +234,15 @@ def make_update(
             **observables.summarize_trace(totals.observed),
             **(observables.average_over_blocks(totals.observed, state.params) if monitor else {}),
         }
+        # And again here: weight decay moves what has no gradient.
+        params = hold(params, state.params)
+        average = state.average
+        if average is not None and train.ema is not None:
+            average = updates.choose(finite, follow(average, params, train.ema, opt["count"]), average)
         return state._replace(
-            # And again here: weight decay moves what has no gradient.
-            params=hold(params, state.params),
+            params=params,
             opt=opt,
+            average=average,
             buffers={**state.buffers, **left},
             key=mx.random.split(state.key)[0],
             step=state.step + 1,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from mlx.utils import tree_flatten
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import FAMILIES
+from kssm_mlx.models.adapters import DoRALinear, adapters_of
 from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.weights.naming.configs import SHIM_NAME, to_file
 from kssm_mlx.weights.quantize import quantization_of
@@ -32,6 +34,7 @@ from kssm_mlx.integrations.mlx_lm import Model, ModelArgs
 
 __all__ = ["Model", "ModelArgs"]
 '''
+_INSIDE_BLOCK = re.compile(r"^.*?\.\d+\.")  # what stands before a module's name inside its block
 Weights = dict[str, mx.array]
 
 
@@ -51,7 +54,7 @@ def export(
     """
     folder = Path(folder)
     if format not in FORMATS:
-        raise ConfigError(f"no export format {format!r}; formats are {', '.join(FORMATS)}")
+        raise ConfigError(f"no export format {format!r}; formats are {', '.join(FORMATS)}, state, adapters")
     refuse_used(folder)
     config, weights = _mlx_lm(model) if format == "mlx-lm" else _transformers(model)
     ids = dict(token_ids or {})
@@ -62,6 +65,33 @@ def export(
         **({SHIM_NAME: SHIM} if format == "mlx-lm" else {}),
     }
     _write(folder, texts, weights, {"format": "mlx" if format == "mlx-lm" else "pt"})
+    return folder
+
+
+def export_adapters(model: LanguageModel, folder: str | Path, base_digest: str | None) -> Path:
+    """Write the adapters of `model` as a new folder, which mlx-lm takes beside the base model's.
+
+    base_digest: of the weights they were trained beside, for the record.
+    Raises: ConfigError for a model without adapters, and a folder in use.
+    """
+    folder, found = Path(folder), adapters_of(model)
+    refuse_used(folder)
+    if not found:
+        raise ConfigError("this model has no adapters of its own; export it without --format adapters")
+    first, keys = next(iter(found.values())), {_INSIDE_BLOCK.sub("", name) for name in found}
+    config = {
+        "fine_tune_type": "dora" if isinstance(first, DoRALinear) else "lora",
+        "num_layers": len(model.layers),
+        "lora_parameters": {
+            "rank": first.lora_a.shape[1],
+            "scale": first.scale,
+            "dropout": 0.0,
+            "keys": sorted(keys),
+        },
+        "base_digest": base_digest,
+    }
+    texts = {"adapter_config.json": _json(config)}
+    _write(folder, texts, dict(tree_flatten(model.trainable_parameters())), {"format": "mlx"}, "adapters")
     return folder
 
 
@@ -122,7 +152,11 @@ def _weights(model: LanguageModel) -> Weights:
 
 
 def _write(
-    folder: Path, texts: Mapping[str, str | bytes], weights: Weights, metadata: dict[str, str]
+    folder: Path,
+    texts: Mapping[str, str | bytes],
+    weights: Weights,
+    metadata: dict[str, str],
+    stem: str = "model",
 ) -> None:
     """Everything into a folder beside the final one, which then takes its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +168,7 @@ def _write(
             raw = text.encode() if isinstance(text, str) else text
             files.write_synced(temporary / name, lambda f, raw=raw: f.write(raw))
         files.write_synced(
-            temporary / "model.safetensors", lambda f: mx.save_safetensors(f, weights, metadata)
+            temporary / f"{stem}.safetensors", lambda f: mx.save_safetensors(f, weights, metadata)
         )
         os.replace(temporary, folder)
     finally:

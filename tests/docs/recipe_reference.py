@@ -31,6 +31,7 @@ SECTIONS: dict[str, type] = {
     "data": sections.Data,
     "model": sections.Model,
     "model, with base": sections.Pretrained,
+    "model.quantize": sections.Quantize,
     "train": sections.Train,
     "train.groups.TAG": steering.Group,
     "monitor": steering.Monitor,

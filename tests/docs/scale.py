@@ -46,9 +46,10 @@ HEAD = """# Memory, disk and time of a run
 Made by `python -m tests.docs.scale`. `kssm estimate RECIPE|RUN|MODEL` says what a run needs before it is
 begun, `kssm train RECIPE --dry-run` prints the resolved recipe as well, and `kssm train` says it in one line.
 
-- **Summed**: parameters; weights; two fp32 moments of every trained parameter, and its fp32 master where the
-  model keeps less; its gradient; checkpoints, 12 bytes of each trained parameter, times those kept. No
-  parameter of a fresh model is allocated for it.
+- **Summed**: parameters; weights; what the optimizer keeps of every trained parameter (AdamW 8 bytes, Lion 4,
+  Adafactor almost none, Muon 4 of a matrix), and its fp32 master where the model keeps less; its gradient;
+  checkpoints, the parameters and what the optimizer keeps, times those kept. No parameter of a fresh model is
+  allocated for it.
 - **Measured now**: steps with 1, 2, 4, ... rows, compiled as in training. Everything between the two passes
   is a row's own, so the peak is a line in the rows at a given length. `kssm estimate` then takes a step with
   all rows, where the line says that it needs at most half of MLX's limit; `kssm train` says the line, and

@@ -12,6 +12,7 @@ import kssm_mlx
 from kssm_mlx.errors import CheckpointError, ConfigError, WeightMismatch
 from kssm_mlx.runner.convert import convert, export
 from kssm_mlx.runner.pretrained import open_model
+from kssm_mlx.runner.verify_weights import verify_weights
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.audit.inspect import inspect
@@ -214,3 +215,72 @@ def test_what_cannot_be_scored_says_why(tmp_path):
 def test_a_folder_in_use_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(ConfigError, match="is in use"):
         convert(tmp_path / "nowhere", tmp_path.parent, bits=4)
+
+
+# Norms and fewer bits
+
+
+def test_norms_are_trained_beside_an_untouched_base_model_and_fused(base_model, tmp_path):
+    train(base_model, tmp_path / "run", train="dora")
+    stored = mx.load(str(latest(tmp_path / "run") / "adapters.safetensors"))
+    assert {name.rpartition(".")[2] for name in stored} == {"lora_a", "lora_b", "m"}
+    adapted = kssm_mlx.load(tmp_path / "run").model(TOKENS)
+    fused = open_model(export(tmp_path / "run", tmp_path / "fused")).model
+    assert mx.abs(fused(TOKENS) - adapted).max() < 1e-4 * mx.abs(adapted).max()
+
+
+@pytest.fixture
+def few_bits(base_model, tmp_path):
+    """The base model in 4 bits, verified by W checks, as kssm verify-weights does."""
+    folder = tmp_path / "few"
+    convert(base_model, folder, bits=4, group_size=32)
+    done = verify_weights(folder, quick=True)  # L4 and L5 ask what an untrained model cannot
+    assert done.ok and {"W5", "W12"} <= {c.id for c in done.checks}
+    passed(folder)
+    return folder
+
+
+def test_adapters_beside_a_converted_base_model_resume_and_are_exported(few_bits, tmp_path):
+    from mlx_lm import load
+
+    train(few_bits, tmp_path / "run", train="qlora")
+    unbroken = mx.load(str(latest(tmp_path / "run") / "adapters.safetensors"))
+    mx.eval(unbroken)
+    adapted = kssm_mlx.load(tmp_path / "run").model(TOKENS)
+    # Merged: the projections that were adapted are full again, the embedding stays in 4 bits.
+    merged = open_model(export(tmp_path / "run", tmp_path / "merged")).model
+    assert mx.abs(merged(TOKENS) - adapted).max() < 1e-4 * mx.abs(adapted).max()
+    assert mx.abs(merged(TOKENS) - open_model(few_bits).model(TOKENS)).max() > 1e-2
+    # Beside: mlx-lm reads the base model and the adapters.
+    export(tmp_path / "run", tmp_path / "adapters", format="adapters")
+    theirs, _ = load(str(few_bits), adapter_path=str(tmp_path / "adapters"), trust_remote_code=True)
+    assert mx.allclose(theirs(TOKENS), adapted, atol=1e-4)
+
+    shutil.rmtree(latest(tmp_path / "run"))
+    result, _ = train(few_bits, tmp_path / "run", train="qlora", resume=True)
+    again = mx.load(str(latest(tmp_path / "run") / "adapters.safetensors"))
+    assert result.started_at == 12 and all(mx.array_equal(unbroken[n], again[n]) for n in unbroken)
+
+
+@pytest.mark.parametrize("bits", [{"bits": 4, "group_size": 32}, {"bits": 4, "mode": "mxfp4"}])
+def test_a_base_model_is_put_into_few_bits_in_memory(base_model, tmp_path, bits):
+    result, said = train(base_model, tmp_path / "run", steps=12, train="qlora", quantize=bits)
+    assert result.step == 12
+    weights = sum(a.size for a in parameters(open_model(base_model).model).values())
+    stored = mx.load(str(latest(tmp_path / "run") / "adapters.safetensors"))
+    trained = sum(a.size for a in stored.values())
+    assert f"{weights + trained:,} parameters, {trained:,} of them trained" in said  # not the packed numbers
+    assert kssm_mlx.load(tmp_path / "run").notes["step"] == 12
+
+
+def test_bits_that_do_not_go_with_what_is_asked_are_one_line(base_model, few_bits, tmp_path):
+    with pytest.raises(ConfigError, match='"qlora" is for a quantised base model, and no projection of this'):
+        train(base_model, tmp_path / "a", train="qlora")
+    with pytest.raises(ConfigError, match=r"give the unquantised model, or take model.train"):
+        train(few_bits, tmp_path / "b", train="lora")
+    with pytest.raises(ConfigError, match="quantised already"):
+        train(few_bits, tmp_path / "c", train="qlora", quantize={"bits": 4})
+    with pytest.raises(ConfigError, match="mxfp4 quantisation has no bits 8"):
+        train(base_model, tmp_path / "d", train="qlora", quantize={"bits": 8, "mode": "mxfp4"})
+    with pytest.raises(ConfigError, match=r'quantize freezes the projections in few bits.*take "qlora"'):
+        train(base_model, tmp_path / "e", train="dora", quantize={"bits": 4})

@@ -6,12 +6,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from kssm_mlx import models
+from kssm_mlx.models.adapters import attach_lora
 from kssm_mlx.models.base import head_of
-from kssm_mlx.training import losses
+from kssm_mlx.training import losses, step
 from kssm_mlx.training.evaluation import evaluate
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.step import make_gradient
+from kssm_mlx.weights.quantize import quantize
 
 V, B, T = 19, 2, 12
 TOKENS = mx.random.randint(0, V, (B, T + 1), key=mx.random.key(0))
@@ -56,6 +58,34 @@ def test_a_frozen_head_is_taken_from_the_model(chunks_of_five):
     model.head.freeze()
     assert not [name for name, _ in tree_flatten(gradient(model).grads) if name.startswith("head")]
     assert head_of(model, model.trainable_parameters())["head"]["weight"] is model.head.weight
+
+
+@pytest.mark.parametrize("few_bits", [False, True])
+def test_a_frozen_head_has_no_gradient_and_hands_on_what_others_get(few_bits, monkeypatch):
+    """Of an embedding that is the head too; in few bits it can have none."""
+    model = models.build(models.configure("mamba", "xs", vocab_size=V, overrides={"hidden_size": 32}))
+    if few_bits:
+        quantize(model, 4, group_size=32)
+    attach_lora(model, 2, 4.0, kind="qlora" if few_bits else "lora")
+    arrays = [
+        (n, a + 0.1 * mx.random.normal(a.shape, key=mx.random.key(1)))
+        for n, a in tree_flatten(model.trainable_parameters())
+    ]
+    model.load_weights(arrays, strict=False)
+    whole = gradient(model)
+    monkeypatch.setattr(losses, "MOST_LOGITS", 5 * B * V)
+    heads, real = [], step.chunked_cross_entropy
+
+    def noted(hidden, head, *rest):
+        heads.append(head)
+        return real(hidden, head, *rest)
+
+    monkeypatch.setattr(step, "chunked_cross_entropy", noted)
+    parts = gradient(model)
+    assert heads == [{}]
+    for (name, a), (_, b) in zip(tree_flatten(whole.grads), tree_flatten(parts.grads), strict=True):
+        np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-3, atol=1e-5, err_msg=name)
+        assert name.endswith(("lora_a", "lora_b")) and np.any(np.array(a))
 
 
 @pytest.mark.parametrize("family", ["kssm", "mamba"])

@@ -149,7 +149,10 @@ def test_a_base_model_takes_the_place_of_a_family(tmp_path):
     [
         ({"base": "folder", "rnak": 4}, "unknown key 'model.rnak'; did you mean 'rank'"),
         ({"base": "folder", "family": "mamba"}, "unknown key 'model.family'"),
-        ({"base": "folder", "train": "some"}, "model.train: input should be 'lora', 'full' or 'frozen'"),
+        (
+            {"base": "folder", "train": "some"},
+            "model.train: input should be 'lora', 'dora', 'qlora', 'state', 'full' or 'frozen'",
+        ),
         ({"base": "folder", "rank": 0}, "model.rank: .*greater than or equal to 1"),
         ({"base": ""}, "model.base: "),
         ({"family": 3}, "model.family: input should be a valid string"),

@@ -3,7 +3,6 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention, flatten
@@ -225,9 +224,9 @@ def test_groups_scale_learning_rate_and_decay_of_their_component():
 
 def test_decay_of_a_group_and_of_everything():
     def decays(**train):
-        from kssm_mlx.training.optim import adamw
+        from kssm_mlx.training.optimizers.updates import make_optimizer
 
-        return dict(tree_flatten(adamw(ControlledModel(), recipe(**train)).decays))
+        return make_optimizer(ControlledModel(), recipe(**train)).decays
 
     assert decays()["core.push.weight"] == 0.1 and decays()["core.omega"] == 0.0
     assert decays(decay="all")["core.omega"] == 0.1

@@ -12,7 +12,7 @@ from kssm_mlx.checks.core.thresholds import RANK, Band, judge_by_band, root_mean
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.models.base import Intervention, component_of, flatten, number, training_mode, with_parameters
 from kssm_mlx.models.interventions.spec import Observe
-from kssm_mlx.training.optim import BRANCHES, component_rms
+from kssm_mlx.training.optimizers.gradients import BRANCHES, component_rms
 
 RATIO = Band(0.1, 10.0, 0.3, 3.0)
 ALIVE, LOUD = Band(low=0.01, warn_low=0.05), Band(0.01, 100.0, 0.1, 10.0)

@@ -20,7 +20,7 @@ from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, 
 from kssm_mlx.models.base import LanguageModel, component_of, flatten, number, training_mode, with_parameters
 from kssm_mlx.runs.layout import CHECKPOINTS
 from kssm_mlx.training.loss_terms import Term, parse_terms
-from kssm_mlx.training.optim import global_norm
+from kssm_mlx.training.optimizers.gradients import global_norm
 
 BATCHES, ROWS, BLOCKS = 5, 4, 64
 TERM = 1e-8

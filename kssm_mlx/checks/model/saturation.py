@@ -9,7 +9,7 @@ from kssm_mlx.checks.core.conditions import noise, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.models.base import number, training_mode, with_parameters
 from kssm_mlx.training.loss_terms import parse_terms
-from kssm_mlx.training.optim import global_norm
+from kssm_mlx.training.optimizers.gradients import global_norm
 
 WARN, FAIL = 0.5, 0.05
 ALIVE = 1e-8

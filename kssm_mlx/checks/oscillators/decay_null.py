@@ -11,7 +11,8 @@ from mlx.utils import tree_unflatten
 from kssm_mlx.checks.core.conditions import mean_R, read_passage, run_arm
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.models.base import flatten, with_parameters
-from kssm_mlx.training.optim import adamw
+from kssm_mlx.training.optimizers.average import memory
+from kssm_mlx.training.optimizers.updates import make_optimizer
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
 
@@ -29,10 +30,10 @@ PHYSICS = ("omega", "gamma", "phase", "phases", "theta", "spread", "delta", "sig
 )
 def decay_null(ctx: Context) -> Check:
     """The null run: the recipe's schedule from the initial parameters with every gradient zero, in which
-    AdamW leaves p prod_t (1 - lr_t decay). On 4 rows of held-out text, mean R per block of the initial, the
-    decayed and the trained parameters; share = (dR_null . dR_train) / |dR_train|^2 over the blocks. Before
-    training only the recipe is read: oscillator parameters other than projections, gains and biases should
-    not decay.
+    every optimizer leaves p prod_t (1 - lr_t decay). On 4 rows of held-out text, mean R per block of the
+    initial, the decayed and the trained parameters; share = (dR_null . dR_train) / |dR_train|^2 over the
+    blocks. Before training only the recipe is read: oscillator parameters other than projections, gains and
+    biases should not decay.
 
     Threshold: warn above 20 %, fail above 50 %: then the schedule moves R more than the data does. A decay
     that pulls R the other way explains nothing (share below 0). Not measurable where R moved by < 0.01; an R
@@ -49,7 +50,8 @@ def decay_null(ctx: Context) -> Check:
         return _of_the_recipe(_shrinking(ctx.model, decays))
     lr = np.array(schedule(ctx.recipe.train)(mx.arange(ctx.step)), np.float64)
     start = {name: mx.array(p) for name, p in ctx.initial.items()}
-    null = {name: p * float(np.prod(1 - lr * decays[name])) for name, p in start.items()}
+    left = {decay: _left(lr * decay, ctx.recipe.train.ema) for decay in {*decays.values()}}
+    null = {name: p * left[decays[name]] for name, p in start.items()}
     before, decayed = (
         with_parameters(ctx.model, tree_unflatten(list(p.items())), lambda: _coherence(ctx, texts))
         for p in (start, null)
@@ -73,9 +75,19 @@ def decay_null(ctx: Context) -> Check:
 
 def decay_of(model, train: Train) -> dict[str, Any]:
     """What each trainable parameter loses per unit of learning rate."""
-    adam = adamw(model, train)
-    rates = flatten(adam.rates)
-    return {name: decay * rates[name] for name, decay in flatten(adam.decays).items()}
+    optimizer = make_optimizer(model, train)
+    return {name: decay * optimizer.rates[name] for name, decay in optimizer.decays.items()}
+
+
+def _left(shrinking: np.ndarray, ema: float | None) -> float:
+    """What updates that shrink a parameter by these shares leave of it, or of its average."""
+    shares = np.cumprod(1 - shrinking)
+    if ema is None:
+        return float(shares[-1])
+    average = 1.0
+    for n, share in enumerate(shares, start=1):
+        average += (1 - memory(ema, n)) * (share - average)
+    return float(average)
 
 
 def _coherence(ctx: Context, tokens: mx.array) -> np.ndarray:

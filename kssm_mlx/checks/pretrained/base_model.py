@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
 from kssm_mlx.checks.pretrained import behaviour
@@ -21,6 +22,7 @@ from kssm_mlx.weights.hub.resolve import resolve
 from kssm_mlx.weights.io.container import open_container
 from kssm_mlx.weights.naming.keymaps import TRANSFORMS
 from kssm_mlx.weights.naming.name_map import configuration, map_names, skeleton
+from kssm_mlx.weights.quantize import QUANTISED
 
 MOVED = 0.1
 
@@ -33,9 +35,9 @@ MOVED = 0.1
 )
 def base_model_tensors(ctx: Context) -> Check:
     """Every tensor of the base model's files, one at a time, against the parameter of the running model that
-    it is, bit for bit in the model's precision, wherever adapters and grafts have put it; once there were
-    updates, those that are not trained. And ‖w - w₀‖ / ‖w₀‖ of all matrices of the files against the
-    initialisation w₀ that the family starts from.
+    it is, bit for bit in the model's precision, wherever adapters and grafts have put it; what the recipe put
+    into few bits, against the same of the file's; once there were updates, those that are not trained. And
+    ‖w - w₀‖ / ‖w₀‖ of all matrices of the files against the initialisation w₀ that the family starts from.
 
     Threshold: 100 % of the tensors, all equal; distance > 0.1, where independent numbers are 1.4 apart. (W19
     looks for random numbers of other seeds.)
@@ -100,13 +102,19 @@ def _pairs(ctx: Context) -> Iterator[Pair]:
     model = skeleton(config, container)
     names = map_names(container, config, model)
     fresh, running = flatten(model.parameters()), flatten(ctx.model.parameters())
+    modules = dict(ctx.model.named_modules())
     del model  # its arrays are computed one by one, as they are taken out of `fresh`
     for ours, (source, transform) in names.pairs.items():
         info = container.info(source)
         stored = TRANSFORMS[transform](info.array(info.map()))
         within = [name for name in running if _within(ours, name)]
         found = min(within, key=lambda name: name.count("."), default=None)
-        same = found is not None and _same(stored, running[found])
+        holder = modules.get(found.rpartition(".")[0]) if found else None
+        same = found is not None and (
+            _same_in_few_bits(stored, holder)
+            if isinstance(holder, QUANTISED) and stored.shape != running[found].shape
+            else _same(stored, running[found])
+        )
         yield Pair(source, found, same, *_squares(stored, fresh.pop(ours)))
 
 
@@ -118,6 +126,14 @@ def _within(name: str, path: str) -> bool:
 
 def _same(stored: mx.array, running: mx.array) -> bool:
     return stored.shape == running.shape and bool(mx.array_equal(stored.astype(running.dtype), running))
+
+
+def _same_in_few_bits(stored: mx.array, holder: nn.QuantizedLinear | nn.QuantizedEmbedding) -> bool:
+    """Whether a full matrix of the files, put into few bits, is what a module holds."""
+    if stored.ndim != 2 or stored.shape[-1] != holder.weight.shape[-1] * 32 // holder.bits:
+        return False
+    weight, scales, *_ = mx.quantize(stored, holder.group_size, holder.bits, mode=holder.mode)
+    return _same(weight, holder.weight) and _same(scales, holder.scales)
 
 
 def _squares(stored: mx.array, fresh: mx.array) -> tuple[float, float]:

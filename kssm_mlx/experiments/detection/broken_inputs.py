@@ -17,7 +17,8 @@ from kssm_mlx.data.tokenizers.plain import CharTokenizer
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.experiments.detection.bench import Bench, make_sentences, with_ids
 from kssm_mlx.experiments.detection.sabotage import sabotage
-from kssm_mlx.training import loop, losses, optim, step
+from kssm_mlx.training import loop, losses, step
+from kssm_mlx.training.optimizers import updates
 from kssm_mlx.training.state import from_arrays
 
 
@@ -148,11 +149,11 @@ def optimizer_on_stale_parameters(bench: Bench) -> Context:
     """Every update starts from the parameters that the optimizer was given at first."""
     first: dict = {}
 
-    def stale(finite, adam, params, grads, opt, lr, real=optim.update_if):
-        _, kept = first.setdefault(id(adam), (adam, params))
-        return real(finite, adam, kept, grads, opt, lr)
+    def stale(finite, optimizer, params, grads, opt, lr, real=updates.update_if):
+        _, kept = first.setdefault(id(optimizer), (optimizer, params))
+        return real(finite, optimizer, kept, grads, opt, lr)
 
-    bench.patch(optim, "update_if", stale)
+    bench.patch(updates, "update_if", stale)
     return bench.fresh("mamba")
 
 

@@ -90,7 +90,7 @@ def run_token_by_token(
     return (
         mx.concatenate(hidden, axis=1),
         cache,
-        {**_join_traces(traces), "intervention": intervention.describe()},
+        {**join_traces(traces), "intervention": intervention.describe()},
     )
 
 
@@ -109,7 +109,7 @@ def _act_on_state(model, entry: list, block: int, acts: tuple[Act, ...], key, t:
     return model.with_state(entry, view if valid is None else mx.where(valid, view, before))
 
 
-def _join_traces(traces: list[dict[str, Any]]) -> dict[str, Any]:
+def join_traces(traces: list[dict[str, Any]]) -> dict[str, Any]:
     """The traces of single tokens as that of the text; what has no axis of time is that of the last token."""
     joined = dict(traces[-1])
     for name, value in joined.items():

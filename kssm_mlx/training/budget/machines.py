@@ -50,13 +50,14 @@ def find_machine(name: str) -> Machine:
     return found
 
 
-def least_step_seconds(machine: Machine, weights: int, trained: int) -> float:
+def least_step_seconds(machine: Machine, weights: int, trained: int, optimizer: int) -> float:
     """The time in which the memory of a machine can give what a step reads and writes at the very least.
 
-    Weights once in each pass; of a trained parameter its gradient written and read, the parameter and two
-    moments read and written: 32 bytes in fp32. Activations and arithmetic come on top.
+    Weights once in each pass; of a trained parameter its gradient written and read, the parameter read and
+    written: 16 bytes in fp32; and what the optimizer keeps, in bytes, read and written. Activations and
+    arithmetic come on top.
     """
-    return (2 * weights + 32 * trained) / machine.bandwidth
+    return (2 * weights + 16 * trained + 2 * optimizer) / machine.bandwidth
 
 
 def most_tokens_per_second(machine: Machine, weights: int, state: int) -> float:

@@ -1,9 +1,10 @@
 """What a run needs that can be summed from shapes, without allocating any of it.
 
 weights      every parameter, as the model keeps it
-optimizer    two moments of every trained parameter, fp32; and its fp32 master where the model keeps less
+optimizer    what it keeps of every trained parameter, of AdamW two fp32 moments; the parameter's fp32
+             average where there is one, and its fp32 master where the model keeps less
 gradients    of every trained parameter, fp32
-checkpoint   trained parameters and moments, on disk, each time it is saved
+checkpoint   trained parameters and what the optimizer keeps, on disk, each time it is saved
 state        what one row hands from token to token
 """
 
@@ -13,7 +14,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from kssm_mlx.models.base import LanguageModel, component_of, flatten, head_of, training_mode
+from kssm_mlx.models.base import LanguageModel, component_of, flatten, head_of, sizes_of, training_mode
+from kssm_mlx.training.optimizers import updates
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Train
 
@@ -46,21 +48,31 @@ class State(NamedTuple):
         return self.first + self.growth * (tokens - 1)
 
 
-def sum_bytes(model: LanguageModel) -> Sums:
-    """The sums of a model under training; its arrays need not be evaluated."""
+def sum_bytes(model: LanguageModel, train: Train = Train()) -> Sums:  # noqa: B008  it is frozen
+    """The sums of a model under training by the optimizer of `train`; its arrays need not be evaluated.
+
+    Raises: ConfigError as `make_optimizer`.
+    """
     arrays, trained = flatten(model.parameters()), flatten(model.trainable_parameters())
     size = sum(a.size for a in trained.values())
     masters = sum(FP32 * a.size for a in trained.values() if a.dtype.size < FP32)
+    kept = FP32 * sum(a.size for a in _moments(model, train).values()) + (FP32 * size if train.ema else 0)
     beside = {*getattr(model, "knobs", ()), *getattr(model, "buffers", ())}
     return Sums(
         trained=size,
-        frozen=sum(a.size for a in arrays.values()) - size,
+        frozen=sum(sizes_of(model).values()) - size,
         weights=sum(a.nbytes for a in arrays.values()),
-        optimizer=2 * FP32 * size + masters,
+        optimizer=kept + masters,
         gradients=FP32 * size,
         # What is turned and not trained is in both files of a checkpoint.
-        checkpoint=3 * FP32 * size + 2 * sum(arrays[name].nbytes for name in beside),
+        checkpoint=FP32 * size + kept + 2 * sum(arrays[name].nbytes for name in beside),
     )
+
+
+def _moments(model: LanguageModel, train: Train) -> dict[str, mx.array]:
+    """What the optimizer keeps of parameters; never evaluated."""
+    opt = updates.initial_moments(updates.make_optimizer(model, train), model.trainable_parameters())
+    return {name: array for name, array in flatten(opt).items() if name not in updates.COUNTS}
 
 
 def state_bytes(model: LanguageModel) -> State:
@@ -91,9 +103,9 @@ def product_flops(model: LanguageModel, train: Train | None = None) -> int:
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1.
     """
     arrays, trained = flatten(model.parameters()), flatten(model.trainable_parameters())
-    tags = {name: component_of(model, name) for name, a in arrays.items() if a.ndim >= 2}
+    tag, tags = "embedding", {name: component_of(model, name) for name, a in arrays.items() if a.ndim >= 2}
     head = flatten(head_of(model, {})).keys()  # the embedding's where tied; otherwise it is only looked up
-    sizes = {name: arrays[name].size for name, tag in tags.items() if name in head or tag != "embedding"}
+    sizes = {name: n for name, n in sizes_of(model).items() if name in head or tags.get(name, tag) != tag}
     if train is None:
         return 2 * sum(sizes.values())
     again = 2 if train.checkpoint_blocks else 0

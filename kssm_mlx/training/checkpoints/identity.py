@@ -2,7 +2,7 @@
 
 `describe_identity` goes into every checkpoint. On resume `require_unchanged` names what differs now, key by
 key, and refuses it unless it was allowed; another tokenizer is refused always, because the ids would mean
-other text.
+other text, and another optimizer, because it keeps another state.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from kssm_mlx.models.base import flatten
 from kssm_mlx.runs.arms import METADATA_SECTIONS
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import TrainState
+
+OPTIMIZER = "train.optimizer"
 
 
 def describe_identity(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def describe_identity(model: Any, recipe: Recipe, data: Any) -> dict[str, Any]:
 def require_unchanged(then: dict[str, Any], now: dict[str, Any], *, allow: bool) -> list[str]:
     """One phrase per difference between two identities.
 
-    Raises: CheckpointError for another tokenizer; ConfigError for any difference unless `allow`.
+    Raises: CheckpointError for another tokenizer or optimizer; ConfigError for any difference unless `allow`.
     """
     if then["tokenizer"] != now["tokenizer"]:
         raise CheckpointError(
@@ -60,6 +62,11 @@ def require_unchanged(then: dict[str, Any], now: dict[str, Any], *, allow: bool)
         )
     if then["config_hash"] == now["config_hash"]:
         return []
+    if (before := then["config"].get(OPTIMIZER, "adamw")) != now["config"][OPTIMIZER]:
+        raise CheckpointError(
+            f"the run was trained with {OPTIMIZER} = {before!r}, is now to go on with "
+            f"{now['config'][OPTIMIZER]!r}, which keeps another state; put it back, or start a new run"
+        )
     found = list_differences({**_added_since(then["config"], now["config"]), **then["config"]}, now["config"])
     if not found:
         return []
@@ -109,7 +116,12 @@ def _defaults_of(family: Any) -> dict[str, Any]:
 
 def require_same_parameters(restored: TrainState, fresh: TrainState) -> None:
     """Raises: CheckpointError when a checkpoint's parameters do not fit the model that is to go on."""
-    old, new = ({n: a.shape for n, a in flatten(s.params).items()} for s in (restored, fresh))
+    new = {n: a.shape for n, a in flatten(fresh.params).items()}
+    for tree in (restored.evaluated, restored.params):
+        _require_shapes({n: a.shape for n, a in flatten(tree).items()}, new)
+
+
+def _require_shapes(old: dict[str, tuple[int, ...]], new: dict[str, tuple[int, ...]]) -> None:
     if differing := sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n)):
         name = differing[0]
         raise CheckpointError(

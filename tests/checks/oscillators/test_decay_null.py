@@ -11,7 +11,8 @@ from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.oscillators.decay_null import decay_of
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.models.base import flatten
-from kssm_mlx.training.optim import adamw, update
+from kssm_mlx.training.optimizers.average import follow
+from kssm_mlx.training.optimizers.updates import make_optimizer, update
 from kssm_mlx.training.recipe import parse
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import initial_state
@@ -34,19 +35,21 @@ def recipe(steps: int = 4000, loss: dict | None = None, **train):
 
 def decayed(model, plan, steps: int, seed: int = 0) -> Context:
     """A run in which every gradient was zero, as AdamW would have done it, step by step."""
-    state, adam = initial_state(model, plan.train), adamw(model, plan.train)
-    initial, params, opt = flatten(state.params), state.params, state.opt
+    state, optimizer = initial_state(model, plan.train), make_optimizer(model, plan.train)
+    initial, params, opt, average = flatten(state.params), state.params, state.opt, state.average
     nothing = tree_unflatten([(n, mx.zeros_like(p)) for n, p in initial.items()])
     for step in range(steps):
-        params, opt = update(adam, params, nothing, opt, schedule(plan.train)(mx.array(step)))
-        mx.eval(params, opt)
-    model.update(params)
+        params, opt = update(optimizer, params, nothing, opt, schedule(plan.train)(mx.array(step)))
+        if plan.train.ema is not None:
+            average = follow(average, params, plan.train.ema, opt["count"])
+        mx.eval(params, opt, average)
+    model.update(average or params)
     return Context(model, model.args, plan, initial=initial, history=[{"step": steps}], seed=seed)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_climb_of_v3_is_decay(seed):
-    plan = recipe(60, learning_rate=0.25, decay="all")
+@pytest.mark.parametrize("ema, seed", [(None, 0), (None, 1), (None, 2), (0.9, 0)])
+def test_the_climb_of_v3_is_decay(ema, seed):
+    plan = recipe(60, learning_rate=0.25, decay="all", ema=ema)
     check = run("C9", decayed(small("kssm_v3", 40, seed, noise="off"), plan, 60, seed))
     assert check.verdict == "fail" and check.numbers["share"] == pytest.approx(1, abs=0.02)
     assert "by decay alone +" in check.got and 'train.decay = "matrices"' in check.fix

@@ -15,6 +15,7 @@ from kssm_mlx.models import adapters
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
 from kssm_mlx.runner.pretrained import open_model
+from kssm_mlx.weights.quantize import quantize
 from tests.support.check_contexts import measure
 from tests.support.counted import Counted
 from tests.support.exported import SMALL, exported, tiny
@@ -63,6 +64,19 @@ def test_every_tensor_of_the_base_model_is_found(folder, family, put):
     check = measure("C10", put(opened(folder(family))))
     assert check.verdict == "pass", check.got
     assert "bit for bit" in check.got
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_put_into_few_bits_is_compared_with_the_files_put_into_them(folder, family, mode):
+    context = opened(folder(family))
+    quantize(context.model, 4, mode, 32)
+    adapters.attach_lora(context.model, 2, 4.0, kind="qlora")
+    assert measure("C10", context).verdict == "pass"
+    (name, adapter), *_ = adapters.adapters_of(context.model).items()
+    adapter.linear.weight = adapter.linear.weight ^ 1
+    check = measure("C10", context)
+    assert check.verdict == "fail" and f"1 not those of the files: {name}.weight" in check.got
 
 
 @pytest.mark.parametrize("family", FAMILIES[:4])

@@ -103,5 +103,5 @@ def test_machines_by_name():
 
 def test_bounds_by_bandwidth_by_hand():
     machine = find_machine("M2 Ultra 192")
-    assert least_step_seconds(machine, 4 * 10**9, 10**9) == pytest.approx(0.05)
+    assert least_step_seconds(machine, 4 * 10**9, 10**9, 8 * 10**9) == pytest.approx(0.05)
     assert most_tokens_per_second(machine, 5_540_000_000, 21_000_000) == pytest.approx(143.3, abs=0.1)

@@ -7,7 +7,9 @@ import pytest
 from mlx.utils import tree_map
 
 from kssm_mlx.models.base import flatten
-from kssm_mlx.training import optim
+from kssm_mlx.training.optimizers import gradients, updates
+from kssm_mlx.training.optimizers.rules import ADAMW
+from kssm_mlx.training.recipe_sections import Train
 
 HYPER = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8}
 
@@ -23,30 +25,36 @@ def tree(seed: int) -> dict:
     }
 
 
-def adamw(params: dict, no_decay=("omega",)) -> optim.AdamW:
-    mask = optim.decay_mask(params, no_decay)
-    decays, rates = tree_map(lambda decays: 0.1 * decays, mask), tree_map(lambda _: 1.0, mask)
-    return optim.AdamW(**HYPER, decays=decays, rates=rates)
+def adamw(params: dict, no_decay=("omega",)) -> updates.Optimizer:
+    mask = flatten(updates.decay_mask(params, no_decay))
+    decays, rates = {name: 0.1 * bool(decays) for name, decays in mask.items()}, dict.fromkeys(mask, 1.0)
+    return updates.Optimizer(Train(**HYPER), dict.fromkeys(mask, ADAMW), decays, rates, {})
+
+
+def begun(params: dict, **options) -> tuple:
+    """The optimizer and its state before the first update."""
+    optimizer = adamw(params, **options)
+    return optimizer, updates.initial_moments(optimizer, params)
 
 
 def test_ten_steps_equal_mlx_adamw_where_everything_decays():
     params, theirs = {"w": tree(0)["omega"]}, mlx.optimizers.AdamW(0.01, [0.9, 0.95], 1e-8, 0.1, True)
-    ours, opt, adam = params, optim.initial_moments(params), adamw(params, no_decay=())
+    ours, (adam, opt) = params, begun(params, no_decay=())
     for i in range(10):
         grads = {"w": tree(i + 1)["omega"]}
-        ours, opt = optim.update(adam, ours, grads, opt, mx.array(0.01))
+        ours, opt = updates.update(adam, ours, grads, opt, mx.array(0.01))
         params = theirs.apply_gradients(grads, params)
     np.testing.assert_allclose(np.array(ours["w"]), np.array(params["w"]), rtol=2e-6, atol=1e-7)
 
 
 def test_ten_steps_equal_float64_with_and_without_decay():
     params = tree(0)
-    opt, adam = optim.initial_moments(params), adamw(params)
+    adam, opt = begun(params)
     exact = {name: np.array(p, np.float64) for name, p in flatten(params).items()}
     m, v = ({name: np.zeros_like(p) for name, p in exact.items()} for _ in range(2))
     for n in range(1, 11):
         grads = tree(n)
-        params, opt = optim.update(adam, params, grads, opt, mx.array(0.01))
+        params, opt = updates.update(adam, params, grads, opt, mx.array(0.01))
         for name, g in flatten(grads).items():
             g = np.array(g, np.float64)
             m[name] = 0.9 * m[name] + 0.1 * g
@@ -64,7 +72,7 @@ def test_only_matrices_outside_the_list_decay():
         "mixer": {"log_gamma": mx.zeros((2, 2)), "weight": mx.zeros((2, 2)), "bias": mx.zeros(2)},
         "norm": {"weight": mx.zeros(2)},
     }
-    mask = flatten(optim.decay_mask(params, ("gamma",)))
+    mask = flatten(updates.decay_mask(params, ("gamma",)))
     assert mask == {
         "mixer.log_gamma": False,
         "mixer.weight": True,
@@ -77,7 +85,8 @@ def test_decay_does_not_pass_through_the_moments():
     """Decoupled: with a zero gradient a matrix shrinks by exactly lr · decay and its moments stay zero."""
     params = tree(0)
     zero = tree_map(mx.zeros_like, params)
-    moved, opt = optim.update(adamw(params), params, zero, optim.initial_moments(params), mx.array(0.5))
+    adam, opt = begun(params)
+    moved, opt = updates.update(adam, params, zero, opt, mx.array(0.5))
     np.testing.assert_allclose(
         np.array(moved["proj"]["weight"]), 0.95 * np.array(params["proj"]["weight"]), rtol=1e-6
     )
@@ -88,9 +97,9 @@ def test_decay_does_not_pass_through_the_moments():
 def test_clipping_scales_to_the_limit_and_tells_the_norm_before():
     grads = tree(3)
     size = float(np.sqrt(sum((np.array(g, np.float64) ** 2).sum() for g in flatten(grads).values())))
-    clipped, norm = optim.clip_gradient(grads, 0.5)
+    clipped, norm = gradients.clip_gradient(grads, 0.5)
     assert norm.item() == pytest.approx(size, rel=1e-6)
-    assert optim.global_norm(clipped).item() == pytest.approx(0.5, rel=1e-6)
+    assert gradients.global_norm(clipped).item() == pytest.approx(0.5, rel=1e-6)
     ratios = [(c / g).reshape(-1) for c, g in zip(flatten(clipped).values(), flatten(grads).values())]
     np.testing.assert_allclose(np.concatenate([np.array(r) for r in ratios]), 0.5 / size, rtol=1e-5)
 
@@ -99,7 +108,7 @@ def test_clipping_leaves_a_small_gradient_and_a_zero_one_as_they_are():
     grads = tree(3)
     for scale in (1e-3, 0.0):
         small = tree_map(lambda g, scale=scale: g * scale, grads)
-        clipped, _ = optim.clip_gradient(small, 1.0)
+        clipped, _ = gradients.clip_gradient(small, 1.0)
         assert all(
             mx.array_equal(a, b).item() for a, b in zip(flatten(clipped).values(), flatten(small).values())
         )
@@ -108,11 +117,11 @@ def test_clipping_leaves_a_small_gradient_and_a_zero_one_as_they_are():
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_update_if_keeps_everything_but_the_count_of_skips(bad):
     params = tree(0)
-    opt, adam = optim.initial_moments(params), adamw(params)
-    params, opt = optim.update(adam, params, tree(1), opt, mx.array(0.01))
+    adam, opt = begun(params)
+    params, opt = updates.update(adam, params, tree(1), opt, mx.array(0.01))
     grads = tree_map(lambda g: g * mx.array(bad), tree(2))
-    finite = mx.isfinite(optim.global_norm(grads))
-    kept, after = optim.update_if(finite, adam, params, grads, opt, mx.array(0.01))
+    finite = mx.isfinite(gradients.global_norm(grads))
+    kept, after = updates.update_if(finite, adam, params, grads, opt, mx.array(0.01))
     for old, new in [(params, kept), (opt["m"], after["m"]), (opt["v"], after["v"])]:
         assert all(mx.array_equal(a, b).item() for a, b in zip(flatten(old).values(), flatten(new).values()))
     assert (after["count"].item(), after["skips"].item()) == (1, 1)
