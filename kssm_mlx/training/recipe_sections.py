@@ -192,10 +192,10 @@ class Pretrained(Section):
 
     @model_validator(mode="after")
     def _bits_are_frozen(self):
-        if self.quantize is not None and self.train in ("lora", "dora", "full"):
+        if self.quantize is not None and self.train not in ("qlora", "frozen"):
             raise ValueError(
-                f'quantize freezes the projections in few bits, and train = "{self.train}" is for full ones; '
-                'take "qlora"'
+                'quantize goes with train = "qlora", or "frozen" under a graft, since it freezes '
+                f"projections; got {self.train!r}"
             )
         return self
 

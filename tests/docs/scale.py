@@ -5,6 +5,7 @@ Takes some minutes. With names of recipes it prints the rows of these alone.
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -89,15 +90,17 @@ def compare(case: str) -> Row:
         model = open_initial_model(recipe, data)
         held, rows = build_constraints(recipe, model), recipe.train.batch_size // recipe.train.accumulation
         costs = [c for c in measure_steps(recipe, model, data, held) if c.rows <= rows / 2]
-        least = sum_bytes(model).least
+        least = sum_bytes(model, recipe.train).least
         predicted = predict_step(costs, recipe.train, least).peak
         counter = measure_step(recipe, model, data, held, rows).peak
     return Row(case, rows, tuple(int(c.rows) for c in costs), least, predicted, counter)
 
 
 def render(rows: Iterable[Row]) -> str:
-    """The page."""
-    return f"{HEAD}## Predicted and measured\n\n{_where()}\n\n{peaks(rows)}\n\n{machines()}\n"
+    """The page, with the section that `tests.docs.settings` writes as it stands."""
+    per_setting = re.search(r"## Memory per setting\n.*?(?=## )", PAGE.read_text("utf-8"), re.DOTALL)
+    kept = per_setting[0] if per_setting else ""
+    return f"{HEAD}## Predicted and measured\n\n{_where()}\n\n{peaks(rows)}\n\n{kept}{machines()}\n"
 
 
 def _where() -> str:

@@ -2,7 +2,10 @@
 
 import re
 
-from tests.docs.scale import CASES, HEAD, PAGE, Row, machines, peaks
+import pytest
+
+from tests.docs import settings
+from tests.docs.scale import CASES, HEAD, PAGE, Row, machines, peaks, render
 
 TEXT = PAGE.read_text("utf-8")
 ROWS = re.findall(r"^\| `(.+?)` \|.*\| ([+-][\d.]+)% \|$", TEXT, re.MULTILINE)
@@ -23,3 +26,28 @@ def test_every_case_was_measured_and_is_within_15_percent():
 def test_a_row_says_how_far_off_it_is():
     row = peaks([Row("a", 8, (1, 2, 4), 10**6, 3e6, 2e6)]).splitlines()[-1]
     assert row == "| `a` | 8 | 1, 2, 4 | 1 MB | 3 MB | 2 MB | +50.0% |"
+
+
+def test_every_setting_was_measured_and_what_is_frozen_costs_less():
+    found = re.findall(r"^\| `(train=.+?)` \| ([\d,]+) \| (\S+) (\w+) \| (\S+) (\w+) \|$", TEXT, re.MULTILINE)
+    assert [name for name, *_ in found] == list(settings.SETTINGS)
+    size = {"MB": 1e6, "GB": 1e9}
+    peak = {name: float(n) * size[unit] for name, _, _, _, n, unit in found}
+    least = {name: float(n) * size[unit] for name, _, n, unit, _, _ in found}
+    assert all(peak[name] > least[name] for name in peak)
+    full = peak.pop("train=full")
+    assert all(other <= full for other in peak.values())
+    assert peak["train=qlora quantize={bits=4}"] < peak["train=lora"] < full / 2
+
+
+def test_the_section_of_settings_survives_the_rest_of_the_page():
+    rows = [settings.Row("a", 8, 10**6, 2 * 10**6)]
+    assert "| `a` | 8 | 1 MB | 2 MB |" in settings.section(rows)
+    assert "## Memory per setting\n" in render([Row("a", 8, (1, 2, 4), 10**6, 3e6, 2e6)])
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("name", ["train=full optimizer=lion", "train=qlora quantize={bits=4}"])
+def test_a_setting_is_measured(name):
+    row = settings.measure(name, "xs", 16)
+    assert row.peak > row.least > 0 and row.trained > 0

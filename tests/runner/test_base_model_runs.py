@@ -282,5 +282,5 @@ def test_bits_that_do_not_go_with_what_is_asked_are_one_line(base_model, few_bit
         train(few_bits, tmp_path / "c", train="qlora", quantize={"bits": 4})
     with pytest.raises(ConfigError, match="mxfp4 quantisation has no bits 8"):
         train(base_model, tmp_path / "d", train="qlora", quantize={"bits": 8, "mode": "mxfp4"})
-    with pytest.raises(ConfigError, match=r'quantize freezes the projections in few bits.*take "qlora"'):
+    with pytest.raises(ConfigError, match=r'quantize goes with train = "qlora".* got \'dora\''):
         train(base_model, tmp_path / "e", train="dora", quantize={"bits": 4})
