@@ -57,7 +57,7 @@ def predict_all_reduce(size: float, processes: int, link: Link) -> float:
 def measure_link(ranks: Ranks) -> Link:
     """From the medians of a small message and a large one, which the formula turns into latency and rate."""
     steps = 2 * (ranks.size - 1)
-    small, large = (_time_message(mx.ones(size), ranks) for size in (SMALL, LARGE))
+    small, large = (time_message(size, ranks) for size in (SMALL, LARGE))
     moved = steps / ranks.size * 4 * (LARGE - SMALL)
     return Link(small / steps, moved / max(large - small, 1e-9))
 
@@ -83,9 +83,10 @@ def measure_together(model: LanguageModel, train: Train, ranks: Ranks) -> Togeth
     return Together(ranks.size, parameters, messages, size, sent, seconds, waiting)
 
 
-def _time_message(message: mx.array, ranks: Ranks) -> float:
+def time_message(size: int, ranks: Ranks) -> float:
+    """Seconds to sum `size` numbers of fp32 over the ranks, begun by all at once: the median."""
+    message, times = mx.ones(size), []
     mx.eval(message)
-    times = []
     for _ in range(TURNS):
         ranks.largest(0)
         began = time.perf_counter()

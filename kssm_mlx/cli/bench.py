@@ -50,7 +50,7 @@ def _show_together(name: str) -> None:
     import tempfile
 
     from kssm_mlx import models
-    from kssm_mlx.bench.parallel import measure_link, measure_together
+    from kssm_mlx.bench.parallel import measure_link, measure_together, time_message
     from kssm_mlx.data.tokens import prepare
     from kssm_mlx.errors import ConfigError
     from kssm_mlx.runner.initial_model import configure_fresh
@@ -68,8 +68,10 @@ def _show_together(name: str) -> None:
         vocabulary = prepare(recipe.data, folder).vocab_size
     model = models.build(configure_fresh(recipe, vocabulary), seed=recipe.train.seed)
     found, link = measure_together(model, recipe.train, ranks), measure_link(ranks)
+    alone = time_message(int(found.message) // 4, ranks)
     if ranks.first:
-        print(json.dumps({**found._asdict(), "share": found.share, **link._asdict()}))
+        about = {"share": found.share, "message_alone": alone, **link._asdict()}
+        typer.echo(json.dumps({**found._asdict(), **about}))
 
 
 def _table(record: dict[str, Any]):

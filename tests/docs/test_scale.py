@@ -2,6 +2,7 @@
 
 import re
 
+from tests.docs import scale_processes
 from tests.docs.scale import CASES, HEAD, PAGE, Row, machines, peaks
 
 TEXT = PAGE.read_text("utf-8")
@@ -23,3 +24,18 @@ def test_every_case_was_measured_and_is_within_15_percent():
 def test_a_row_says_how_far_off_it_is():
     row = peaks([Row("a", 8, (1, 2, 4), 10**6, 3e6, 2e6)]).splitlines()[-1]
     assert row == "| `a` | 8 | 1, 2, 4 | 1 MB | 3 MB | 2 MB | +50.0% |"
+
+
+def test_the_section_on_processes_is_what_its_module_writes_around_its_measurements():
+    section = TEXT[TEXT.index(scale_processes.TITLE) : TEXT.index("## Other machines")]
+    assert section.startswith(scale_processes.HEAD)
+    assert section.endswith(f"{scale_processes.PAPER}{scale_processes.paper()}\n\n")
+    counts = re.findall(r"^\| (\d) \| [\d,]+ \|", section, re.MULTILINE)
+    assert counts == [str(count) for count in scale_processes.COUNTS]
+
+
+def test_a_section_takes_the_place_of_the_one_before():
+    text = "# A\n\n## Other machines\n\nb\n"
+    once = scale_processes.replace_section(text, f"{scale_processes.TITLE}\n\n1\n")
+    assert once == f"# A\n\n{scale_processes.TITLE}\n\n1\n\n## Other machines\n\nb\n"
+    assert scale_processes.replace_section(once, f"{scale_processes.TITLE}\n\n2\n") == once.replace("1", "2")

@@ -107,9 +107,9 @@ class Beside(Ranks):
 
 def test_the_error_of_another_rank_is_said_by_rank_0(monkeypatch):
     monkeypatch.setattr(ranks, "BEHIND_RANK_0", 0.0)
-    with pytest.raises(KssmError, match=r"^rank 1: text.txt does not exist$") as error, Beside(0, 2).settled():
+    with pytest.raises(KssmError) as error, Beside(0, 2).settled():
         pass
-    assert error.value.exit_code == 2
+    assert (str(error.value), error.value.exit_code) == ("rank 1: text.txt does not exist", 2)
     with pytest.raises(Settled) as ended, Beside(1, 2).settled():
         raise DataError("text.txt does not exist")
     assert ended.value.exit_code == 2
@@ -155,7 +155,7 @@ def test_a_batch_that_ranks_do_not_divide_is_refused():
     model = tiny_model()
     require(8, 4, 2)
     require(5, 5, 1)
-    with pytest.raises(ConfigError, match=r"batch_size 6 cannot be divided among 4 processes; make it a mult"):
+    with pytest.raises(ConfigError, match="batch_size 6 cannot be divided among 4 processes"):
         require(6, 1, 4)
     with pytest.raises(ConfigError, match="among 2 processes, in 2 pieces each; make it a multiple of 4"):
         require(6, 3, 2)
