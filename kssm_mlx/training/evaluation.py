@@ -5,6 +5,7 @@ Deterministic: the windows are given, nothing is drawn, and no training state is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.data.tasks import Task
-from kssm_mlx.data.tokens import TokenData, TokenSplit
+from kssm_mlx.data.tokens import TokenData, TokenSplit, text_bytes
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.metrics.language import summarize_losses
 from kssm_mlx.metrics.ngrams import ngram_ladder
@@ -64,14 +65,19 @@ def make_evaluator(
     score = _make_score(model, compile, intervention)
 
     def evaluator(
-        params: dict[str, Any], windows: Iterable, bytes_per_target: PerTarget, task: Task | None = task
+        params: dict[str, Any],
+        windows: Iterable,
+        bytes_per_target: PerTarget,
+        task: Task | None = task,
+        also: Callable[[Scores], dict[str, float]] = lambda scores: {},
     ) -> dict[str, float]:
         batches = []
         for i, (tokens, resets) in enumerate(windows):
             own = i % ranks.size == ranks.rank
             batches.append(score(params, *_arrays(tokens, resets)) if own else _unscored(tokens))
         scores = _add_scores(_join_scores(batches), ranks)
-        return {**language_metrics(scores, bytes_per_target), **(task_metrics(scores, task) if task else {})}
+        of_task = task_metrics(scores, task) if task else {}
+        return {**language_metrics(scores, bytes_per_target), **of_task, **also(scores)}
 
     return evaluator
 
@@ -137,6 +143,25 @@ def language_metrics(scores: Scores, bytes_per_target: PerTarget) -> dict[str, f
         "tokens": tokens,
         "windows": result.windows,
     }
+
+
+def source_metrics(scores: Scores, data: TokenData) -> dict[str, float]:
+    """`nats_per_token:NAME` and `bits_per_byte:NAME` of each source of a mixture, of those targets that are
+    its own; {} where there is one text. scores: of the first windows of the validation side.
+    """
+    owners, parts = data.validation.owners, data.train.parts
+    if owners is None:
+        return {}
+    places = np.arange(1, scores.nats.size + 1)
+    documents = np.searchsorted(data.validation.starts, places, side="right") - 1
+    found, nats = {}, scores.nats.ravel()
+    for i, part in enumerate(parts):
+        own = owners[documents] == i
+        if own.any():
+            size = text_bytes(data.tokenizer, data.validation.ids[places[own]])
+            found[f"nats_per_token:{part.name}"] = float(nats[own].mean())
+            found[f"bits_per_byte:{part.name}"] = float(nats[own].sum() / max(1, size) / math.log(2))
+    return found
 
 
 def ladder_of(data: TokenData, targets: int, period: int | None = None) -> dict[str, float]:

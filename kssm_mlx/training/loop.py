@@ -24,7 +24,7 @@ from typing import Any
 import mlx.core as mx
 from rich.console import Console
 
-from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
+from kssm_mlx.data.batches import count_sources, evaluation_windows, random_batch, track_batch
 from kssm_mlx.errors import CheckFailed, CheckpointError
 from kssm_mlx.files import writing
 from kssm_mlx.models.base import Intervention, LanguageModel, flatten
@@ -34,7 +34,7 @@ from kssm_mlx.training.curriculum.lengths import measure_lengths
 from kssm_mlx.training.curriculum.phases import Place, Reads, advance, open_phase, phase_masks, rate_of
 from kssm_mlx.training.curriculum.sections import Phase
 from kssm_mlx.training.early_stopping import Advice
-from kssm_mlx.training.evaluation import make_evaluator
+from kssm_mlx.training.evaluation import make_evaluator, source_metrics
 from kssm_mlx.training.json_lines import NoRows, Rows, to_plain
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.monitoring import EarlyStopping, Monitoring
@@ -357,6 +357,7 @@ class _Run:
             "step": self.step,
             **self._describe_phase(),
             **{name: to_plain(value) for name, value in metrics.items()},
+            **self._count_tokens(),
         }
         row["tokens_per_second"] = row["tokens"] / max(self.clock() - began, 1e-9)
         self.tokens += row["tokens"]
@@ -379,6 +380,12 @@ class _Run:
         tokens, resets = self.ranks.take([tokens, resets])
         return mx.array(tokens), None if resets is None else mx.array(resets)
 
+    def _count_tokens(self) -> Row:
+        """Columns of a row: of a mixture, the tokens of each source in the batch that was read last."""
+        train, (data, context, _) = self.recipe.train, self._reads
+        rows = count_sources(data.train, train.seed, self.step - 1, train.batch_size)
+        return {f"tokens:{name}": count * context for name, count in rows.items()}
+
     def _describe_phase(self) -> Row:
         """Columns of a row: the number of the phase, from 1, and the tokens of its rows."""
         return {"phase": self._now + 1, "context": self._reads.context} if self._in_phases else {}
@@ -396,7 +403,7 @@ class _Run:
         tokens, batch_size = self.recipe.eval.tokens, self.recipe.train.batch_size
         windows = evaluation_windows(data.validation, tokens, context, batch_size)
         score = partial(self.score, self._run_parameters())
-        numbers = score(windows, data.bytes_per_target, task)
+        numbers = score(windows, data.bytes_per_target, task, partial(source_metrics, data=data))
         if self._is_due(self.recipe.eval.lengths_every or self.recipe.eval.every):
             numbers |= measure_lengths(score, task, self.recipe.data.seed)
         numbers = {name: to_plain(value) for name, value in numbers.items()}
