@@ -59,12 +59,19 @@ def train(
 
     Checks of data and model come first (level P), then training, with checks at every evaluation (R), checks
     of the result (S), samples, pictures and the card.
+    mlx.launch -n 2 -- kssm train RECIPE trains in two processes, here or on several machines.
     Exit code 0 done, 1 a check failed, 2 unusable input, 130 or 143 stopped by a signal with a checkpoint.
     """
     from kssm_mlx.cli.run_choice import choose
+    from kssm_mlx.training.parallel.ranks import Settled, open_ranks
 
     refuse_both(quiet, verbose)
-    chosen = choose(recipe, out, set_ or [], smoke=smoke, resume=resume)
+    ranks = open_ranks()
+    try:
+        with ranks.settled():
+            chosen = choose(recipe, out, set_ or [], smoke=smoke, resume=resume)
+    except Settled as e:
+        raise typer.Exit(e.exit_code) from None
     if dry_run:
         from kssm_mlx.cli.estimate import show_dry_run
 
@@ -79,7 +86,7 @@ def train(
     from kssm_mlx.reports import report
     from kssm_mlx.runner.train import train as run
 
-    out_to = console(quiet)
+    out_to = console(quiet or not ranks.first)
     try:
         run(
             loaded,
@@ -90,12 +97,16 @@ def train(
             verify=verify,
             track=track,
             console=out_to,
+            ranks=ranks,
         )
+    except Settled as e:
+        raise typer.Exit(e.exit_code) from None
     except CheckFailed:
         if (folder / METRICS).is_file():  # it was trained: show what the verdict is about
             _show(out_to, folder, report(folder), verbose)
         raise
-    _show(out_to, folder, report(folder), verbose)
+    if ranks.first:
+        _show(out_to, folder, report(folder), verbose)
 
 
 def refuse_both(quiet: bool, verbose: bool) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kssm_mlx.data.mixtures import assign_rows
 from kssm_mlx.data.tokens import TokenSplit
 from kssm_mlx.errors import DataError
 
@@ -36,19 +37,59 @@ def random_batch(split: TokenSplit, seed: int, step: int, batch_size: int, conte
     once. Epochs follow each other without a gap, within a batch if need be. The windows of a task are its
     rows.
 
+    Of a mixture each row is of the source that `mixtures.assign_rows` says, whose epochs are its own.
+
     Shapes: tokens [batch_size, context + 1].
     Raises: DataError if the split or its rows are shorter than one window.
     """
+    if split.parts:
+        return _mixed_batch(split, seed, step, batch_size, context)
     _require_windows(split, context)
     windows, offsets, stride = _lay_out_windows(split, context)
     # From the step alone, with no iterator to save: a resumed run reads on at the same token.
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), windows)
+    starts = _start_windows((seed,), epochs, places, windows, offsets, stride)
+    return _cut_windows(split, starts, context)
+
+
+def count_sources(split: TokenSplit, seed: int, step: int, batch_size: int) -> dict[str, int]:
+    """Rows of each source of a mixture in batch `step`; {} where there is one text."""
+    if not split.parts:
+        return {}
+    rows = assign_rows(_weights(split), seed, step * batch_size, batch_size)
+    counts = np.bincount(rows.sources, minlength=len(split.parts)).tolist()
+    return {part.name: count for part, count in zip(split.parts, counts, strict=True)}
+
+
+def _mixed_batch(split: TokenSplit, seed: int, step: int, batch_size: int, context: int) -> Batch:
+    rows = assign_rows(_weights(split), seed, step * batch_size, batch_size)
     starts = np.empty(batch_size, np.int64)
+    for i, part in enumerate(split.parts):
+        length, own = part.end - part.begin, rows.sources == i
+        if length <= context:
+            raise DataError(
+                f"data.sources: {part.name} has {length} tokens to train on, but context {context} and "
+                "the token after it need more; give more text or lower train.context"
+            )
+        windows = max(1, (length - context) // context)
+        offsets = min(context, length - windows * context)
+        epochs, places = np.divmod(rows.ordinals[own], windows)
+        starts[own] = part.begin + _start_windows((seed, i + 1), epochs, places, windows, offsets, context)
+    return _cut_windows(split, starts, context)
+
+
+def _weights(split: TokenSplit) -> tuple[float, ...]:
+    return tuple(part.weight for part in split.parts)
+
+
+def _start_windows(seeds: tuple[int, ...], epochs, places, windows: int, offsets: int, stride: int):
+    """Where the windows at these places of these epochs start. Shapes: epochs, places [B] -> [B]."""
+    starts = np.empty(len(epochs), np.int64)
     for epoch in np.unique(epochs):
-        offset, order = _order_windows(seed, int(epoch), windows, offsets)
+        offset, order = _order_windows(seeds, int(epoch), windows, offsets)
         rows = epochs == epoch
         starts[rows] = offset + order[places[rows]] * stride
-    return _cut_windows(split, starts, context)
+    return starts
 
 
 def windows_per_epoch(split: TokenSplit, context: int) -> int:
@@ -66,6 +107,8 @@ def track_batch(split: TokenSplit, step: int, batch_size: int, context: int) -> 
     Shapes: tokens [batch_size, context + 1], resets [batch_size, context], never None.
     Raises: DataError if a track would be shorter than one window, or a row of a task ends the text.
     """
+    if split.parts:
+        raise DataError("the sources of a mixture do not go on into each other; set train.hand_off = false")
     if split.row is not None:
         raise DataError("the rows of a task do not go on into each other; set train.hand_off = false")
     _require_tokens(
@@ -109,10 +152,10 @@ def _lay_out_windows(split: TokenSplit, context: int) -> tuple[int, int, int]:
     return windows, min(context, length - windows * context), context
 
 
-@lru_cache(maxsize=4)
-def _order_windows(seed: int, epoch: int, windows: int, offsets: int) -> tuple[int, np.ndarray]:
-    """The offset and the order of the windows of one epoch."""
-    random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+@lru_cache(maxsize=16)
+def _order_windows(seeds: tuple[int, ...], epoch: int, windows: int, offsets: int) -> tuple[int, np.ndarray]:
+    """The offset and the order of the windows of one epoch; seeds: the run's, and the source of a mixture."""
+    random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seeds[0], epoch, *seeds[1:]])))
     return int(random.integers(offsets)), random.permutation(windows)
 
 

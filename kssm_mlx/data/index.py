@@ -16,6 +16,7 @@ INDEX = "index.json"
 SPLITS = ("train", "validation")
 FILES = (*(f"{name}.{kind}" for name in SPLITS for kind in ("bin", "docs.bin")), TOKENIZER)
 SCORED = tuple(f"{name}.scored.bin" for name in SPLITS)  # of a task: which of its tokens are targets
+MIXED = "validation.sources.bin"  # of a mixture: which source each held-out document is of
 LABELS = tuple(f"{name}.labels.bin" for name in SPLITS)  # of a labelled task: what its places ask for
 
 
@@ -62,6 +63,16 @@ class _Task(_Section):
     labelled: bool = False
 
 
+class _Part(_Section):
+    """One source of a mixture; train: tokens of its own."""
+
+    name: str
+    source: str
+    weight: float
+    epochs: float | None
+    train: int = Field(ge=1)
+
+
 class _File(_Section):
     sha256: str
 
@@ -76,6 +87,7 @@ class _Index(_Section):
     splits: _Sides
     special_tokens: bool = False
     task: _Task | None = None
+    mixture: list[_Part] | None = None
     files: dict[str, _File]
 
     @field_validator("files")
@@ -83,6 +95,7 @@ class _Index(_Section):
     def _every_file(cls, entries: dict[str, _File], info: ValidationInfo) -> dict[str, _File]:
         task = info.data.get("task")
         expected = {*FILES, *(SCORED if task else ()), *(LABELS if task and task.labelled else ())}
+        expected |= {MIXED} if info.data.get("mixture") else set()
         if entries.keys() != expected:
             raise ValueError(f"got {', '.join(sorted(entries))}, expected {', '.join(sorted(expected))}")
         return entries

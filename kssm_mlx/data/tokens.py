@@ -13,10 +13,12 @@ it gathers with, so they are checked when written and all of them again by `veri
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -26,7 +28,8 @@ from kssm_mlx import files
 from kssm_mlx.data.corpora.corpus import Corpus, corpus_digest
 from kssm_mlx.data.corpora.repeats import remove_repeated_paragraphs
 from kssm_mlx.data.corpora.sources import open_corpus
-from kssm_mlx.data.index import FILES, FORMAT, INDEX, LABELS, SCORED, SPLITS, read_index
+from kssm_mlx.data.index import FILES, FORMAT, INDEX, LABELS, MIXED, SCORED, SPLITS, read_index
+from kssm_mlx.data.mixtures import Part, apportion, cut_pieces, name_sources, take_turns
 from kssm_mlx.data.splits import split_corpus
 from kssm_mlx.data.tasks import PREFIX, Task, make_task
 from kssm_mlx.data.tasks.files import task_origin, task_rows
@@ -66,7 +69,8 @@ class TokenSplit:
 
     Shapes: ids [N] unsigned integers, starts [documents] ascending positions in ids, the first is 0; of a
         task, scored [N], nonzero where a token is a target, and row, the tokens of each document; labels [N],
-        the targets of a labelled task, of any other the ids themselves.
+        the targets of a labelled task, of any other the ids themselves. Of a mixture, of the training side
+        parts, its sources, and of the other owners [documents], which of them each is of.
     """
 
     name: str
@@ -75,6 +79,8 @@ class TokenSplit:
     scored: np.ndarray | None = None
     row: int | None = None
     labels: np.ndarray | None = None
+    parts: tuple[Part, ...] = ()
+    owners: np.ndarray | None = None
 
     @property
     def answers(self) -> np.ndarray:
@@ -204,7 +210,10 @@ def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     Raises: ConfigError, DataError (also for a folder that cannot be written or a full disk).
     """
     folder = Path(folder)
-    source = _of_task(recipe) if recipe.source.startswith(PREFIX) else _of_text(recipe)
+    if getattr(recipe, "sources", ()):
+        source = _of_mixture(recipe)
+    else:
+        source = _of_task(recipe) if recipe.source.startswith(PREFIX) else _of_text(recipe)
     if _is_prepared(folder, source.origin):
         return TokenData.open(folder)
     try:
@@ -224,12 +233,13 @@ def bytes_per_target(split: TokenSplit, tokenizer: Tokenizer, targets: int) -> f
     """
     ids, scored = split.first(targets)
     if scored is not None:
-        return _text_bytes(tokenizer, ids[scored]) / max(1, int(scored.sum()))
+        return text_bytes(tokenizer, ids[scored]) / max(1, int(scored.sum()))
     # The token before the first target is read with it: some decoders drop the space of a first word.
-    return (_text_bytes(tokenizer, ids) - _text_bytes(tokenizer, ids[:1])) / max(1, ids.size - 1)
+    return (text_bytes(tokenizer, ids) - text_bytes(tokenizer, ids[:1])) / max(1, ids.size - 1)
 
 
-def _text_bytes(tokenizer: Tokenizer, ids: np.ndarray) -> int:
+def text_bytes(tokenizer: Tokenizer, ids: np.ndarray) -> int:
+    """UTF-8 bytes of the text of ids; separators have none."""
     separators = np.flatnonzero(ids == tokenizer.separator_id) if tokenizer.separator_id is not None else []
     texts = np.split(np.asarray(ids), separators)
     words = [text[1:] if i else text for i, text in enumerate(texts)]  # each but the first begins with one
@@ -276,6 +286,80 @@ def _of_text(recipe: DataRecipe) -> _Source:
         return [_text_side(name, texts, tokenizer, special) for name, texts in zip(SPLITS, both, strict=True)]
 
     return _Source(origin, tokenizer, sides)
+
+
+def _of_mixture(recipe: Any) -> _Source:
+    """All sources with one tokenizer, which is learned from what all of them train on, if it is learned."""
+    corpora = [open_corpus(each.source) for each in recipe.sources]
+    if recipe.deduplicate:
+        corpora = [_deduplicate(corpus) for corpus in corpora]
+    weights = [each.weight for each in recipe.sources]
+    apportion(tuple(weights))
+    halves = [split_corpus(c, recipe.split, recipe.validation, recipe.seed) for c in corpora]
+    everything = [text for corpus in corpora for text in (*corpus.documents, *corpus.validation)]
+    special, names = recipe.special_tokens, name_sources([corpus.name for corpus in corpora])
+    read = [text for both, *_ in halves for text in both[0]]
+    tokenizer = make_tokenizer(recipe.tokenizer, everything, read, special_tokens=special)
+    encode = partial(encode_documents, tokenizer=tokenizer, special_tokens=special)
+    trained = [encode(name, both[0]) for name, (both, *_) in zip(names, halves, strict=True)]
+    held_out = [encode(name, both[1]) for name, (both, *_) in zip(names, halves, strict=True)]
+    for name, split in zip(names, trained, strict=True):
+        _check_ids(split.ids, tokenizer.vocab_size, Path(name))
+    mixture = [
+        {
+            "name": name,
+            "source": each.source,
+            "weight": each.weight,
+            "epochs": each.epochs,
+            "train": split.ids.size,
+        }
+        for name, each, split in zip(names, recipe.sources, trained, strict=True)
+    ]
+    digests = hashlib.sha256(json.dumps([corpus.digest for corpus in corpora]).encode()).hexdigest()
+    methods = list(dict.fromkeys(method for _, method, _ in halves))
+    origin = {
+        "corpus": {
+            "name": " + ".join(names),
+            "source": recipe.origin,
+            "licence": "; ".join(dict.fromkeys(corpus.licence for corpus in corpora)),
+            "digest": digests,
+            "documents": len(everything),
+        },
+        "tokenizer": _describe_tokenizer(tokenizer),
+        "split": {"method": ", ".join(methods), "validation": recipe.validation, "seed": recipe.seed},
+        "special_tokens": special,
+        "mixture": mixture,
+    }
+
+    def sides() -> list[_Side]:
+        train = TokenSplit("train", *_join([(split.ids, split.starts) for split in trained]))
+        pieces = [cut_pieces(split.ids, split.starts) for split in held_out]
+        turns = take_turns([[piece.size for piece in own] for own in pieces], weights)
+        laid = [(pieces[source][i], np.zeros(1, np.int64)) for source, i in turns]
+        owners = np.array([source for source, _ in turns], np.uint8)
+        validation = TokenSplit("validation", *_join(laid), owners=owners)
+        texts = [[text for both, *_ in halves for text in both[side]] for side in (0, 1)]
+        sizes = [sum(len(text.encode()) for text in side) for side in texts]
+        lost = [
+            [
+                _text_side(name, both[side], tokenizer, special).lost()
+                for name, (both, *_) in zip(names, halves)
+            ]
+            for side in (0, 1)
+        ]
+        return [
+            _Side(split, size, partial(max, share))
+            for split, size, share in zip((train, validation), sizes, lost, strict=True)
+        ]
+
+    return _Source(origin, tokenizer, sides)
+
+
+def _join(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, starts) of parts laid one behind the other."""
+    begins = np.cumsum([0, *(ids.size for ids, _ in parts[:-1])])
+    starts = [own + begin for (_, own), begin in zip(parts, begins.tolist(), strict=True)]
+    return np.concatenate([ids for ids, _ in parts]), np.concatenate(starts)
 
 
 def _deduplicate(corpus: Corpus) -> Corpus:
@@ -350,6 +434,7 @@ def _write_sides(folder: Path, source: _Source) -> None:
     tokenizer.save(folder)
     task = source.origin.get("task")
     names = (*FILES, *(SCORED if task else ()), *(LABELS if task and task["labelled"] else ()))
+    names = (*names, MIXED) if source.origin.get("mixture") else names
     index = {
         "format": FORMAT,
         "dtype": dtype,
@@ -371,6 +456,8 @@ def _write_side(folder: Path, side: _Side, tokenizer: Tokenizer, dtype: np.dtype
     if split.labels is not None:
         _check_ids(split.labels, tokenizer.vocab_size, folder / f"{split.name}.labels.bin")
         streams["labels.bin"] = split.labels.astype(dtype)
+    if split.owners is not None:
+        streams["sources.bin"] = split.owners
     for kind, array in streams.items():
         files.replace(folder / f"{split.name}.{kind}", array.tobytes())
     return {
@@ -385,6 +472,11 @@ def _map_split(folder: Path, name: str, index: dict[str, Any]) -> TokenSplit:
     side, task = index["splits"][name], index["task"]
     ids = _map_array(folder / f"{name}.bin", _DTYPES[index["dtype"]], side["tokens"])
     starts = _map_array(folder / f"{name}.docs.bin", _STARTS, side["documents"])
+    if index["mixture"] and name == "train":
+        return TokenSplit(name, ids, starts, parts=_read_parts(index["mixture"], ids.size))
+    if index["mixture"]:
+        owners = _map_array(folder / MIXED, _SCORED, side["documents"])
+        return TokenSplit(name, ids, starts, owners=owners)
     if task is None:
         return TokenSplit(name, ids, starts)
     scored = _map_array(folder / f"{name}.scored.bin", _SCORED, side["tokens"])
@@ -392,6 +484,20 @@ def _map_split(folder: Path, name: str, index: dict[str, Any]) -> TokenSplit:
         return TokenSplit(name, ids, starts, scored, task["row"])
     labels = _map_array(folder / f"{name}.labels.bin", _DTYPES[index["dtype"]], side["tokens"])
     return TokenSplit(name, ids, starts, scored, task["row"], labels)
+
+
+def _read_parts(mixture: list[dict[str, Any]], size: int) -> tuple[Part, ...]:
+    """Raises: DataError unless the sources have all the tokens there are."""
+    ends = np.cumsum([part["train"] for part in mixture]).tolist()
+    if ends[-1] != size:
+        raise DataError(
+            f"the sources of {INDEX} have {ends[-1]} tokens, train.bin has {size}; prepare the data again in "
+            "an empty folder"
+        )
+    return tuple(
+        Part(part["name"], part["weight"], part["epochs"], end - part["train"], end)
+        for part, end in zip(mixture, ends, strict=True)
+    )
 
 
 def _map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from pathlib import Path
 from kssm_mlx import models
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
+from kssm_mlx.data.mixtures import refuse_many_epochs
 from kssm_mlx.data.tokens import TokenData, prepare
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.models.base import flatten
@@ -124,6 +125,8 @@ def _refuse_unusable(data: TokenData, recipe: Recipe) -> None:
     train, tokens = recipe.train, recipe.eval.tokens
     draw = track_batch if train.hand_off else partial(random_batch, seed=train.seed)
     draw(data.train, step=0, batch_size=train.batch_size, context=train.context)
+    rows = train.steps * train.batch_size
+    refuse_many_epochs(data.train.parts, train.seed, rows, train.context)
     evaluation_windows(data.validation, tokens, train.context, train.batch_size)
     try:
         data.tokenizer.encode(recipe.eval.prompt)

@@ -7,6 +7,7 @@ A run that cannot mean anything does not start: a failed pre-flight check stops 
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from rich.console import Console
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context, given
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.files import writing
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import sizes_of
@@ -26,13 +28,15 @@ from kssm_mlx.runner.folder import read_base_digest, write_description
 from kssm_mlx.runner.prepare import prepare_context, prepare_data
 from kssm_mlx.runner.run_checks import RunChecks, select_probes
 from kssm_mlx.runner.tracking import open_tracker, require_tracker
-from kssm_mlx.runs import lock
+from kssm_mlx.runs import layout, lock
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.loop import Callbacks, Result, refuse_second_run, train_loop
 from kssm_mlx.training.loss_terms import parse_terms
+from kssm_mlx.training.parallel.ranks import ALONE, Ranks
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.state import TrainState
+from kssm_mlx.training.step import require_shares
 
 PROMPT_TOKENS = 16  # of held-out text, where a recipe gives no prompt and the tokenizer no separator
 
@@ -50,6 +54,7 @@ def train(
     verify: bool = True,
     track: str | None = None,
     console: Console | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Train as the recipe says into the run folder `folder`, verified before, at every evaluation and after.
 
@@ -58,36 +63,51 @@ def train(
     {"train.steps": steps}. smoke: its smoke form. waivers: id of a check -> why its failure is acceptable,
     beside those of the recipe; recorded in manifest.json and checks.json. verify: False lets failed checks
     pass and says what they would have stopped. track: a project of trackio's that is sent every row, or
-    "wandb:PROJECT".
+    "wandb:PROJECT". ranks: the processes that train this together; rank 0 alone checks, says and writes.
     Raises: CheckFailed naming every failed check (exit code 1); ConfigError, DataError, CheckpointError for
     input that cannot be used (2); Interrupted after a signal, with a checkpoint written.
     """
     folder = _run_folder(recipe, folder)
     recipe = _load(recipe, {**(settings or {}), **({} if steps is None else {"train.steps": steps})}, smoke)
-    console = console or Console(highlight=False)
+    console = (console or Console(highlight=False)) if ranks.first else Console(quiet=True)
     waivers = {**recipe.waive, **(waivers or {})}
-    require_tracker(track)
-    select_probes(recipe.eval.checks)
-    suite.require_known_waivers(waivers)  # a waiver of an unknown check is refused before anything is written
-    with writing("the run", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with lock.hold(folder):
+
+    def begin() -> Context:
+        """Of rank 0, or of one process."""
+        require_tracker(track)
+        select_probes(recipe.eval.checks)
+        suite.require_known_waivers(waivers)  # an unknown one is refused before anything is written
+        with writing("the run", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(lock.hold(folder))
         if not resume:
             refuse_second_run(folder)
         ensure_base_model(recipe.model, train)
         data = prepare_data(recipe, folder, resume, allow_config_change)
         refuse_fresh_model(recipe, data, folder)
         context = prepare_context(recipe, folder, data, read_base_digest(folder) if resume else None)
+        require_shares(context.model, recipe.train, ranks)
         write_description(folder, recipe, context, waivers, verify=verify)
         parse_terms(recipe.loss, context.model.args.vocab_size)  # refuses what no check should have to meet
         for line in (_summary(context), *announce(context, folder), "checking data and model before step 1"):
             console.print(line, soft_wrap=True, markup=False)
-        held = build_constraints(recipe, context.model)
-        for line in (*(held.intervention.describe() if held.intervention else ()), *held.warnings):
+        return context
+
+    with ranks.guarded(partial(_describe_saved, folder)), contextlib.ExitStack() as held:
+        with ranks.settled():
+            began = begin() if ranks.first else None
+        files = ranks.gather(began and began.data.index["files"])[0]
+        with ranks.settled():
+            context = began or _follow(recipe, folder, files)
+        constraints = build_constraints(recipe, context.model)
+        said = constraints.intervention.describe() if constraints.intervention else ()
+        for line in (*said, *constraints.warnings):
             console.print(line, soft_wrap=True, markup=False)
         examination = RunChecks(context, waivers, verify, console)
-        examination.before()
-        with open_tracker(track, folder, recipe, resume=resume) as log:
+        with ranks.settled():
+            if ranks.first:
+                examination.before()
+        with open_tracker(track if ranks.first else None, folder, recipe, resume=resume) as log:
 
             def on_eval(step: int, state: TrainState, row: dict[str, Any]) -> None:
                 log(step, row)
@@ -106,11 +126,14 @@ def train(
                     on_eval=on_eval,
                 ),
                 console=console,
-                masks=held.masks or None,
-                intervention=held.intervention,
+                masks=constraints.masks or None,
+                intervention=constraints.intervention,
+                ranks=ranks,
             )
         console.print("checking what came out", soft_wrap=True)
-        examination.after()
+        with ranks.settled():
+            if ranks.first:
+                examination.after()
     return result
 
 
@@ -136,6 +159,27 @@ def _load(recipe: Recipe | str | Path, settings: dict[str, Any], smoke: bool) ->
             "training.recipe.load(name, settings, smoke=True)"
         )
     return recipe
+
+
+def _follow(recipe: Recipe, folder: Path, files: dict[str, Any]) -> Context:
+    """Data and model of a rank other than 0: its token files if this machine sees them, else its own.
+
+    files: digests of rank 0's. Raises: ConfigError, DataError for what this machine does not have.
+    """
+    ensure_base_model(recipe.model, train)
+    with contextlib.suppress(DataError):
+        data = TokenData.open(folder / "data")
+        if data.index["files"] == files:
+            return prepare_context(recipe, folder, data)
+    return prepare_context(recipe, folder, prepare(recipe.data, folder / "data"))
+
+
+def _describe_saved(folder: Path) -> str:
+    """What there is to go on from."""
+    saved = layout.list_checkpoints(folder / layout.CHECKPOINTS)
+    if not saved:
+        return f"{folder} has no checkpoint yet: start it again"
+    return f"the last checkpoint is of step {max(saved)}; start all of them again with --resume"
 
 
 def _samples(model, key: mx.array, context: Context) -> list[dict[str, Any]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Check
-from kssm_mlx.checks.pretrained.arithmetic import fingerprint_of
+from kssm_mlx.checks.pretrained.arithmetic import fingerprint_of, judge_vocabulary
 from kssm_mlx.checks.pretrained.behaviour import measure_behaviour
 from kssm_mlx.checks.pretrained.subject import Subject
 from kssm_mlx.errors import CheckFailed
@@ -17,8 +17,10 @@ from kssm_mlx.runner.pretrained import tokenizer_of
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.audit.inspect import Inspection, Meter, inspect
 from kssm_mlx.weights.audit.manifest import Manifest, read_manifest, write_manifest
+from kssm_mlx.weights.hub.headers import Outline, outline
 from kssm_mlx.weights.hub.resolve import Resolved, resolve
 from kssm_mlx.weights.loader import Arrays, fill
+from kssm_mlx.weights.side_files import ends_by_file
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,41 @@ def verify_weights(
         # Without a text it could read, the model was not seen to speak: training on it is refused.
         verified.remember(found, "L5" if done.speaks else "L3")
     return done
+
+
+class Headers(NamedTuple):
+    """What weights say of themselves at their beginning. memory: bytes of all tensors as they are stored;
+    ends: file -> the ids that it calls the end of a text.
+    """
+
+    verification: Verification
+    outline: Outline
+    memory: int
+    ends: dict[str, list[int]]
+
+    @property
+    def ends_agree(self) -> bool:
+        """Whether all files that name an end have one in common."""
+        return not self.ends or bool(set.intersection(*map(set, self.ends.values())))
+
+
+def verify_headers(source: str | Path) -> Headers:
+    """W1 to W9 of weights by their headers, and W20 of the tokenizer beside them: of a repository by some
+    requests, without its tensors.
+
+    Raises: ConfigError for what is no model, or cannot be had, or does not begin with a header.
+    """
+    with outline(source) as found:
+        seen = inspect(found.path, headers_only=True)
+        checks = [check for level in ("L0", "L1") for check in suite.run_level(level, seen)]
+        ends: dict[str, list[int]] = {}
+        if seen.config is not None:
+            tokenizer = tokenizer_of(seen.container, seen.config.vocab_size, Manifest())
+            if tokenizer is not None:
+                checks.append(judge_vocabulary(tokenizer, seen.config.vocab_size))
+                ends = ends_by_file(seen.container.folder, tokenizer.id_of)
+        done = Verification(checks, seen, Resolved(found.path, found.repo, found.revision))
+        return Headers(done, found, seen.container.nbytes, ends)
 
 
 def make_subject(found: Inspection, known: Manifest, text: str | None = None) -> Subject:

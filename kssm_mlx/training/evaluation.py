@@ -5,6 +5,7 @@ Deterministic: the windows are given, nothing is drawn, and no training state is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.data.tasks import Task
-from kssm_mlx.data.tokens import TokenData, TokenSplit
+from kssm_mlx.data.tokens import TokenData, TokenSplit, text_bytes
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.metrics.language import summarize_losses
 from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.models.base import Intervention, LanguageModel, training_mode, with_parameters
 from kssm_mlx.training.losses import chunk_for, chunked_token_scores, split_rows, token_scores
+from kssm_mlx.training.parallel.ranks import ALONE, Ranks
 
 PerTarget = Callable[[int], float]
 # Of the context gain, wherever it is measured: each costs a forward pass of one token; se below 0.03 nats.
@@ -52,19 +54,30 @@ def make_evaluator(
     task: Task | None = None,
     intervention: Intervention | None = None,
     compile: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Callable[..., dict[str, float]]:
     """`evaluate` for use again and again: compiled once, parameters an argument, in evaluation mode.
 
     The result is called as `evaluator(params, windows, bytes_per_target)`; params may be the fp32 masters.
-    Its `task` says whose rows these are, where they are not those of the task given here.
+    Its `task` says whose rows these are, where they are not those of the task given here. ranks: who share
+    the windows, batch by batch, and all have the same numbers then: those of one process.
     """
     score = _make_score(model, compile, intervention)
 
     def evaluator(
-        params: dict[str, Any], windows: Iterable, bytes_per_target: PerTarget, task: Task | None = task
+        params: dict[str, Any],
+        windows: Iterable,
+        bytes_per_target: PerTarget,
+        task: Task | None = task,
+        also: Callable[[Scores], dict[str, float]] = lambda scores: {},
     ) -> dict[str, float]:
-        scores = _join_scores([score(params, *_arrays(tokens, resets)) for tokens, resets in windows])
-        return {**language_metrics(scores, bytes_per_target), **(task_metrics(scores, task) if task else {})}
+        batches = []
+        for i, (tokens, resets) in enumerate(windows):
+            own = i % ranks.size == ranks.rank
+            batches.append(score(params, *_arrays(tokens, resets)) if own else _unscored(tokens))
+        scores = _add_scores(_join_scores(batches), ranks)
+        of_task = task_metrics(scores, task) if task else {}
+        return {**language_metrics(scores, bytes_per_target), **of_task, **also(scores)}
 
     return evaluator
 
@@ -132,6 +145,25 @@ def language_metrics(scores: Scores, bytes_per_target: PerTarget) -> dict[str, f
     }
 
 
+def source_metrics(scores: Scores, data: TokenData) -> dict[str, float]:
+    """`nats_per_token:NAME` and `bits_per_byte:NAME` of each source of a mixture, of those targets that are
+    its own; {} where there is one text. scores: of the first windows of the validation side.
+    """
+    owners, parts = data.validation.owners, data.train.parts
+    if owners is None:
+        return {}
+    places = np.arange(1, scores.nats.size + 1)
+    documents = np.searchsorted(data.validation.starts, places, side="right") - 1
+    found, nats = {}, scores.nats.ravel()
+    for i, part in enumerate(parts):
+        own = owners[documents] == i
+        if own.any():
+            size = text_bytes(data.tokenizer, data.validation.ids[places[own]])
+            found[f"nats_per_token:{part.name}"] = float(nats[own].mean())
+            found[f"bits_per_byte:{part.name}"] = float(nats[own].sum() / max(1, size) / math.log(2))
+    return found
+
+
 def ladder_of(data: TokenData, targets: int, period: int | None = None) -> dict[str, float]:
     """The n-gram ladder of a run's training side on its first `targets` scored validation targets; of a
     labelled task each rung predicts the label from the tokens read last. Arguments and keys: `ngram_ladder`.
@@ -194,6 +226,22 @@ def _token_scores(model: LanguageModel, tokens: mx.array, resets: mx.array | Non
         return token_scores(model.forward(inputs, None, intervention, resets=resets).logits, targets)
     hidden = model.hidden(inputs, None, intervention, resets=resets)[0]
     return chunked_token_scores(hidden, model.project, targets, chunk)
+
+
+def _unscored(tokens: np.ndarray) -> Scores:
+    """Of windows that another rank scores."""
+    tokens = np.array(tokens)
+    nothing = np.zeros((tokens[:, 1] if tokens.ndim == 3 else tokens[:, 1:]).shape)
+    return Scores(tokens, nothing, nothing)
+
+
+def _add_scores(scores: Scores, ranks: Ranks) -> Scores:
+    """Each window as the rank has scored it that did: fp32, as it was measured, and zeros of the others."""
+    if ranks.size == 1:
+        return scores
+    nats, hits = (mx.array(a.astype(np.float32)) for a in (scores.nats, scores.hits))
+    nats, hits = ranks.sum([nats, hits])
+    return Scores(scores.tokens, *(np.array(a).astype(np.float64) for a in (nats, hits)))
 
 
 def _arrays(tokens, resets) -> tuple[mx.array, mx.array | None]:

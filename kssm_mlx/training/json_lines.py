@@ -54,6 +54,22 @@ class Rows:
         self._file.close()
 
 
+class NoRows:
+    """Rows that another process writes."""
+
+    def __init__(self, path: str | Path, step: int):
+        del path, step
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def to_plain(value: Any) -> Any:
     """A value as JSON has it: arrays [] become numbers, numbers that are not finite become None."""
     number = value.item() if isinstance(value, mx.array) else value

@@ -6,7 +6,8 @@
     save.every      write a checkpoint; also at the end, at a new best, and when a signal asks to stop
 
 A run that was killed and resumed is, bit for bit on a CPU, the run that was not: parameters, optimizer,
-batches, rows. What resuming did is told by rows of kind "event", and timings differ.
+batches, rows. What resuming did is told by rows of kind "event", and timings differ. Of several processes
+(training/parallel) each runs this loop; all decide by the same numbers, and rank 0 writes.
 """
 
 from __future__ import annotations
@@ -23,20 +24,22 @@ from typing import Any
 import mlx.core as mx
 from rich.console import Console
 
-from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
+from kssm_mlx.data.batches import count_sources, evaluation_windows, random_batch, track_batch
 from kssm_mlx.errors import CheckFailed, CheckpointError
 from kssm_mlx.files import writing
-from kssm_mlx.models.base import Intervention, LanguageModel
+from kssm_mlx.models.base import Intervention, LanguageModel, flatten
 from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.curriculum.lengths import measure_lengths
 from kssm_mlx.training.curriculum.phases import Place, Reads, advance, open_phase, phase_masks, rate_of
 from kssm_mlx.training.curriculum.sections import Phase
 from kssm_mlx.training.early_stopping import Advice
-from kssm_mlx.training.evaluation import make_evaluator
-from kssm_mlx.training.json_lines import Rows, to_plain
+from kssm_mlx.training.evaluation import make_evaluator, source_metrics
+from kssm_mlx.training.json_lines import NoRows, Rows, to_plain
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.monitoring import EarlyStopping, Monitoring
+from kssm_mlx.training.parallel.ranks import ALONE, Ranks, Settled, fingerprint
+from kssm_mlx.training.parallel.snapshots import share_checkpoint
 from kssm_mlx.training.progress import Progress
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.signals import StopRequest, make_interrupted
@@ -93,22 +96,24 @@ def train_loop(
     clock: Callable[[], float] = time.perf_counter,
     masks: dict[str, mx.array] | None = None,
     intervention: Intervention | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Train `model` on `data` until `recipe.train.steps`; it holds the final parameters afterwards.
 
     Writes metrics.jsonl, samples.jsonl and checkpoints/ in `folder`, whose lock it takes unless this process
     holds it already. masks, intervention: as `training.step.make_step` takes them; an intervention is held in
-    evaluations too. Neither is part of the recipe: whoever resumes the run must give them again.
+    evaluations too. Neither is part of the recipe: whoever resumes the run must give them again. ranks: the
+    processes that run this together; hooks are called in rank 0.
 
     Raises: Interrupted after SIGINT or SIGTERM, with the state saved; CheckFailed when the gradient stays
         not finite; CheckpointError, ConfigError, DataError in one line for what cannot be used or written.
     """
     _set_cache_limit()
     # kssm train took the lock before it prepared the data; taken twice, it would refuse itself.
-    held = contextlib.nullcontext() if lock.mine(folder) else lock.hold(folder)
+    held = contextlib.nullcontext() if not ranks.first or lock.mine(folder) else lock.hold(folder)
     progress = Progress(recipe.train.steps, console, clock)
-    with held, StopRequest() as stop, progress, contextlib.ExitStack() as open_files:
-        run = _Run(model, recipe, data, Path(folder), hooks, progress, clock, masks, intervention)
+    with held, StopRequest(ranks.first) as stop, progress, contextlib.ExitStack() as open_files:
+        run = _Run(model, recipe, data, Path(folder), hooks, progress, clock, masks, intervention, ranks)
         run.begin(resume, allow_config_change)
         run.open(open_files)
         run.go(stop)
@@ -138,22 +143,21 @@ class _Run:
         clock,
         masks,
         held,
+        ranks: Ranks,
     ):
+        self.ranks = ranks
         self.model, self.recipe, self.data, self.folder = model, recipe, data, folder
         self.hooks, self.progress, self.clock = hooks, progress, clock
         self.checkpoints = folder / layout.CHECKPOINTS
         self.identity = identity.describe_identity(model, recipe, data)
-        self.environment = identity.describe_environment()
+        self.environment = identity.describe_environment(ranks.size)
         self.state = initial_state(model, recipe.train)
         self.watch, self.course = (
             Monitoring(recipe, model.model_type, self.state.knobs),
             EarlyStopping(recipe),
         )
         self.phases, self.place = recipe.phases, Place()
-        self.reads = [
-            open_phase(phase, recipe, data, folder / layout.DATA / f"phase-{i}")
-            for i, phase in enumerate(self.phases, start=1)
-        ]
+        self.reads = ranks.in_turn(self._open_phases)
         self.masks = [phase_masks(phase, model, masks or {}) for phase in self.phases]
         self.state = self.state._replace(rate=mx.array(rate_of(self.phases[0], recipe)))
         self.make_step = partial(
@@ -163,25 +167,49 @@ class _Run:
             loss=parse_terms(recipe.loss, model.args.vocab_size),
             intervention=held,
             monitor=self.watch.active,
+            ranks=ranks,
         )
         self.steps: dict[str, Step] = {}
-        self.score = make_evaluator(model, intervention=held)
+        self.score = make_evaluator(model, intervention=held, ranks=ranks)
         self.step = self.tokens = self.started_at = 0
         self.best: Row = {}
         self.evaluation: Row = {}
         self.events: list[Row] = []
 
+    def _open_phases(self) -> list[Reads]:
+        folder = self.folder / layout.DATA
+        return [
+            open_phase(phase, self.recipe, self.data, folder / f"phase-{i}")
+            for i, phase in enumerate(self.phases, start=1)
+        ]
+
     def begin(self, again: bool, allow_change: bool) -> None:
         """Start from step 0 or, `again`, from the last good checkpoint."""
+        if self.ranks.size > 1:
+            self.ranks.require_same("run", self._describe_run(again))
+        with self.ranks.settled():
+            loaded = self._load(again) if self.ranks.first else None
+        loaded = share_checkpoint(loaded, self.ranks)
+        with self.ranks.settled():
+            if loaded:
+                self._restore(loaded, allow_change)
+            elif again:
+                self._log_event("resume", f"{self.folder} has no checkpoint yet: starting from step 0")
+        # What was the best may have been deleted, which only rank 0 can see.
+        self.best = self.ranks.gather(self.best)[0]
+
+    def _describe_run(self, again: bool) -> dict[str, Any]:
+        """What all ranks must have alike before the first step."""
+        begun = {f"parameter {n}": value for n, value in fingerprint(flatten(self.state.params)).items()}
+        kept = {name: self.environment[name] for name in ("kssm_mlx", "mlx", "device")}
+        return {**self.identity["config"], "--resume": again, **kept, **begun}
+
+    def _load(self, again: bool) -> checkpoint.Loaded | None:
         if not again:
             refuse_second_run(self.folder)
         with writing("checkpoints", self.checkpoints):
             checkpoint.remove_leftovers(self.checkpoints)
-        loaded = checkpoint.load_latest(self.checkpoints)
-        if loaded:
-            self._restore(loaded, allow_change)
-        elif again:
-            self._log_event("resume", f"{self.folder} has no checkpoint yet: starting from step 0")
+        return checkpoint.load_latest(self.checkpoints)
 
     def _restore(self, loaded: checkpoint.Loaded, allow_change: bool) -> None:
         """Become the run that wrote the checkpoint. Nothing on disk changes before everything is accepted."""
@@ -191,7 +219,7 @@ class _Run:
         restored = from_arrays(trained, saved.tensors["optimizer"])
         identity.require_same_parameters(restored, fresh)
         keeps_carry = identity.carry_fits(restored.carry, self.recipe)
-        carry = restored.carry if keeps_carry else None
+        carry = self.ranks.take(restored.carry) if keeps_carry else None
         # What an older checkpoint does not have begins as in a fresh run.
         knobs, buffers = {**fresh.knobs, **restored.knobs}, {**fresh.buffers, **restored.buffers}
         average = None if fresh.average is None else restored.average or restored.params
@@ -202,8 +230,9 @@ class _Run:
         self.course.memory = saved.state.get("course", self.course.memory)
         self.place = Place(**saved.state.get("phase", {}))
         self._log_restored(loaded, changed)
-        with writing("checkpoints", self.checkpoints):
-            self._repair_checkpoints(loaded)
+        if self.ranks.first:
+            with writing("checkpoints", self.checkpoints):
+                self._repair_checkpoints(loaded)
 
     def _log_restored(self, loaded: checkpoint.Loaded, changed: list[str]) -> None:
         for reason in loaded.skipped.values():
@@ -221,7 +250,8 @@ class _Run:
             self.progress.say(f"{self.folder} is finished: {done}; {more}")
         for difference in changed:
             self._log_event("change", f"allowed change: {difference}")
-        for difference in identity.list_differences(loaded.snapshot.state["environment"], self.environment):
+        then, now = ({"processes": 1, **e} for e in (loaded.snapshot.state["environment"], self.environment))
+        for difference in identity.list_differences(then, now):
             self._log_event("change", f"{difference}: bitwise equality is not promised")
 
     def _repair_checkpoints(self, loaded: checkpoint.Loaded) -> None:
@@ -238,8 +268,9 @@ class _Run:
 
     def open(self, stack: contextlib.ExitStack) -> None:
         """Open the row files, cut back to where the run begins, and write what there is to tell."""
-        self.metrics = stack.enter_context(contextlib.closing(Rows(self.folder / layout.METRICS, self.step)))
-        self.samples = stack.enter_context(contextlib.closing(Rows(self.folder / layout.SAMPLES, self.step)))
+        kind = Rows if self.ranks.first else NoRows
+        self.metrics = stack.enter_context(contextlib.closing(kind(self.folder / layout.METRICS, self.step)))
+        self.samples = stack.enter_context(contextlib.closing(kind(self.folder / layout.SAMPLES, self.step)))
         for event in self.events:
             self.metrics.write(event)
 
@@ -257,7 +288,8 @@ class _Run:
             improved = evaluated and self._evaluate()
             measured = self.evaluation if evaluated else None
             self._enter_phase(advance(self.phases, self.place, self.step, measured))
-            signal = stop.signal
+            # Before anybody saves: a signal that one rank got is for all of them.
+            signal = stop.of(self.ranks.largest(stop.signal or 0))
             if self._is_due(self.recipe.save.every) or improved or signal or not self._goes_on():
                 self._save_checkpoint(improved, pinned=signal.name if signal else "")
             if signal:
@@ -326,6 +358,7 @@ class _Run:
             "step": self.step,
             **self._describe_phase(),
             **{name: to_plain(value) for name, value in metrics.items()},
+            **self._count_tokens(),
         }
         row["tokens_per_second"] = row["tokens"] / max(self.clock() - began, 1e-9)
         self.tokens += row["tokens"]
@@ -335,7 +368,7 @@ class _Run:
         self.metrics.write(row)
         self.progress.step(row)
         self._refuse_divergence(row)
-        if self.hooks.on_step:
+        if self.hooks.on_step and self.ranks.first:
             self.hooks.on_step(self.step, row)
 
     def _read_batch(self) -> tuple[mx.array, mx.array | None]:
@@ -345,7 +378,14 @@ class _Run:
             tokens, resets = track_batch(data.train, self.step, train.batch_size, context)
         else:
             tokens, resets = random_batch(data.train, train.seed, self.step, train.batch_size, context)
+        tokens, resets = self.ranks.take([tokens, resets])
         return mx.array(tokens), None if resets is None else mx.array(resets)
+
+    def _count_tokens(self) -> Row:
+        """Columns of a row: of a mixture, the tokens of each source in the batch that was read last."""
+        train, (data, context, _) = self.recipe.train, self._reads
+        rows = count_sources(data.train, train.seed, self.step - 1, train.batch_size)
+        return {f"tokens:{name}": count * context for name, count in rows.items()}
 
     def _describe_phase(self) -> Row:
         """Columns of a row: the number of the phase, from 1, and the tokens of its rows."""
@@ -364,7 +404,7 @@ class _Run:
         tokens, batch_size = self.recipe.eval.tokens, self.recipe.train.batch_size
         windows = evaluation_windows(data.validation, tokens, context, batch_size)
         score = partial(self.score, self._run_parameters())
-        numbers = score(windows, data.bytes_per_target, task)
+        numbers = score(windows, data.bytes_per_target, task, partial(source_metrics, data=data))
         if self._is_due(self.recipe.eval.lengths_every or self.recipe.eval.every):
             numbers |= measure_lengths(score, task, self.recipe.data.seed)
         numbers = {name: to_plain(value) for name, value in numbers.items()}
@@ -376,8 +416,7 @@ class _Run:
         self.progress.evaluation(self.evaluation)
         self._apply_early_stopping(self.course.evaluated(self.evaluation))
         self._write_samples()
-        if self.hooks.on_eval:
-            self._run_eval_checks(self.hooks.on_eval, improved)
+        self._run_eval_checks(improved)
         return improved
 
     def _apply_early_stopping(self, advice: Advice | None) -> None:
@@ -390,26 +429,34 @@ class _Run:
         self.progress.say(f"step {self.step}: {message}")
         self.metrics.write({"kind": "event", "step": self.step, "event": "patience", "message": message})
 
-    def _run_eval_checks(self, on_eval: Callable[[int, TrainState, Row], None], improved: bool) -> None:
+    def _run_eval_checks(self, improved: bool) -> None:
         """Let others judge the evaluation; who stops the run over it leaves a checkpoint that can go on."""
+        failed: CheckFailed | None = None
         try:
-            on_eval(self.step, self.state, self.evaluation)
-        except CheckFailed:
+            if self.hooks.on_eval and self.ranks.first:
+                self.hooks.on_eval(self.step, self.state, self.evaluation)
+        except CheckFailed as e:
+            failed = e
+        if self.ranks.largest(failed.exit_code if failed else 0):
             self._save_checkpoint(improved, pinned="a failed check")
-            raise
+            raise failed or Settled(CheckFailed.exit_code)
 
     def _write_samples(self) -> None:
-        if not self.hooks.sample:
+        if not self.hooks.sample or not self.ranks.first:
             return
         self.model.update(self._run_parameters())
         for row in self.hooks.sample(self.model, self.state.key):
             self.samples.write({"step": self.step, **row})
 
     def _save_checkpoint(self, best: bool, pinned: str) -> None:
+        self._require_one_model()
+        complete = self.state._replace(carry=self.ranks.join(self.state.carry))
+        if not self.ranks.first:
+            return
         # The rows first: no checkpoint knows of a step that metrics.jsonl may lose in a crash.
         for rows in (self.metrics, self.samples):
             rows.sync()
-        trained, rest = to_arrays(self.state)
+        trained, rest = to_arrays(complete)
         tensors = {self.recipe.model.trained_file: trained, "optimizer": rest}
         state = {
             "step": self.step,
@@ -426,6 +473,21 @@ class _Run:
         }
         snapshot = checkpoint.Snapshot(self.step, tensors, state, pinned)
         checkpoint.save(self.checkpoints, snapshot, keep=self.recipe.save.keep, best=best)
+
+    def _require_one_model(self) -> None:
+        """Raises: CheckFailed where ranks no longer hold the same parameters; no checkpoint is written then.
+
+        Sums over ranks are the same bits in all of them. What each computes with them is too, on machines of
+        one kind.
+        """
+        if self.ranks.size == 1:
+            return
+        held = self.ranks.gather(fingerprint(flatten(self.state.params)))
+        if apart := [rank for rank, own in enumerate(held) if own != held[0]]:
+            raise CheckFailed(
+                f"after step {self.step} rank {apart[0]} has other parameters than rank 0: processes that "
+                "train one model must compute alike; start them on machines of one kind"
+            )
 
     def _log_event(self, event: str, message: str) -> None:
         """Say it now, and write it as a row once metrics.jsonl is open."""

@@ -51,6 +51,23 @@ def _refuse_unknown_task(name: str) -> None:
         raise ValueError(f"source: no task {name!r}; known: {', '.join(TASKS)}{nearest(name, TASKS)}")
 
 
+class Source(Section):
+    """One text of a mixture, an entry of `data.sources`."""
+
+    source: str = setting(..., "as `data.source`, a text", min_length=1)
+    weight: float = setting(1.0, "its share of the rows, beside the other weights", gt=0)
+    epochs: float | None = setting(
+        None, "how often the run may read it: one that would read it more often is refused", gt=0
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _a_text(cls, source: str) -> str:
+        if source.startswith(PREFIX):
+            raise ValueError(f"a mixture is of texts, got {source!r}, a task")
+        return source
+
+
 class Data(Section):
     """Where text comes from, how it becomes tokens, what is held out."""
 
@@ -58,6 +75,11 @@ class Data(Section):
         "pydoc",
         "`pydoc`, `themes`, `file:PATH`, `dir:PATH`, `jsonl:PATH`, `gutenberg:FOLDER`, "
         "`wikitext:PATH`, `wikitext-joined:PATH`, `hf:DATASET` or `task:NAME`",
+    )
+    sources: list[Source] = setting(
+        [],
+        'a mixture in place of `source`: `[{ source = "pydoc", weight = 3 }, { source = "file:PATH" }]`',
+        max_length=256,
     )
     tokenizer: str = setting(
         "bytes",
@@ -87,6 +109,19 @@ class Data(Section):
     def _tasks_speak_ids(cls, values: Any) -> Any:
         is_task = isinstance(values, dict) and str(values.get("source", "")).startswith(PREFIX)
         return {"tokenizer": "ids", **values} if is_task else values
+
+    @property
+    def origin(self) -> str:
+        """The source, or those of a mixture."""
+        return " + ".join(each.source for each in self.sources) or self.source
+
+    @model_validator(mode="after")
+    def _mixture_or_one(self):
+        if self.sources and self.source != "pydoc":
+            raise ValueError(
+                f"sources stand in place of source, got both: {self.source!r} and {self.origin!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _task_or_text(self):

@@ -24,10 +24,12 @@ _SHOW_CURSOR = (
 class StopRequest:
     """`with StopRequest() as stop:` catches the first signal; `stop.signal` is then its number, else None.
 
-    Outside the main thread Python delivers no signals, so there it catches nothing.
+    Outside the main thread Python delivers no signals, so there it catches nothing. says: whether to
+    tell of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, says: bool = True) -> None:
+        self._says = says
         self.signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -42,11 +44,18 @@ class StopRequest:
         for s, handler in self._previous.items():
             signal.signal(s, handler)
 
+    @staticmethod
+    def of(number: int) -> signal.Signals | None:
+        """The signal of a number; None for 0."""
+        return signal.Signals(number) if number else None
+
     def _first(self, number: int, frame) -> None:
         del frame
         self.signal = signal.Signals(number)
         for s in self._previous:
             signal.signal(s, signal.SIG_DFL)
+        if not self._says:
+            return
         cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
         text = f"{cursor}\n{self.signal.name}: finishing this step, then saving (once more to stop at once)\n"
         os.write(2, text.encode())  # print may not be entered again while it is interrupted

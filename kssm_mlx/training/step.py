@@ -7,6 +7,8 @@
 
 Without accumulation all four are one compiled function. With it, 1 is compiled for one micro-batch and
 evaluated piece by piece, so that memory holds the activations of one piece and K pieces cost one compilation.
+Processes that train together are pieces that are computed at once: N of them with one piece each take the
+step that one process takes with accumulation N.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from kssm_mlx.training.loss_terms import Term, isolate_node
 from kssm_mlx.training.losses import chunk_for, chunked_cross_entropy, cross_entropy, split_rows
 from kssm_mlx.training.optimizers import gradients, updates
 from kssm_mlx.training.optimizers.average import follow
+from kssm_mlx.training.parallel.ranks import ALONE, Ranks
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.schedules import schedule
 from kssm_mlx.training.state import TrainState, buffers_of, with_knobs
@@ -64,12 +67,14 @@ def make_step(
     intervention: Intervention | None = None,
     monitor: bool = False,
     compile: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Step:
     """The step of this model under this recipe: `step(state, tokens, resets) -> (state, metrics)`.
 
     loss: what is added to the cross-entropy (training/loss_terms.py). masks: parameter -> bool array that
     broadcasts to it; where it is False nothing moves, under decay neither. intervention: held in every
-    forward pass. monitor: observe U, the phases and the frequencies as well.
+    forward pass. monitor: observe U, the phases and the frequencies as well. ranks: who take the step
+    together, each on its own rows, which are what it is given.
 
     metrics: arrays [] by name: loss (cross-entropy, nats per token), `term_<name>` and the parts of each
     term, grad_norm (before clipping), `grad_rms_<tag>` (`gradients.component_rms`), lr, tokens, skipped (1
@@ -82,24 +87,27 @@ def make_step(
     Raises: ConfigError when the model cannot do what the recipe asks.
     """
     _use_checkpoints(model, train)
+    require_shares(model, train, ranks)
     build = partial(
-        _build_step, model, train, loss=loss, masks=masks, intervention=intervention, monitor=monitor
+        _build_step, model, train, ranks, loss=loss, masks=masks, intervention=intervention, monitor=monitor
     )
     return with_second_try(partial(build, mx.compile if compile else lambda f: f))
 
 
-def _build_step(model, train, compiled, *, loss, masks, intervention, monitor) -> Step:
+def _build_step(model, train, ranks: Ranks, compiled, *, loss, masks, intervention, monitor) -> Step:
     gradient = make_gradient(model, train, loss=loss, intervention=intervention, monitor=monitor)
     update = make_update(model, train, masks=masks, monitor=monitor)
-    if train.accumulation > 1:
-        gradient, update = accumulate_gradients(compiled(gradient), train.accumulation), compiled(update)
+    in_pieces = train.accumulation > 1 or ranks.size > 1
+    if in_pieces:
+        gradient = accumulate_gradients(compiled(gradient), count_pieces(train, ranks), ranks)
+        update = compiled(update)
 
     def step(state: TrainState, tokens: mx.array, resets: mx.array | None = None):
         _, noise = mx.random.split(state.key)  # `update` keeps the other half
         totals, carry = gradient(state.params, tokens, resets, state.carry, state.untrained, noise)
         return update(state._replace(carry=carry), totals)
 
-    return step if train.accumulation > 1 else compiled(step)
+    return step if in_pieces else compiled(step)
 
 
 def make_gradient(
@@ -178,11 +186,34 @@ def make_score(model: LanguageModel, intervention: Intervention | None, *, monit
     return score
 
 
-def accumulate_gradients(gradient, pieces: int):
-    """`gradient` summed over `pieces` equal groups of rows, one in memory at a time."""
+def count_pieces(train: Train, ranks: Ranks) -> int:
+    """The pieces that each rank computes its rows in: none has more rows than train.accumulation says."""
+    return -(-train.accumulation // ranks.size)
+
+
+def require_shares(model: LanguageModel, train: Train, ranks: Ranks) -> None:
+    """Raises: ConfigError for a batch that the ranks do not divide, and a model they cannot hold together."""
+    pieces = count_pieces(train, ranks) * ranks.size
+    if ranks.size > 1 and train.batch_size % pieces:
+        parts = "" if pieces == ranks.size else f", in {pieces // ranks.size} pieces each"
+        raise ConfigError(
+            f"train.batch_size {train.batch_size} cannot be divided among {ranks.size} processes{parts}; "
+            f"make it a multiple of {pieces}, or start another number of processes"
+        )
+    if ranks.size > 1 and (names := getattr(model, "buffers", ())):
+        raise ConfigError(
+            f"{model.model_type} keeps {names[0]}, which every forward pass replaces and processes would not "
+            "share; train it in one process"
+        )
+
+
+def accumulate_gradients(gradient, pieces: int, ranks: Ranks = ALONE):
+    """`gradient` summed over `pieces` equal groups of rows, one in memory at a time, and over the ranks."""
 
     def total(params, tokens, resets, carry, untrained, key):
-        rows, sums, carries, keys = tokens.shape[0] // pieces, None, [], mx.random.split(key, pieces)
+        rows, sums, carries = tokens.shape[0] // pieces, None, []
+        # The noise of one process that takes all of these pieces, one after the other.
+        keys = mx.random.split(key, pieces * ranks.size)[ranks.rank * pieces :]
         for i in range(pieces):
             piece = slice(i * rows, (i + 1) * rows)
             totals, left = gradient(params, *_take_rows([tokens, resets, carry], piece), untrained, keys[i])
@@ -192,7 +223,8 @@ def accumulate_gradients(gradient, pieces: int):
             mx.eval(sums, left)
             carries.append(left)
         assert sums is not None  # there is at least one piece
-        observed = tree_map(lambda a: a / pieces, sums.observed)
+        sums = ranks.sum(sums._replace(buffers={}))._replace(buffers=sums.buffers)
+        observed = tree_map(lambda a: a / (pieces * ranks.size), sums.observed)
         joined = None if left is None else tree_map(lambda *parts: mx.concatenate(list(parts)), *carries)
         return sums._replace(observed=observed), joined
 

@@ -53,14 +53,19 @@ def ends_of_text(folder: Path, id_of: Callable[[str], int | None]) -> tuple[int,
     id_of: the id of a token by its text; None where there is none.
     Raises: ConfigError for a file that cannot be read or an end that is no token.
     """
-    ends: list[int] = []
+    return tuple(dict.fromkeys(id for ids in ends_by_file(folder, id_of).values() for id in ids))
+
+
+def ends_by_file(folder: Path, id_of: Callable[[str], int | None]) -> dict[str, list[int]]:
+    """The same by file, of those that name an end. Raises: ConfigError as `ends_of_text`."""
+    ends: dict[str, list[int]] = {}
     for name in (CONFIG, GENERATION):
-        ends += _ids(_read_table(folder / name).get("eos_token_id"), folder / name)
+        ends[name] = _ids(_read_table(folder / name).get("eos_token_id"), folder / name)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read_table(folder / name).get("eos_token")
-        if (text := _token_text(token)) and (id := id_of(text)) is not None:
-            ends.append(id)
-    return tuple(dict.fromkeys(ends))
+        text = _token_text(_read_table(folder / name).get("eos_token"))
+        id = id_of(text) if text else None
+        ends[name] = [] if id is None else [id]
+    return {name: ids for name, ids in ends.items() if ids}
 
 
 def token_ids(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kssm_mlx.errors import CheckFailed
+from kssm_mlx.training.parallel.ranks import ALONE
 from tests.support.cli_fakes import DIGEST, a_check, kssm, refused
 from tests.support.report_fakes import write_run
 
@@ -42,6 +43,7 @@ def test_train_passes_everything_on_and_shows_the_run(runs, recipe, tmp_path):
         "waivers": {"C15": "one document"},
         "verify": True,
         "track": "lab",
+        "ranks": ALONE,
     }
     assert "validation loss, nats/token" in result.stdout and "card.md" in result.stdout
     assert "no token sees its future" in result.stdout and "The quick sample" in result.stdout

@@ -29,6 +29,7 @@ SECTIONS: dict[str, type] = {
     "about": sections.About,
     "about.expected": sections.Expected,
     "data": sections.Data,
+    "data.sources": sections.Source,
     "model": sections.Model,
     "model, with base": sections.Pretrained,
     "model.quantize": sections.Quantize,

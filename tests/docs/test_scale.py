@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.docs import settings
+from tests.docs import scale_processes, settings
 from tests.docs.scale import CASES, HEAD, PAGE, Row, machines, peaks, render
 
 TEXT = PAGE.read_text("utf-8")
@@ -51,3 +51,18 @@ def test_the_section_of_settings_survives_the_rest_of_the_page():
 def test_a_setting_is_measured(name):
     row = settings.measure(name, "xs", 16)
     assert row.peak > row.least > 0 and row.trained > 0
+
+
+def test_the_section_on_processes_is_what_its_module_writes_around_its_measurements():
+    section = TEXT[TEXT.index(scale_processes.TITLE) : TEXT.index("## Other machines")]
+    assert section.startswith(scale_processes.HEAD)
+    assert section.endswith(f"{scale_processes.PAPER}{scale_processes.paper()}\n\n")
+    counts = re.findall(r"^\| (\d) \| [\d,]+ \|", section, re.MULTILINE)
+    assert counts == [str(count) for count in scale_processes.COUNTS]
+
+
+def test_a_section_takes_the_place_of_the_one_before():
+    text = "# A\n\n## Other machines\n\nb\n"
+    once = scale_processes.replace_section(text, f"{scale_processes.TITLE}\n\n1\n")
+    assert once == f"# A\n\n{scale_processes.TITLE}\n\n1\n\n## Other machines\n\nb\n"
+    assert scale_processes.replace_section(once, f"{scale_processes.TITLE}\n\n2\n") == once.replace("1", "2")

@@ -20,7 +20,8 @@ class FakeHub:
     """Repositories as {repo: {commit: {file: bytes}}}; `log` has every request as (method, path, range).
 
     corrupt: names of files whose bytes arrive damaged; cut: name -> bytes after which the connection drops,
-    at every request; gated: repositories without access; status: an answer to every request.
+    at every request; gated: repositories without access; status: an answer to every request;
+    whole_only: it knows no ranges.
     """
 
     repos: dict[str, dict[str, dict[str, bytes]]]
@@ -29,6 +30,7 @@ class FakeHub:
     cut: dict[str, int] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     status: int | None = None
+    whole_only: bool = False
     log: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     def __enter__(self):
@@ -121,10 +123,14 @@ class _Handler(BaseHTTPRequestHandler):
             headers["X-Linked-Size"] = str(len(content))
         if name in self.hub.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self._send(206 if start else 200, content[start:], headers, self.hub.cut.get(name))
+        asked = self.headers.get("Range")
+        first, _, last = (asked or "bytes=0-").removeprefix("bytes=").partition("-")
+        start, stop = int(first), min(int(last) + 1 if last else len(content), len(content))
+        partial = bool(start or last) and not self.hub.whole_only
+        if partial:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        body = content[start:stop] if partial else content
+        self._send(206 if partial else 200, body, headers, self.hub.cut.get(name))
 
     def _commit(self, repo: str, revision: str) -> str | None:
         known = self.hub.repos[repo]

@@ -22,9 +22,11 @@ from rich.console import Console
 
 from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import KssmError
+from kssm_mlx.training import loop
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.json_lines import Rows
 from kssm_mlx.training.loop import Callbacks, Result, train_loop
+from kssm_mlx.training.parallel.ranks import ALONE, Settled, open_ranks
 from kssm_mlx.training.recipe import Recipe, parse
 from tests.support.compiling import compiling
 from tests.support.fakes import TinyRecurrent
@@ -38,6 +40,7 @@ def tiny_recipe(folder: Path, **sections) -> Recipe:
     """A recipe on a text in the parent of `folder`; `sections` change single keys, as train={"steps": 3}."""
     text = folder.parent / "text.txt"
     if not text.exists():
+        text.parent.mkdir(exist_ok=True)
         letters = np.random.default_rng(0).choice(list("abcd e"), 700)
         text.write_text("".join(letters))
     table = {
@@ -63,14 +66,15 @@ def tiny_run(
     model=None,
     out=None,
     console=None,
+    ranks=ALONE,
     **sections,
 ) -> Result:
     """Train a tiny model in `folder`; what a person would see goes to `out`.
 
     Compiled where that is what is tested: on a fresh machine each kernel costs a second of g++.
     """
-    recipe = tiny_recipe(folder, **sections)
-    data = prepare(recipe.data, folder.parent / "data")
+    recipe = ranks.in_turn(lambda: tiny_recipe(folder, **sections))
+    data = ranks.in_turn(lambda: prepare(recipe.data, folder.parent / "data"))
     ticks = itertools.count()
     with compiling(compiled):
         return train_loop(
@@ -83,6 +87,7 @@ def tiny_run(
             hooks=hooks or Callbacks(),
             console=console or Console(file=out or io.StringIO(), width=200),
             clock=lambda: float(next(ticks)),
+            ranks=ranks,
         )
 
 
@@ -137,17 +142,23 @@ FAULTS = {
     "before BEST": (checkpoint, "write_pointer", lambda folder, name, to: name == "BEST", 2),
     "before pruning": (checkpoint, "_prune_checkpoints", lambda folder, keep: True, 2),
     "before a row": (Rows, "write", lambda rows, row: row["step"] == 7, 1),
+    "before a batch": (loop, "random_batch", lambda split, seed, step, *sizes: step == 6, 1),
 }
 
 
 def main() -> None:
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    ranks = open_ranks()
+    options |= options.pop("of_rank", {}).get(str(ranks.rank), {})
     if fault := options.pop("fault", None):
         _kill_at(*FAULTS[fault])
     stop_at = options.pop("announce", None)
     hooks = Callbacks(on_step=lambda step, row: step == stop_at and _announce(step))
     try:
-        tiny_run(folder, hooks=hooks, out=sys.stdout, **options)
+        with ranks.guarded(lambda: f"what there is: {saved(folder).path.name}"):
+            tiny_run(folder, hooks=hooks, out=sys.stdout, ranks=ranks, **options)
+    except Settled as e:
+        raise SystemExit(e.exit_code) from None
     except KssmError as e:
         print(e, file=sys.stderr)
         raise SystemExit(e.exit_code) from None

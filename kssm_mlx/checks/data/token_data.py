@@ -193,8 +193,10 @@ def _shared_text(ctx: Context) -> str:
 
 def _is_corpus(data: Any, corpus: dict) -> bool:
     """Whether a recipe's source is the corpus of the token files, by name or, moved elsewhere, by content."""
-    if data.source == corpus["source"]:
+    if data.origin == corpus["source"]:
         return True
+    if data.sources:
+        return False
     try:
         return not data.deduplicate and open_corpus(data.source).digest == corpus["digest"]
     except KssmError:  # it cannot be read here, so nothing says that it is the same

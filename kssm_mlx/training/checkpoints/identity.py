@@ -78,9 +78,10 @@ def require_unchanged(then: dict[str, Any], now: dict[str, Any], *, allow: bool)
     return found
 
 
-def describe_environment() -> dict[str, Any]:
-    """What bitwise equality depends on besides the recipe."""
+def describe_environment(processes: int = 1) -> dict[str, Any]:
+    """What bitwise equality depends on besides the recipe; processes: that train together."""
     return {
+        **({"processes": processes} if processes > 1 else {}),
         "kssm_mlx": __version__,
         "python": platform.python_version(),
         "mlx": vars(mx)["__version__"],  # a name that its type stubs leave out

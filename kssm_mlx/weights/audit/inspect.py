@@ -93,20 +93,24 @@ def inspect(
     meter: Meter | None = None,
     keep: Keep | None = None,
     go_on: bool = False,
+    headers_only: bool = False,
 ) -> Inspection:
     """Run L0 to L3 over the weights at `path`.
 
     expected: name -> digest of a manifest. promised: file name -> sha256 of the hub. meter: hears how many
     bytes there will be, and each time how many more were read. keep: called with each tensor while it is in
-    memory. go_on: past a failed layer, as far as that is possible.
+    memory. go_on: past a failed layer, as far as that is possible. headers_only: L0 and L1 alone, which read
+    no tensor.
     Raises: ConfigError for a path without weights.
     """
     found, meter = Inspection(open_container(path)), meter or Silent()
     promised = promised or {}
-    meter.start(work(found.container, promised))
+    meter.start(0 if headers_only else work(found.container, promised))
     _container(found, meter)
     if found.ok:
         _names(found)
+    if headers_only:
+        return found
     if found.ok or (go_on and found.model is not None):
         _summarize_tensors(found, meter, keep)
         _check_digests(found, expected or found.container.digests, promised, meter)

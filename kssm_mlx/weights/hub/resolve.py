@@ -39,13 +39,13 @@ class Resolved:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     repo: str
     file: str | None
     revision: str
 
 
-class _Unreachable(Exception):
+class Unreachable(Exception):
     """The hub gave no answer; the message says why."""
 
 
@@ -63,13 +63,13 @@ def resolve(source: str | Path, revision: str | None = None) -> Resolved:
                 f"{source} is a path on this machine; a revision ({revision}) is of a repository"
             )
         return Resolved(local)
-    asked = _parse_reference(str(source), revision)
+    asked = parse_reference(str(source), revision)
     if _COMMIT.fullmatch(asked.revision) and not _missing(_snapshot(asked.repo, asked.revision), asked):
         return _resolved(asked, asked.revision)
     try:
-        with _explained(asked):
+        with explained(asked):
             return _resolved(asked, _download_files(asked))
-    except _Unreachable as e:
+    except Unreachable as e:
         return _resolved(asked, _cached_commit(asked, str(e)))
 
 
@@ -98,14 +98,14 @@ def choose(names: Iterable[str], file: str | None = None) -> list[str]:
     raise ConfigError(f"the repository has {found}; name the one you mean: owner/name/FILE")
 
 
-def _parse_reference(source: str, revision: str | None) -> _Asked:
+def parse_reference(source: str, revision: str | None) -> Asked:
     match = _REPOSITORY.fullmatch(source)
     if not match or source.startswith((".", "/", "~")):
         raise ConfigError(f"no file or folder {source}; for the hub write owner/name or owner/name@revision")
     inline = match["revision"]
     if inline and revision and inline != revision:
         raise ConfigError(f"{source} and revision {revision} contradict each other; give one of them")
-    return _Asked(match["repo"], match["file"], inline or revision or _pinned(match["repo"]) or "main")
+    return Asked(match["repo"], match["file"], inline or revision or _pinned(match["repo"]) or "main")
 
 
 def _pinned(repo: str) -> str | None:
@@ -115,7 +115,7 @@ def _pinned(repo: str) -> str | None:
     return manifest and manifest.revision
 
 
-def _download_files(asked: _Asked) -> str:
+def _download_files(asked: Asked) -> str:
     """The commit, with every file of it that makes the model in the cache."""
     from huggingface_hub import HfApi, hf_hub_url, snapshot_download
 
@@ -134,7 +134,7 @@ def _download_files(asked: _Asked) -> str:
     return info.sha
 
 
-def _record_commit(asked: _Asked, commit: str) -> None:
+def _record_commit(asked: Asked, commit: str) -> None:
     """Which commit a branch or tag was, as huggingface_hub writes it, for the day without a connection."""
     if asked.revision != commit:
         ref = _storage(asked.repo) / "refs" / asked.revision
@@ -142,7 +142,7 @@ def _record_commit(asked: _Asked, commit: str) -> None:
         ref.write_text(commit)
 
 
-def _cached_commit(asked: _Asked, reason: str) -> str:
+def _cached_commit(asked: Asked, reason: str) -> str:
     """The commit that the cache has for what was asked. Raises: ConfigError that names what is missing."""
     commit = asked.revision if _COMMIT.fullmatch(asked.revision) else _recorded_commit(asked)
     if not commit or not _snapshot(asked.repo, commit).is_dir():
@@ -158,7 +158,7 @@ def _cached_commit(asked: _Asked, reason: str) -> str:
     return commit
 
 
-def _recorded_commit(asked: _Asked) -> str:
+def _recorded_commit(asked: Asked) -> str:
     """The commit that a branch or tag was; "" where the cache does not say, or says no commit."""
     ref = _storage(asked.repo) / "refs" / asked.revision
     try:
@@ -168,7 +168,7 @@ def _recorded_commit(asked: _Asked) -> str:
     return commit if _COMMIT.fullmatch(commit) else ""
 
 
-def _missing(folder: Path, asked: _Asked) -> list[str]:
+def _missing(folder: Path, asked: Asked) -> list[str]:
     """What a snapshot lacks to be a model; a link into the cache whose target is gone counts as missing."""
     names = {p.name for p in folder.iterdir() if p.exists()} if folder.is_dir() else set()
     if asked.file is not None:
@@ -190,7 +190,7 @@ def _shards(index: Path) -> set[str]:
         return set()
 
 
-def _resolved(asked: _Asked, commit: str) -> Resolved:
+def _resolved(asked: Asked, commit: str) -> Resolved:
     folder = _snapshot(asked.repo, commit)
     path = folder / asked.file if asked.file else folder
     return Resolved(path, asked.repo, commit, _promised(folder))
@@ -214,8 +214,8 @@ def _snapshot(repo: str, commit: str) -> Path:
 
 
 @contextmanager
-def _explained(asked: _Asked) -> Iterator[None]:
-    """The hub's errors in one line each; no answer at all becomes _Unreachable."""
+def explained(asked: Asked) -> Iterator[None]:
+    """The hub's errors in one line each; no answer at all becomes Unreachable."""
     from huggingface_hub import errors as hub
 
     repo = asked.repo
@@ -239,11 +239,11 @@ def _explained(asked: _Asked) -> Iterator[None]:
             raise ConfigError(
                 f"the hub refuses {repo} with status {e.response.status_code}; try `hf auth login`, or later"
             ) from None
-        raise _Unreachable(f"the hub answers with status {e.response.status_code}") from None
+        raise Unreachable(f"the hub answers with status {e.response.status_code}") from None
     except hub.OfflineModeIsEnabled:
-        raise _Unreachable("HF_HUB_OFFLINE forbids to ask the hub") from None
+        raise Unreachable("HF_HUB_OFFLINE forbids to ask the hub") from None
     except (no_answer, hub.LocalEntryNotFoundError) as e:
-        raise _Unreachable(
+        raise Unreachable(
             f"the hub cannot be reached ({str(e).splitlines()[0] or type(e).__name__})"
         ) from None
     except OSError as e:
