@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+from kssm_mlx.errors import ConfigError
 
 
 def evaluate(
@@ -17,6 +20,14 @@ def evaluate(
         int | None,
         typer.Option(min=256, help="How many to score.  [default: the recipe's eval.tokens, or 8192]"),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="Tasks of lm-evaluation-harness (the extra eval) instead."),
+    ] = None,
+    task_files: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the tasks are: files of your own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task, at most.")] = None,
     verify: Annotated[bool, typer.Option(help="Refuse weights that fail their checks.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of a table.")
@@ -26,12 +37,15 @@ def evaluate(
 
     In nats/token, perplexity and bits/byte, with what context is worth and what counting reaches.
     """
+    _refuse_mixed(tasks, task_files, limit, data, tokens)
     from kssm_mlx.cli.tables import console, evaluation_rows, show, table, warn_unverified
     from kssm_mlx.runner.evaluate import evaluate as score
     from kssm_mlx.runner.load import load
 
     trained = load(model, verify=verify)
     warn_unverified(trained)
+    if tasks:
+        return _run_tasks(trained, [name.strip() for name in tasks.split(",")], task_files, limit, as_json)
     numbers = score(trained, model, source=data, tokens=tokens)
     if as_json:
         import json
@@ -40,3 +54,25 @@ def evaluate(
 
         return typer.echo(json.dumps({name: to_plain(value) for name, value in numbers.items()}, indent=2))
     show(console(), table(("measure", "value"), evaluation_rows(numbers), numbers["data"]))
+
+
+def _refuse_mixed(tasks, task_files, limit, data, tokens) -> None:
+    """Raises: ConfigError for options of one way beside those of the other."""
+    if tasks and (data or tokens):
+        raise ConfigError("--tasks bring their own texts; leave --data and --tokens out, and use --limit")
+    if not tasks and (task_files or limit):
+        raise ConfigError("--task-files and --limit go with --tasks NAME")
+
+
+def _run_tasks(trained: Any, names: list[str], folder: Path | None, limit: int | None, as_json: bool) -> None:
+    from kssm_mlx.cli.tables import console, show, table
+    from kssm_mlx.integrations.lm_eval import run_tasks
+
+    found = run_tasks(trained, names, folder, limit)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found, indent=2))
+        return
+    rows = [(task, name, f"{value:.4f}") for task, row in found.items() for name, value in row.items()]
+    show(console(), table(("task", "measure", "value"), rows, trained.source))

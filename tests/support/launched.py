@@ -29,7 +29,8 @@ def launch(count: int, command: list[str]) -> subprocess.CompletedProcess:
 def free_ports(count: int) -> int:
     """The first of `count` ports in a row that nobody listens on."""
     while True:
-        start = random.randrange(20000, 32000, 16)  # below those that the system gives away
+        # Below those that the system gives away; not of the seed that every worker of a suite has.
+        start = random.SystemRandom().randrange(20000, 32000, 16)
         sockets = [socket.socket() for _ in range(count)]
         try:
             for i, each in enumerate(sockets):
