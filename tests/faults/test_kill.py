@@ -17,6 +17,7 @@ SURVIVES = {
     "before BEST": 8,
     "before pruning": 8,
     "before a row": 4,
+    "before a batch": 4,
 }
 
 
