@@ -126,6 +126,7 @@ def _active_beside(model: LanguageModel) -> int:
     """Bytes that others in this process hold."""
     gc.collect()
     mx.eval(model.parameters())
+    mx.synchronize()  # a stream holds the arrays of its last operation a little longer than that takes
     return max(mx.get_active_memory() - sum(a.nbytes for a in flatten(model.parameters()).values()), 0)
 
 
