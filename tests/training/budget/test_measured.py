@@ -23,12 +23,6 @@ from tests.support import compiling
 from tests.support.budget_cases import CASES, budget_recipe
 
 
-@pytest.fixture
-def repeatable(repeatable_peak, monkeypatch):
-    """One step has the peak of every step."""
-    monkeypatch.setattr(measured, "STEPS", 1)
-
-
 def opened(name, folder):
     recipe = budget_recipe(name, folder)
     data = prepare(recipe.data, folder / "data")
@@ -41,7 +35,7 @@ COMPILED = {"kssm", "mamba", "mamba, grafted"}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, repeatable):
+def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, repeatable_peak):
     with compiling.compiling(name in COMPILED):
         assert_predicted(name, tmp_path)
 
@@ -55,7 +49,7 @@ def assert_predicted(name, tmp_path):
     assert predicted.peak == pytest.approx(measure_step(recipe, model, data, held, rows).peak, rel=0.15)
 
 
-def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable):
+def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable_peak):
     """Whose logits are computed in pieces, from three rows on."""
     monkeypatch.setattr(losses, "MOST_LOGITS", 2**14)
     recipe, model, data, held = opened("kssm", tmp_path)
@@ -65,7 +59,7 @@ def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable):
     assert predicted == pytest.approx(measure_step(recipe, model, data, held, 16).peak, rel=0.15)
 
 
-def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path, repeatable):
+def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path, repeatable_peak):
     """Not our own step again: the loop, with its rows, its initial model and its second step."""
     recipe, model, data, held = opened("kssm", tmp_path)
     costs = measure_steps(recipe, model, data, held)
