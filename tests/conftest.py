@@ -109,14 +109,10 @@ def dead_pid() -> int:
 
 
 @pytest.fixture
-def repeatable_peak(monkeypatch, request):
+def repeatable_peak(monkeypatch):
     """MLX allocates ahead of what it computes, by more where the machine is busy. Beyond its limit of memory
     it waits for every operation, and then a peak is the same each time; whoever asks sees the usual limit.
     """
-    if request.config.getoption("--pretend-mac"):
-        pytest.skip(
-            "kernels of the pretended Mac give memory back later on a busy machine; the suite asks this"
-        )
     import mlx.core as mx
 
     before = mx.set_memory_limit(1)

@@ -23,6 +23,16 @@ from tests.support import compiling
 from tests.support.budget_cases import CASES, budget_recipe
 
 
+@pytest.fixture
+def counted(repeatable_peak, request):
+    """A counter that repeats itself, as far as it is known to."""
+    if request.config.getoption("--pretend-mac"):
+        pytest.skip(
+            "with stand-ins for Metal's kernels, equal steps were counted 15 % apart on a busy machine; "
+            "without --pretend-mac this test runs"
+        )
+
+
 def opened(name, folder):
     recipe = budget_recipe(name, folder)
     data = prepare(recipe.data, folder / "data")
@@ -35,7 +45,7 @@ COMPILED = {"kssm", "mamba", "mamba, grafted"}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, repeatable_peak):
+def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, counted):
     with compiling.compiling(name in COMPILED):
         assert_predicted(name, tmp_path)
 
@@ -49,7 +59,7 @@ def assert_predicted(name, tmp_path):
     assert predicted.peak == pytest.approx(measure_step(recipe, model, data, held, rows).peak, rel=0.15)
 
 
-def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable_peak):
+def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, counted):
     """Whose logits are computed in pieces, from three rows on."""
     monkeypatch.setattr(losses, "MOST_LOGITS", 2**14)
     recipe, model, data, held = opened("kssm", tmp_path)
@@ -59,7 +69,7 @@ def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable_peak
     assert predicted == pytest.approx(measure_step(recipe, model, data, held, 16).peak, rel=0.15)
 
 
-def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path, repeatable_peak):
+def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path, counted):
     """Not our own step again: the loop, with its rows, its initial model and its second step."""
     recipe, model, data, held = opened("kssm", tmp_path)
     costs = measure_steps(recipe, model, data, held)
