@@ -28,8 +28,8 @@ def counted(repeatable_peak, request):
     """A counter that repeats itself, as far as it is known to."""
     if request.config.getoption("--pretend-mac"):
         pytest.skip(
-            "with stand-ins for Metal's kernels and both cores busy, predictions were off by more than 15 % in "
-            "4 of 7 runs, and why is not known; without --pretend-mac this test runs"
+            "with stand-ins for Metal's kernels and both cores busy, predictions were off by more than 15 % "
+            "in 4 of 7 runs, and why is not known; without --pretend-mac this test runs"
         )
 
 
