@@ -36,7 +36,16 @@ from kssm_mlx.experiments.schedule import (
 from kssm_mlx.files import writing
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.runs import lock
-from kssm_mlx.runs.experiment import RESULTS, TIMING, Results, is_experiment, read_results, write_rows
+from kssm_mlx.runs.experiment import (
+    PARTS,
+    RESULTS,
+    TIMING,
+    Results,
+    is_experiment,
+    read_results,
+    read_rows,
+    write_rows,
+)
 
 TICK = 0.25  # seconds between two looks at the processes
 
@@ -75,8 +84,9 @@ class Experiment:
         with writing("the experiment", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with lock.hold(self.folder), _stop_requests() as stopped:
-            designs = self._note_design()
             selections = list_selections(self.design, variants, smoke=self.smoke)
+            self._restore_parts([*selections, *every])
+            designs = self._note_design()
             watch.planned([*selections, *asked])
             self._work(selections, watch, stopped, lambda: self._write(designs, selections))
             chosen = choose_settings(self.design, variants, self._parts(selections))
@@ -117,6 +127,22 @@ class Experiment:
         }
         files.replace(self.folder / RESULTS, write_rows([*designs, row], []))
         return [*designs, row]
+
+    def _restore_parts(self, jobs: Sequence[Job]) -> None:
+        """The parts of a results.jsonl that was copied here without them, as out of a repository.
+
+        Where there is a folder of parts, one that is missing was deleted, so that its run is done again.
+        """
+        if (self.folder / PARTS).exists() or not is_experiment(self.folder):
+            return
+        rows = read_rows(self.folder)
+        if any(row["kind"] == "design" and row["name"] != self.name for row in rows):
+            return  # another experiment, which is refused in a moment
+        told = {(row["arm"], row["seed"]): row for row in rows if row["kind"] == "run"}
+        for job in jobs:
+            if row := told.get((job.arm, job.seed)):
+                job.part(self.folder).parent.mkdir(parents=True, exist_ok=True)
+                files.replace(job.part(self.folder), json.dumps(row, sort_keys=True) + "\n")
 
     def _parts(self, jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
         rows = {job.arm: read_part(job, self.folder) for job in jobs}

@@ -68,17 +68,21 @@ def results_file(path: Path) -> Path:
     return path / RESULTS if path.is_dir() else path
 
 
-def read_results(path: Path) -> Results:
-    """Of an experiment's folder, or of a results.jsonl. Raises: CheckpointError naming the line at fault."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows as they were written. Raises: CheckpointError naming the line at fault."""
     file = results_file(path)
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror.lower() if isinstance(e, OSError) and e.strerror else "it is not UTF-8"
         raise CheckpointError(f"cannot read {file}: {reason}") from None
-    designs, runs = [], []
-    for number, line in enumerate(lines, start=1):
-        row = _read_row(file, number, line)
+    return [_read_row(file, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def read_results(path: Path) -> Results:
+    """Of an experiment's folder, or of a results.jsonl. Raises: CheckpointError naming the line at fault."""
+    file, designs, runs = results_file(path), [], []
+    for number, row in enumerate(read_rows(path), start=1):
         if row["kind"] == "design":
             designs.append(row)
         else:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,23 @@ def test_runs_that_were_trained_before_the_rule_was_written_down_are_told(begin)
     assert results.designs[0]["runs_before"] == 1
     (line,) = summarize(begin().folder).fixed
     assert "when 1 trained runs lay in its folder ALREADY" in line and "before the first run" not in line
+
+
+def test_a_results_file_alone_is_gone_on_with(begin):
+    """A copy out of a repository, without parts and runs; a part that was deleted is done again."""
+    begin().run(Quiet(), seeds=1)
+    copy = begin(folder="copy")
+    copy.folder.mkdir()
+    shutil.copy(begin().folder / "results.jsonl", copy.folder)
+    watch = Quiet()
+    results = copy.run(watch)
+    assert sorted(watch.begins) == [(arm, seed) for arm in ("good", "worse") for seed in (1, 2)]
+    begin().run(Quiet())
+    assert results == read_results(begin().folder)
+    (copy.folder / "parts/good/seed0.json").unlink()
+    again = Quiet()
+    copy.run(again)
+    assert again.begins == [("good", 0)]
 
 
 def test_a_result_of_other_settings_is_refused(begin):
