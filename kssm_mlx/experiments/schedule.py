@@ -24,6 +24,7 @@ from kssm_mlx.experiments.job import Job, safe_name
 from kssm_mlx.experiments.protocols import find_protocol, parse_options
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.training.checkpoints.identity import flatten_keys, list_differences
+from kssm_mlx.training.recipe import parse
 
 LOWER_IS_BETTER = ("nats", "bits", "perplexity", "best_nats", "repetition")
 
@@ -120,7 +121,7 @@ def read_part(job: Job, folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is not JSON: {e}; delete it and the run is done again") from None
     if not isinstance(row, dict) or row.get("kind") != "run":
         raise CheckpointError(f"{path} is no result of a run; delete it and the run is done again")
-    then = flatten_keys({"recipe": row.get("settings"), "protocol": row.get("protocol")})
+    then = flatten_keys({"recipe": _as_of_now(row.get("settings")), "protocol": row.get("protocol")})
     now = flatten_keys(json.loads(json.dumps({"recipe": job.settings, "protocol": job.measures})))
     if found := list_differences(then, now):
         raise CheckpointError(
@@ -128,6 +129,14 @@ def read_part(job: Job, folder: Path) -> dict[str, Any] | None:
             "choose another folder, or delete it and its run"
         )
     return row
+
+
+def _as_of_now(settings: Any) -> Any:
+    """With the defaults of settings that there were not when these were written."""
+    try:
+        return parse(settings).model_dump(mode="json", exclude_none=True)
+    except (ConfigError, TypeError, AttributeError):
+        return settings  # what differs is named as it is
 
 
 def _job(

@@ -163,6 +163,18 @@ def test_a_result_of_other_settings_is_refused(begin):
         begin(other).run(Quiet())
 
 
+def test_a_result_from_before_a_setting_there_was_goes_on(begin):
+    """A new key of recipes has a default that means what there was; it does not make old runs others."""
+    begin().run(Quiet(), seeds=1)
+    part = begin().folder / "parts/good/seed0.json"
+    row = json.loads(part.read_text())
+    del row["settings"]["train"]["optimizer"]
+    part.write_text(json.dumps(row))
+    watch = Quiet()
+    begin().run(watch)
+    assert ("good", 0) not in watch.begins
+
+
 def test_another_experiment_or_a_second_process_is_kept_out(begin):
     began = begin()
     began.run(Quiet(), seeds=1)
