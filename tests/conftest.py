@@ -111,7 +111,8 @@ def dead_pid() -> int:
 @pytest.fixture
 def repeatable_peak(monkeypatch):
     """MLX allocates ahead of what it computes, by more where the machine is busy. Beyond its limit of memory
-    it waits for every operation, and then a peak is the same each time; whoever asks sees the usual limit.
+    it is ahead by ten operations at most, and a peak that many make is nearly the same each time; whoever
+    asks sees the usual limit.
     """
     import mlx.core as mx
 

@@ -22,15 +22,12 @@ from kssm_mlx.training.recipe_sections import Train
 from tests.support import compiling
 from tests.support.budget_cases import CASES, budget_recipe
 
-
-@pytest.fixture
-def counted(repeatable_peak, request):
-    """A counter that repeats itself, as far as it is known to."""
-    if request.config.getoption("--pretend-mac"):
-        pytest.skip(
-            "with stand-ins for Metal's kernels and both cores busy, predictions were off by more than 15 % "
-            "in 4 of 7 runs, and why is not known; without --pretend-mac this test runs"
-        )
+# MLX allocates up to ten operations ahead of what it computes, by more where the machine is busy. With these
+# rows that is little of the whole, and neither are the optimizer's arrays, which are the same for any rows.
+FEW, ALL = (16, 32), 64
+# Steps whose peaks are compared, the highest of them. That of a graft has two levels, 11 % apart, on a busy
+# machine, the higher one in a third of the steps.
+STEPS = {"mamba, grafted": 12}
 
 
 def opened(name, folder):
@@ -45,35 +42,33 @@ COMPILED = {"kssm", "mamba", "mamba, grafted"}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, counted):
+def test_the_predicted_peak_is_within_15_percent_of_the_counter(name, tmp_path, repeatable_peak, monkeypatch):
+    monkeypatch.setattr(measured, "STEPS", STEPS.get(name, 3))
     with compiling.compiling(name in COMPILED):
-        assert_predicted(name, tmp_path)
+        assert_predicted(*opened(name, tmp_path))
 
 
-def assert_predicted(name, tmp_path):
-    recipe, model, data, held = opened(name, tmp_path)
-    rows = recipe.train.batch_size // recipe.train.accumulation
-    # Whatever more were taken: what was measured would be no prediction.
-    costs = [c for c in measure_steps(recipe, model, data, held) if c.rows <= rows / 2]
-    predicted = predict_step(costs, recipe.train, sum_bytes(model).least)
-    assert predicted.peak == pytest.approx(measure_step(recipe, model, data, held, rows).peak, rel=0.15)
-
-
-def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, counted):
+def test_so_is_that_of_a_large_vocabulary(tmp_path, monkeypatch, repeatable_peak):
     """Whose logits are computed in pieces, from three rows on."""
     monkeypatch.setattr(losses, "MOST_LOGITS", 2**14)
     recipe, model, data, held = opened("kssm", tmp_path)
-    costs = [c for c in measure_steps(recipe, model, data, held) if c.rows <= 8]
-    assert [c.rows for c in costs] == [3, 6]
-    predicted = predict_step(costs, recipe.train, sum_bytes(model).least).peak
-    assert predicted == pytest.approx(measure_step(recipe, model, data, held, 16).peak, rel=0.15)
+    assert [*_few_rows(recipe, model.args.vocab_size)][:3] == [3, 6, 12]
+    assert_predicted(recipe, model, data, held, few=(24, 48))
 
 
-def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path, counted):
+def assert_predicted(recipe, model, data, held, few=FEW):
+    costs = [measure_step(recipe, model, data, held, rows) for rows in few]
+    train = recipe.train.model_copy(update={"batch_size": ALL * recipe.train.accumulation})
+    predicted = predict_step(costs, train, sum_bytes(model).least)
+    assert predicted.rows == ALL
+    assert predicted.peak == pytest.approx(measure_step(recipe, model, data, held, ALL).peak, rel=0.15)
+
+
+def test_a_run_has_the_peak_that_was_measured_for_it(tmp_path, repeatable_peak):
     """Not our own step again: the loop, with its rows, its initial model and its second step."""
     recipe, model, data, held = opened("kssm", tmp_path)
-    costs = measure_steps(recipe, model, data, held)
-    predicted = predict_step(costs, recipe.train, sum_bytes(model).least).peak
+    (cost,) = measure_steps(recipe, model, data, held, all_rows=True)[-1:]
+    assert cost.rows == recipe.train.batch_size
     own = sum(a.nbytes for a in flatten(model.parameters()).values())
     others, peaks = mx.get_active_memory() - own, []
 
@@ -83,7 +78,7 @@ def test_a_run_has_the_peak_that_was_predicted_for_it(tmp_path, counted):
 
     silent = Console(file=io.StringIO())
     train_loop(model, recipe, data, tmp_path / "run", hooks=Callbacks(on_step=on_step), console=silent)
-    assert max(peaks[1:]) == pytest.approx(predicted, rel=0.15)
+    assert max(peaks[1:]) == pytest.approx(cost.peak, rel=0.15)
 
 
 def test_a_measured_model_is_left_as_it_was(tmp_path):
