@@ -76,7 +76,7 @@ def generate(
         ),
     ] = None,
     trace_values: Annotated[
-        str, typer.Option(metavar="R,psi,U", help="What is traced; the first one colours the picture.")
+        str, typer.Option(metavar="R,psi,omega,U", help="What is traced; the first one colours the picture.")
     ] = "R,U",
     trace_units: Annotated[
         bool, typer.Option("--trace-units", help="Trace every unit, not only the means of blocks.")
@@ -93,7 +93,7 @@ def generate(
     from kssm_mlx.generation import follow, load_state, refuse_other_file, save_state, stack
     from kssm_mlx.generation import stream as run
     from kssm_mlx.generation.initial_state import is_initial_state
-    from kssm_mlx.generation.trace import require_quantities
+    from kssm_mlx.generation.trace import list_observed, require_quantities
     from kssm_mlx.runner.load import load
 
     if state_out:
@@ -124,7 +124,7 @@ def generate(
         stop_at_separator=not past_separator,
         stop=tuple(stop),
         intervention=intervention,
-        observe=observed,
+        observe=list_observed(observed),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -207,7 +207,9 @@ def _write_trace(
     from kssm_mlx.generation.trace import trace_rows
     from kssm_mlx.reports.written import plot_written
 
-    texts = [list(trace_rows(c, tokenizer, row, units=units)) for row, c in enumerate(completions)]
+    texts = [
+        list(trace_rows(c, tokenizer, row, names=names, units=units)) for row, c in enumerate(completions)
+    ]
     files.replace(path, "".join(json.dumps(row) + "\n" for rows in texts for row in rows))
     for row, rows in enumerate(texts):
         if rows:

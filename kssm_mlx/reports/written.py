@@ -17,6 +17,7 @@ ADVANCE = 0.602  # of a character of DejaVu Sans Mono, em
 LABELS = {
     "R": "order parameter R",
     "psi": "mean phase psi (radians)",
+    "omega": "change of psi (radians per token)",
     "U": "entropy of the prediction / ln V",
 }
 CYCLIC = ("psi", "theta")
@@ -54,13 +55,16 @@ def lay_out(pieces: Sequence[str]) -> Iterator[tuple[int, int, int, str]]:
 
 
 def _draw_text(figure: Any, ax: Any, cells: list, lines: int, values: np.ndarray, name: str) -> None:
+    from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.collections import PatchCollection
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
-    scale = Normalize(-np.pi, np.pi) if name in CYCLIC else Normalize(values.min(), values.max() + 1e-9)
-    colours = ScalarMappable(scale, "twilight" if name in CYCLIC else "viridis")
+    told = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
+    scale = Normalize(-np.pi, np.pi) if name in CYCLIC else Normalize(told.min(), told.max() + 1e-9)
+    shown = colormaps["twilight" if name in CYCLIC else "viridis"]
+    colours = ScalarMappable(scale, shown.with_extremes(bad="white"))  # a first token has no change
     fill = [colours.to_rgba(values[token]) for token, *_ in cells]
     boxes = [Rectangle((column, line), 1, 1) for _, line, column, _ in cells]
     ax.add_collection(PatchCollection(boxes, facecolors=fill, edgecolors=fill, linewidths=0.2))
@@ -78,7 +82,7 @@ def _draw_course(ax: Any, rows: Rows, name: str) -> None:
     """Each block and their mean over tokens; an angle as points, because a line would draw its jumps."""
     at, look = np.arange(len(rows)), "." if name in CYCLIC else "-"
     if name != "U":
-        blocks = np.array([row[name]["blocks"] for row in rows]).T
+        blocks = np.array([row[name]["blocks"] for row in rows], dtype=float).T
         if len(blocks) == 1:
             blocks = blocks[:0]  # it is the mean
         for number, (block, colour) in enumerate(zip(blocks, shades(len(blocks)), strict=True)):
@@ -92,4 +96,5 @@ def _draw_course(ax: Any, rows: Rows, name: str) -> None:
 
 
 def _mean_of(row: dict[str, Any], name: str) -> float:
-    return row[name] if name == "U" else row[name]["mean"]
+    value = row[name] if name == "U" else row[name]["mean"]
+    return float("nan") if value is None else value

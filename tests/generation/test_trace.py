@@ -8,7 +8,7 @@ import pytest
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.generation import generate
-from kssm_mlx.generation.trace import list_quantities, require_quantities, trace_rows
+from kssm_mlx.generation.trace import list_observed, list_quantities, require_quantities, trace_rows
 from kssm_mlx.models import build
 from kssm_mlx.models.base import Clamp, Intervention
 from tests.support.fakes import TinyRecurrent
@@ -67,6 +67,23 @@ def test_angles_are_averaged_on_the_circle(model):
     assert np.shape(row["psi"]["units"]) == (1, 2)
 
 
+def test_omega_is_how_far_the_phase_has_moved(model):
+    assert list_observed(("omega", "U", "psi")) == ("psi", "U")
+    (done,) = write(model, observe=("psi",))
+    angles = [3.0, -3.0, -2.5, 2.5]
+    seen = tuple({"block00/psi": np.array([a, 0.0], np.float32)} for a in angles)
+    done = type(done)(**{**vars(done), "ids": done.ids[:4], "logprobs": done.logprobs[:4], "observed": seen})
+    rows = list(trace_rows(done, TOKENIZER, names=("omega",), units=True))
+    assert "psi" not in rows[0] and rows[0]["omega"] == {
+        "mean": None,
+        "blocks": [None],
+        "units": [[None, None]],
+    }
+    moved = [row["omega"]["units"][0][0] for row in rows[1:]]
+    np.testing.assert_allclose(moved, [2 * np.pi - 6, 0.5, 5 - 2 * np.pi], atol=1e-6)
+    assert rows[2]["omega"]["mean"] == pytest.approx(0.25, abs=1e-6)
+
+
 @pytest.mark.parametrize("where", ["readout", "state"])
 def test_a_hold_is_exact_at_every_token_and_changes_what_is_said(model, where):
     hold = Intervention((Clamp("R", 0.25, where=where),))
@@ -95,7 +112,7 @@ def test_the_prompt_is_read_without_the_hold(model):
 
 
 def test_what_a_model_does_not_have_is_refused(model):
-    assert list_quantities(model) == ["R", "psi", "h", "dt", "lyapunov", "U"]
+    assert list_quantities(model) == ["R", "psi", "h", "dt", "lyapunov", "omega", "U"]
     assert list_quantities(TinyRecurrent(256)) == ["U"]
     with pytest.raises(ConfigError, match="no 'state' to trace; it has R, psi"):
         require_quantities(model, ["R", "state"])

@@ -9,7 +9,9 @@ from kssm_mlx.reports.written import COLUMNS, MOST_LINES, lay_out, plot_written
 def rows(pieces):
     R = [0.1 + 0.8 * i / len(pieces) for i in range(len(pieces))]
     blocks = [{"mean": r, "blocks": [r - 0.05, r + 0.05]} for r in R]
-    return [{"text": t, "R": b, "psi": b, "U": 0.5} for t, b in zip(pieces, blocks, strict=True)]
+    told = [{"text": t, "R": b, "psi": b, "omega": b, "U": 0.5} for t, b in zip(pieces, blocks, strict=True)]
+    told[0]["omega"] = {"mean": None, "blocks": [None, None]}
+    return told
 
 
 def test_every_character_has_its_place_and_its_token():
@@ -25,7 +27,7 @@ def test_every_character_has_its_place_and_its_token():
     assert "".join(c for *_, c in lay_out(["\x1b[2J"])) == "\\x1b[2J"
 
 
-@pytest.mark.parametrize("names", [("R", "psi", "U"), ("psi",), ("U",)])
+@pytest.mark.parametrize("names", [("R", "psi", "U"), ("psi",), ("U",), ("omega",)])
 def test_the_picture_is_drawn_also_of_odd_texts(tmp_path, names):
     path = plot_written(rows(["The ", "$x$ ", "", "é\n"]), names, tmp_path / "t.png", "a\x1b run")
     image = matplotlib.image.imread(path)
@@ -33,4 +35,5 @@ def test_the_picture_is_drawn_also_of_odd_texts(tmp_path, names):
 
 
 def test_equal_values_and_a_text_of_nothing_have_a_picture(tmp_path):
-    assert plot_written(rows([""]), ("R",), tmp_path / "t.png", "run").is_file()
+    for name in ("R", "omega"):
+        assert plot_written(rows([""]), (name,), tmp_path / "t.png", "run").is_file()
