@@ -15,6 +15,7 @@ import pytest
 
 from kssm_mlx.checks.document import list_own_entries, render_entry
 from tests.support.cli_fakes import kssm
+from tests.support.small_runs import sentences
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -99,8 +100,10 @@ def test_every_page_is_in_the_navigation():
 @pytest.mark.slow
 @pytest.mark.prints
 def test_quickstart_can_be_typed(tmp_path, monkeypatch):
-    """Its commands and its Python, in their order, in an empty folder."""
+    """Its commands and its Python, in their order, in a folder where there is only a text."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/one.txt").write_text(sentences(1200, 0))
     blocks = BLOCK.findall((DOCS / "quickstart.md").read_text())
     told = [(kind, code) for kind, mark, code in blocks if "no-test" not in mark]
     assert [kind for kind, _ in told].count("python") == 1 and len(told) >= 5
