@@ -76,6 +76,15 @@ def test_keeps_the_last_the_best_and_the_pinned(tmp_path):
     assert layout.read_pointer(tmp_path, "BEST").name == "step_00000002"
 
 
+def test_keeps_the_last_three_unless_told_otherwise(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, 5)
+    assert list(layout.list_checkpoints(tmp_path)) == [3, 4, 5]
+
+
+def test_the_folders_above_are_made_as_well(tmp_path):
+    assert checkpoint.load(save(tmp_path / "runs" / "mine", 7)).step == 7
+
+
 def test_a_new_best_frees_the_old_one(tmp_path):
     save(tmp_path, 1, 2, 3, keep=1, best=True)
     assert list(layout.list_checkpoints(tmp_path)) == [3]
