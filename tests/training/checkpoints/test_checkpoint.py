@@ -81,6 +81,26 @@ def test_keeps_the_last_three_unless_told_otherwise(tmp_path):
     assert list(layout.list_checkpoints(tmp_path)) == [3, 4, 5]
 
 
+def test_one_whose_manifest_is_gone_is_pinned_by_nobody(tmp_path):
+    lose_the_manifest(save(tmp_path, 1))
+    save(tmp_path, 2, 3, keep=2)
+    assert list(layout.list_checkpoints(tmp_path)) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "error, says",
+    [(OSError(errno.EIO, "Input/output error", "x"), "Input/output error"), (OSError("odd"), "odd")],
+)
+def test_what_the_system_says_of_a_file_is_told(tmp_path, monkeypatch, error, says):
+    def failing(*_):
+        raise error
+
+    path = save(tmp_path, 7)
+    monkeypatch.setattr(checkpoint.manifest, "verify_file", failing)
+    with pytest.raises(CheckpointError, match=f"step_00000007 is damaged: {says}$"):
+        checkpoint.load(path)
+
+
 def test_the_folders_above_are_made_as_well(tmp_path):
     assert checkpoint.load(save(tmp_path / "runs" / "mine", 7)).step == 7
 
