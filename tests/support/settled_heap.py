@@ -1,6 +1,6 @@
 """What imports and collected tests have made stays, so no collection of garbage looks at it again.
 
-Nine thousand tests are a million objects, and each `gc.collect()` before a measurement would visit all.
+Nine thousand tests are 380,000 objects, a quarter of a second for each `gc.collect()` before a measurement.
 """
 
 from __future__ import annotations
