@@ -59,6 +59,13 @@ def test_the_manifest_names_the_weights_by_one_root(tmp_path):
     assert manifest["roots"]["model"] == root_digest(digests)
 
 
+def test_the_order_of_a_manifest_says_nothing(tmp_path):
+    path = save(tmp_path, 7)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(dict(reversed(manifest.items()))))
+    assert checkpoint.load(path).step == 7
+
+
 def test_loaded_arrays_outlive_their_file(tmp_path):
     path = save(tmp_path, 7)
     loaded = checkpoint.load(path)
