@@ -13,6 +13,7 @@ import sys
 
 # Who sets one of these has chosen already.
 SWITCHES = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+# M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>; nothing in Python names them.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 

@@ -26,10 +26,11 @@ os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
 from tests.support import compiler, compiling
 
-pytest_plugins = [
-    f"tests.support.{name}"
-    for name in ("repeatable", "quiet", "slowest", "mac", "one_of_each", "longest_first")
-]
+PLUGINS = (
+    *("repeatable", "quiet", "slowest", "mac", "one_of_each", "longest_first"),
+    *("settled_heap", "commands"),
+)
+pytest_plugins = [f"tests.support.{name}" for name in PLUGINS]
 
 # No limits of wall-clock time, and the same examples for everybody.
 settings.register_profile(

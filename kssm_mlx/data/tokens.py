@@ -18,7 +18,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -262,9 +261,7 @@ def encode_documents(
 
 
 def _of_text(recipe: DataRecipe) -> _Source:
-    corpus = open_corpus(recipe.source)
-    if getattr(recipe, "deduplicate", False):
-        corpus = _deduplicate(corpus)
+    corpus = _open_text(recipe.source, getattr(recipe, "deduplicate", False))
     both, method, share = split_corpus(corpus, recipe.split, recipe.validation, recipe.seed)
     everything = [*corpus.documents, *corpus.validation]
     special = bool(getattr(recipe, "special_tokens", False))
@@ -290,69 +287,86 @@ def _of_text(recipe: DataRecipe) -> _Source:
 
 def _of_mixture(recipe: Any) -> _Source:
     """All sources with one tokenizer, which is learned from what all of them train on, if it is learned."""
-    corpora = [open_corpus(each.source) for each in recipe.sources]
-    if recipe.deduplicate:
-        corpora = [_deduplicate(corpus) for corpus in corpora]
+    corpora = [_open_text(each.source, recipe.deduplicate) for each in recipe.sources]
     weights = [each.weight for each in recipe.sources]
-    apportion(tuple(weights))
+    apportion(tuple(weights))  # only to refuse a weight without a row before anything is encoded
     halves = [split_corpus(c, recipe.split, recipe.validation, recipe.seed) for c in corpora]
+    tokenizer = _make_joint_tokenizer(recipe, corpora, [both[0] for both, *_ in halves])
+    names = name_sources([corpus.name for corpus in corpora])
+    train, validation = (
+        [
+            _text_side(name, both[side], tokenizer, recipe.special_tokens)
+            for name, (both, *_) in zip(names, halves, strict=True)
+        ]
+        for side in (0, 1)
+    )
+    for name, own in zip(names, train, strict=True):
+        _check_ids(own.split.ids, tokenizer.vocab_size, Path(name))
+    methods = dict.fromkeys(method for _, method, _ in halves)
+    origin = {
+        "corpus": _describe_corpora(corpora, names, recipe.origin),
+        "tokenizer": _describe_tokenizer(tokenizer),
+        "split": {"method": ", ".join(methods), "validation": recipe.validation, "seed": recipe.seed},
+        "special_tokens": recipe.special_tokens,
+        "mixture": _describe_parts(recipe.sources, names, train),
+    }
+    return _Source(origin, tokenizer, lambda: [_lay_end_to_end(train), _lay_in_turns(validation, weights)])
+
+
+def _make_joint_tokenizer(
+    recipe: Any, corpora: Sequence[Corpus], train: Sequence[Sequence[str]]
+) -> Tokenizer:
     everything = [text for corpus in corpora for text in (*corpus.documents, *corpus.validation)]
-    special, names = recipe.special_tokens, name_sources([corpus.name for corpus in corpora])
-    read = [text for both, *_ in halves for text in both[0]]
-    tokenizer = make_tokenizer(recipe.tokenizer, everything, read, special_tokens=special)
-    encode = partial(encode_documents, tokenizer=tokenizer, special_tokens=special)
-    trained = [encode(name, both[0]) for name, (both, *_) in zip(names, halves, strict=True)]
-    held_out = [encode(name, both[1]) for name, (both, *_) in zip(names, halves, strict=True)]
-    for name, split in zip(names, trained, strict=True):
-        _check_ids(split.ids, tokenizer.vocab_size, Path(name))
-    mixture = [
+    read = [text for texts in train for text in texts]
+    return make_tokenizer(recipe.tokenizer, everything, read, special_tokens=recipe.special_tokens)
+
+
+def _describe_corpora(corpora: Sequence[Corpus], names: Sequence[str], origin: str) -> dict[str, Any]:
+    """Several corpora as the one that their mixture is."""
+    digests = json.dumps([corpus.digest for corpus in corpora])
+    return {
+        "name": " + ".join(names),
+        "source": origin,
+        "licence": "; ".join(dict.fromkeys(corpus.licence for corpus in corpora)),
+        "digest": hashlib.sha256(digests.encode()).hexdigest(),
+        "documents": sum(len(corpus.documents) + len(corpus.validation) for corpus in corpora),
+    }
+
+
+def _describe_parts(
+    sources: Sequence[Any], names: Sequence[str], train: Sequence[_Side]
+) -> list[dict[str, Any]]:
+    """What `_read_parts` makes the parts of the training ids from."""
+    return [
         {
             "name": name,
             "source": each.source,
             "weight": each.weight,
             "epochs": each.epochs,
-            "train": split.ids.size,
+            "train": own.split.ids.size,
         }
-        for name, each, split in zip(names, recipe.sources, trained, strict=True)
+        for name, each, own in zip(names, sources, train, strict=True)
     ]
-    digests = hashlib.sha256(json.dumps([corpus.digest for corpus in corpora]).encode()).hexdigest()
-    methods = list(dict.fromkeys(method for _, method, _ in halves))
-    origin = {
-        "corpus": {
-            "name": " + ".join(names),
-            "source": recipe.origin,
-            "licence": "; ".join(dict.fromkeys(corpus.licence for corpus in corpora)),
-            "digest": digests,
-            "documents": len(everything),
-        },
-        "tokenizer": _describe_tokenizer(tokenizer),
-        "split": {"method": ", ".join(methods), "validation": recipe.validation, "seed": recipe.seed},
-        "special_tokens": special,
-        "mixture": mixture,
-    }
 
-    def sides() -> list[_Side]:
-        train = TokenSplit("train", *_join([(split.ids, split.starts) for split in trained]))
-        pieces = [cut_pieces(split.ids, split.starts) for split in held_out]
-        turns = take_turns([[piece.size for piece in own] for own in pieces], weights)
-        laid = [(pieces[source][i], np.zeros(1, np.int64)) for source, i in turns]
-        owners = np.array([source for source, _ in turns], np.uint8)
-        validation = TokenSplit("validation", *_join(laid), owners=owners)
-        texts = [[text for both, *_ in halves for text in both[side]] for side in (0, 1)]
-        sizes = [sum(len(text.encode()) for text in side) for side in texts]
-        lost = [
-            [
-                _text_side(name, both[side], tokenizer, special).lost()
-                for name, (both, *_) in zip(names, halves)
-            ]
-            for side in (0, 1)
-        ]
-        return [
-            _Side(split, size, partial(max, share))
-            for split, size, share in zip((train, validation), sizes, lost, strict=True)
-        ]
 
-    return _Source(origin, tokenizer, sides)
+def _lay_end_to_end(sources: Sequence[_Side]) -> _Side:
+    """The training side: one source behind the other, because every row is drawn from one of them."""
+    split = TokenSplit("train", *_join([(own.split.ids, own.split.starts) for own in sources]))
+    return _merge(split, sources)
+
+
+def _lay_in_turns(sources: Sequence[_Side], weights: Sequence[float]) -> _Side:
+    """The validation side: pieces by weight, because evaluations score its beginning."""
+    pieces = [cut_pieces(own.split.ids, own.split.starts) for own in sources]
+    turns = take_turns([[piece.size for piece in own] for own in pieces], weights)
+    laid = [(pieces[source][i], np.zeros(1, np.int64)) for source, i in turns]
+    owners = np.array([source for source, _ in turns], np.uint8)
+    return _merge(TokenSplit("validation", *_join(laid), owners=owners), sources)
+
+
+def _merge(split: TokenSplit, sources: Sequence[_Side]) -> _Side:
+    """A side with the text of all sources; it has lost what the worst of them has."""
+    return _Side(split, sum(own.utf8_bytes for own in sources), lambda: max(own.lost() for own in sources))
 
 
 def _join(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -360,6 +374,11 @@ def _join(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, n
     begins = np.cumsum([0, *(ids.size for ids, _ in parts[:-1])])
     starts = [own + begin for (_, own), begin in zip(parts, begins.tolist(), strict=True)]
     return np.concatenate([ids for ids, _ in parts]), np.concatenate(starts)
+
+
+def _open_text(source: str, deduplicate: bool) -> Corpus:
+    corpus = open_corpus(source)
+    return _deduplicate(corpus) if deduplicate else corpus
 
 
 def _deduplicate(corpus: Corpus) -> Corpus:

@@ -16,6 +16,7 @@ from kssm_mlx.models.base import Clamp, hold
 from kssm_mlx.models.layers import linear
 from kssm_mlx.ops.scan import begins, inside
 
+# Before every real position, so that one comparison tells what has been read.
 UNSEEN = -1
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import reduce
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -114,12 +114,21 @@ def _show(value: float | mx.array) -> str:
     return f"array{list(value.shape)}" if isinstance(value, mx.array) else f"{value:g}"
 
 
+def refuse_missing_method(model: nn.Module, method: str) -> NoReturn:
+    """Raises: NotImplementedError that tells the author of a family what is left to write."""
+    name = type(model).__name__
+    raise NotImplementedError(
+        f"{name} has no {method}, and no family can do without it; define {name}.{method} as "
+        'kssm_mlx/models/mamba.py does (CONTRIBUTING.md, "A model family")'
+    )
+
+
 class LanguageModel(nn.Module):
     """The interface of mlx-lm's models, plus `forward` and the names of what can be clamped.
 
     `resets` [B, T] bool: True where a document begins; the state before that token is the initial one.
     `lengths` [B] int: rows are right-padded; positions t >= lengths[b] leave the row's cache untouched.
-    A family overrides every method that raises NotImplementedError here.
+    A family overrides every method that calls `refuse_missing_method` here.
     """
 
     args: Any
@@ -144,26 +153,26 @@ class LanguageModel(nn.Module):
         key: mx.array | None = None,
     ) -> Output:
         """Shapes: tokens [B, T] int -> logits [B, T, V], new cache, trace `"block00/state"`, ..."""
-        raise NotImplementedError
+        refuse_missing_method(self, "forward")
 
     def make_cache(self) -> Cache:
-        raise NotImplementedError
+        refuse_missing_method(self, "make_cache")
 
     @property
     def layers(self) -> Sequence[nn.Module]:
         """The blocks."""
-        raise NotImplementedError
+        refuse_missing_method(self, "layers")
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         return weights
 
     @property
     def cast_predicate(self) -> Callable[[str], bool]:
-        raise NotImplementedError
+        refuse_missing_method(self, "cast_predicate")
 
     @property
     def quant_predicate(self) -> Callable[[str, nn.Module], bool]:
-        raise NotImplementedError
+        refuse_missing_method(self, "quant_predicate")
 
 
 MOST_BLOCKS, MOST_COUNT = 4096, 2**24

@@ -23,6 +23,7 @@ from kssm_mlx.models.base import (
     LanguageModel,
     Output,
     clamp_output,
+    refuse_missing_method,
     refuse_unknown_clamps,
 )
 from kssm_mlx.models.interventions import apply
@@ -93,15 +94,15 @@ class RecurrentModel(LanguageModel):
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Shapes: [B, T] -> [B, T, D]."""
-        raise NotImplementedError
+        refuse_missing_method(self, "embed")
 
     def finish(self, x: mx.array) -> mx.array:
         """What the head reads of the stream. Shapes: [B, T, D] -> [B, T, D]."""
-        raise NotImplementedError
+        refuse_missing_method(self, "finish")
 
     def project(self, hidden: mx.array) -> mx.array:
         """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
-        raise NotImplementedError
+        refuse_missing_method(self, "project")
 
     def enter(self, tokens, cache, resets, lengths, key):
         """The stream and what is carried beside it, as the first block gets them."""

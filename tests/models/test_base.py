@@ -1,6 +1,7 @@
 """The protocol's own functions: parameters as an argument, caches written in place, clamps described."""
 
 import math
+import re
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,12 +13,14 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import (
     Clamp,
     Intervention,
+    LanguageModel,
     Trained,
     clamp_output,
     held,
     with_parameters,
     write_back,
 )
+from kssm_mlx.models.recurrent import RecurrentModel
 from tests.support.small_kssm import assert_close, awake, tokens
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -159,3 +162,40 @@ def test_what_load_gives_is_the_pair_that_mlx_lms_load_gives():
     assert len(loaded) == 2 and loaded[-1] is tokenizer
     with pytest.raises(IndexError):
         loaded[2]
+
+
+class Unfinished(LanguageModel):
+    """Of a family whose author has written no method yet."""
+
+
+class UnfinishedRecurrence(RecurrentModel):
+    """The same, with what recurrent families share."""
+
+
+MISSING = {
+    Unfinished: {
+        "forward": lambda model: model(mx.array([[1]])),
+        "make_cache": lambda model: model.make_cache(),
+        "layers": lambda model: model.layers,
+        "cast_predicate": lambda model: model.cast_predicate,
+        "quant_predicate": lambda model: model.quant_predicate,
+    },
+    UnfinishedRecurrence: {
+        "layers": lambda model: model.make_cache(),
+        "embed": lambda model: model.embed(mx.array([[1]])),
+        "finish": lambda model: model.finish(mx.zeros((1, 1, 4))),
+        "project": lambda model: model.project(mx.zeros((1, 1, 4))),
+    },
+}
+
+
+@pytest.mark.parametrize("family, method", [(f, name) for f, uses in MISSING.items() for name in uses])
+def test_a_family_that_lacks_a_method_is_told_which(family, method):
+    model = family.__new__(family)
+    nn.Module.__init__(model)
+    expected = (
+        f"{family.__name__} has no {method}, and no family can do without it; define "
+        f"{family.__name__}.{method} as kssm_mlx/models/mamba.py does"
+    )
+    with pytest.raises(NotImplementedError, match=re.escape(expected)):
+        MISSING[family][method](model)

@@ -88,7 +88,7 @@ def test_who_asks_for_the_kernel_is_told(calls):
 @pytest.mark.parametrize(
     "op", [op for op in dispatch.OPS if op not in (*dispatch.COMPILED_BY_DEFAULT, "elementary")]
 )
-def test_every_op_falls_back(op, monkeypatch):
+def test_every_op_falls_back(op, monkeypatch, uncompiled):
     case = dispatch.case(op)
     arrays = case.inputs(2, 5, 3, mx.float32)
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 STEP = 1e-100
+BLOCK = 64  # tokens side by side: what is computed of them stays in the processor's cache
 
 
 class Oracle(NamedTuple):
@@ -43,21 +44,58 @@ class Found(NamedTuple):
 
 def solve(oracle: Oracle, arrays: list[np.ndarray], pull_y: np.ndarray, pull_end: np.ndarray) -> Found:
     """Outputs, and the gradients of sum(pull_y y) + sum(pull_end end). Shapes: the pulls as y and end."""
-    state, shared, tokens = oracle.lanes(arrays)
+    return solve_together(oracle, [arrays], [(pull_y, pull_end)])[0]
+
+
+def solve_together(oracle: Oracle, cases: list[list[np.ndarray]], pulls: list[tuple]) -> list[Found]:
+    """`solve` of each case with its pulls (of y and end), side by side: lanes do not meet, and most of a
+    token's cost is not that of its lanes. Every case has as many tokens.
+    """
+    lanes = [oracle.lanes(arrays) for arrays in cases]
+    state, shared = (np.concatenate([own[i] for own in lanes]) for i in (0, 1))
+    tokens = np.concatenate([own[2] for own in lanes], 1)
+    pull_y, pull_end = (np.concatenate([own[i] for own in pulls], 1 - i) for i in (0, 1))
+    y, end, *gradients = _walk(oracle, state, shared, tokens, pull_y, pull_end)
+    cuts = np.cumsum([len(own[0]) for own in lanes])[:-1]
+    split = zip(*(np.split(x, cuts, axis) for x, axis in zip((y, end, *gradients), (1, 0, 0, 1, 1))))
+    return [Found(y, end, *_gathered(oracle, arrays, *own)) for arrays, (y, end, *own) in zip(cases, split)]
+
+
+def _walk(oracle: Oracle, state, shared, tokens, pull_y, pull_end) -> tuple[np.ndarray, ...]:
+    """y, end, and the gradients in the first state and, token by token, in what is shared and in tokens."""
     before, y = [], []
     for token in tokens:
         before.append(state)
         state, out = oracle.token(state, shared, token)
         y.append(out)
     before = np.stack(before)
-    own = _slopes(oracle.token, before, np.broadcast_to(shared, (len(tokens), *shared.shape)), tokens)
     ((of_end,),) = _slopes(lambda state: (oracle.end(state),), state)
-    adjoint, after = np.einsum("le,les->ls", pull_end, of_end), np.empty_like(before)
+    adjoint = _pulled(pull_end, of_end)
+    g_shared, g_tokens = (np.empty((len(tokens), *x.shape[-2:])) for x in (shared, tokens))
+    for begin in reversed(range(0, len(tokens), BLOCK)):
+        here = slice(begin, begin + BLOCK)
+        adjoint, g_shared[here], g_tokens[here] = _walk_back(
+            oracle.token, before[here], shared, tokens[here], pull_y[here], adjoint
+        )
+    return np.stack(y), oracle.end(state), adjoint, g_shared, g_tokens
+
+
+def _walk_back(token: Callable, before, shared, tokens, pull_y, adjoint) -> tuple[np.ndarray, ...]:
+    """The gradients in the state before these tokens, and token by token in what is shared and in themselves,
+    from that in the state after them.
+    """
+    own = _slopes(token, before, np.broadcast_to(shared, (len(tokens), *shared.shape)), tokens)
+    after = np.empty_like(before)
+    of_state, from_y = own[0][0], _pulled(pull_y, own[0][1])
     for t in reversed(range(len(tokens))):
         after[t] = adjoint
-        adjoint = _pulled(own, 0, adjoint, pull_y, t)
-    g_shared, g_tokens = (_pulled(own, i, after, pull_y, slice(None)) for i in (1, 2))
-    return Found(np.stack(y), oracle.end(state), *_gathered(oracle, arrays, adjoint, g_shared, g_tokens))
+        adjoint = _pulled(adjoint, of_state[t]) + from_y[t]
+    return adjoint, *(_pulled(after, of_states) + _pulled(pull_y, of_y) for of_states, of_y in own[1:])
+
+
+def _pulled(pull: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """Shapes: pull [..., O], slopes [..., O, I] -> [..., I]."""
+    return (pull[..., None, :] @ slopes)[..., 0, :]
 
 
 def _slopes(function: Callable, *given: np.ndarray) -> list[tuple[np.ndarray, ...]]:
@@ -72,13 +110,6 @@ def _slopes(function: Callable, *given: np.ndarray) -> list[tuple[np.ndarray, ..
                 slope[..., j] = out.imag / STEP
         found.append(tuple(slopes))
     return found
-
-
-def _pulled(own, i: int, adjoint: np.ndarray, pull_y: np.ndarray, t) -> np.ndarray:
-    of_state, of_y = own[i]
-    return np.einsum("...s,...si->...i", adjoint, of_state[t]) + np.einsum(
-        "...y,...yi->...i", pull_y[t], of_y[t]
-    )
 
 
 def _gathered(oracle: Oracle, arrays, state, shared, tokens) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -38,7 +38,10 @@ def text(folder):
 @pytest.mark.parametrize("hand_off", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path, name, hand_off):
-    common = {"train": {"hand_off": hand_off, "context": 8, "steps": 6}, "save": {"every": 2}}
+    common = {
+        "train": {"hand_off": hand_off, "context": 8, "steps": 6, "batch_size": 8},
+        "save": {"every": 2},
+    }
     common["data"] = {"source": f"file:{text(tmp_path)}"}
     if name == "transformer" and hand_off:
         with pytest.raises(ConfigError, match="hand_off needs a state of fixed size"):

@@ -15,6 +15,7 @@ from kssm_mlx.data.tasks import Task
 TARGETS, TEST, PLACES, LAGS = 1200, 150, 8, 48
 STEPS, RATE = 150, 0.1
 WARN, FAIL = 0.2, 0.05
+# Not -inf: where no lag votes, the gradient of logsumexp would be NaN.
 NEVER = -1e9
 
 

@@ -249,7 +249,7 @@ def test_rows_by_heart(tmp_path, monkeypatch):
 
 def test_what_a_fixed_lag_gets(tmp_path):
     """The last place of two streams is solved by lags alone, noise between the tokens takes that away."""
-    streams = {"vocab": 256, "length": 64, "train_rows": 1600, "validation_rows": 150}
+    streams = {"vocab": 256, "length": 40, "train_rows": 1600, "validation_rows": 150}
     plain = context(tmp_path, **streams)
     row = plain.data.train.row
     last = {

@@ -59,6 +59,13 @@ def test_the_manifest_names_the_weights_by_one_root(tmp_path):
     assert manifest["roots"]["model"] == root_digest(digests)
 
 
+def test_the_order_of_a_manifest_says_nothing(tmp_path):
+    path = save(tmp_path, 7)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(dict(reversed(manifest.items()))))
+    assert checkpoint.load(path).step == 7
+
+
 def test_loaded_arrays_outlive_their_file(tmp_path):
     path = save(tmp_path, 7)
     loaded = checkpoint.load(path)
@@ -74,6 +81,35 @@ def test_keeps_the_last_the_best_and_the_pinned(tmp_path):
     assert list(layout.list_checkpoints(tmp_path)) == [2, 3, 6, 7]
     assert layout.read_pointer(tmp_path, "LATEST").name == "step_00000007"
     assert layout.read_pointer(tmp_path, "BEST").name == "step_00000002"
+
+
+def test_keeps_the_last_three_unless_told_otherwise(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, 5)
+    assert list(layout.list_checkpoints(tmp_path)) == [3, 4, 5]
+
+
+def test_one_whose_manifest_is_gone_is_pinned_by_nobody(tmp_path):
+    lose_the_manifest(save(tmp_path, 1))
+    save(tmp_path, 2, 3, keep=2)
+    assert list(layout.list_checkpoints(tmp_path)) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "error, says",
+    [(OSError(errno.EIO, "Input/output error", "x"), "Input/output error"), (OSError("odd"), "odd")],
+)
+def test_what_the_system_says_of_a_file_is_told(tmp_path, monkeypatch, error, says):
+    def failing(*_):
+        raise error
+
+    path = save(tmp_path, 7)
+    monkeypatch.setattr(checkpoint.manifest, "verify_file", failing)
+    with pytest.raises(CheckpointError, match=f"step_00000007 is damaged: {says}$"):
+        checkpoint.load(path)
+
+
+def test_the_folders_above_are_made_as_well(tmp_path):
+    assert checkpoint.load(save(tmp_path / "runs" / "mine", 7)).step == 7
 
 
 def test_a_new_best_frees_the_old_one(tmp_path):
