@@ -18,16 +18,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from kssm_mlx import environment, files, models
 from kssm_mlx.data.tokenizers.plain import IdTokenizer
 from kssm_mlx.data.tokens import TokenData, encode_documents
 from kssm_mlx.generation import generate
-from kssm_mlx.models.base import Trained
+from kssm_mlx.models.base import Trained, flatten
 from kssm_mlx.runner.estimate import estimate_training
 from kssm_mlx.runner.initial_model import adapt_base
 from kssm_mlx.runner.pretrained import open_model
@@ -35,6 +34,7 @@ from kssm_mlx.runner.verify_weights import verify_weights
 from kssm_mlx.training.budget import measured
 from kssm_mlx.training.budget.fit import show_bytes
 from kssm_mlx.training.recipe import Recipe, parse
+from kssm_mlx.training.recipe_sections import Pretrained
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step
 from kssm_mlx.weights.naming.configs import to_file
@@ -51,7 +51,7 @@ def write(folder: Path, blocks: int = BLOCKS, width: int = WIDTH) -> dict[str, A
     size = {"hidden_size": width, "num_hidden_layers": blocks}
     config = models.configure("mamba", "l", vocab_size=VOCABULARY, overrides=size)
     outline = models.outline(config)
-    names, keeps = list(tree_flatten(outline.parameters())), outline.cast_predicate
+    names, keeps = list(flatten(outline.parameters()).items()), outline.cast_predicate
     del outline
     folder.mkdir(parents=True)
     shards: list[dict[str, mx.array]] = [{}]
@@ -132,7 +132,8 @@ def prepared(folder: Path) -> tuple[Recipe, Any, TokenData]:
     data = TokenData(
         folder, ids, ids, IdTokenizer(base.args.vocab_size), {"vocab_size": base.args.vocab_size}
     )
-    return recipe, adapt_base(base, recipe.model, 0), data
+    section = cast(Pretrained, recipe.model)
+    return recipe, adapt_base(base, section, 0), data
 
 
 STAGES: dict[str, Callable[..., dict[str, Any]]] = {
@@ -193,6 +194,7 @@ def section(found: dict[str, dict[str, Any]]) -> str:
         "its own. For the steps `kssm estimate` sums",
         f"{show_bytes(told['least'])} of weights, optimizer and gradients, and predicts a peak of",
         f"{show_bytes(told['peak'])} by MLX's counter.",
+        "The cores were shared with other work, so times are upper bounds.",
         "",
         "| what | | time | resident, at most | MLX's counter, at most |",
         "|---|---|---|---|---|",
