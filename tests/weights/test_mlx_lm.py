@@ -5,7 +5,6 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm import load, stream_generate
 
 import kssm_mlx
 from kssm_mlx.errors import ConfigError, WeightMismatch
@@ -50,12 +49,16 @@ def configure(path, **changes):
 
 
 def test_it_opens_to_the_logits_of_mlx_lm(checkpoint):
+    from mlx_lm import load
+
     ours, (theirs, _) = kssm_mlx.load(checkpoint), load(str(checkpoint))
     assert mx.array_equal(ours.model(tokens(2, 20)), theirs(tokens(2, 20)))
     assert ours.tokenizer.name and ours.notes["verified"] == "L3"
 
 
 def test_it_says_what_mlx_lm_says_alone_and_in_a_batch(checkpoint):
+    from mlx_lm import load, stream_generate
+
     prompts = ["Hello world", "a", "The quick brown fox jumps over it"]
     ours, (theirs, tokenizer) = kssm_mlx.load(checkpoint), load(str(checkpoint))
     expected = [
