@@ -1,5 +1,5 @@
 """Text that others wrote, made safe to show: no escape sequence reaches the terminal, no character ends in an
-error because the terminal has no place for it.
+error because the terminal has no place for it; and a bar for what takes long.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import codecs
 import re
 import sys
+from collections.abc import Iterator, Sequence
 
 # Control characters but newline and tab, halves of surrogate pairs, and what turns the direction of a line.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -23,6 +24,43 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors=_HANDLER)
+
+
+class Bytes:
+    """A progress bar in bytes, on a terminal; nothing elsewhere.
+
+    `with Bytes() as meter: meter.start(total); meter.advance(n)`
+    """
+
+    def __init__(self, quiet: bool = False):
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("reading"), BarColumn(bar_width=32), DownloadColumn(), TransferSpeedColumn())
+        shown = console.is_terminal and not quiet
+        self._bar = Progress(*columns, console=console, disable=not shown, transient=True)
+        self._task = self._bar.add_task("reading", total=None)
+
+    def __enter__(self) -> Bytes:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def start(self, total: int) -> None:
+        self._bar.update(self._task, total=total)
+
+    def advance(self, n: int) -> None:
+        self._bar.advance(self._task, n)
+
+    def through(self, texts: Sequence[str]) -> Iterator[str]:
+        """`texts`, each counted when the next one is asked for."""
+        self.start(sum(len(text.encode()) for text in texts))
+        for text in texts:
+            yield text
+            self.advance(len(text.encode()))
 
 
 class _Replace:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "kssm_mlx"
+INTEGRATION, MODELS_OF_MLX_LM = Path("integrations/mlx_lm.py"), Path("models/mlx_lm")
 
 # Each layer may import the layers named beside it, itself, and the foundation.
 FOUNDATION = {
@@ -71,8 +72,8 @@ def violations(path: Path, root: Path = ROOT) -> list[str]:
     wrong = [f"{where} reads the shared folder"] if "../shared" in text else []
     for name in sorted(imports(text, ".".join(parts[:-1]))):
         package, target = name.split(".")[0], layer(name)
-        if package == "mlx_lm" and where != Path("integrations/mlx_lm.py"):
-            wrong.append(f"{where} imports mlx_lm; only integrations/mlx_lm.py may")
+        if package == "mlx_lm" and not (where == INTEGRATION or where.is_relative_to(MODELS_OF_MLX_LM)):
+            wrong.append(f"{where} imports mlx_lm; only {INTEGRATION} and {MODELS_OF_MLX_LM} may")
         if package == "kssm_mlx" and not allowed(here, target):
             wrong.append(f"{where} imports {name}; {here} may not import {target}")
     return wrong
@@ -201,7 +202,7 @@ def test_every_layer_is_known():
         ("runner/x.py", "from kssm_mlx.experiments import clamps", "runner may not import experiments"),
         ("reports/x.py", "from ..models.kssm import KSSM", "reports may not import models"),
         ("experiments/x.py", "from kssm_mlx.cli import app", "experiments may not import cli"),
-        ("data/x.py", "import mlx_lm.utils", "only integrations/mlx_lm.py may"),
+        ("data/x.py", "import mlx_lm.utils", "only integrations/mlx_lm.py and models/mlx_lm may"),
         ("errors.py", "import kssm_mlx.data.tokens", "errors may not import data"),
         ("data/x.py", "TEXT = '../shared/data'", "reads the shared folder"),
         ("cli/x.py", "import kssm_mlx.surprise", "cli may not import surprise"),

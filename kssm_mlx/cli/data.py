@@ -41,10 +41,10 @@ def gutenberg(
 
     A recipe does the same with source = "gutenberg:FOLDER". What is left out is listed with the reason.
     """
-    from kssm_mlx.cli.live.meter import Bytes
     from kssm_mlx.cli.tables import console, show, table
     from kssm_mlx.data.corpora.gutenberg import book_files, open_shelf
     from kssm_mlx.data.corpora.jsonl import write_records
+    from kssm_mlx.terminal import Bytes
 
     with Bytes() as meter:
         meter.start(sum(path.stat().st_size for path in book_files(folder)))
@@ -68,9 +68,9 @@ def wikitext(
     A recipe does the same with source = "wikitext:FILE", and with "wikitext:FOLDER" it has the official
     validation split as well.
     """
-    from kssm_mlx.cli.live.meter import Bytes
     from kssm_mlx.data.corpora.jsonl import write_records
     from kssm_mlx.data.corpora.wikitext import read_articles
+    from kssm_mlx.terminal import Bytes
 
     with Bytes() as meter:
         meter.start(file.stat().st_size if file.is_file() else 0)
@@ -90,10 +90,10 @@ def bpe(
     A corpus with its own validation split gives its training side only. A recipe with tokenizer =
     "bpe:16384" learns one from what it trains on, in every run again.
     """
-    from kssm_mlx.cli.live.meter import Bytes
     from kssm_mlx.data.corpora.jsonl import write_text
     from kssm_mlx.data.corpora.sources import open_corpus
     from kssm_mlx.data.tokenizers.bpe import train_bpe
+    from kssm_mlx.terminal import Bytes
 
     documents = open_corpus(source).documents
     with Bytes() as meter:
@@ -108,11 +108,11 @@ def describe(
     tokenizer: Annotated[str, typer.Option(help="As data.tokenizer in a recipe.")] = "bytes",
 ) -> None:
     """Count documents, bytes, tokens, what is there twice and what was decoded wrongly."""
-    from kssm_mlx.cli.live.meter import Bytes
     from kssm_mlx.cli.tables import console, show, table
     from kssm_mlx.data.corpora.description import describe_corpus as run
     from kssm_mlx.data.corpora.sources import open_corpus
     from kssm_mlx.data.tokenizers.factory import make_tokenizer
+    from kssm_mlx.terminal import Bytes
 
     corpus = open_corpus(source)
     everything = [*corpus.documents, *corpus.validation]

@@ -38,9 +38,9 @@ def verify_weights(
 
     Exit code 0 if every check passed, 1 if one failed, shown or not, 2 for unusable input.
     """
-    from kssm_mlx.cli.live.meter import Bytes
     from kssm_mlx.data.corpora.text_files import read_text
     from kssm_mlx.runner import verify_weights
+    from kssm_mlx.terminal import Bytes
 
     if headers_only:
         if quick or manifest or write_manifest or text:

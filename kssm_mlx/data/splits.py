@@ -5,7 +5,7 @@ sides never share a character.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -55,12 +55,17 @@ def split_documents(
     else:
         train, validation = split_contiguous(documents, share)
     if not train or not validation:
-        raise DataError(
-            f"{len(documents)} document(s) with {sum(map(len, documents))} characters leave one side of the "
-            f"split {method!r} empty at validation = {share}; give more text"
-            + (", or use split = 'contiguous'" if method != "contiguous" else "")
-        )
+        raise explain_empty_side(len(documents), sum(map(len, documents)), method, share)
     return train, validation
+
+
+def explain_empty_side(documents: int, characters: int, method: str, share: float) -> DataError:
+    """Of so much text, split like this, nothing is left for one side."""
+    return DataError(
+        f"{documents} document(s) with {characters} characters leave one side of the "
+        f"split {method!r} empty at validation = {share}; give more text"
+        + (", or use split = 'contiguous'" if method != "contiguous" else "")
+    )
 
 
 def split_by_document(documents: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -68,17 +73,22 @@ def split_by_document(documents: Sequence[str], share: float, seed: int) -> tupl
 
     Equal documents go to the same side.
     """
+    held = hold_out(documents, len, share, seed)
+    return [d for d in documents if d not in held], [d for d in documents if d in held]
+
+
+def hold_out(documents: Sequence[str], size: Callable[[str], int], share: float, seed: int) -> set[str]:
+    """Which documents, or keys that are equal for equal documents, are held out. size: characters of one."""
     count = Counter(documents)
     unique = list(count)
-    room = share * sum(map(len, documents))
+    room = share * sum(map(size, documents))
     held = set()
     for i in np.random.Generator(np.random.PCG64(seed)).permutation(len(unique)):
-        size = len(unique[i]) * count[unique[i]]
-        if size <= room:
+        together = size(unique[i]) * count[unique[i]]
+        if together <= room:
             held.add(unique[i])
-            room -= size
-    held = held or {min(unique, key=lambda text: len(text) * count[text])}
-    return [d for d in documents if d not in held], [d for d in documents if d in held]
+            room -= together
+    return held or {min(unique, key=lambda text: size(text) * count[text])}
 
 
 def split_contiguous(documents: Sequence[str], share: float) -> tuple[list[str], list[str]]:

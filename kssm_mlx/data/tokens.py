@@ -13,10 +13,12 @@ it gathers with, so they are checked when written and all of them again by `veri
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -26,10 +28,13 @@ import numpy as np
 from kssm_mlx import files
 from kssm_mlx.data.corpora.corpus import Corpus, corpus_digest
 from kssm_mlx.data.corpora.repeats import remove_repeated_paragraphs
-from kssm_mlx.data.corpora.sources import open_corpus
+from kssm_mlx.data.corpora.sources import GIVEN, open_corpus
 from kssm_mlx.data.index import FILES, FORMAT, INDEX, LABELS, MIXED, SCORED, SPLITS, read_index
 from kssm_mlx.data.mixtures import Part, apportion, cut_pieces, name_sources, take_turns
 from kssm_mlx.data.splits import split_corpus
+from kssm_mlx.data.streams.documents import Stream, open_stream
+from kssm_mlx.data.streams.survey import Texts, plan
+from kssm_mlx.data.streams.writer import WORK, survey_once, write_stream
 from kssm_mlx.data.tasks import PREFIX, Task, make_task
 from kssm_mlx.data.tasks.files import task_origin, task_rows
 from kssm_mlx.data.tokenizers.factory import load_tokenizer, make_tokenizer
@@ -38,6 +43,7 @@ from kssm_mlx.data.tokenizers.protocol import FILE as TOKENIZER
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.digest import file_digest
 from kssm_mlx.errors import DataError
+from kssm_mlx.terminal import Bytes
 
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _STARTS = np.dtype("<u8")
@@ -192,12 +198,13 @@ class _Side(NamedTuple):
 
 class _Source(NamedTuple):
     """origin: the sections of the index that say what the ids depend on: equal sections, equal ids.
-    sides: makes both sides.
+    sides: makes both sides. write: of a stream, in place of it: (folder, type of the ids) -> what is written.
     """
 
     origin: dict[str, Any]
     tokenizer: Tokenizer
-    sides: Callable[[], list[_Side]]
+    sides: Callable[[], list[_Side]] = list
+    write: Callable[[Path, np.dtype], dict[str, dict[str, float]]] | None = None
 
 
 def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
@@ -211,17 +218,43 @@ def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     folder = Path(folder)
     if getattr(recipe, "sources", ()):
         source = _of_mixture(recipe)
+    elif recipe.source.startswith(PREFIX):
+        source = _of_task(recipe)
+    elif stream := None if getattr(recipe, "deduplicate", False) else open_stream(recipe.source):
+        return _prepare_stream(recipe, stream, folder)
     else:
-        source = _of_task(recipe) if recipe.source.startswith(PREFIX) else _of_text(recipe)
+        source = _of_text(recipe)
+    return _prepare(source, folder)
+
+
+def _prepare(source: _Source, folder: Path) -> TokenData:
+    """Opened, or written where they are not there. Raises: DataError for a folder that takes no files."""
     if _is_prepared(folder, source.origin):
         return TokenData.open(folder)
-    try:
+    with _written_in(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
         _write_sides(folder, source)
+    return TokenData.open(folder)
+
+
+def _prepare_stream(recipe: DataRecipe, stream: Stream, folder: Path) -> TokenData:
+    """The same of text that is read in pieces, with a bar on a terminal."""
+    with Bytes() as meter:
+        meter.start(2 * stream.nbytes)
+        with _written_in(folder):
+            source = _of_stream(recipe, stream, folder, meter.advance)
+        data = _prepare(source, folder)
+    shutil.rmtree(folder / WORK, ignore_errors=True)  # of a survey that said all is there
+    return data
+
+
+@contextlib.contextmanager
+def _written_in(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as e:
         raise DataError(f"cannot write token files in {folder}: {(e.strerror or str(e)).lower()}") from None
-    return TokenData.open(folder)
 
 
 def bytes_per_target(split: TokenSplit, tokenizer: Tokenizer, targets: int) -> float:
@@ -283,6 +316,30 @@ def _of_text(recipe: DataRecipe) -> _Source:
         return [_text_side(name, texts, tokenizer, special) for name, texts in zip(SPLITS, both, strict=True)]
 
     return _Source(origin, tokenizer, sides)
+
+
+def _of_stream(recipe: DataRecipe, stream: Stream, folder: Path, advance: Callable[[int], None]) -> _Source:
+    """As `_of_text`, with equal ids and digests, of a text that is never in memory whole."""
+    found = survey_once(stream, folder, advance)
+    split = plan(found, recipe.split, recipe.validation, recipe.seed)
+    special = bool(getattr(recipe, "special_tokens", False))
+    everything, trained = Texts(stream, found), Texts(stream, found, split)
+    tokenizer = make_tokenizer(recipe.tokenizer, everything, trained, special_tokens=special)
+    origin = {
+        "corpus": {
+            "name": stream.name,
+            "source": stream.source,
+            "licence": GIVEN,
+            "digest": found.digest,
+            "documents": len(everything),
+        },
+        "tokenizer": _describe_tokenizer(tokenizer),
+        "split": {"method": split.method, "validation": recipe.validation, "seed": recipe.seed},
+        "special_tokens": special,
+    }
+    options = {"special_tokens": special, "lost": _characters_lost, "advance": advance, "identity": origin}
+    write = partial(write_stream, stream, found, split, tokenizer, **options)
+    return _Source(origin, tokenizer, write=write)
 
 
 def _of_mixture(recipe: Any) -> _Source:
@@ -449,7 +506,11 @@ def _write_sides(folder: Path, source: _Source) -> None:
     """Make and write everything, the index last."""
     tokenizer = source.tokenizer
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    sides = {side.split.name: _write_side(folder, side, tokenizer, _DTYPES[dtype]) for side in source.sides()}
+    if source.write:
+        sides = source.write(folder, _DTYPES[dtype])
+    else:
+        made = source.sides()
+        sides = {side.split.name: _write_side(folder, side, tokenizer, _DTYPES[dtype]) for side in made}
     tokenizer.save(folder)
     task = source.origin.get("task")
     names = (*FILES, *(SCORED if task else ()), *(LABELS if task and task["labelled"] else ()))

@@ -13,6 +13,7 @@ from kssm_mlx.models.families.kssm import FAMILY as KSSM
 from kssm_mlx.models.families.mamba import FALCON as FALCON_MAMBA
 from kssm_mlx.models.families.mamba import FAMILY as MAMBA
 from kssm_mlx.models.families.mamba2 import FAMILY as MAMBA2
+from kssm_mlx.models.families.mlx_lm import FAMILY as MLX_LM
 from kssm_mlx.models.families.rwkv4 import FAMILY as RWKV4
 from kssm_mlx.models.families.rwkv7 import FAMILY as RWKV7
 from kssm_mlx.models.families.transformer import FAMILY as TRANSFORMER
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     "hybrid_v3": Family("hybrids.v3", "HybridV3Config", "HybridV3"),
     "gru": GRU,
     "transformer": TRANSFORMER,
+    "mlx_lm": MLX_LM,
 }
 
 
@@ -148,4 +150,6 @@ def build(config, seed: int = 0):
     model = model_class(config, seed=seed)
     _refuse_beyond_memory(model, config)
     mx.eval(model.parameters())
+    if settle := getattr(model, "settle", None):
+        settle()
     return model

@@ -62,7 +62,7 @@ class Attention(nn.Module):
             document = mx.cumsum(begins(resets, lengths).astype(mx.int32), axis=1)
         keys, values, where = (mx.concatenate(list(parts), axis=1) for parts in zip(past, (k, v, at)))
         y = self._attend(q, keys, values, where, at, document)
-        cache = self._trim_cache(keys, values, _of_last(where, document), lengths, x.shape[1])
+        cache = self._trim_cache(keys, values, of_last(where, document), lengths, x.shape[1])
         y = hold(y, clamps).flatten(-2)
         return self.out(inside.units(y, trace) if inside else y), cache
 
@@ -108,7 +108,7 @@ class Attention(nn.Module):
         return [mx.where(there, keys, 0), mx.where(there, values, 0), where]
 
 
-def _of_last(where: mx.array, document: mx.array) -> mx.array:
+def of_last(where: mx.array, document: mx.array) -> mx.array:
     """Positions without those of documents that have ended; what a cache held before is of document 0."""
     numbers = mx.pad(document, [(0, 0), (where.shape[1] - document.shape[1], 0)])
     return mx.where(numbers == document[:, -1:], where, UNSEEN)

@@ -22,10 +22,12 @@ from kssm_mlx.models.state_tuning import StateTuned
 from kssm_mlx.runner.base_model_cache import locate_base_model
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runs.layout import RECIPE
+from kssm_mlx.training.budget.fit import refuse_large_base, there_is_memory
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Model, Pretrained
 from kssm_mlx.weights.audit import verified
 from kssm_mlx.weights.hub.resolve import resolve
+from kssm_mlx.weights.io.container import open_container
 from kssm_mlx.weights.quantize import quantize
 
 
@@ -105,6 +107,9 @@ def _build_on_base(
     section: Pretrained, data: TokenData, seed: int, expected: str | None, verify: bool
 ) -> InitialModel:
     verify, source = verify and section.verify, locate_base_model(section)
+    stored = open_container(resolve(source).path)
+    weights = sum(tensor.size for tensor in stored.tensors.values())
+    refuse_large_base(section.base, stored.nbytes, weights, there_is_memory())
     base = _open_verified(source) if verify else open_model(source, verify=False)
     if expected not in (None, base.digest):
         raise WeightMismatch(

@@ -62,7 +62,7 @@ def export(
         "generation_config.json": _json(ids),
         **(side_files or {}),
         "config.json": _json({**config, **ids}),
-        **({SHIM_NAME: SHIM} if format == "mlx-lm" else {}),
+        **({SHIM_NAME: SHIM} if "model_file" in config else {}),
     }
     _write(folder, texts, weights, {"format": "mlx" if format == "mlx-lm" else "pt"})
     return folder
@@ -105,7 +105,9 @@ def refuse_used(folder: str | Path) -> None:
 def _mlx_lm(model: LanguageModel) -> tuple[dict[str, Any], Weights]:
     quantization = quantization_of(model)
     stored = {"quantization": quantization} if quantization else {}
-    return {**to_file(model.args), "model_file": SHIM_NAME, **stored}, _weights(model)
+    # A model of mlx-lm's own code needs none of ours.
+    shim = {} if model.args.model_type == "mlx_lm" else {"model_file": SHIM_NAME}
+    return {**to_file(model.args), **shim, **stored}, _weights(model)
 
 
 def _transformers(model: LanguageModel) -> tuple[dict[str, Any], Weights]:

@@ -86,4 +86,6 @@ def fill(found: Inspection, arrays: Arrays, dtype: mx.Dtype | None = None) -> La
         weights.append((ours, array))
     model.load_weights(weights, strict=True)
     mx.eval(model.parameters())
+    if settle := getattr(model, "settle", None):
+        settle()
     return model

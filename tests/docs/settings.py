@@ -45,6 +45,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+# Of these also at six times the size, where fp32 training of all of it would need more than 16 GB.
+LARGE = {"hidden_size": 1536, "num_hidden_layers": 48}
+LARGE_SETTINGS = ("train=lora", "train=qlora quantize={bits=4}", "train=frozen graft={core=hook}")
+
+
 class Row(NamedTuple):
     """trained: parameters. least: weights, optimizer and gradients, summed; peak: MLX's counter; bytes."""
 
@@ -54,10 +59,10 @@ class Row(NamedTuple):
     peak: int
 
 
-def measure(setting: str, size: str = "l", context: int = CONTEXT) -> Row:
+def measure(setting: str, size: str = "l", context: int = CONTEXT, **widths: int) -> Row:
     """The peak of a few steps with one row, after a first, which compiles."""
     asked = SETTINGS[setting]
-    model = prepared(asked, size)
+    model = prepared(asked, size, widths)
     train = Train(batch_size=1, context=context, **asked.get("train", {}))
     sums, step = sum_bytes(model, train), make_step(model, train)
     tokens = mx.random.randint(0, model.args.vocab_size, (1, context + 1), key=mx.random.key(0))
@@ -74,9 +79,10 @@ def measure(setting: str, size: str = "l", context: int = CONTEXT) -> Row:
     return Row(setting, sums.trained, sums.least, mx.get_peak_memory())
 
 
-def prepared(asked: dict[str, Any], size: str) -> LanguageModel:
+def prepared(asked: dict[str, Any], size: str, widths: dict[str, int]) -> LanguageModel:
     """The model of a setting before its first step."""
-    model = models.build(models.configure("mamba", size, vocab_size=VOCABULARY if size == "l" else 256))
+    vocabulary = VOCABULARY if size == "l" else 256
+    model = models.build(models.configure("mamba", size, vocab_size=vocabulary, overrides=widths))
     if dtype := asked.get("dtype"):
         allows = model.cast_predicate
         cast = [(n, a.astype(dtype) if allows(n) else a) for n, a in tree_flatten(model.parameters())]
@@ -85,8 +91,8 @@ def prepared(asked: dict[str, Any], size: str) -> LanguageModel:
     return adapt_base(model, Pretrained(base="random", **asked["model"]), seed=0)
 
 
-def section(rows: Iterable[Row]) -> str:
-    """The section of the page."""
+def section(rows: Iterable[Row], large: Iterable[Row] = ()) -> str:
+    """The section of the page. large: at the size `LARGE`."""
     lines = [
         "## Memory per setting",
         "",
@@ -99,6 +105,10 @@ def section(rows: Iterable[Row]) -> str:
         "| setting | trained | weights, optimizer, gradients | counter |",
         "|---|---|---|---|",
         *(f"| `{r.setting}` | {r.trained:,} | {show_bytes(r.least)} | {show_bytes(r.peak)} |" for r in rows),
+        *(
+            f"| 793 million: `{r.setting}` | {r.trained:,} | {show_bytes(r.least)} | {show_bytes(r.peak)} |"
+            for r in large
+        ),
     ]
     return "\n".join(lines) + "\n\n"
 
@@ -110,8 +120,14 @@ def main() -> None:
         mx.clear_cache()
         rows.append(measure(setting))
         print(rows[-1], flush=True)
-    text = re.sub(r"## Memory per setting\n.*?(?=## )", "", PAGE.read_text("utf-8"), flags=re.DOTALL)
-    files.replace(PAGE, text.replace("## Other machines", section(rows) + "## Other machines"))
+    large = []
+    for setting in LARGE_SETTINGS:
+        gc.collect()
+        mx.clear_cache()
+        large.append(measure(setting, **LARGE))
+        print(large[-1], flush=True)
+    new, old = section(rows, large), r"## Memory per setting\n.*?(?=## )"
+    files.replace(PAGE, re.sub(old, lambda _: new, PAGE.read_text("utf-8"), flags=re.DOTALL))
 
 
 if __name__ == "__main__":

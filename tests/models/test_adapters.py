@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.adapters import DoRALinear, attach_lora, fuse_lora
+from kssm_mlx.models.adapters import DoRALinear, LoRALinear, attach_lora, fuse_lora
 from kssm_mlx.training.budget.sums import product_flops, sum_bytes
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
@@ -245,3 +245,45 @@ def test_few_bits_are_counted_as_the_weights_they_hold():
 def test_a_full_base_model_is_no_place_for_qlora():
     with pytest.raises(ConfigError, match=r'"qlora" is for a quantised base model, and no projection'):
         attach_lora(tiny("mamba"), rank=2, alpha=2, kind="qlora")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_outputs_and_gradients_are_those_of_peft(kind):
+    """Hugging Face's implementation, with the same numbers in it."""
+    torch = pytest.importorskip("torch", reason="peft computes with torch, which is not installed")
+    peft = pytest.importorskip("peft", reason="pip install peft")
+    rng = np.random.default_rng(0)
+    W, b, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 6), (5,), (3, 6)))
+    linear = nn.Linear(6, 5)
+    linear.weight, linear.bias = mx.array(W), mx.array(b)
+    ours = {"lora": LoRALinear, "dora": DoRALinear}[kind](linear, mx.random.key(0), 2, 3.0)
+    ours.lora_b = mx.array(rng.standard_normal((2, 5)).astype(np.float32))
+    ours.freeze()
+    ours.unfreeze(keys=list(ours.trained), recurse=False)
+    if kind == "dora":
+        ours.m = ours.m * mx.array([0.5, 1.0, 1.5, 2.0, 3.0])
+
+    net = torch.nn.Sequential(torch.nn.Linear(6, 5))
+    config = peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["0"], use_dora=kind == "dora", lora_dropout=0.0
+    )
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor(W))
+        net[0].bias.copy_(torch.tensor(b))
+    layer = peft.get_peft_model(net, config).base_model.model[0]
+    theirs = {"lora_a": layer.lora_A["default"].weight, "lora_b": layer.lora_B["default"].weight}
+    if kind == "dora":
+        theirs["m"] = layer.lora_magnitude_vector["default"].weight
+    with torch.no_grad():
+        for name, parameter in theirs.items():
+            parameter.copy_(torch.tensor(np.array(ours[name].T)))
+
+    y = layer(torch.tensor(x))
+    (y**2).sum().backward()
+    loss = nn.value_and_grad(ours, lambda m: (m(mx.array(x)) ** 2).sum())
+    gradients = dict(tree_flatten(loss(ours)[1]))
+    np.testing.assert_allclose(np.array(ours(mx.array(x))), y.detach().numpy(), rtol=1e-5, atol=1e-5)
+    assert gradients.keys() == theirs.keys()
+    for name, parameter in theirs.items():
+        got = np.array(gradients[name].T)
+        np.testing.assert_allclose(got, parameter.grad.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)

@@ -21,6 +21,7 @@ EXPECTED = {
     "hybrid_v3": BOTH | {"rwkv", "attention", "mixer"},
     "gru": BOTH | {"mixer", "head"},
     "transformer": BOTH | {"attention"},
+    "mlx_lm": BOTH | {"attention"},
 }
 
 

@@ -42,6 +42,15 @@ def test_adapters_train_beside_an_untouched_base_model(base_model, tmp_path):
     assert all(mx.array_equal(base[name], before[name]) for name in before)
 
 
+def test_a_base_model_that_does_not_fit_is_refused_before_it_is_read(base_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("kssm_mlx.runner.initial_model.there_is_memory", lambda: 20_000)
+    monkeypatch.setattr("kssm_mlx.runner.initial_model.open_model", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(
+        ConfigError, match=r"takes .* of memory as it is stored, and there is 20 kB; in 4 bits it"
+    ):
+        train(base_model, tmp_path / "run")
+
+
 def test_checks_look_at_what_is_trained(base_model, tmp_path):
     train(base_model, tmp_path / "run")
     stages = json.loads((tmp_path / "run" / "checks.json").read_text())

@@ -122,5 +122,5 @@ def test_a_key_that_nobody_understands_is_refused():
     values = to_file(tiny("kssm").args)
     with pytest.raises(ConfigError, match=r"has kapa = 1\.0, which is not understood.*'kappa'"):
         from_file({**values, "kapa": 1.0})
-    with pytest.raises(ConfigError, match="model_type 'llama'"):
-        from_file({"model_type": "llama"})
+    with pytest.raises(ConfigError, match="model_type 'lama'"):
+        from_file({"model_type": "lama"})

@@ -54,6 +54,8 @@ def reduce_model(config: Any) -> Any | None:
     own = models.config_to_dict(config)
     sizes = (models.configure(family, s, vocab_size=config.vocab_size) for s in ("xs", "l"))
     small, large = map(models.config_to_dict, sizes)
+    if any(isinstance(value, dict) and value != large[n] for n, value in own.items()):
+        return None  # options that no size has
     derived = {n for n, value in small.items() if value is None and type(own[n]) is int}
     changed = {n: value for n, value in small.items() if n in derived or value != large[n]}
     try:

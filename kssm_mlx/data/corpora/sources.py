@@ -22,6 +22,8 @@ from kssm_mlx.data.corpora.text_files import ENDINGS, read_text, text_files
 from kssm_mlx.errors import ConfigError, DataError, nearest
 from kssm_mlx.parsing import parse_json
 
+GIVEN = "as given by the user"  # the licence of a file
+
 
 def open_corpus(source: str) -> Corpus:
     """Read the text a source string names.
@@ -98,21 +100,25 @@ def _wikitext(target: str, joined: bool = False) -> Texts:
 
 
 def _file(target: str) -> tuple[list[str], str]:
-    return [read_text(Path(target).expanduser())], "as given by the user"
+    return [read_text(Path(target).expanduser())], GIVEN
 
 
 def _dir(target: str) -> tuple[list[str], str]:
-    root = Path(target).expanduser()
+    return [read_text(path) for path in find_texts(Path(target).expanduser())], GIVEN
+
+
+def find_texts(root: Path) -> list[Path]:
+    """The text files below a folder in the order of their names. Raises: DataError where there are none."""
     paths = sorted(text_files(root), key=lambda path: path.relative_to(root).as_posix())
     if not paths:
         raise DataError(f"{root} has no {', '.join(ENDINGS)} file; expected at least one, in it or below it")
-    return [read_text(path) for path in paths], "as given by the user"
+    return paths
 
 
 def _jsonl(target: str) -> tuple[list[str], str]:
     path = Path(target).expanduser()
     lines = read_text(path).split("\n")
-    return [_record(path, i, line) for i, line in enumerate(lines, 1) if line.strip()], "as given by the user"
+    return [read_record(path, i, line) for i, line in enumerate(lines, 1) if line.strip()], GIVEN
 
 
 def _hf(target: str) -> tuple[list[str], str]:
@@ -150,7 +156,7 @@ _READERS = {
 }
 
 
-def _record(path: Path, number: int, line: str) -> str:
+def read_record(path: Path, number: int, line: str) -> str:
     """The text of one JSON line, which must be usable as UTF-8 without NUL like any other text."""
     try:
         record = parse_json(line)

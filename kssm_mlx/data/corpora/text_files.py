@@ -30,16 +30,21 @@ def read_text(path: Path) -> str:
     try:
         raw = path.read_bytes()
     except OSError as e:
-        raise _unreadable(path, e) from None
+        raise unreadable(path, e) from None
     if (nul := raw.find(b"\0")) >= 0:
         raise DataError(f"{path} is not text: byte {nul} is NUL; expected UTF-8 text")
     try:
         return raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as e:
-        raise DataError(
-            f"{path} is not UTF-8: byte {e.start} is 0x{raw[e.start]:02x} ({e.reason}); "
-            "convert it first, for example with iconv -f LATIN1 -t UTF-8"
-        ) from None
+        raise not_utf8(path, e.start, raw[e.start], e.reason) from None
+
+
+def not_utf8(path: Path, place: int, byte: int, reason: str) -> DataError:
+    """One byte of a file that is no text."""
+    return DataError(
+        f"{path} is not UTF-8: byte {place} is 0x{byte:02x} ({reason}); "
+        "convert it first, for example with iconv -f LATIN1 -t UTF-8"
+    )
 
 
 def text_files(root: Path) -> Iterator[Path]:
@@ -50,7 +55,7 @@ def text_files(root: Path) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
 
     def stop(e: OSError):
-        raise _unreadable(Path(e.filename), e) from None
+        raise unreadable(Path(e.filename), e) from None
 
     for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=True):
         facts = os.stat(folder)
@@ -62,7 +67,8 @@ def text_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if name.lower().endswith(ENDINGS))
 
 
-def _unreadable(path: Path, e: OSError) -> DataError:
+def unreadable(path: Path, e: OSError) -> DataError:
+    """A file that cannot be opened, and why."""
     if isinstance(e, FileNotFoundError):
         return DataError(f"{path} does not exist; data.source takes a path from where you start kssm")
     return DataError(f"cannot read {path}: {(e.strerror or type(e).__name__).lower()}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.data.tokenizers.protocol import DescribedTokenizer, code_points, encode_utf8
+from kssm_mlx.data.tokenizers.protocol import DescribedTokenizer, Documents, code_points, encode_utf8
 
 NAMES = ("pad", "unk", "bos", "eos", "system", "user", "assistant", "endofturn")
 CONTROL = tuple(f"<|{name}|>" for name in NAMES)
@@ -36,9 +36,7 @@ class ControlCharTokenizer(DescribedTokenizer):
         self._codes = code_points(characters)
 
     @classmethod
-    def from_documents(
-        cls, documents: Sequence[str], *, special_tokens: bool = False
-    ) -> ControlCharTokenizer:
+    def from_documents(cls, documents: Documents, *, special_tokens: bool = False) -> ControlCharTokenizer:
         """The characters of `documents`; with special_tokens without those of the control tokens in them."""
         texts = (_SPLIT.sub("", text) if special_tokens else text for text in documents)
         return cls("".join(sorted(set().union(*texts))))

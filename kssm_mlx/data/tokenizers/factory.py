@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from kssm_mlx.data.tokenizers.protocol import (
     FORMAT,
     MOST_IDS,
     DescribedTokenizer,
+    Documents,
     encode_utf8,
     read_tokenizer_file,
 )
@@ -30,8 +30,8 @@ NAMED = ("gpt2", "cl100k", "neox")  # tokenizers that models were published with
 
 def make_tokenizer(
     spec: str,
-    documents: Sequence[str] | None = None,
-    train: Sequence[str] | None = None,
+    documents: Documents | None = None,
+    train: Documents | None = None,
     *,
     special_tokens: bool = False,
 ) -> DescribedTokenizer:
@@ -48,7 +48,7 @@ def make_tokenizer(
         had or is another tokenizer.
     """
     kind, _, target = spec.partition(":")
-    documents = documents or ()
+    documents = documents or []
     if spec == "bytes":
         return ByteTokenizer()
     if spec in ("chars", "chars-reserved", f"bpe:{target}") and not documents:

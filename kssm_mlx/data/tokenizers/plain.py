@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.data.tokenizers.protocol import DescribedTokenizer, code_points, encode_utf8
+from kssm_mlx.data.tokenizers.protocol import DescribedTokenizer, Documents, code_points, encode_utf8
 from kssm_mlx.errors import DataError
 
 
@@ -40,7 +40,7 @@ class CharTokenizer(DescribedTokenizer):
         self._codes = code_points(characters)
 
     @classmethod
-    def from_documents(cls, documents: Sequence[str]) -> CharTokenizer:
+    def from_documents(cls, documents: Documents) -> CharTokenizer:
         """The characters of `documents`, with NUL as separator if there is more than one."""
         found = set().union(*map(set, documents)) | ({"\0"} if len(documents) > 1 else set())
         return cls("".join(sorted(found)))

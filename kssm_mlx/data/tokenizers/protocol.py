@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,16 @@ from kssm_mlx.errors import DataError
 FILE = "tokenizer.json"
 FORMAT = "kssm-tokenizer/1"
 MOST_IDS = 1 << 24  # far more than any vocabulary has; logits of 2^31 columns fit nowhere
+
+
+class Documents(Protocol):
+    """Texts to build a tokenizer from: a list, or parts of documents that are read as they are asked for."""
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        ...
+
+    def __iter__(self) -> Iterator[str]: ...
 
 
 class Tokenizer(Protocol):

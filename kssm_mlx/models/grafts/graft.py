@@ -31,6 +31,7 @@ from kssm_mlx.models.base import (
 )
 from kssm_mlx.models.grafts.configs import Graft
 from kssm_mlx.models.grafts.phase_cores import PhaseCore
+from kssm_mlx.models.mlx_lm.model import MLXLM
 from kssm_mlx.models.recurrent import RecurrentModel
 
 
@@ -42,9 +43,15 @@ def graft(base: LanguageModel, config: Graft, seed: int = 0) -> LanguageModel:
     known = [name for name, family in FAMILIES.items() if family.graft_width]
     if base.model_type not in known:
         raise ConfigError(f"{base.model_type} takes no graft; families that do: {', '.join(known)}")
+    if isinstance(base, MLXLM) and config.site == "mixer":
+        raise ConfigError(
+            "a block of mlx-lm's is not entered, so no core can be at its mixer; set model.graft.site to "
+            "residual, embedding, final or logits, as far as the core has it"
+        )
     # Every family with a graft_width is one.
     below = cast(RecurrentModel, base)
-    grafted = (GraftedHead if config.site == "logits" else Grafted)(below, config, seed)
+    inside = GraftedWalk if isinstance(base, MLXLM) else Grafted
+    grafted = (GraftedHead if config.site == "logits" else inside)(below, config, seed)
     mx.eval(grafted.parameters())
     return grafted
 
@@ -220,6 +227,52 @@ class Grafted(_OnBase, RecurrentModel):
         return Applied(self.graft[n], i, phases, resets, lengths, key, intervention)
 
 
+class GraftedWalk(_OnBase, RecurrentModel):
+    """A model of mlx-lm with cores at its blocks: mlx-lm's walk meets them on its way."""
+
+    host: MLXLM
+
+    def __init__(self, base: RecurrentModel, config: Graft, seed: int = 0):
+        super().__init__(base.args)
+        self.plant(base, config, seed)
+
+    def project(self, hidden: mx.array) -> mx.array:
+        return self.host.project(hidden)
+
+    def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None):
+        n, last = len(self.host.slots), len(self.layers) - 1
+        phases = {i: [] if cache is None else cache[i][n:] for i in range(last + 1)}
+        drawn = [None] * len(self._blocks) if key is None else mx.random.split(key, len(self._blocks))
+        cores = {
+            i: Applied(core, i, phases[i], resets, lengths, k, intervention)
+            for i, core, k in zip(self._blocks, self.graft, drawn)
+        }
+
+        def wrap(i, run):
+            core = cores.get(i) if self._site != "final" else None
+            if core is None:
+                return run
+            return (lambda x: run(core(x))) if self._site == "embedding" else (lambda x: core(run(x)))
+
+        refuse_unknown_clamps(intervention, self.clamp_sites, last + 1, self.act_sites)
+        self.host.checkpoint_blocks = self.checkpoint_blocks
+        below = None if cache is None else [entry[:n] for entry in cache]
+        call = {"resets": resets, "lengths": lengths, "key": key, "wrap": wrap}
+        x, new, trace = self.host.hidden(tokens, below, _of_the_host(intervention), **call)
+        if self._site == "final":
+            x = cores[last](x)
+        for i, core in cores.items():
+            new[i] = [*new[i], *core.phases]
+            trace |= {f"block{i:02d}/{name}": value for name, value in core.trace.items()}
+        return x, new, trace
+
+
+def _of_the_host(intervention: Intervention | None) -> Intervention | None:
+    """What of an intervention the base model does itself."""
+    clamps = tuple(c for c in intervention.clamps if c.site != "graft") if intervention else ()
+    return replace(intervention, clamps=clamps) if intervention else None
+
+
 class GraftedHead(_OnBase, LanguageModel):
     """A base model with a core on its logits, which has to see all of them at once: there is no `hidden`."""
 
@@ -233,8 +286,7 @@ class GraftedHead(_OnBase, LanguageModel):
     ) -> Output:
         """Shapes: tokens [B, T] int -> logits [B, T, V], new cache, trace."""
         refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers), self.act_sites)
-        clamps = tuple(c for c in intervention.clamps if c.site != "graft") if intervention else ()
-        below = replace(intervention, clamps=clamps) if intervention else None
+        below = _of_the_host(intervention)
         out = self.host.forward(tokens, cache, below, resets=resets, lengths=lengths, key=key)
         n = self.own(len(self.layers) - 1)
         phases = [cache[-1][n]] if cache is not None and self.graft[0].carries else []

@@ -10,9 +10,16 @@ import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.training.budget.measured import StepCost, predict_step
-from kssm_mlx.training.budget.sums import Sums, kept_checkpoints
+from kssm_mlx.training.budget.sums import FP32, Sums, kept_checkpoints
 from kssm_mlx.training.recipe import Recipe
 from kssm_mlx.training.recipe_sections import Pretrained
+
+BYTES_IN_FEW_BITS = 4.5 / 8  # of a weight: 4 bits, and what a group of 64 shares
+IN_MEMORY = 'model.train="qlora" (under a graft "frozen") and model.quantize={ bits = 4 }'
+CONVERTED = (
+    'let kssm convert write it in 4 bits on a machine that holds it, and take that with model.train="qlora"'
+)
+SMALLER = "take a smaller one, or a machine with more memory"
 
 
 def there_is_memory() -> int:
@@ -34,6 +41,20 @@ def refuse_beyond_memory(sums: Sums, recipe: Recipe, there: int) -> None:
             f"this run needs at least {show_bytes(sums.least)} of memory for weights, optimizer and "
             f"gradients of {sums.trained:,} trained parameters, and there is {show_bytes(there)}; "
             f"{_lighter_training(sums, recipe, there)}"
+        )
+
+
+def refuse_large_base(name: str, stored: int, weights: int, there: int) -> None:
+    """Before a base model is read. stored: bytes of its tensors; weights: how many they hold.
+
+    Raises: ConfigError when it alone is more than `there` bytes.
+    """
+    if stored > there:
+        few = BYTES_IN_FEW_BITS * weights
+        advice = f"in 4 bits it takes about {show_bytes(few)}: {CONVERTED}" if few <= there else SMALLER
+        raise ConfigError(
+            f"the base model {name} takes {show_bytes(stored)} of memory as it is stored, and there is "
+            f"{show_bytes(there)}; {advice}"
         )
 
 
@@ -70,6 +91,8 @@ def _lighter_training(sums: Sums, recipe: Recipe, there: int) -> str:
     section = recipe.model
     if isinstance(section, Pretrained) and section.train == "full" and sums.weights < there:
         return 'what would fit: model.train="lora", which trains adapters alone'
+    if (few := _saved_by_few_bits(sums, recipe)) and sums.least - few <= there:
+        return f"what would fit: {IN_MEMORY if sums.weights <= there else CONVERTED}"
     kind = "another base model" if isinstance(section, Pretrained) else "a smaller model.size"
     return f"a smaller batch changes nothing; take {kind}, or a machine with more memory"
 
@@ -84,9 +107,23 @@ def _smaller_pieces(
             return f"train.accumulation={pieces}, micro-batches of {train.batch_size // pieces} rows"
     if checkpoints and not train.checkpoint_blocks:
         return "perhaps train.checkpoint_blocks=true, which kssm estimate measures"
+    few, smallest = (
+        _saved_by_few_bits(sums, recipe),
+        train.model_copy(update={"accumulation": train.batch_size}),
+    )
+    if few and predict_step(costs, smallest, sums.least).peak - few <= there:
+        return f"perhaps {IN_MEMORY}, which kssm estimate measures"
     if isinstance(recipe.model, Pretrained) and recipe.model.train == "full":
         return 'perhaps model.train="lora", which kssm estimate measures'
     return "a shorter train.context or a smaller model"
+
+
+def _saved_by_few_bits(sums: Sums, recipe: Recipe) -> float:
+    """Bytes that a frozen base model takes less in 4 bits; 0 where it is trained, or is quantised already."""
+    section = recipe.model
+    if not isinstance(section, Pretrained) or section.train == "full" or section.quantize:
+        return 0.0
+    return max(0.0, sums.weights - FP32 * sums.trained - BYTES_IN_FEW_BITS * sums.frozen)
 
 
 def show_bytes(n: float) -> str:

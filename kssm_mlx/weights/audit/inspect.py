@@ -20,7 +20,8 @@ import numpy as np
 from kssm_mlx.digest import file_digest, root_digest, stored_digest
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import LanguageModel, flatten
-from kssm_mlx.weights.audit.findings import LAYERS, Finding, failures
+from kssm_mlx.models.families.config_keys import CODE, EVERYWHERE, UNUSED
+from kssm_mlx.weights.audit.findings import LAYERS, Finding, failures, some
 from kssm_mlx.weights.audit.manifest import Manifest, TensorFacts, compare
 from kssm_mlx.weights.audit.tensor_stats import Summary, summarise
 from kssm_mlx.weights.audit.value_checks import Weights, is_embedding, is_small, is_weight, judge
@@ -144,9 +145,21 @@ def _names(found: Inspection) -> None:
         fix = "take config.json from the source of the weights"
         found.findings.append(Finding("W6", str(e), fix))
         return
+    found.findings += _unread_keys(found.config)
     found.ran += ["W7", "W8", "W9"]
     found.names = map_names(found.container, found.config, found.model)
     found.findings += found.names.findings
+
+
+def _unread_keys(config: Any) -> list[Finding]:
+    """W6 of a model of mlx-lm, whose code drops the keys that it does not know."""
+    known = {*EVERYWHERE, *UNUSED, *CODE}
+    unread = [key for key in getattr(config, "unread", ()) if key not in known]
+    fix = "harmless where they say how the model was trained; compare logits where they change the model"
+    text = (
+        f"config.json has {some(unread)}, which mlx-lm's {getattr(config, 'architecture', '')} does not read"
+    )
+    return [Finding("W6", text, fix, warning=True)] if unread else []
 
 
 def _summarize_tensors(found: Inspection, meter: Meter, keep: Keep | None) -> None:

@@ -7,14 +7,17 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from kssm_mlx import models
-from kssm_mlx.errors import ConfigError
+from kssm_mlx.errors import ConfigError, quote
 from kssm_mlx.models.families.config_keys import EVERYWHERE, UNUSED, ConfigKeys, require_numbers
+from kssm_mlx.models.mlx_lm.config import MLXLMConfig, has_model
 
 SHIM_NAME = "kssm_model.py"  # the "model_file" of our own exports, by which they are told from others' files
 
 
 def to_file(config) -> dict[str, Any]:
     """The keys of a config.json; `from_file` reads them back to a configuration of the same model."""
+    if isinstance(config, MLXLMConfig):
+        return config.to_file()
     values = {name: value for name, value in asdict(config).items() if value is not None}
     derived = models.FAMILIES[config.model_type].derived
     return _tag_infinity(values | derived(config) if derived else values)
@@ -26,8 +29,10 @@ def from_file(values: dict[str, Any]):
     Raises: ConfigError for an architecture that is not known, and for keys it does not understand.
     """
     name = values.get("model_type")
-    if not isinstance(name, str) or name not in models.FAMILIES:
+    if not isinstance(name, str):
         raise ConfigError(f"config.json has model_type {name!r}; known: {', '.join(models.FAMILIES)}")
+    if name not in models.FAMILIES:
+        return _of_mlx_lm(name, values)
     family, values = models.FAMILIES[name], _untag_infinity(values)
     config_class = family.load()[1]
     keys = family.config_keys.get("hf")
@@ -38,6 +43,16 @@ def from_file(values: dict[str, Any]):
         require_numbers(values)
         return config_class.from_huggingface(values)
     return models.config_from_dict(values)
+
+
+def _of_mlx_lm(name: str, values: dict[str, Any]) -> MLXLMConfig:
+    """That of an architecture which is none of ours. Raises: ConfigError unless mlx-lm has it."""
+    if not has_model(name):
+        raise ConfigError(
+            f"config.json has model_type {quote(name)}; known: {', '.join(models.FAMILIES)}, and the models "
+            "of mlx-lm, which has none of this name"
+        )
+    return MLXLMConfig.from_file(values)
 
 
 def from_state_spaces(values: dict[str, Any]):

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
@@ -14,6 +15,8 @@ from kssm_mlx import models
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.models.families.family import KeyMap
+from kssm_mlx.models.mlx_lm.model import BUFFERS, MLXLM
+from kssm_mlx.models.mlx_lm.walk import said_in_one_line
 from kssm_mlx.weights.audit.findings import Finding, some
 from kssm_mlx.weights.io.container import Container
 from kssm_mlx.weights.io.tensors import FLOATS
@@ -76,8 +79,14 @@ def skeleton(config: Any, container: Container) -> LanguageModel:
 def map_names(container: Container, config: Any, model: LanguageModel) -> NameMap:
     """Every parameter of `model` beside its tensor; what is missing, unused or of a wrong shape or dtype."""
     expected = dict(tree_flatten(model.parameters()))
-    rules = keymaps.table(container.layout, config.model_type, list(expected))
-    always = keymaps.unread(container.layout, config.model_type)
+    if isinstance(model, MLXLM) and container.layout != "run":
+        try:
+            rules, always = _rules_of_mlx_lm(container, model)
+        except ConfigError as e:
+            return NameMap({}, {}, (Finding("W7", str(e), "convert it with mlx_lm.convert, and give that"),))
+    else:
+        rules = keymaps.table(container.layout, config.model_type, list(expected))
+        always = keymaps.unread(container.layout, config.model_type)
     pairs, unread, unused, findings = {}, {}, [], []
     for source in container.names:
         ours, transform = target(source, rules)
@@ -88,13 +97,29 @@ def map_names(container: Container, config: Any, model: LanguageModel) -> NameMa
         elif source in always:
             unread[source] = None
         elif (ours or source) in ("lm_head.weight", "head.weight"):
-            unread[source] = next(name for name in expected if "embedding" in name)
+            unread[source] = next(name for name in expected if "embed" in name or ".wte." in name)
         else:
             unused.append(source)
     missing = sorted(expected.keys() - pairs.keys())
     findings += _totality(missing, unused, rules)
     findings += _shapes(container, pairs, expected) + _dtypes(container, pairs, expected)
     return NameMap(pairs, unread, tuple(findings))
+
+
+def _rules_of_mlx_lm(container: Container, model: MLXLM) -> tuple[KeyMap, tuple[str, ...]]:
+    """mlx-lm's own names of the tensors, and those that everybody computes anew.
+
+    Raises: ConfigError where its loader makes a parameter of several tensors, or of one in another form.
+    """
+    stored = {n: mx.zeros(t.shape, getattr(mx, t.dtype)) for n, t in container.tensors.items()}
+    with said_in_one_line(f"mlx-lm's {model.args.architecture} cannot read tensors of these names"):
+        rules, made = model.key_map(stored)
+    if made:
+        raise ConfigError(
+            f"mlx-lm's {model.args.architecture} makes {some(made)} out of other tensors when it loads, "
+            "which no digest would cover"
+        )
+    return rules, tuple(name for name in container.names if name.endswith(BUFFERS))
 
 
 def target(source: str, rules: KeyMap) -> tuple[str | None, str]:

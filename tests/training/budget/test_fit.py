@@ -48,6 +48,39 @@ def test_a_base_model_that_is_trained_whole_is_pointed_to_adapters():
         fit.refuse_beyond_memory(SUMS, recipe({"base": "some/model", "train": "lora"}), 10 * 10**6)
 
 
+# A base model of 10 million weights in bf16, adapters of 100,000 beside it.
+BASE = Sums(
+    10**5, 10**7, weights=204 * 10**5, optimizer=8 * 10**5, gradients=4 * 10**5, checkpoint=12 * 10**5
+)
+
+
+def test_a_frozen_base_model_that_does_not_fit_is_pointed_to_few_bits():
+    """In 4 bits it takes 5.6 MB: with what is trained 7.2 MB."""
+    lora, frozen = ({"base": "some/model", "train": train} for train in ("lora", "frozen"))
+    with pytest.raises(ConfigError, match=r'fit: model.train="qlora" .* and model.quantize=\{ bits = 4 \}'):
+        fit.refuse_beyond_memory(BASE, recipe(lora), 21 * 10**6)
+    with pytest.raises(
+        ConfigError, match=r"fit: let kssm convert write it in 4 bits on a machine that holds it"
+    ):
+        fit.refuse_beyond_memory(BASE, recipe(frozen), 10 * 10**6)
+    for model in (lora, {**lora, "train": "qlora", "quantize": {"bits": 4}}):
+        with pytest.raises(ConfigError, match="take another base model"):
+            fit.refuse_beyond_memory(BASE, recipe(model), 7 * 10**6)
+    costs = [StepCost(1, 30e6, 0.1), StepCost(2, 31e6, 0.1)]
+    assert "perhaps model.train" in fit.warn_beyond_memory(BASE, recipe(lora), costs, 20 * 10**6, False)
+    assert "a shorter train.context" in fit.warn_beyond_memory(BASE, recipe(lora), costs, 10**7, False)
+
+
+def test_a_base_model_is_refused_before_it_is_read():
+    fit.refuse_large_base("some/model", 20 * 10**6, 10**7, 20 * 10**6)
+    with pytest.raises(
+        ConfigError, match=r"some/model takes 20 MB .* 4 bits it takes about 5.62 MB: let kssm conv"
+    ):
+        fit.refuse_large_base("some/model", 20 * 10**6, 10**7, 20 * 10**6 - 1)
+    with pytest.raises(ConfigError, match="take a smaller one, or a machine with more memory"):
+        fit.refuse_large_base("some/model", 20 * 10**6, 10**7, 5 * 10**6)
+
+
 def test_disk_is_refused_just_above_what_is_kept():
     fit.refuse_beyond_disk(SUMS, recipe(), 3 * SUMS.checkpoint)
     with pytest.raises(ConfigError, match=r"3 checkpoints of 12 MB, 36 MB on disk.*36 MB; .*save.keep=2"):
