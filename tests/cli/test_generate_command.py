@@ -30,8 +30,15 @@ def test_a_trace_has_a_row_a_token_and_a_picture_beside_it(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["token"] for row in rows] == list(range(5))
     assert rows[0].keys() == {"row", "token", "id", "text", "logprob", "U", "psi"} and rows[0]["psi"]["units"]
-    assert "no 'omega' to trace" in refused(kssm(*asked, "--trace-values", "omega"))
+    assert "no 'state' to trace" in refused(kssm(*asked, "--trace-values", "state"))
     assert "choose another place" in refused(kssm(*asked[:-1], tmp_path / "absent" / "t"))
+
+
+def test_omega_is_traced_of_what_has_phases(tmp_path):
+    asked = ("generate", OLD, "the ", "--max-tokens", 3, "--past-separator", "--trace", tmp_path / "t.jsonl")
+    assert kssm(*asked, "--trace-values", "omega").exit_code == 0
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert [row["omega"]["mean"] is None for row in rows] == [True, False, False] and "psi" not in rows[0]
 
 
 def test_each_of_several_texts_has_its_rows_and_its_picture(tmp_path):
