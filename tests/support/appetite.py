@@ -11,13 +11,13 @@ from kssm_mlx.weights.io.torch_archive import read_torch
 
 
 def main(reader: str, path: Path) -> None:
-    before = _peak()
+    before = peak_resident()
     tensors, findings = {"safetensors": read_safetensors, "torch": read_torch}[reader](path)
-    print(_peak() - before, len(tensors), findings[0].check if findings else "")
+    print(peak_resident() - before, len(tensors), findings[0].check if findings else "")
 
 
-def _peak() -> int:
-    """Bytes. Linux's ru_maxrss begins with what the parent had, its VmHWM does not."""
+def peak_resident() -> int:
+    """Of this process so far, bytes. Linux's ru_maxrss begins with what the parent had, its VmHWM does not."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])

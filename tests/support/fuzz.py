@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import faulthandler
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kssm_mlx.errors import KssmError
+from tests.support.appetite import peak_resident
 from tests.support.mutations import mutate
 from tests.support.readers import READERS
 
@@ -42,7 +42,7 @@ def fuzz(name: str, inputs: int, seed: int) -> Outcome:
         target = reader.make(Path(temporary))
         good = target.read_bytes()
         reader.read(target)
-        refused, slowest, before = 0, 0.0, _peak()
+        refused, slowest, before = 0, 0.0, peak_resident()
         for _ in range(inputs):
             raw = mutate(good, rng, reader.text)
             target.write_bytes(raw)
@@ -51,9 +51,9 @@ def fuzz(name: str, inputs: int, seed: int) -> Outcome:
             slowest = max(slowest, time.process_time() - began)
             if slowest > LONGEST:
                 raise AssertionError(f"{name}: {slowest:.1f} s of CPU for {_keep(raw)}")
-            if _peak() - before > 4 * len(raw) + MEMORY:
-                raise AssertionError(f"{name}: {_peak() - before:,} bytes of memory for {_keep(raw)}")
-    return Outcome(inputs, refused, slowest, _peak() - before)
+            if peak_resident() - before > 4 * len(raw) + MEMORY:
+                raise AssertionError(f"{name}: {peak_resident() - before:,} bytes of memory for {_keep(raw)}")
+    return Outcome(inputs, refused, slowest, peak_resident() - before)
 
 
 def _refuses(name: str, target: Path, raw: bytes) -> bool:
@@ -69,11 +69,6 @@ def _refuses(name: str, target: Path, raw: bytes) -> bool:
     except BaseException as e:
         raise AssertionError(f"{name}: {type(e).__name__}: {e!s:.300} from {_keep(raw)}") from e
     return False
-
-
-def _peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10
 
 
 def _keep(raw: bytes) -> Path:

@@ -129,6 +129,7 @@ import os, signal, sys
 from kssm_mlx.data.streams import cuts, documents, writer
 from kssm_mlx.data.tokens import prepare
 from tests.data.streams.test_streams import recipe
+from tests.support.appetite import peak_resident
 documents.LARGE, cuts.PIECE, writer.EVERY, left = 0, 1000, 2000, [3]
 write = writer._write_journal
 def and_die(*args):
@@ -215,13 +216,14 @@ def test_deduplicated_text_and_small_text_are_read_at_once(sources, monkeypatch,
 
 
 PEAK = """
-import resource, sys
+import sys
 from kssm_mlx.data.streams import documents
 from kssm_mlx.data.tokens import prepare
 from tests.data.streams.test_streams import recipe
+from tests.support.appetite import peak_resident
 documents.LARGE = int(sys.argv[3])
 prepare(recipe(sys.argv[1]), sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_resident())
 """
 
 
