@@ -17,7 +17,7 @@ def main(reader: str, path: Path) -> None:
 
 
 def peak_resident() -> int:
-    """Of this process so far, bytes. Linux's ru_maxrss begins with what the parent had, its VmHWM does not."""
+    """Of this process so far, bytes; Linux's ru_maxrss begins with what the parent had, VmHWM does not."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
