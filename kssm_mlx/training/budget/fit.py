@@ -107,10 +107,8 @@ def _smaller_pieces(
             return f"train.accumulation={pieces}, micro-batches of {train.batch_size // pieces} rows"
     if checkpoints and not train.checkpoint_blocks:
         return "perhaps train.checkpoint_blocks=true, which kssm estimate measures"
-    few, smallest = (
-        _saved_by_few_bits(sums, recipe),
-        train.model_copy(update={"accumulation": train.batch_size}),
-    )
+    few = _saved_by_few_bits(sums, recipe)
+    smallest = train.model_copy(update={"accumulation": train.batch_size})
     if few and predict_step(costs, smallest, sums.least).peak - few <= there:
         return f"perhaps {IN_MEMORY}, which kssm estimate measures"
     if isinstance(recipe.model, Pretrained) and recipe.model.train == "full":
