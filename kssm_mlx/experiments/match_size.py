@@ -30,7 +30,9 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
     if family is None or family.width is None:
         known = ", ".join(name for name, f in models.FAMILIES.items() if f.width)
         raise ConfigError(f"run.match knows no width of model.family {section.family!r}; it does of {known}")
-    (key, step), fine = family.width, family.fine
+    key, step = family.width
+    # A part that the recipe switched off by 0 stays off.
+    fine = next((k for k in family.fine if (section.model_extra or {}).get(k) != 0), None)
 
     def size(overrides: dict[str, Any]) -> int:
         return count_parameters(recipes.override(recipe, {f"model.{k}": v for k, v in overrides.items()}))

@@ -62,7 +62,7 @@ class Family:
     graft_width: Callable[[Any], int] | None = None
     bench: Callable[[int], dict[str, Any]] = lambda width: {}
     width: tuple[str, int] | None = None
-    fine: str | None = None
+    fine: tuple[str, ...] = ()
 
     def load(self) -> tuple[Any, type, type]:
         """The module, the configuration class and the model class."""

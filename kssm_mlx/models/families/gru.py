@@ -7,4 +7,4 @@ from __future__ import annotations
 
 from kssm_mlx.models.families.family import Family
 
-FAMILY = Family("gru", "GRUConfig", "GRU", width=("d_model", 8), fine="mlp_hidden")
+FAMILY = Family("gru", "GRUConfig", "GRU", width=("d_model", 8), fine=("mlp_hidden",))

@@ -65,4 +65,4 @@ def _read(G: int, numbers: int, first: int) -> list[Claim]:
     return [claim for column in at for claim in rows("slack", G, "readout.weight", at=column, axis=1)]
 
 
-FAMILY = Family("kssm", "KSSMConfig", "KSSM", units=units, width=("d_model", 8), fine="mlp_hidden")
+FAMILY = Family("kssm", "KSSMConfig", "KSSM", units=units, width=("d_model", 8), fine=("mlp_hidden", "n_groups"))

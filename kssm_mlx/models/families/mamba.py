@@ -134,7 +134,7 @@ FAMILY = Family(
     units=units,
     graft_width=lambda config: config.channels,
     width=("hidden_size", 8),
-    fine="intermediate_size",
+    fine=("intermediate_size",),
 )
 # Mamba with norms on Δ, B and C, under another name in transformers.
 FALCON = replace(FAMILY, architecture="FalconMambaForCausalLM", key_maps={"hf": KEYS})

@@ -99,5 +99,5 @@ FAMILY = Family(
     units=units,
     graft_width=lambda config: config.channels,
     width=("hidden_size", 8),
-    fine="intermediate_size",
+    fine=("intermediate_size",),
 )

@@ -135,5 +135,5 @@ FAMILY = Family(
     graft_width=lambda config: config.hidden_size,
     bench=lambda width: {"head_dim": 64},
     width=("hidden_size", 64),
-    fine="intermediate_size",
+    fine=("intermediate_size",),
 )

@@ -23,5 +23,5 @@ def units(c: Any, count: int) -> UnitTable:
 
 
 FAMILY = Family(
-    "transformer", "TransformerConfig", "Transformer", units=units, width=("d_model", 16), fine="d_ff"
+    "transformer", "TransformerConfig", "Transformer", units=units, width=("d_model", 16), fine=("d_ff",)
 )
