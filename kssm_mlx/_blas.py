@@ -57,12 +57,12 @@ def prefer_fast_blas() -> None:
     try:
         _status = _choose()
     except RuntimeError as reason:
-        _status = _bundled(str(reason))
+        _status = _keep_bundled_blas(str(reason))
     except Exception as error:  # a slow matrix product is better than no import
-        _status = _bundled(f"{type(error).__name__}: {error}")
+        _status = _keep_bundled_blas(f"{type(error).__name__}: {error}")
 
 
-def _bundled(why: str) -> Blas:
+def _keep_bundled_blas(why: str) -> Blas:
     return Blas("reference BLAS of the mlx wheel", "bundled", why, False)
 
 
@@ -70,11 +70,11 @@ def _choose() -> Blas:
     if sys.platform == "darwin":
         return Blas("Accelerate", "part of macOS", "", True)
     if sys.platform != "linux":
-        return _bundled(f"no faster library is known for {sys.platform}")
+        return _keep_bundled_blas(f"no faster library is known for {sys.platform}")
     if os.environ.get("KSSM_BLAS", "").lower() == "off":
-        return _bundled("KSSM_BLAS=off; unset it for the fast one")
+        return _keep_bundled_blas("KSSM_BLAS=off; unset it for the fast one")
     if "mlx.core" in sys.modules:
-        return _bundled("too late: mlx was imported before kssm_mlx; import kssm_mlx first")
+        return _keep_bundled_blas("too late: mlx was imported before kssm_mlx; import kssm_mlx first")
     return _system() or _in_pieces(_load(str(_wheel_library())), "scipy_", "wheel scipy-openblas32")
 
 

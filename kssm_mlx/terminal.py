@@ -16,7 +16,7 @@ _HANDLER = "kssm-terminal"
 
 def printable(text: str) -> str:
     """The text with its control characters spelled out, such as `\\x1b`; line ends stay."""
-    return _UNSAFE.sub(_spelled, text.replace("\r\n", "\n"))
+    return _UNSAFE.sub(_spell_character, text.replace("\r\n", "\n"))
 
 
 def prepare_streams() -> None:
@@ -84,6 +84,6 @@ class _Replace:
 codecs.register_error(_HANDLER, _Replace())
 
 
-def _spelled(match: re.Match[str]) -> str:
+def _spell_character(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

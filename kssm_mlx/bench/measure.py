@@ -84,9 +84,9 @@ def compare(
     once = {name: [spent] for name, (spent, _) in first.items() if _one_turn(contenders[name], spent, slow)}
     often: dict[str, list[Spent]] = {name: [] for name in first if name not in once}
     done, start = 0, time.perf_counter()
-    while often and not _enough(done, turns, time.perf_counter() - start, budget):
+    while often and not _has_enough_turns(done, turns, time.perf_counter() - start, budget):
         for name, own in often.items():
-            own.append(_spent(contenders[name].run))
+            own.append(_time_call(contenders[name].run))
         done += 1
     times = once | often
     reference = times.get(next(iter(contenders)))
@@ -98,7 +98,7 @@ def _one_turn(contender: Contender, first: Spent, slow: float) -> bool:
     return contender.eager and first.wall > slow
 
 
-def _enough(done: int, turns: int, spent: float, budget: float) -> bool:
+def _has_enough_turns(done: int, turns: int, spent: float, budget: float) -> bool:
     if done < LEAST_TURNS:
         return False
     return done >= turns or spent * (done + 1) / done > budget
@@ -137,7 +137,7 @@ def _first_call(contender: Contender, slow: float) -> tuple[Spent, float | None]
     mx.clear_cache()
     held = mx.get_active_memory()
     mx.reset_peak_memory()
-    spent = _spent(contender.run)
+    spent = _time_call(contender.run)
     if contender.mlx:
         return spent, (mx.get_peak_memory() - held) / 1e6
     if contender.peak is None or _one_turn(contender, spent, slow):
@@ -152,7 +152,7 @@ class Spent(NamedTuple):
     cpu: float
 
 
-def _spent(run: Callable[[], Any]) -> Spent:
+def _time_call(run: Callable[[], Any]) -> Spent:
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     # A clock that did not tick would divide by zero.

@@ -47,7 +47,7 @@ def _integrators(N: int, steps: int) -> dict[str, Contender]:
     if find_spec("jaxkuramoto"):
         run = _jax(narrow[1], steps)
         found["jaxkuramoto"] = Contender(lambda: run(narrow[0]).block_until_ready(), mlx=False)
-    return found | {"ours": arrays(lambda: _ours(*ours, steps))}
+    return found | {"ours": arrays(lambda: _integrate_ours(*ours, steps))}
 
 
 def errors(N: int, steps: int) -> dict[str, float]:
@@ -57,7 +57,7 @@ def errors(N: int, steps: int) -> dict[str, float]:
     narrow = theta.astype(np.float32), omega.astype(np.float32)
     last = {
         "numpy float32": _numpy(*narrow, steps),
-        "ours": _ours(mx.array(narrow[0]), mx.array(narrow[1]), steps),
+        "ours": _integrate_ours(mx.array(narrow[0]), mx.array(narrow[1]), steps),
     }
     if find_spec("jaxkuramoto"):
         last["jaxkuramoto"] = _jax(narrow[1], steps)(narrow[0])
@@ -69,7 +69,7 @@ def _population(N: int) -> tuple[np.ndarray, np.ndarray]:
     return random.uniform(-np.pi, np.pi, N), random.standard_normal(N)
 
 
-def _ours(theta: mx.array, omega: mx.array, steps: int) -> mx.array:
+def _integrate_ours(theta: mx.array, omega: mx.array, steps: int) -> mx.array:
     return integrate(Phases(mean_field), theta, DT, steps, (omega, COUPLING), method="rk4")[0]
 
 

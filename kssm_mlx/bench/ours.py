@@ -50,11 +50,11 @@ def _overrides(family: str, shape: Shape) -> dict[str, Any]:
 def in_bits(model: Model, bits: int | None) -> Model:
     """The model with its wide projections in groups of 64 weights of so many bits; as it is for None."""
     if bits:
-        nn.quantize(model, group_size=64, bits=bits, class_predicate=_wide(model))
+        nn.quantize(model, group_size=64, bits=bits, class_predicate=_is_quantizable(model))
     return model
 
 
-def _wide(model: nn.Module):
+def _is_quantizable(model: nn.Module):
     """What may be quantised: what the model says, and no row that a group of 64 does not divide."""
     allowed = getattr(model, "quant_predicate", None) or (lambda path, module: True)
     fits = lambda module: hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0  # noqa: E731

@@ -53,7 +53,7 @@ def _equal_lanes() -> Iterator[Case]:
     mobius = partial(_mobius, EQUAL_T, LANES)
     ball, wells = partial(_ball, EQUAL_T, LANES), partial(_ball_and_wells, EQUAL_T, LANES)
     mamba = partial(_mamba, EQUAL_T, LANES // N)
-    expanded = partial(_expanded, EQUAL_T, LANES // N)
+    expanded = partial(_bench_expanded_scan, EQUAL_T, LANES // N)
     for name, beside in (
         (("mobius_scan", _mobius_scan, mobius), ("selective_scan", _selective_scan, mamba)),
         (("expanded_scan", _expanded_scan, expanded), ("selective_scan", _selective_scan, mamba)),
@@ -171,7 +171,7 @@ def _expanded_scan(*args: mx.array, impl: str = "auto") -> tuple[mx.array, ...]:
     return expanded_scan(*args, impl=impl)[:1]
 
 
-def _expanded(T: int, D: int = D) -> tuple[mx.array, ...]:
+def _bench_expanded_scan(T: int, D: int = D) -> tuple[mx.array, ...]:
     """N / 2 complex states a channel: as many real numbers as Mamba's N."""
     shared = [_normal(i, B, T, 2, N // 2) for i in (2, 3)]
     rates = [mx.ones((D, N // 2)), _normal(4, D, N // 2), mx.ones((D, N // 2))]
@@ -224,7 +224,7 @@ OPS = {
     "wkv4": (_wkv4, _rwkv4),
     "wkv7": (_wkv7, _rwkv7),
     "mobius_scan": (_mobius_scan, _mobius),
-    "expanded_scan": (_expanded_scan, _expanded),
+    "expanded_scan": (_expanded_scan, _bench_expanded_scan),
     "ball_scan": (_ball_scan, _ball),
     "ball_wells": (_ball_wells, _ball_and_wells),
     "kuramoto_bank": (_bank, _groups),

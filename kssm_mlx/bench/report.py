@@ -47,10 +47,12 @@ def _range(t: dict[str, Any], first: dict[str, Any]) -> str:
     """Empty where the first contender failed: there is nothing to compare with."""
     if t["ratio"] is None or math.isnan(t["ratio"]):
         return ""
-    return f"{t['ratio']:.2f}x ({t['low']:.2f} to {t['high']:.2f})" + _few(min(t["turns"], first["turns"]))
+    return f"{t['ratio']:.2f}x ({t['low']:.2f} to {t['high']:.2f})" + _mark_few(
+        min(t["turns"], first["turns"])
+    )
 
 
-def _few(turns: int | None) -> str:
+def _mark_few(turns: int | None) -> str:
     """A mark on a ratio that comes of too few turns."""
     return "" if turns is None or turns >= LEAST_TURNS else f", n={turns}"
 
@@ -90,7 +92,9 @@ def _table(header: tuple[str, ...], body) -> str:
 
 
 def _targets(targets: list[dict[str, Any]]) -> list[str]:
-    body = [(t["what"], *(_number(t, c) for c in COLUMNS), t["reached"] + _few(t["turns"])) for t in targets]
+    body = [
+        (t["what"], *(_number(t, c) for c in COLUMNS), t["reached"] + _mark_few(t["turns"])) for t in targets
+    ]
     return ["## Targets", _table(("what", "must", "aim", "measured", "by CPU time", ""), body)]
 
 
@@ -250,4 +254,4 @@ def _against_peers(cases, folder: Path, name: str) -> str | None:
 
 
 def _bar(record: dict[str, Any], peer: dict[str, Any]) -> str:
-    return f"{record['key']} : {peer['name']}{_few(peer['turns'])}"
+    return f"{record['key']} : {peer['name']}{_mark_few(peer['turns'])}"

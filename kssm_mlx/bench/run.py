@@ -41,19 +41,19 @@ def bench(
     folder.mkdir(parents=True, exist_ok=True)
     facts = environment.facts()
     path = folder / f"{device_name(facts)}.json"
-    records = _earlier(path)
+    records = _read_earlier_records(path)
     for case in cases:
         measured = record(case, compare(case.make(), turns, budget), facts["commit"])
         records[case.key] = measured
         if show:
             show(measured)
-    results = _plain(summary(list(records.values()), facts, machine_rates()))
+    results = _drop_nan(summary(list(records.values()), facts, machine_rates()))
     files.replace(path, json.dumps(results, indent=1) + "\n")
     report.write(results, folder, path.stem)
     return path
 
 
-def _earlier(path: Path) -> dict[str, dict[str, Any]]:
+def _read_earlier_records(path: Path) -> dict[str, dict[str, Any]]:
     """The records of an earlier run by key; none where there was none, or one of another format."""
     try:
         found = {r["key"]: r for r in json.loads(path.read_text("utf-8"))["cases"]}
@@ -143,10 +143,10 @@ def device_name(facts: dict[str, Any]) -> str:
     return f"{device['type']}-{re.sub(r'[^a-zA-Z0-9_]+', '-', str(kind)).strip('-').lower()}"
 
 
-def _plain(value: Any) -> Any:
+def _drop_nan(value: Any) -> Any:
     """JSON has no NaN."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _drop_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_drop_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

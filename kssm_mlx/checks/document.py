@@ -94,7 +94,7 @@ def render_entry(entry: Entry) -> str:
         "Chance": entry.explanation.get("chance", ""),
         "What it would have caught": entry.explanation.get("caught", ""),
         "How to make it fire": entry.explanation.get("sabotage", ""),
-        "What made it fire": _fired(entry.id),
+        "What made it fire": _list_firing_rows(entry.id),
         "False alarms": "{} of {} verdicts on healthy runs.".format(*alarms) if alarms else "",
     }
     body = "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items() if text)
@@ -107,7 +107,7 @@ def _command(entry: Entry) -> str:
     return f"`{asked.get(entry.id[0], f'kssm verify RUN --only {entry.id}')}`"
 
 
-def _fired(id: str) -> str:
+def _list_firing_rows(id: str) -> str:
     """The rows of the detection matrix that a check failed, with what it measured; "" for none."""
     rows = json.loads(DETECTION.read_text("utf-8"))["rows"] if DETECTION.is_file() else {}
     found = [[row["what"], row["caught"][id]] for row in rows.values() if id in row["caught"]]

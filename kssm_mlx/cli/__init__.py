@@ -50,20 +50,22 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KssmError as e:
-            raise _ended(str(e), e.exit_code) from None
+            raise _end_with_message(str(e), e.exit_code) from None
         except UsageError as e:
             command = e.ctx.command_path if e.ctx else "kssm"
             message = e.format_message()
-            raise _ended(f"{message[:1].lower()}{message[1:].rstrip('.')}; see {command} --help", 2) from None
+            raise _end_with_message(
+                f"{message[:1].lower()}{message[1:].rstrip('.')}; see {command} --help", 2
+            ) from None
         except KeyboardInterrupt:
-            raise _ended("interrupted", 130) from None
+            raise _end_with_message("interrupted", 130) from None
         except OSError as e:
             if not e.strerror or not (e.filename or e.errno in DISK):
                 raise
-            raise _ended(f"{e.filename or 'writing'}: {e.strerror.lower()}", 2) from None
+            raise _end_with_message(f"{e.filename or 'writing'}: {e.strerror.lower()}", 2) from None
 
 
-def _ended(message: str, code: int) -> typer.Exit:
+def _end_with_message(message: str, code: int) -> typer.Exit:
     typer.echo(f"kssm: {printable(' '.join(message.split()))}", err=True)
     return typer.Exit(code)
 

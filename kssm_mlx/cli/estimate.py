@@ -91,7 +91,7 @@ def _show(found: Any, machine: Any, folder: Path) -> None:
     screen = console()
     title = f"estimate of {found.name}, {found.family}"
     show(screen, table(("what", "", "how"), [*_sizes(found), *_training(found)], title))
-    rows = _on_paper(found, machine) if machine else _here(found, folder)
+    rows = _on_paper(found, machine) if machine else _estimate_here(found, folder)
     show(screen, table(("machine", ""), rows, f"{machine.name}, {SOURCE}" if machine else "this machine"))
 
 
@@ -134,7 +134,7 @@ def _training(found: Any) -> Iterator[tuple[str, str, str]]:
     yield "time of all steps", show_seconds(step.seconds * train.steps), "evaluations and checks beside"
 
 
-def _here(found: Any, folder: Path) -> Iterator[tuple[str, str]]:
+def _estimate_here(found: Any, folder: Path) -> Iterator[tuple[str, str]]:
     from kssm_mlx.training.budget import fit
 
     memory, disk = fit.there_is_memory(), fit.there_is_disk(folder)

@@ -98,7 +98,7 @@ def generate(
 
     if state_out:
         refuse_other_file(state_out)
-    observed = _traced(trace, trace_values)
+    observed = _parse_trace_options(trace, trace_values)
     given = read_prompts(prompts or [], prompt_file)
     intervention = parse_hold(hold or [], carried)
     trained = load(model, verify=verify)
@@ -156,16 +156,16 @@ def read_prompts(prompts: list[str], file: Path | None = None) -> list[str]:
         raise ConfigError("standard input can be one prompt, and - is given twice; give the texts themselves")
     given = {prompt: prompt for prompt in prompts}
     if "-" in given:
-        given["-"] = _decoded(typer.get_binary_stream("stdin").read(), "standard input")
+        given["-"] = _decode_prompt(typer.get_binary_stream("stdin").read(), "standard input")
     read = [given[prompt] for prompt in prompts]
     if file is None:
         return read
     if not file.is_file():
         raise ConfigError(f"no file {file}; --prompt-file takes a text file, - as a prompt standard input")
-    return [*read, _decoded(file.read_bytes(), str(file))]
+    return [*read, _decode_prompt(file.read_bytes(), str(file))]
 
 
-def _decoded(raw: bytes, name: str) -> str:
+def _decode_prompt(raw: bytes, name: str) -> str:
     try:
         return raw.decode().removesuffix("\n")
     except UnicodeDecodeError as e:
@@ -187,7 +187,7 @@ def parse_hold(texts: list[str], carried: bool) -> Any:
     return Intervention(tuple(clamp for hold in holds for clamp in hold.intervention.clamps))
 
 
-def _traced(trace: Path | None, values: str) -> tuple[str, ...]:
+def _parse_trace_options(trace: Path | None, values: str) -> tuple[str, ...]:
     """What to observe; checked before anything is written. Raises: ConfigError."""
     if trace is None:
         return ()

@@ -98,7 +98,7 @@ def show_suite(screen: Console, checks: Sequence[Mapping[str, Any]], title: str)
     screen.print(f"{title}: {summary(checks)}", soft_wrap=True, markup=False)
     for c in checks:
         if c["verdict"] in ("fail", "warn", "waived"):
-            line = f"  {c['verdict']} {c['id']} {c['title']}: {_got(c)}; expected {c['expected']}"
+            line = f"  {c['verdict']} {c['id']} {c['title']}: {_format_reason(c)}; expected {c['expected']}"
             screen.print(line, soft_wrap=True, markup=False, style=COLOURS[c["verdict"]])
             if c["fix"] and c["verdict"] != "waived":
                 screen.print(f"    {c['fix']}", soft_wrap=True, markup=False)
@@ -123,7 +123,7 @@ def _check_row(c: Mapping[str, Any]) -> tuple[Any, ...]:
     verdict = _verdict(c["verdict"])
     if c.get("evidence"):  # which older runs do not state
         verdict.append(f"\n{c['evidence']}", style="dim")
-    return f"{c['id']} {c['title']}", verdict, _got(c), c["expected"], seconds
+    return f"{c['id']} {c['title']}", verdict, _format_reason(c), c["expected"], seconds
 
 
 def warn_unverified(trained: Any) -> None:
@@ -138,7 +138,7 @@ def _verdict(word: str) -> Text:
     return Text(word, style=COLOURS[word])
 
 
-def _got(check: Mapping[str, Any]) -> str:
+def _format_reason(check: Mapping[str, Any]) -> str:
     reason = check["numbers"].get("waived_because")
     notes = [f"waived: {reason}"] if reason else []
     notes += [f"on {check['ran_on']}"] if check.get("ran_on") else []

@@ -54,10 +54,10 @@ def combinations(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 def label_of(settings: Mapping[str, Any]) -> str:
     """{"train.learning_rate": 1e-3} -> "learning_rate=0.001"."""
-    return ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in settings.items())
+    return ", ".join(f"{key.rpartition('.')[2]}={_shorten_value(value)}" for key, value in settings.items())
 
 
-def _short(value: Any) -> str:
+def _shorten_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -148,13 +148,16 @@ def at_rest(held: Constraints, own: Measured) -> Intervention | None:
     for act in held.intervention.acts:
         if isinstance(act, Amplitude) and act.scope == "batch":
             blocks = [block for site, block in own if site == act.site]
-            acts += [_frozen(act, None if act.site in ("S0", "S1") else b, own[act.site, b]) for b in blocks]
+            acts += [
+                _freeze_amplitude(act, None if act.site in ("S0", "S1") else b, own[act.site, b])
+                for b in blocks
+            ]
         else:
             acts.append(act)
     return Intervention(acts=tuple(acts))
 
 
-def _frozen(act: Amplitude, block: int | None, measured: Statistics) -> Amplitude:
+def _freeze_amplitude(act: Amplitude, block: int | None, measured: Statistics) -> Amplitude:
     return Amplitude(block, act.units, act.of, act.site, act.kind, "frozen", act.target, measured)
 
 

@@ -128,7 +128,7 @@ def _compare(design: Design, claim: Claim, results: Results) -> Verdict:
         equivalence=equivalence_p(gaps, smallest),
         level=ALPHA,
         seeds=shared,
-        lacking=tuple(_lacking(design, claim, ours, base)),
+        lacking=tuple(_find_missing_runs(design, claim, ours, base)),
         windows=None if claim.value is not None else _over_windows(results, claim.arm, other, metric, theirs),
         paired=paired,
     )
@@ -210,7 +210,7 @@ def _units(results: Results, arm: str, metric: str) -> dict[int, Sequence[float]
     }
 
 
-def _lacking(design: Design, claim: Claim, ours: dict, base: dict) -> list[str]:
+def _find_missing_runs(design: Design, claim: Claim, ours: dict, base: dict) -> list[str]:
     found = [f"{claim.arm} seed {seed}" for seed in design.run.seeds if seed not in ours]
     if claim.against and claim.against != claim.arm:
         found += [f"{claim.against} seed {seed}" for seed in design.run.seeds if seed not in base]

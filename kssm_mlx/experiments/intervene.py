@@ -181,7 +181,7 @@ def _treat(model, tokens, resets, free: _Reading, hold: Hold, seed: int) -> tupl
             _kl(free, control),
         )
     ]
-    return (*means, _missed(held.trace, hold))
+    return (*means, _measure_miss(held.trace, hold))
 
 
 def _kl(free: _Reading, other: _Reading) -> np.ndarray:
@@ -193,7 +193,7 @@ def _by_window(values: np.ndarray, scored: np.ndarray) -> np.ndarray:
     return np.where(scored, values, 0.0).sum(axis=1) / np.maximum(scored.sum(axis=1), 1)
 
 
-def _missed(trace: dict[str, Any], hold: Hold) -> float:
+def _measure_miss(trace: dict[str, Any], hold: Hold) -> float:
     """How far the held quantity is from what was asked for, where it was held."""
     found = [
         np.abs(np.array(value)[:, hold.start : hold.stop, _columns(hold)] - hold.value).max()

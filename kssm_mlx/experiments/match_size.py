@@ -38,9 +38,9 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
         return count_parameters(recipes.override(recipe, {f"model.{k}": v for k, v in overrides.items()}))
 
     # The width first, in whole steps; what is left to the target by a key that is finer than a step.
-    chosen = {key: step * _nearest(lambda n: size({key: n * step}), target, WIDEST // step)}
+    chosen = {key: step * _find_nearest(lambda n: size({key: n * step}), target, WIDEST // step)}
     if fine and abs(size(chosen) / target - 1) > TOLERANCE / 2:
-        chosen[fine] = _nearest(lambda n: size({**chosen, fine: n}), target, WIDEST)
+        chosen[fine] = _find_nearest(lambda n: size({**chosen, fine: n}), target, WIDEST)
     found = size(chosen)
     if abs(found / target - 1) > TOLERANCE:
         raise ConfigError(
@@ -82,7 +82,7 @@ def _vocabulary(section: str) -> int:
         return prepare(Data.model_validate_json(section), folder).vocab_size
 
 
-def _nearest(size: Callable[[int], int], target: int, most: int) -> int:
+def _find_nearest(size: Callable[[int], int], target: int, most: int) -> int:
     """The n from 1 to `most` whose size is closest to the target; sizes rise with n."""
     low, high = 1, most
     while high - low > 1:

@@ -84,7 +84,7 @@ def _mean_and_interval(values: list[float]) -> tuple[float, float, float]:
 
 def _summarize_claim(verdict: Verdict) -> ClaimSummary:
     claim = verdict.claim
-    short = _short(claim, verdict.metric)
+    short = _shorten_claim(claim, verdict.metric)
     return ClaimSummary(
         sentence=f"{claim.says} ({short})" if claim.says else short,
         question=short,
@@ -101,7 +101,7 @@ def _summarize_claim(verdict: Verdict) -> ClaimSummary:
     )
 
 
-def _short(claim: Claim, metric: str) -> str:
+def _shorten_claim(claim: Claim, metric: str) -> str:
     """ "kuramoto < linear", with the metrics where they differ."""
     sign = SIGNS[claim.rule]
     if claim.value is not None:

@@ -55,13 +55,13 @@ def rank(design: Design, results: Results) -> list[tuple[str, str, str, str]]:
             f"{arm.mean:.4g}" if arm.values else "",
             f"[{arm.low:.4g}, {arm.high:.4g}]" if math.isfinite(arm.low) else "",
         )
-        for arm in _ranked(design, results)
+        for arm in _rank_arms(design, results)
     ]
 
 
 def conclude(design: Design, results: Results) -> list[str]:
     """Which is ahead, by how much, and how little that may mean."""
-    arms = [arm for arm in _ranked(design, results) if arm.values]
+    arms = [arm for arm in _rank_arms(design, results) if arm.values]
     if not arms:
         return ["No run has a number: see why above."]
     first, *rest = arms
@@ -83,7 +83,7 @@ def _at_end(name: str, key: str, values: list[Any]) -> bool:
     return any(label in name.split(", ") for label in labels)
 
 
-def _ranked(design: Design, results: Results) -> list[ArmSummary]:
+def _rank_arms(design: Design, results: Results) -> list[ArmSummary]:
     sign = 1 if design.metric.name.startswith(LOWER_IS_BETTER) else -1
     arms = summarize_arms(design, results)
     return sorted(arms, key=lambda arm: (not arm.values, sign * arm.mean if arm.values else 0.0))

@@ -99,12 +99,12 @@ def answer(
     """
     messages = (*talk.messages, {"role": "user", "content": text})
     whole = render(messages) if render else talk.read + _line(talk.read, text)
-    state, prompt = _unread(talk, whole)
+    state, prompt = _find_unread(talk, whole)
     pieces = stream(trained.model, trained.tokenizer, [prompt], state=state, **options)
     (done,) = follow(pieces, show)
     said = {"role": "assistant", "content": done.text}
     read = whole + done.text + _end(trained.tokenizer, done)
-    return Conversation((*messages, said), read if render else _last(done), done.state)
+    return Conversation((*messages, said), read if render else _find_line_end(done), done.state)
 
 
 def _line(read: str, text: str) -> str:
@@ -113,12 +113,12 @@ def _line(read: str, text: str) -> str:
     return f"{before}{text}\n"
 
 
-def _last(done: Completion) -> str:
+def _find_line_end(done: Completion) -> str:
     """All that matters of a text without a template: whether a line ended. Behind a separator all is new."""
     return "" if done.finished == "separator" else (done.prompt + done.text)[-1:]
 
 
-def _unread(talk: Conversation, whole: str) -> tuple[GenerationState | None, str]:
+def _find_unread(talk: Conversation, whole: str) -> tuple[GenerationState | None, str]:
     """From where to go on, and what has to be read there; from nothing, where the text behind is another.
 
     A template may leave out of earlier turns what was said in them.

@@ -87,6 +87,7 @@ def save_state(path: str | Path, state: GenerationState, weights_digest: str, *,
     }
     metadata |= {"note": note} if note else {}
     metadata["digest"] = digest_of_file(tensors, metadata)
+    # In memory first: a full disk must not leave half a file in the place of a whole one.
     buffer = io.BytesIO()
     mx.save_safetensors(buffer, tensors, metadata)
     try:
@@ -122,6 +123,7 @@ def load_state(path: str | Path, weights_digest: str) -> GenerationState:
             "continue it with the checkpoint that wrote it, or start a new one without --state-in"
         )
     try:
+        # A model of no layers has no cache, and tree_unflatten no empty tree.
         names = {name.removeprefix("cache."): a for name, a in tensors.items() if name.startswith("cache.")}
         cache = tree_unflatten(names) if names else []
         tails = tuple(Tail(tuple(ids), shown) for ids, shown in parse_json(metadata["tails"]))
@@ -129,7 +131,7 @@ def load_state(path: str | Path, weights_digest: str) -> GenerationState:
         state = GenerationState(cache, pending, keys, history, metadata["tokenizer"], tails)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
         raise _foreign_file(path, f"it is incomplete ({e})") from None
-    if wrong := _inconsistent(state, set(tensors)):
+    if wrong := _find_inconsistency(state, set(tensors)):
         raise _foreign_file(path, wrong)
     return state
 
@@ -159,6 +161,7 @@ def _wrong_ids(state: GenerationState, vocab_size: int) -> str:
 
 def _wrong_cache(state: GenerationState, model: LanguageModel) -> str:
     """Against the caches after one and two tokens: an axis on which they differ grows with the text."""
+    # Asked of the model itself: a cache of a new family needs no description here.
     one, two = (_cache_after(model, len(state), T) for T in (1, 2))
     got = flatten(state.cache)
     if got.keys() != one.keys():
@@ -181,7 +184,7 @@ def _cache_after(model: LanguageModel, B: int, T: int) -> dict[str, Any]:
     return flatten(cache)
 
 
-def _inconsistent(state: GenerationState, names: set[str]) -> str:
+def _find_inconsistency(state: GenerationState, names: set[str]) -> str:
     """Why the tensors of a file are no state of any model."""
     rows = {array.shape[:1] for array in flatten(state.cache).values()}
     for name, (dtype, dimensions) in _OWN.items():

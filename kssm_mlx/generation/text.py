@@ -121,6 +121,7 @@ def stream(
         intervention=intervention,
         observe=observe,
     )
+    # A state may end inside a character, whose other bytes are still to come.
     tails = state.tails if state is not None and state.tails else [Tail()] * len(prompts)
     writers = [_Writer(i, text, tokenizer, tails[i], stop) for i, text in enumerate(prompts)]
     for step in steps:
@@ -163,6 +164,7 @@ class _Writer:
         """The rest of the text of a row that ended; a character that was cut waits in the state."""
         if self.finished is None:
             self.end("length", state)
+        # Behind a separator nothing can complete a character; a text that was cut may still go on.
         if self.finished == "separator":
             self.kept += self.decoder.finish()
         return self._emit(len(self.kept))
@@ -205,6 +207,7 @@ def _hand_out(writers: list[_Writer], step: Step) -> Generator[Piece, None, None
     columns = (cast(list, column.tolist()) for column in (step.token, step.logprob, step.active))
     values = zip(writers, *columns)
     for writer, token, logprob, active in values:
+        # The batch goes on until its last row has ended.
         if writer.finished:
             continue
         if not active:
@@ -225,11 +228,12 @@ def _begin_state(
     window: int,
 ) -> GenerationState:
     """The state after reading the prompts, from the given state or from a blank one."""
+    # What stands around a prompt, such as <s>, belongs to the beginning of a text alone.
     encode = tokenizer.encode_prompt if state is None else tokenizer.encode_special
-    rows = [_checked(tokenizer, encode(text), model.args.vocab_size) for text in prompts]
+    rows = [_check_ids(tokenizer, encode(text), model.args.vocab_size) for text in prompts]
     if state is not None:
         return resume(model, state, rows, window)
-    rows = [row if len(row) else _blank(tokenizer) for row in rows]
+    rows = [row if len(row) else _opening_ids(tokenizer) for row in rows]
     return start(model, rows, seeds, window, tokenizer.digest)
 
 
@@ -241,6 +245,7 @@ def _refuse_options(
     state: GenerationState | None,
     stop: Sequence[str],
 ) -> None:
+    # A string is a sequence of strings too, each of whose letters would end a text.
     if isinstance(stop, str) or not all(stop):
         raise ConfigError("stop is a list of strings of at least one character")
     if tokenizer is None:
@@ -262,7 +267,7 @@ def _refuse_options(
         )
 
 
-def _checked(tokenizer: Tokenizer, ids: np.ndarray, vocab_size: int) -> np.ndarray:
+def _check_ids(tokenizer: Tokenizer, ids: np.ndarray, vocab_size: int) -> np.ndarray:
     """Token ids, all of which the model has an embedding for: MLX does not check bounds when it gathers."""
     ids = np.asarray(ids, dtype=np.int32)
     if len(ids) and ids.max() >= vocab_size:
@@ -273,7 +278,7 @@ def _checked(tokenizer: Tokenizer, ids: np.ndarray, vocab_size: int) -> np.ndarr
     return ids
 
 
-def _blank(tokenizer: Tokenizer) -> np.ndarray:
+def _opening_ids(tokenizer: Tokenizer) -> np.ndarray:
     """What an empty prompt starts from: the separator, after which a document begins."""
     if tokenizer.separator_id is None:
         raise ConfigError(

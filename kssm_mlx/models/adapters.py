@@ -36,11 +36,13 @@ class LoRALinear(nn.Module):
         outputs, inputs = shape_of(linear)
         self.linear = linear
         self.lora_a = inputs**-0.5 * mx.random.uniform(-1, 1, (inputs, rank), key=key)
+        # Zero: the adapted model is the base model until the first step.
         self.lora_b = mx.zeros((rank, outputs))
         self.scale = scale
 
     def __call__(self, x: mx.array) -> mx.array:
         y = self.linear(x)
+        # fp32 beside a bf16 base: updates of 1e-4 would be rounded away.
         low = x.astype(mx.float32) @ self.lora_a @ self.lora_b
         return y + (self.scale * low).astype(y.dtype)
 
@@ -75,6 +77,7 @@ class DoRALinear(LoRALinear):
     def __call__(self, x: mx.array) -> mx.array:
         bias = self.linear.get("bias")
         y = super().__call__(x)
+        # The norm belongs to the weights; the bias is none of them.
         y = y if bias is None else y - bias
         y = y * (self.m / mx.stop_gradient(self._norm())).astype(y.dtype)
         return y if bias is None else y + bias

@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
     def _attend(self, q, keys, values, where, at, document) -> mx.array:
         """What each query finds. Shapes: q [B, T, H, d]; keys, values [B, S + T, H, d] -> [B, T, H, d]."""
-        visible = self._visible(where, at, document)
+        visible = self._visible_tokens(where, at, document)
         if self._rotary:
             # Angles count from the call's first token: a long stream costs no precision.
             q, keys = rotate(q, at - at[:, :1]), rotate(keys, where - at[:, :1])
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         )
         return y.swapaxes(1, 2)
 
-    def _visible(self, where, at, document) -> mx.array:
+    def _visible_tokens(self, where, at, document) -> mx.array:
         """[B, T, S + T] bool; each token sees itself, and in the padding nothing else."""
         S, T = where.shape[1] - at.shape[1], at.shape[1]
         distance = at[..., None] - where[:, None]

@@ -68,7 +68,7 @@ class Recurrence(nn.Module):
         self.inputs = linear(k_in, D, gates * H, bias=True)
         self.recurrent = linear(k_state, H, gates * H, std=H**-0.5)
         self.output = linear(k_out, H, D, std=(2 * config.n_layers * H) ** -0.5)
-        self._step = _gated if config.cell == "gru" else _plain
+        self._step = _step_gated if config.cell == "gru" else _step_plain
 
     def __call__(self, x, state, resets, lengths):
         drive = self.inputs(x)
@@ -82,7 +82,7 @@ class Recurrence(nn.Module):
         return self.output(mx.stack(states, axis=1)), h, {"state": h}
 
 
-def _gated(drive: mx.array, fed_back: mx.array, h: mx.array) -> mx.array:
+def _step_gated(drive: mx.array, fed_back: mx.array, h: mx.array) -> mx.array:
     x_reset, x_keep, x_new = mx.split(drive, 3, axis=-1)
     h_reset, h_keep, h_new = mx.split(fed_back, 3, axis=-1)
     new = mx.tanh(x_new + sigmoid(x_reset + h_reset) * h_new)
@@ -90,7 +90,7 @@ def _gated(drive: mx.array, fed_back: mx.array, h: mx.array) -> mx.array:
     return (1 - keep) * new + keep * h
 
 
-def _plain(drive: mx.array, fed_back: mx.array, h: mx.array) -> mx.array:
+def _step_plain(drive: mx.array, fed_back: mx.array, h: mx.array) -> mx.array:
     return mx.tanh(drive + fed_back)
 
 

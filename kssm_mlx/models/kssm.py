@@ -482,7 +482,7 @@ class KSSM(Stack):
     def with_state(self, entry: list, view: mx.array) -> list:
         """An order parameter beyond 1 is put on the unit circle or sphere: R is at most 1."""
         states = []
-        for z, _ in self._divided(view):
+        for z, _ in self._split_view(view):
             z = z / mx.maximum(1, mx.linalg.norm(z, axis=-1, keepdims=True))
             states.append(z.swapaxes(1, 2))
         return [entry[0], *states]
@@ -490,7 +490,7 @@ class KSSM(Stack):
     def disturbed(self, view: mx.array, noise: mx.array) -> mx.array:
         """Every population turned by an angle of its own, on spheres about an axis of its own."""
         turned = []
-        for (z, d), (angles, _) in zip(self._divided(view), self._divided(noise)):
+        for (z, d), (angles, _) in zip(self._split_view(view), self._split_view(noise)):
             if d == 2:
                 angle = angles[..., 0]
                 moved = Planar(z[..., 0], z[..., 1]) * Planar.polar(mx.ones_like(angle), angle)
@@ -500,7 +500,7 @@ class KSSM(Stack):
                 turned.append(turn_ball(rotors, z.swapaxes(1, 2)).swapaxes(1, 2).flatten(1))
         return mx.concatenate(turned, axis=-1)
 
-    def _divided(self, view: mx.array) -> list[tuple[mx.array, int]]:
+    def _split_view(self, view: mx.array) -> list[tuple[mx.array, int]]:
         """A state view as the states of each kind [B, G, d], with d."""
         discs, balls = self.args.phases, self.args.spheres
         parts = ((view[:, : 2 * discs], 2), (view[:, 2 * discs :], 3))

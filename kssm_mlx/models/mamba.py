@@ -159,6 +159,7 @@ class Mixer(nn.Module):
         # S4D-Real: the states of a channel forget at rates 1, 2, ..., N.
         self.A_log = mx.log(mx.broadcast_to(mx.arange(1, N + 1, dtype=mx.float32), (I, N)))
         self.D = mx.ones((I,))
+        # By the root of the depth: the stream keeps its size however many blocks add to it.
         out_std = (3 * I * config.num_hidden_layers) ** -0.5
         self.out_proj = linear(keys[5], I, D, std=out_std, bias=config.use_bias)
         self._split = [R, R + N]
@@ -172,14 +173,17 @@ class Mixer(nn.Module):
         u, conv_state = causal_conv(u, kernel, bias, conv_state, resets=resets, lengths=lengths)
         u = silu(u)
         dt, B, C = mx.split(self.x_proj(inside.routing(u) if inside else u), self._split, axis=-1)
+        # Falcon-Mamba's remedy for spikes of the loss.
         if self._norm_eps is not None:
             dt, B, C = (rms_norm(v, None, self._norm_eps) for v in (dt, B, C))
+        # fp32: bf16 would leave steps of .001 two digits.
         dt = softplus(self.dt_proj(dt).astype(mx.float32))
         dt = inside.routing(dt) if inside else dt
         A = -mx.exp(self.A_log.astype(mx.float32))
         y, state = selective_scan(u, dt, A, B, C, state, resets=resets, lengths=lengths)
         y = y + self.D * u
         y = (tap(y) if tap else y) * silu(z)
+        # Of the N states of a channel, the one that remembers longest.
         trace = {"dt": dt, "decay": mx.exp(dt * A.max(axis=-1)), "state": state}
         y = inside.units(y, trace) if inside else y
         return self.out_proj(y.astype(x.dtype)), [conv_state, state], trace
@@ -210,6 +214,7 @@ class Block(nn.Module):
         self.mixer = mixer
 
     def __call__(self, x, entry, carried, resets, lengths, tap=None, inside=None):
+        # The stream may be fp32 beside weights in bf16.
         x_normed = self.norm(x.astype(self.norm.weight.dtype))
         y, entry, trace = self.mixer(x_normed, entry, resets, lengths, tap, inside)
         return x + y, entry, carried, trace

@@ -147,6 +147,7 @@ class GatedNorm(nn.Module):
         self._groups, self._eps, self._before_gate = groups, eps, before_gate
 
     def __call__(self, y: mx.array, z: mx.array) -> mx.array:
+        # Gated and normed in fp32: the square of a bf16 product has two digits.
         gate = silu(z.astype(mx.float32))
         return self._norm(y) * gate if self._before_gate else self._norm(y * gate)
 
@@ -167,6 +168,7 @@ class Mixer(nn.Module):
         self.in_proj = linear(keys[0], D, wide, std=(3 * D) ** -0.5, bias=config.use_bias)
         self.conv1d = depthwise(keys[1], I + 2 * GN, config.conv_kernel, config.use_conv_bias)
         self.dt_bias = time_step_bias(keys[2], H)
+        # One rate a head, and heads are few: drawn, where Mamba's channels have each of 1, 2, ..., N.
         self.A_log = mx.log(mx.random.uniform(1, 16, (H,), key=keys[3]))
         self.D = mx.ones((H,))
         self.norm = GatedNorm(I, config.n_groups, config.layer_norm_epsilon, config.norm_before_gate)

@@ -262,31 +262,31 @@ def clamped_states(
     # Before and behind the clamp the scan is parallel; only where it holds is every token waited for.
     stop = max(start, min(T, max(T if c.stop is None else c.stop for c in clamps)))
     pieces = [step(0, start, z0)] if start else []
-    z = _each(lambda x: x[:, -1], pieces[-1]) if pieces else z0
+    z = _map_states(lambda x: x[:, -1], pieces[-1]) if pieces else z0
     values = [mx.broadcast_to(mx.array(c.value, like.dtype), like.shape) for c in clamps]
     for t in range(start, stop):
         zt = step(t, t + 1, z)
         for clamp, value in zip(clamps, values):
             new = clamp_states(zt, clamp, value[:, t : t + 1], t)
-            zt = new if valid is None else _either(valid[:, t : t + 1], new, zt)
+            zt = new if valid is None else _select_states(valid[:, t : t + 1], new, zt)
         pieces.append(zt)
-        z = _each(lambda x: x[:, -1], zt)
+        z = _map_states(lambda x: x[:, -1], zt)
     if stop < T:
         pieces.append(step(stop, T, z))
-    return _each(lambda *parts: mx.concatenate(list(parts), axis=1), *pieces)
+    return _map_states(lambda *parts: mx.concatenate(list(parts), axis=1), *pieces)
 
 
-def _each(f: Callable[..., mx.array], *states: Any) -> Any:
+def _map_states(f: Callable[..., mx.array], *states: Any) -> Any:
     """f of the arrays that states are made of."""
     if isinstance(states[0], Planar):
         return Planar(f(*(z.re for z in states)), f(*(z.im for z in states)))
     return f(*states)
 
 
-def _either(where: mx.array, yes: Any, no: Any) -> Any:
+def _select_states(where: mx.array, yes: Any, no: Any) -> Any:
     """One state or the other. Shapes: where [B, T]."""
 
     def choose(x: mx.array, y: mx.array) -> mx.array:
         return mx.where(where.reshape(*where.shape, *[1] * (x.ndim - 2)), x, y)
 
-    return _each(choose, yes, no)
+    return _map_states(choose, yes, no)

@@ -100,6 +100,7 @@ class TimeMixing(nn.Module):
         D, A = config.hidden_size, config.channels
         ratio = 1 - layer / config.num_hidden_layers
         channel = mx.arange(A) / max(A - 1, 1)
+        # As the authors begin: slow and fast channels in every layer, more slow ones in the deeper.
         self.time_decay = -5 + 8 * channel ** (0.7 + 1.3 * depth)
         self.time_first = mx.log(mx.array(0.3)) + 0.5 * ((mx.arange(A) + 1) % 3 - 1)
         position = (mx.arange(D) / D)[None, None]
@@ -110,6 +111,7 @@ class TimeMixing(nn.Module):
         self.value = linear(key, D, A)
         self.value.weight = orthogonal(key, A, D)
         self.receptance = linear(key, D, A, std=0.0)
+        # Zero: every block begins as the identity.
         self.output = linear(key, A, D, std=0.0)
 
     def __call__(self, x, shift, state, resets, lengths, tap=None, inside=None):
@@ -161,6 +163,8 @@ class Block(nn.Module):
         self.ln1, self.ln2 = LayerNorm(D, eps), LayerNorm(D, eps)
         self.attention = TimeMixing(config, k_attention, layer / max(L - 1, 1), layer)
         self.feed_forward = ChannelMixing(config, k_feed_forward, layer)
+        # Against overflow in fp16: the stream is halved every few blocks, and what is added to it as often.
+        # Norms do not see it.
         every = config.rescale_every
         divided = every > 0 and not config.weights_rescaled
         self._divisor = 2 ** (layer // every) if divided else 1
@@ -223,6 +227,7 @@ class RWKV4(RecurrentModel):
 
     def state_view(self, entry: list) -> mx.array:
         """The weighted average that stands in the two sums. Shapes: -> [B, A]."""
+        # A row that has read nothing has sums of zero.
         return entry[2] / mx.maximum(entry[3], LEAST)
 
     def with_state(self, entry: list, view: mx.array) -> list:

@@ -198,6 +198,7 @@ class TimeMixing(nn.Module):
         for name, power in {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}.items():
             setattr(self, f"x_{name}", 1 - position ** (power * ratio))
         line = mx.arange(D) / max(D - 1, 1) - 0.5
+        # Over the width channels begin at different rates by `line`, within a head by `zigzag`.
         zigzag = (mx.arange(D) % K - (K - 1) / 2) / ((K - 1) / 2)
         zigzag = zigzag * mx.abs(zigzag)
         same = nn.Identity()
@@ -209,8 +210,10 @@ class TimeMixing(nn.Module):
             self.v_lora = LowRank(keys[3], D, config.v_low_rank_dim, same, 0.73 - 0.4 * line)
         self.k_k, self.k_a, self.r_k = 0.71 - 0.1 * line, mx.full((D,), 1.02), mx.full((H, K), -0.04)
         self.r_proj = linear(keys[4], D, D, std=(12 * D) ** -0.5)
+        # Small keys: at the start a token changes little of the state.
         self.k_proj = linear(keys[5], D, D, std=0.1 * (12 * D) ** -0.5)
         self.v_proj = linear(keys[6], D, D, std=(12 * D) ** -0.5)
+        # Zero: every block begins as the identity.
         self.o_proj = linear(keys[6], D, D, std=0.0)
         self.g_norm = HeadNorm(H, K, config.heads_eps, ((layer + 1) / L) ** 0.7)
 
@@ -218,6 +221,8 @@ class TimeMixing(nn.Module):
         mu = mx.concatenate([self[f"x_{name}"].reshape(1, -1) for name in "rwkvag"])
         (xr, xw, xk, xv, xa, xg), shift = token_mix(x, mu, shift, resets=resets, lengths=lengths)
         r, k, v, g = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv), self.g_lora(xg)
+        # Bounded below: a token keeps at least 54 % of the state, and products over a chunk stay within
+        # fp32.
         log_w = -math.exp(-0.5) * self.w_lora.gate(xw).astype(mx.float32)
         a = self.a_lora.gate(xa)
         if inside:
@@ -228,8 +233,10 @@ class TimeMixing(nn.Module):
             v = v + (v_first - v) * self.v_lora.gate(xv)
         kappa, k = k * self.k_k, k * (1 + (a - 1) * self.k_a)
         r, log_w, k, v, a, kappa = (mx.unflatten(z, -1, self.r_k.shape) for z in (r, log_w, k, v, a, kappa))
+        # Of length 1, so that taking a kappa kappaᵀ out of the state, 0 < a < 1, can only shrink it.
         kappa = unit(kappa.astype(mx.float32))
         y, state = wkv7(r, log_w, k, v, -kappa, kappa * a, state, resets=resets, lengths=lengths)
+        # What the token says of itself, past the norm of what was read from the state.
         y = self.g_norm(y) + (r * k * self.r_k).sum(-1, keepdims=True) * v
         y = tap(y.flatten(-2)) if tap else y.flatten(-2)
         y, trace = y.astype(x.dtype) * g, {"decay": mx.exp(log_w), "rate": a, "state": state}
@@ -272,6 +279,7 @@ class Block(nn.Module):
 
     def __call__(self, x, entry, carried, resets, lengths, tap=None, inside=None):
         shift, state, ffn_shift = entry
+        # Embeddings are tiny at the start; later blocks get a stream that has a size.
         if "pre_norm" in self:
             x = self.pre_norm(x)
         y, shift, state, carried, trace = self.attn(

@@ -55,7 +55,7 @@ class StateTuned(RecurrentModel):
 
     def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None):
         self.host.checkpoint_blocks = self.checkpoint_blocks
-        cache = self._begun(cache, tokens.shape[0])
+        cache = self._begin_cache(cache, tokens.shape[0])
         if resets is None:
             return self.host.hidden(tokens, cache, intervention, lengths=lengths, key=key)
         return self._by_token(tokens, cache, intervention, resets, lengths, key)
@@ -67,19 +67,19 @@ class StateTuned(RecurrentModel):
             left = None if lengths is None else lengths - t
             here = resets[:, t] if left is None else resets[:, t] & (left > 0)
             x, cache, trace = self.host.hidden(
-                tokens[:, t : t + 1], self._restarted(cache, here), intervention, lengths=left, key=keys[t]
+                tokens[:, t : t + 1], self._restart_rows(cache, here), intervention, lengths=left, key=keys[t]
             )
             hidden.append(x)
             traces.append(trace)
         return mx.concatenate(hidden, axis=1), cache, join_traces(traces)
 
-    def _begun(self, cache: Cache | None, B: int) -> Cache:
+    def _begin_cache(self, cache: Cache | None, B: int) -> Cache:
         """The cache, with the learned state in every entry that has read nothing."""
         found = self.make_cache() if cache is None else cache
         return [self._begun_entry(i, found[i], B) for i in range(len(self.layers))]
 
     def _begun_entry(self, i: int, entry: Any, B: int) -> list:
-        start, slots = self._beginning(i), self.slots_of(i)
+        start, slots = self._initial_entry(i), self.slots_of(i)
         arrays = [entry[j] for j in range(len(slots))]
         if not start or arrays[slots.index(next(iter(start)))] is not None:
             return arrays
@@ -88,7 +88,7 @@ class StateTuned(RecurrentModel):
             for slot, array in zip(slots, arrays, strict=True)
         ]
 
-    def _restarted(self, cache: Cache, here: mx.array) -> Cache:
+    def _restart_rows(self, cache: Cache, here: mx.array) -> Cache:
         """The cache with what a text begins with in the rows `here` [B]."""
         return [
             [
@@ -96,10 +96,10 @@ class StateTuned(RecurrentModel):
                 for slot, a in zip(self.slots_of(i), entry, strict=True)
             ]
             for i, entry in enumerate(cache)
-            for start in [self._beginning(i)]
+            for start in [self._initial_entry(i)]
         ]
 
-    def _beginning(self, i: int) -> dict[str, mx.array]:
+    def _initial_entry(self, i: int) -> dict[str, mx.array]:
         """What block i begins with, by slot, without the batch axis."""
         start = {slot: self._to_state(slot, v) for slot, v in self.initial[i].items()}
         if "num" in start:

@@ -97,6 +97,7 @@ class Block(nn.Module):
         super().__init__()
         k_attention, k_mlp = mx.random.split(key)
         D, bias = config.d_model, config.bias
+        # GPT-2's: 2 n_layers writes add up in the stream, each smaller by the root of their number.
         weights = {"std": 0.02, "out_std": 0.02 * (2 * config.n_layers) ** -0.5, "bias": bias}
         rotary = config.positions == "rotary"
         self.attention = Attention(
@@ -167,6 +168,7 @@ class Transformer(Stack):
         if "position" in self:
             self._refuse_longer(tokens.shape[1] + (0 if past is None else past.shape[1]))
             at = positions(past, resets, lengths, tokens.shape[1])
+            # Padding has position -1, whose row nobody reads.
             x = x + self.position[mx.maximum(at, 0)]
         first, key = (None, None) if key is None else mx.random.split(key)
         return (dropout(x, self.args.dropout, first) if self.training else x), key

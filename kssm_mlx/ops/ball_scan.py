@@ -163,9 +163,10 @@ def _scan_kick(*parts):
 def _(primals, cotangents, outputs):
     a0, p = primals[:3], primals[3:]
     before = tuple(map(after_first, a0, outputs))
-    slopes = _compiled(slope)(list(p), list(before))
+    slopes = _compile_function(slope)(list(p), list(before))
+    # The adjoint of a Möbius step is affine in the cotangent, and so a scan again, backwards.
     g = reverse_affine(slopes, cotangents)
-    rotors, kicks, kappa = _compiled(kick_adjoint)(list(p), list(before), list(outputs), list(g))
+    rotors, kicks, kappa = _compile_function(kick_adjoint)(list(p), list(before), list(outputs), list(g))
     return *_at_start(slopes, g), *rotors, *kicks, kappa.sum()
 
 
@@ -179,13 +180,14 @@ def _(primals, cotangents, outputs):
     a0, p = primals[:3], primals[3:]
     g = reverse_affine(p[:4], cotangents)
     before = list(map(after_first, a0, outputs))
+    # At kappa = 0 a kick is an addition, whose gradient is g itself.
     none = [*p, mx.array(0, p[0].dtype)]
-    rotors, *_ = _compiled(kick_adjoint)(none, before, list(outputs), list(g))
+    rotors, *_ = _compile_function(kick_adjoint)(none, before, list(outputs), list(g))
     return *_at_start(p[:4], g), *rotors, *g
 
 
 @cache
-def _compiled(function: Callable) -> Callable:
+def _compile_function(function: Callable) -> Callable:
     return mx.compile(lambda *parts: function(*map(tuple, parts)))
 
 

@@ -81,7 +81,7 @@ def ball_wells(
 
 
 @cache
-def _compiled(function):
+def _compile_function(function):
     return mx.compile(function)
 
 
@@ -93,7 +93,7 @@ def _step(a, rotors, kicks, pull, points, sharpness, kappa):
 def _scan(a0, rotors, kicks, pull, *shared):
     a, states = a0, []
     for t in range(kicks.shape[1]):
-        a = _compiled(_step)(a, rotors[:, t], kicks[:, t], pull[:, t], *shared)
+        a = _compile_function(_step)(a, rotors[:, t], kicks[:, t], pull[:, t], *shared)
         states.append(a)
     return mx.stack(states, 1)
 
@@ -102,16 +102,17 @@ def _scan(a0, rotors, kicks, pull, *shared):
 def _(primals, cotangent, a):
     a0, rotors, kicks, pull, points, sharpness, kappa = primals
     given = (after_first(a0, a), rotors, kicks, pull, points, sharpness, kappa)
-    y, turn, share, mean = _compiled(_kept)(*given)
+    # For all tokens at once: only what carries the cotangent from token to token is serial.
+    y, turn, share, mean = _compile_function(_keep_for_adjoint)(*given)
     carried, pulled = mx.zeros_like(a0), []
-    back = _compiled(_back)
+    back = _compile_function(_back)
     for t in reversed(range(kicks.shape[1])):
         pulled.append(cotangent[:, t] + carried)
         carried = back(pulled[-1], turn[:, t], share[:, t], mean[:, t], pull[:, t], points, sharpness)
-    return (carried, *_compiled(_gathered)(mx.stack(pulled[::-1], 1), y, share, mean, *given))
+    return (carried, *_compile_function(_gather_gradients)(mx.stack(pulled[::-1], 1), y, share, mean, *given))
 
 
-def _kept(before, rotors, kicks, pull, points, sharpness, kappa):
+def _keep_for_adjoint(before, rotors, kicks, pull, points, sharpness, kappa):
     """What the adjoint needs of all tokens: y, how the kick turns cotangents, the shares and their mean."""
     y = kicked(rotors, kicks, before, kappa)
     share = shares(y, points, sharpness)
@@ -133,7 +134,7 @@ def _before_wells(g, share, mean, pull, points, sharpness):
     return (1 - pull) * g + pull * sharpness * drawn
 
 
-def _gathered(g, y, share, mean, before, rotors, kicks, pull, points, sharpness, kappa):
+def _gather_gradients(g, y, share, mean, before, rotors, kicks, pull, points, sharpness, kappa):
     """The gradients of everything but the state, from the cotangents g [B, T, 3, G] of all states."""
     along = (points * g[..., None, :, :]).sum(-2)
     weight = share * (along - (mean * g).sum(-2)[..., None, :])

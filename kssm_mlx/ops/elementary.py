@@ -158,18 +158,18 @@ def logsumexp(x: mx.array) -> mx.array:
 
 @custom_function
 def _logsumexp(x: mx.array) -> mx.array:
-    top, e = _above(x)
+    top, e = _exp_below_largest(x)
     return (top + mx.log(e.sum(axis=-1, keepdims=True))).squeeze(-1)
 
 
 @_logsumexp.vjp
 def _(x, g, y):
     # exp(x - y) would inherit the rounding of y, which may be large.
-    _, e = _above(x)
+    _, e = _exp_below_largest(x)
     return g[..., None] / e.sum(axis=-1, keepdims=True) * e
 
 
-def _above(x: mx.array) -> tuple[mx.array, mx.array]:
+def _exp_below_largest(x: mx.array) -> tuple[mx.array, mx.array]:
     """The largest of each row, and exp of the others relative to it."""
     top = x.max(axis=-1, keepdims=True)
     return top, exp(x - top)

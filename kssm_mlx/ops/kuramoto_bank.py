@@ -43,10 +43,10 @@ def kuramoto_bank_reference(theta, omega, K, h, tau, *, steps=1, harmonics=1):
             theta = theta + tau_t / steps * (omega + 2 * (f * unit.conj).im)
         powers = [Planar.polar(mx.ones_like(theta), n * theta) for n in range(1, harmonics + 1)]
         read.append([z.map(lambda x: x.mean(-1)) for z in powers])
-    return Planar(*(_stacked(read, part) for part in ("re", "im"))), wrapped(theta)
+    return Planar(*(_stack_part(read, part) for part in ("re", "im"))), wrapped(theta)
 
 
-def _stacked(read: list[list[Planar]], part: str) -> mx.array:
+def _stack_part(read: list[list[Planar]], part: str) -> mx.array:
     return mx.stack([mx.stack([getattr(z, part) for z in token], -1) for token in read], 1)
 
 
@@ -136,6 +136,7 @@ def _advance(bank: _Bank, omega, K, h: Planar, step, S: int) -> tuple[_Bank, lis
     """The bank after S Euler steps, and (bank, field, speed) of each. Shapes: K, h, step [B, G, 1]."""
     path = []
     for _ in range(S):
+        # Every phase feels the same field, so that a step costs N and not N squared.
         f = bank.z * (K / 2) + h
         speed = omega + 2 * (f * bank.unit.conj).im
         path.append((bank, f, speed))
@@ -156,6 +157,7 @@ def _token(S: int, H: int):
         (theta, unit, z), _ = _advance(start, omega, K, Planar(h_re, h_im), tau / S, S)
         read = [z, *(power.map(_mean) for power in _powers(unit, H)[1:])]
         harmonics = (mx.concatenate([getattr(x, part) for x in read], -1) for part in ("re", "im"))
+        # Wrapped here, where the harmonics no longer depend on it.
         return wrapped(theta), unit.re, unit.im, z.re, z.im, *harmonics
 
     return token
@@ -168,6 +170,7 @@ def _token_adjoint(S: int, H: int):
         N, step = theta.shape[-1], tau / S
         end, path = _advance(_Bank.of(theta), omega, K, Planar(h_re, h_im), step, S)
         for n, power in enumerate(_powers(end.unit, H)):
+            # d mean(exp(i n theta)) / d theta is i n exp(i n theta) / N.
             g = g + (n + 1) / N * (c_im[:, :, n] * power.re - c_re[:, :, n] * power.im)
         nothing: Any = 0
         g_K, g_h, g_tau = nothing, Planar(nothing, nothing), nothing

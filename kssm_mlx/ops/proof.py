@@ -124,7 +124,7 @@ def compare(
     ours = outcome(case, "kernel", arrays, masks, dtype=dtype, **variant)
     wide = [x.astype(mx.float32) for x in arrays]
     theirs = outcome(case, against, wide, masks, dtype=dtype, **variant)
-    return _worst(_distance(x, y, arrays[0].size) for x, y in zip(ours, theirs, strict=True))
+    return _worst_error(_distance(x, y, arrays[0].size) for x, y in zip(ours, theirs, strict=True))
 
 
 def tolerance(dtype: mx.Dtype, fp32: float = TOLERANCE) -> float:
@@ -132,7 +132,7 @@ def tolerance(dtype: mx.Dtype, fp32: float = TOLERANCE) -> float:
     return fp32 + (ROUNDINGS * ROUNDING if dtype == mx.bfloat16 else 0)
 
 
-def _worst(errors: Iterable[float]) -> float:
+def _worst_error(errors: Iterable[float]) -> float:
     """The largest; NaN if any is."""
     return max(errors, key=lambda e: (e != e, e))
 
@@ -176,13 +176,13 @@ def _seconds(case: Case, way: Variant, taking: Taking, **variant: int) -> float:
     """
     try:
         with taking(way):
-            times = [_least(case, *size, **variant) for size in TIMED]
+            times = [_shortest_time(case, *size, **variant) for size in TIMED]
     except Exception:  # as in `prove`
         return math.inf
     return math.prod(times) ** (1 / len(times))
 
 
-def _least(case: Case, B: int, T: int, width: int, **variant: int) -> float:
+def _shortest_time(case: Case, B: int, T: int, width: int, **variant: int) -> float:
     arrays, times = case.inputs(B, T, width, mx.float32, **variant), []
     for _ in range(4):  # the first one compiles
         start = time.perf_counter()
@@ -195,7 +195,7 @@ def prove(op: str, case: Case, **variant: int) -> Verdict:
     """The verdict of small cases in both dtypes; a kernel that does not even compile gets one too."""
     try:
         errors = {
-            dtype: _worst(
+            dtype: _worst_error(
                 compare(case, *size, dtype=dtype, masked=True, against="compiled", **variant)
                 for size in case.sizes
             )

@@ -38,7 +38,7 @@ def linear_scan(a: mx.array, b: mx.array, h0: mx.array) -> mx.array:
 def _(primals, cotangent, h):
     a, _, h0 = primals
     # The adjoint of a linear recurrence is the same recurrence backwards in time.
-    adjoint = linear_scan(_after(a)[::-1], cotangent[::-1], mx.zeros_like(h0))[::-1]
+    adjoint = linear_scan(_factors_after(a)[::-1], cotangent[::-1], mx.zeros_like(h0))[::-1]
     return adjoint * before(h, h0), adjoint, a[0] * adjoint[0]
 
 
@@ -55,7 +55,7 @@ def matrix_scan(P: mx.array, Q: mx.array, S0: mx.array) -> mx.array:
 def _(primals, cotangent, S):
     P, _, S0 = primals
     transposed = P.swapaxes(-1, -2)
-    adjoint = matrix_scan(_after(transposed)[::-1], cotangent[::-1], mx.zeros_like(S0))[::-1]
+    adjoint = matrix_scan(_factors_after(transposed)[::-1], cotangent[::-1], mx.zeros_like(S0))[::-1]
     return before(S, S0).swapaxes(-1, -2) @ adjoint, adjoint, adjoint[0] @ transposed[0]
 
 
@@ -83,19 +83,21 @@ def _recurrence(times, plus, a: mx.array, b: mx.array, h0: mx.array) -> mx.array
     L = T if h0.size >= FEW_LANES and T <= MANY_STEPS else max(1, round(T**0.5))
     # Chunks of so few tokens would cost more steps than they save.
     if T <= 8 or T == L:
-        return mx.concatenate(_serial(times, plus, tree_split(a), tree_split(b), h0[None]))
+        return mx.concatenate(_scan_serially(times, plus, tree_split(a), tree_split(b), h0[None]))
     decays, adds = _side_by_side(a, L), _side_by_side(b, L)
     local, decay = [adds[0]], [decays[0]]
     for a_t, b_t in zip(decays[1:], adds[1:]):
         local.append(plus(times(a_t, local[-1]), b_t))
         decay.append(times(a_t, decay[-1]))
-    ends = mx.concatenate(_serial(times, plus, tree_split(decay[-1][0]), tree_split(local[-1][0]), h0[None]))
+    ends = mx.concatenate(
+        _scan_serially(times, plus, tree_split(decay[-1][0]), tree_split(local[-1][0]), h0[None])
+    )
     entering = before(ends, h0)[None]
     h = mx.concatenate([plus(times(d, entering), own) for d, own in zip(decay, local)])
     return h.swapaxes(0, 1).reshape(-1, *h0.shape)[:T]
 
 
-def _serial(times, plus, a, b, h) -> list[mx.array]:
+def _scan_serially(times, plus, a, b, h) -> list[mx.array]:
     states = []
     for a_t, b_t in zip(a, b):
         h = plus(times(a_t, h), b_t)
@@ -136,7 +138,7 @@ def before(h: mx.array, h0: mx.array) -> mx.array:
     return mx.concatenate([h0[None], h[:-1]])
 
 
-def _after(a: mx.array) -> mx.array:
+def _factors_after(a: mx.array) -> mx.array:
     """The factor that each step is multiplied by next: a_2, ..., a_T, 0."""
     return mx.concatenate([a[1:], mx.zeros_like(a[:1])])
 

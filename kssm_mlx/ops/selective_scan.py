@@ -121,9 +121,9 @@ def _scan(h0, A, dt, dtx, B, C):
     h, y, entering = h0, [], []
     for span in _spans(dt.shape[0]):
         entering.append(h)
-        _, states = _states(h, A, *_after(h, dt[span], dtx[span]), B[span])
+        _, states = _states(h, A, *_wait_for(h, dt[span], dtx[span]), B[span])
         y.append((C[span][:, :, None] @ states).squeeze(2))
-        (h,) = _after(y[-1], states[-1])
+        (h,) = _wait_for(y[-1], states[-1])
     return mx.concatenate(y), h, mx.stack(entering)
 
 
@@ -133,11 +133,11 @@ def _scan_vjp(primals, cotangents, outputs):
     dy, carry, _ = cotangents
     entering, dA, pieces = outputs[2], mx.zeros_like(A), []
     for c, span in reversed([*enumerate(_spans(dt.shape[0]))]):
-        moving = _after(carry, entering[c], dt[span], dtx[span], dy[span])
+        moving = _wait_for(carry, entering[c], dt[span], dtx[span], dy[span])
         carry, own, *parts = _chunk_gradients(carry, A, B[span], C[span], *moving)
         dA = dA + own
         pieces.append(parts)
-        (carry,) = _after([dA, *parts], carry)
+        (carry,) = _wait_for([dA, *parts], carry)
     return carry, dA, *(mx.concatenate([*parts][::-1]) for parts in zip(*pieces))
 
 
@@ -178,10 +178,10 @@ def _product(x: mx.array, y: mx.array) -> mx.array:
     A product alone is not fused, and neither are views with stride 0. Shapes: four axes each.
     """
     shape = [max(pair) for pair in zip(x.shape, y.shape)]
-    return _sealed(_view(x, shape) * _view(y, shape))
+    return _seal_kernel(_view(x, shape) * _view(y, shape))
 
 
-def _sealed(x: mx.array) -> mx.array:
+def _seal_kernel(x: mx.array) -> mx.array:
     """x, where mx.compile must begin a new kernel.
 
     It fuses from the last operation backwards, 11 deep. A constant that falls just outside becomes an array
@@ -199,7 +199,7 @@ def _view(x: mx.array, shape: list[int]) -> mx.array:
     return x if list(x.shape) == shape else mx.as_strided(mx.contiguous(x), shape, strides[::-1])
 
 
-def _after(done, *arrays: mx.array) -> list[mx.array]:
+def _wait_for(done, *arrays: mx.array) -> list[mx.array]:
     """`arrays`, not before `done`: MLX would start on all chunks together, and hold every one in memory."""
     return mx.depends(list(arrays), done if isinstance(done, list) else [done])
 

@@ -28,7 +28,7 @@ def token_mix(
     """
     past = mx.zeros((x.shape[0], x.shape[2]), x.dtype) if state is None else state.astype(x.dtype)
     kernel = dispatch.kernel("token_mix", impl, x, C=len(mu))
-    last = x[:, -1] if lengths is None else _last(x, past, lengths)
+    last = x[:, -1] if lengths is None else _last_input(x, past, lengths)
     if kernel:
         return kernel(x, mu, past, resets), last
     before = mx.concatenate([past[:, None], x[:, :-1]], axis=1)
@@ -38,7 +38,7 @@ def token_mix(
     return [x + change * row.astype(x.dtype) for row in mu], last
 
 
-def _last(x: mx.array, past: mx.array, lengths: mx.array) -> mx.array:
+def _last_input(x: mx.array, past: mx.array, lengths: mx.array) -> mx.array:
     """The input of the last valid token; the state where a row has none."""
     read = mx.take_along_axis(x, mx.maximum(lengths - 1, 0)[:, None, None], axis=1).squeeze(1)
     return mx.where((lengths > 0)[:, None], read, past)

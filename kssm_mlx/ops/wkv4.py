@@ -86,7 +86,7 @@ def wkv4(
     B, _, C = k.shape
     state = empty_state(B, C) if state is None else WKV4State(*float32(*state))
     k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
-    step, key = _masked(mx.broadcast_to(w, k.shape), k, resets, lengths)
+    step, key = _mask_inputs(mx.broadcast_to(w, k.shape), k, resets, lengths)
 
     # m is the running maximum of the exponents; with it every factor below is at most 1.
     m = max_plus_scan(step, key, state.max)
@@ -105,7 +105,7 @@ def wkv4(
     return y.swapaxes(0, 1), WKV4State(sums[-1, 0], sums[-1, 1], m[-1])
 
 
-def _masked(w: mx.array, k: mx.array, resets, lengths) -> tuple[mx.array, mx.array]:
+def _mask_inputs(w: mx.array, k: mx.array, resets, lengths) -> tuple[mx.array, mx.array]:
     """A reset leaves nothing of the past; padding has no decay and no weight. Shapes: w, k [T, B, C]."""
     if lengths is not None:
         valid = inside(lengths, k.shape[0]).T[..., None]

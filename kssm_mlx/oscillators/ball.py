@@ -87,10 +87,10 @@ def rotate(w: Array, v: Array) -> Array:
     angle = xp.maximum(xp.sqrt(_dot(w, w)), 1e-12)
     axis = w / angle
     c, s = xp.cos(angle), xp.sin(angle)
-    return c * v + s * _cross(axis, v) + (1 - c) * _dot(axis, v) * axis
+    return c * v + s * _cross_product(axis, v) + (1 - c) * _dot(axis, v) * axis
 
 
-def _cross(x: Array, y: Array) -> Array:
+def _cross_product(x: Array, y: Array) -> Array:
     xp = _namespace(x)
     (x0, x1, x2), (y0, y1, y2) = ([z[..., i : i + 1] for i in range(3)] for z in (x, y))
     return xp.concatenate([x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0], axis=-1)

@@ -90,7 +90,7 @@ def _triadic_thresholds(setup: Parameters) -> dict[str, float]:
     }
 
 
-def _noisy(setup: Parameters, K: float) -> dict[str, float]:
+def _measure_noisy(setup: Parameters, K: float) -> dict[str, float]:
     if setup.distribution != "identical" or setup.noise == 0:
         return {"random": NAN} if setup.noise else _mean_field(setup, K)
     return {"random": theory.noisy(K, setup.noise)}
@@ -134,7 +134,7 @@ CASES: dict[str, Case] = {
     "noisy": Case(
         kuramoto.Phases(kuramoto.mean_field),
         lambda setup, K: (K,),
-        _noisy,
+        _measure_noisy,
         _noisy_thresholds,
         {"noise": 0.5, "distribution": "identical", "method": "euler", "dt": 0.02},
     ),

@@ -26,9 +26,8 @@ from kssm_mlx.oscillators.kuramoto import Phases
 from kssm_mlx.oscillators.order import Pair, unit_vector
 
 System = Callable[..., mx.array]
-EVALUATE_EVERY = (
-    32  # steps queued before the graph is run: enough to hide the launch, few enough to bound memory
-)
+# Steps queued before the graph is run: enough to hide the launch, few enough to bound memory.
+EVALUATE_EVERY = 32
 
 
 class Tableau(NamedTuple):
@@ -63,6 +62,7 @@ def impulse(theta: mx.array, h: Pair, dt: mx.array) -> mx.array:
     """
     x, y = h[0] * dt, h[1] * dt
     square = x * x + y * y
+    # tanh(x) / x by its series where x is small, and no division by 0 in either branch of the gradient.
     small = square < 1e-8
     size = mx.sqrt(mx.where(small, 1.0, square))
     shrink = mx.where(small, 1 - square / 3, mx.tanh(size) / size)
@@ -79,6 +79,7 @@ def kick(system: Phases, theta: mx.array, dt: mx.array, omega: mx.array, *parame
 
 def strang(system: Phases, theta: mx.array, dt: mx.array, omega: mx.array, *parameters: mx.array) -> mx.array:
     """Half a turn, impulse, half a turn; the field is met at the impulse's midpoint, for order 2."""
+    # Symmetric in time, and therefore of even order.
     theta = theta + dt / 2 * omega
     halfway = impulse(theta, system.field_at(theta, *parameters), dt / 2)
     theta = impulse(theta, system.field_at(halfway, *parameters), dt)
@@ -138,6 +139,7 @@ def _stepper(
     step = compiled_step(system, method, noise is not None)
     tau, amount, *rest = (_as_array(a, dtype) for a in (dt, 0.0 if noise is None else noise, *args))
     if noise is None or key is None:
+        # Not None, which would be another signature and another compilation.
         silent = mx.zeros((1,))
         return lambda state, i: step(state, tau, amount, silent, *rest)
     keys = mx.random.split(key, steps)

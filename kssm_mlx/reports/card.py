@@ -58,7 +58,7 @@ def against_expected(run: Run) -> str:
         return ""
     name, value, tolerance = expected["metric"], expected["value"], expected["tolerance"]
     promise = f"expected {name} {value:g} ± {tolerance:g} {UNITS.get(name, '')}".rstrip()
-    got = _reached(run, name)
+    got = _find_reached(run, name)
     if got is None:
         return f"{promise}; not measured"
     gap = got - value
@@ -70,7 +70,7 @@ def against_expected(run: Run) -> str:
     return f"{promise}; reached {got:.4f}, {where}"
 
 
-def _reached(run: Run, name: str) -> float | None:
+def _find_reached(run: Run, name: str) -> float | None:
     """A number of the best evaluation, of the last that has it, of the last step (as R), or of a check."""
     if name in (run.best or {}):
         return (run.best or {})[name]
@@ -116,7 +116,7 @@ def sample_texts(run: Run) -> list[tuple[str, str]]:
     """How each sample of the last evaluation was drawn, and its prompt and continuation."""
     last = run.samples[-1]["step"] if run.samples else None
     shown = [s for s in run.samples if s["step"] == last][:SAMPLES_SHOWN]
-    return [(_drawn(s), s.get("prompt", "") + s["text"]) for s in shown]
+    return [(_format_sampling(s), s.get("prompt", "") + s["text"]) for s in shown]
 
 
 def _result(run: Run) -> str:
@@ -160,7 +160,7 @@ def _samples(run: Run) -> str:
     return "\n\n".join(f"{label}:\n\n{_block(text)}" for label, text in sample_texts(run))
 
 
-def _drawn(sample: dict[str, Any]) -> str:
+def _format_sampling(sample: dict[str, Any]) -> str:
     temperature = sample.get("temperature")
     how = (
         "greedy" if temperature == 0 else "sampled" if temperature is None else f"temperature {temperature:g}"

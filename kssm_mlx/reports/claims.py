@@ -39,8 +39,8 @@ class Found(NamedTuple):
 
 def state_claims(runs: list[Run]) -> list[str]:
     """One sentence per arm but the first; p is corrected for their number."""
-    left_out = [f"{run.name} is left out: {why}." for run in runs if (why := _unusable(run))]
-    arms = _arms([run for run in runs if not _unusable(run)])
+    left_out = [f"{run.name} is left out: {why}." for run in runs if (why := _explain_unusable(run))]
+    arms = _arms([run for run in runs if not _explain_unusable(run)])
     if not arms:
         return [*left_out, "None of the runs has an evaluation: nothing can be said."]
     (first, base), *others = arms.items()
@@ -59,7 +59,7 @@ def state_claims(runs: list[Run]) -> list[str]:
     ]
 
 
-def _unusable(run: Run) -> str:
+def _explain_unusable(run: Run) -> str:
     """Why a run has no number to compare; "" where it has."""
     evaluations = run.of("eval")
     if not evaluations:

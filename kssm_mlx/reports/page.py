@@ -148,19 +148,19 @@ def _curves(charts: list[dict[str, Any]]) -> str:
     from plotly.offline import get_plotlyjs
 
     # "</script>" in a label would end the script that it is part of.
-    data = json.dumps(_finite(charts), allow_nan=False).replace("</", "<\\/")
+    data = json.dumps(_drop_nan(charts), allow_nan=False).replace("</", "<\\/")
     return (
         f'<script type="application/json" id="charts">{data}</script>\n'
         f"<script>{get_plotlyjs()}</script>\n<script>{CURVES}</script>\n"
     )
 
 
-def _finite(value: Any) -> Any:
+def _drop_nan(value: Any) -> Any:
     """JSON has no NaN: where a curve has none, it has a gap."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _drop_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_drop_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -52,7 +52,7 @@ def _draw_run(simulation: Any, path: Path) -> None:
         if simulation.phases.ndim == 3:
             _sphere(where, locked, simulation.phases[-1])
         else:
-            _circle(where, simulation.phases[-1], simulation.omega)
+            _draw_circle(where, simulation.phases[-1], simulation.omega)
             _locking(locked, simulation)
 
 
@@ -67,7 +67,7 @@ def _order_in_time(ax: Any, simulation: Any) -> None:
     ax.legend(loc="best", fontsize=8)
 
 
-def _circle(ax: Any, theta: np.ndarray, omega: np.ndarray) -> None:
+def _draw_circle(ax: Any, theta: np.ndarray, omega: np.ndarray) -> None:
     """Final phases as dots on the unit circle, coloured by frequency rank, jittered outwards to be seen."""
     chosen = np.linspace(0, len(theta) - 1, min(POINTS, len(theta))).astype(int)
     radius = 1 + 0.12 * np.random.default_rng(0).uniform(0, 1, len(chosen))

@@ -109,6 +109,7 @@ def _build_on_base(
     verify, source = verify and section.verify, locate_base_model(section)
     stored = open_container(resolve(source).path)
     weights = sum(tensor.size for tensor in stored.tensors.values())
+    # From the headers, before gigabytes are read.
     refuse_large_base(section.base, stored.nbytes, weights, there_is_memory())
     base = _open_verified(source) if verify else open_model(source, verify=False)
     if expected not in (None, base.digest):
@@ -129,6 +130,7 @@ def adapt_base(model: LanguageModel, section: Pretrained, seed: int) -> Language
     if section.train == "state":
         model = StateTuned(model)
         mx.eval(model.parameters())
+    # Before the graft, which is what is trained.
     if section.train == "frozen":
         model.freeze()
     if section.graft:

@@ -118,7 +118,7 @@ def _carry(source: Place, target: Place, name: str) -> None:
     staged = folder / STAGING / name
     copy(origin, staged, ["--delete"])
     own = Path((staged if source.host else origin).path)
-    expected = _expected(own)
+    expected = _expected_files(own)
     sums = "".join(f"{digest}  {file}\n" for file, digest in expected.items())
     verify = (
         f"cd {quoted(f'{STAGING}/{name}')}\n"
@@ -141,7 +141,7 @@ def _carry(source: Place, target: Place, name: str) -> None:
     )
 
 
-def _expected(folder: Path) -> dict[str, str]:
+def _expected_files(folder: Path) -> dict[str, str]:
     """File -> sha256 of a checkpoint, by its manifest. Raises: CheckpointError for one that is not intact."""
     try:
         described = manifest.read_manifest(folder)["files"]

@@ -142,16 +142,16 @@ class Watched:
         ]
         train = [row for row in rows if row.get("kind") == "train"]
         ladder, said = _read_verdicts(self.folder)
-        age = _age(self.folder)
+        age = _seconds_since_write(self.folder)
         return Glance(
             folder=self.folder,
             steps=_read_steps(self.folder),
-            train=_last(train),
-            evaluation=_last([row for row in rows if row.get("kind") == "eval"]),
+            train=_last_row(train),
+            evaluation=_last_row([row for row in rows if row.get("kind") == "eval"]),
             losses=[row["loss"] for row in train if _is_number(row.get("loss"))],
             ladder=ladder,
-            sample=_last([row for row in samples if isinstance(row.get("text"), str)]),
-            event=str(_last([row for row in rows if row.get("kind") == "event"]).get("message", "")),
+            sample=_last_row([row for row in samples if isinstance(row.get("text"), str)]),
+            event=str(_last_row([row for row in rows if row.get("kind") == "event"]).get("message", "")),
             warnings=[*said, *warnings],
             age=age,
             held=lock.is_held(self.folder) or (lock.is_elsewhere(self.folder) and age < FRESH),
@@ -188,7 +188,7 @@ def _read_verdicts(folder: Path) -> tuple[dict[str, float], list[str]]:
     return {rung: ladder[rung] for rung in RUNGS if _is_number(ladder.get(rung))}, told
 
 
-def _age(folder: Path) -> float:
+def _seconds_since_write(folder: Path) -> float:
     """Seconds since a file of the run was written."""
     times = []
     for name in (METRICS, SAMPLES, RECIPE):
@@ -199,7 +199,7 @@ def _age(folder: Path) -> float:
     return max(0.0, time.time() - max(times, default=time.time()))
 
 
-def _last(rows: list[Row]) -> Row:
+def _last_row(rows: list[Row]) -> Row:
     return rows[-1] if rows else {}
 
 

@@ -58,8 +58,8 @@ def copy(source: Place, target: Place, options: Sequence[str] = ()) -> None:
 
     Raises: ConfigError without rsync; CheckpointError with what rsync said.
     """
-    places = [f"{_written(place)}/" for place in (source, target)]
-    _run([*_found("rsync"), "-a", *options, *places], f"cannot copy {source} to {target}")
+    places = [f"{_format_place(place)}/" for place in (source, target)]
+    _run([*_find_program("rsync"), "-a", *options, *places], f"cannot copy {source} to {target}")
 
 
 def shell(place: Place, script: str) -> str:
@@ -67,7 +67,7 @@ def shell(place: Place, script: str) -> str:
 
     Raises: CheckpointError with what it said where its exit code is not 0.
     """
-    command = ["sh", "-s"] if not place.host else [*_found("ssh"), place.host, "sh -s"]
+    command = ["sh", "-s"] if not place.host else [*_find_program("ssh"), place.host, "sh -s"]
     return _run(command, str(place), _ENTER.format(quoted(place.path)) + script)
 
 
@@ -92,7 +92,7 @@ def mirror(place: Place) -> Path:
     return folder
 
 
-def _written(place: Place) -> str:
+def _format_place(place: Place) -> str:
     """As rsync reads it: without a host no colon may look like one."""
     path = place.path.rstrip("/") or "/"
     if place.host:
@@ -100,7 +100,7 @@ def _written(place: Place) -> str:
     return path if path.startswith("/") else f"./{path}"
 
 
-def _found(program: str) -> list[str]:
+def _find_program(program: str) -> list[str]:
     path = shutil.which(program)
     if path is None:
         raise ConfigError(f"there is no {program} on this machine; install it, or copy the folder yourself")

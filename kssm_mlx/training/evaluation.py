@@ -74,7 +74,7 @@ def make_evaluator(
         batches = []
         for i, (tokens, resets) in enumerate(windows):
             own = i % ranks.size == ranks.rank
-            batches.append(score(params, *_arrays(tokens, resets)) if own else _unscored(tokens))
+            batches.append(score(params, *_arrays(tokens, resets)) if own else _mask_window(tokens))
         scores = _add_scores(_join_scores(batches), ranks)
         of_task = task_metrics(scores, task) if task else {}
         return {**language_metrics(scores, bytes_per_target), **of_task, **also(scores)}
@@ -171,12 +171,12 @@ def ladder_of(data: TokenData, targets: int, period: int | None = None) -> dict[
     answers, scored = data.validation.first(targets)
     if data.validation.labels is None:
         return ngram_ladder(data.train.ids, answers, data.vocab_size, period, scored)
-    labels = (_asked(data.train, data.train.ids.size), _asked(data.validation, targets))
+    labels = (_pick_labels(data.train, data.train.ids.size), _pick_labels(data.validation, targets))
     train, held_out = data.train.ids[: labels[0].size], data.validation.ids[: labels[1].size]
     return ngram_ladder(train, held_out, data.vocab_size, period, scored, labels)
 
 
-def _asked(split: TokenSplit, targets: int) -> np.ndarray:
+def _pick_labels(split: TokenSplit, targets: int) -> np.ndarray:
     """The labels of the first `targets` scored places, -1 where none is asked for. Shapes: [N]."""
     labels, scored = split.first(targets)
     assert scored is not None  # a task has it
@@ -228,7 +228,7 @@ def _token_scores(model: LanguageModel, tokens: mx.array, resets: mx.array | Non
     return chunked_token_scores(hidden, model.project, targets, chunk)
 
 
-def _unscored(tokens: np.ndarray) -> Scores:
+def _mask_window(tokens: np.ndarray) -> Scores:
     """Of windows that another rank scores."""
     tokens = np.array(tokens)
     nothing = np.zeros((tokens[:, 1] if tokens.ndim == 3 else tokens[:, 1:]).shape)

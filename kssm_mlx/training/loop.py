@@ -312,13 +312,13 @@ class _Run:
         return self.phases != (Phase(),)
 
     @property
-    def _now(self) -> int:
+    def _phase_index(self) -> int:
         """The index of the phase of the next step, or of the last there was."""
         return min(self.place.index, len(self.phases) - 1)
 
     @property
-    def _reads(self) -> Reads:
-        return self.reads[self._now]
+    def _read_settings(self) -> Reads:
+        return self.reads[self._phase_index]
 
     def _enter_phase(self, place: Place) -> None:
         """Begin the phase of `place`, unless it is where the run is already."""
@@ -326,20 +326,22 @@ class _Run:
             return
         self.place = place
         over = place.index >= len(self.phases)
-        message = f"phase {self._now + 1} of {len(self.phases)}" + (
-            " is over, and the run with it" if over else f": rows of {self._reads.context} tokens"
+        message = f"phase {self._phase_index + 1} of {len(self.phases)}" + (
+            " is over, and the run with it" if over else f": rows of {self._read_settings.context} tokens"
         )
         self.progress.say(f"step {self.step}: {message}")
         self.metrics.write({"kind": "event", "step": self.step, "event": "phase", "message": message})
         if not over:
-            self.state = self.state._replace(rate=mx.array(rate_of(self.phases[self._now], self.recipe)))
+            self.state = self.state._replace(
+                rate=mx.array(rate_of(self.phases[self._phase_index], self.recipe))
+            )
 
     def _step_of_phase(self) -> Step:
         """The compiled step; phases that hold the same share one, and compile anew for another context."""
-        phase = self.phases[self._now]
+        phase = self.phases[self._phase_index]
         key = json.dumps([phase.trains, phase.freeze and phase.freeze.model_dump()])
         if key not in self.steps:
-            self.steps[key] = self.make_step(masks=self.masks[self._now] or None)
+            self.steps[key] = self.make_step(masks=self.masks[self._phase_index] or None)
         return self.steps[key]
 
     def _is_due(self, every: int) -> bool:
@@ -373,7 +375,7 @@ class _Run:
 
     def _read_batch(self) -> tuple[mx.array, mx.array | None]:
         """The batch of this step: a pure function of the recipe, the phase and the cursor."""
-        train, (data, context, _) = self.recipe.train, self._reads
+        train, (data, context, _) = self.recipe.train, self._read_settings
         if train.hand_off:
             tokens, resets = track_batch(data.train, self.step, train.batch_size, context)
         else:
@@ -383,13 +385,17 @@ class _Run:
 
     def _count_tokens(self) -> Row:
         """Columns of a row: of a mixture, the tokens of each source in the batch that was read last."""
-        train, (data, context, _) = self.recipe.train, self._reads
+        train, (data, context, _) = self.recipe.train, self._read_settings
         rows = count_sources(data.train, train.seed, self.step - 1, train.batch_size)
         return {f"tokens:{name}": count * context for name, count in rows.items()}
 
     def _describe_phase(self) -> Row:
         """Columns of a row: the number of the phase, from 1, and the tokens of its rows."""
-        return {"phase": self._now + 1, "context": self._reads.context} if self._in_phases else {}
+        return (
+            {"phase": self._phase_index + 1, "context": self._read_settings.context}
+            if self._in_phases
+            else {}
+        )
 
     def _refuse_divergence(self, row: Row) -> None:
         if row["skips"] >= SKIPS_ALLOWED:
@@ -400,7 +406,7 @@ class _Run:
 
     def _evaluate(self) -> bool:
         """Score, sample, tell; True for a new best. Training is not touched: the windows are fixed."""
-        began, (data, context, task) = self.clock(), self._reads
+        began, (data, context, task) = self.clock(), self._read_settings
         tokens, batch_size = self.recipe.eval.tokens, self.recipe.train.batch_size
         windows = evaluation_windows(data.validation, tokens, context, batch_size)
         score = partial(self.score, self._run_parameters())

@@ -78,6 +78,7 @@ def presence(logits, targets, trace, *, form: Form = "repaired") -> Value:
     """mean Σp²: rewards predictions that keep several tokens present. Published: mean (1 - Σp²), which
     minimised rewards the peaked predictions that it was meant against.
     """
+    # The sum of squares is the chance that two draws agree: 1 / V where all tokens are present alike.
     peaked = _mean(mx.sum(mx.square(_probabilities(logits)), axis=-1), targets)
     return (peaked if form == "repaired" else 1 - peaked), {}
 
@@ -142,6 +143,7 @@ def gate_entropy(logits, targets, trace, *, form: Form = "repaired") -> Value:
     """Minus the mean entropy of the gates between two branches, nats: a bonus for using both. Published: with
     the sign that drives gates to one branch.
     """
+    # Logarithms at 0 and 1 have no gradient that a step could use.
     shares = [mx.clip(g, 1e-6, 1 - 1e-6) for g in _require_quantity(trace, "gate", "gate_entropy")]
     H = _average([-mx.mean(g * mx.log(g) + (1 - g) * mx.log(1 - g)) for g in shares])
     return (-H if form == "repaired" else H), {"nats": H}

@@ -44,7 +44,7 @@ class Monitoring:
         R = row.get("R")
         row = row | ({} if R is None else {"tone": zones.tone(min(R, 1.0), self.monitor.profile)})
         self._count(row, self.monitor)
-        return self._controlled(row, knobs, self.control) if self.control else (row, knobs)
+        return self._apply_control(row, knobs, self.control) if self.control else (row, knobs)
 
     def residence(self) -> Row:
         """The shares since they were last asked for; {} where nothing was counted."""
@@ -62,7 +62,7 @@ class Monitoring:
         now = {"steps": 1, "R": here, "joint": joint}
         self.visits = {name: self.visits[name] + now[name] for name in now}
 
-    def _controlled(self, row: Row, knobs: Knobs, control: Control) -> tuple[Row, Knobs]:
+    def _apply_control(self, row: Row, knobs: Knobs, control: Control) -> tuple[Row, Knobs]:
         if "R" not in row:
             raise ConfigError(
                 "[control] needs R, which this model's trace does not have; take the section out"

@@ -62,12 +62,12 @@ def summarize_trace(averages: dict[str, mx.array]) -> dict[str, mx.array]:
 
 def average_over_blocks(averages: dict[str, mx.array], params: dict[str, Any]) -> dict[str, mx.array]:
     """The columns of the whole model, as far as it has them: R, U, RU, phases and frequencies."""
-    R = _named(averages, "R_")
+    R = _stack_columns(averages, "R_")
     columns = {"R": mx.mean(R)} if R is not None else {}
     if columns and "U" in averages:
         columns["RU"] = columns["R"] * averages["U"]
     for angle in ANGLES[::-1]:
-        c, s = _named(averages, f"cos {angle}_"), _named(averages, f"sin {angle}_")
+        c, s = _stack_columns(averages, f"cos {angle}_"), _stack_columns(averages, f"sin {angle}_")
         if c is not None and s is not None:
             c, s = mx.mean(c), mx.mean(s)
             columns["phase_mean"] = mx.arctan2(s, c)
@@ -110,7 +110,7 @@ def entropy(logits: mx.array) -> mx.array:
     return -mx.sum(exp(log_p) * log_p, axis=-1)
 
 
-def _named(averages: dict[str, mx.array], prefix: str) -> mx.array | None:
+def _stack_columns(averages: dict[str, mx.array], prefix: str) -> mx.array | None:
     """The values of every column with this prefix, stacked; None where there is none."""
     found = [value for name, value in averages.items() if name.startswith(prefix)]
     return mx.stack(found) if found else None

@@ -58,7 +58,7 @@ class Progress:
             self._start, self._began = step, self._clock()
         self._bar.update(self._task, completed=step, numbers=format_numbers(row))
         if not self.console.is_terminal and (step % max(1, self.steps // LINES) == 0 or step == self.steps):
-            self.say(f"step {step}/{self.steps}  {format_numbers(row)}  ETA {self._remaining(step)}")
+            self.say(f"step {step}/{self.steps}  {format_numbers(row)}  ETA {self._format_time_left(step)}")
 
     def evaluation(self, row: dict[str, Any]) -> None:
         """Show the numbers of one evaluation."""
@@ -74,7 +74,7 @@ class Progress:
         """One line that stays, above the bar where there is one. Not markup: samples hold brackets."""
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
-    def _remaining(self, step: int) -> str:
+    def _format_time_left(self, step: int) -> str:
         if self._start is None or step == self._start:
             return "unknown yet"
         seconds = (self._clock() - self._began) / (step - self._start) * (self.steps - step)

@@ -160,7 +160,7 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, values: Any) -> Any:
+    def _complete_keys(cls, values: Any) -> Any:
         """Today's names of keys; and a controller needs R and U, so it brings a profile and a target."""
         values = rename_old_keys(values) if isinstance(values, dict) else values
         return {"monitor": {}, **values} if isinstance(values, dict) and values.get("control") else values

@@ -37,7 +37,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             # What was ignored when the run began (nohup) stays ignored.
             caught = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
-            self._previous = {s: signal.signal(s, self._first) for s in caught}
+            self._previous = {s: signal.signal(s, self._handle_first) for s in caught}
         return self
 
     def __exit__(self, *exc) -> None:
@@ -49,7 +49,7 @@ class StopRequest:
         """The signal of a number; None for 0."""
         return signal.Signals(number) if number else None
 
-    def _first(self, number: int, frame) -> None:
+    def _handle_first(self, number: int, frame) -> None:
         del frame
         self.signal = signal.Signals(number)
         for s in self._previous:

@@ -107,6 +107,7 @@ def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainS
         raise CheckpointError(
             f"the optimizer file lacks {', '.join(sorted(missing))}; use an older checkpoint"
         )
+    # A field that is not understood might be one that the next step depends on.
     if unknown := fields.keys() - needed - {"carry", "knobs", "buffers", "rate", "params"}:
         raise CheckpointError(
             f"the optimizer file holds unknown {', '.join(sorted(unknown))}; it is not ours"
@@ -116,6 +117,7 @@ def from_arrays(model: dict[str, mx.array], rest: dict[str, mx.array]) -> TrainS
     params = _sorted_tree({name: array for name, array in model.items() if name not in beside})
     if "params" in fields:
         fields = {**fields, "average": params}
+    # Files that are older than the field have no rate.
     others: dict[str, Any] = {"rate": mx.array(1.0), "params": params, **fields}
     return TrainState(knobs=knobs, buffers=buffers, **others)
 

@@ -58,7 +58,7 @@ def quantize(
         return weight.shape[-1] % chosen["group_size"] == 0 and bool(allows(path, module))
 
     nn.quantize(model, **chosen, class_predicate=wanted)
-    names = _quantised(model)
+    names = _describe_quantized(model)
     if not names:
         raise ConfigError(
             f"no projection of this model has rows that are a multiple of {chosen['group_size']}; "
@@ -70,7 +70,7 @@ def quantize(
 
 def quantization_of(model: LanguageModel) -> dict[str, Any] | None:
     """The "quantization" of config.json: settings, and again under each module's name; None without any."""
-    modules = _quantised(model)
+    modules = _describe_quantized(model)
     if not modules:
         return None
     return {**next(iter(modules.values())), **modules}
@@ -105,7 +105,7 @@ def apply_quantization(model: LanguageModel, config: dict[str, Any], names: Coll
     return model
 
 
-def _quantised(model: LanguageModel) -> dict[str, dict[str, Any]]:
+def _describe_quantized(model: LanguageModel) -> dict[str, dict[str, Any]]:
     return {
         path: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
         for path, module in model.named_modules()

@@ -135,6 +135,13 @@ def test_a_family_is_given_the_parameters_asked_for(family):
     assert count_parameters(recipe) == pytest.approx(400_000, rel=0.01)
 
 
+def test_a_part_that_is_switched_off_stays_off():
+    wide = {"model.expansion": 8, "model.n_groups": 64, "model.mlp_hidden": 0, "model.field": 10.0}
+    recipe = match_parameters(recipes.override(recipes.load("default"), wide), 300_000)
+    assert count_parameters(recipe) == pytest.approx(300_000, rel=0.01)
+    assert recipe.model.overrides["mlp_hidden"] == 0
+
+
 def test_what_cannot_be_matched_is_said():
     with pytest.raises(
         ConfigError, match=r"run.match knows no width of model.family 'kssm_v1'; it does of kssm"

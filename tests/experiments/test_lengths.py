@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from kssm_mlx.experiments.job import Job
-from kssm_mlx.experiments.protocols.train import _longest
+from kssm_mlx.experiments.protocols.train import _find_longest_length
 from kssm_mlx.experiments.worker import do_job
 from kssm_mlx.reports.experiment import ArmSummary, Summary, write_report
 from kssm_mlx.training import recipe as recipes
@@ -37,11 +37,11 @@ def test_a_run_has_a_number_for_every_test_length(tmp_path, monkeypatch):
 )
 def test_the_longest_length_is_the_last_that_is_solved(last, longest):
     metrics = {f"accuracy_last@{n}": v for n, v in last.items()} | {"accuracy_last": 0.0}
-    assert _longest(metrics) == {"longest": longest}
+    assert _find_longest_length(metrics) == {"longest": longest}
 
 
 def test_a_run_without_test_lengths_has_no_longest():
-    assert _longest({"accuracy_last": 1.0, "nats_per_token": 2.0}) == {}
+    assert _find_longest_length({"accuracy_last": 1.0, "nats_per_token": 2.0}) == {}
 
 
 def test_the_report_shows_arms_over_length(tmp_path):

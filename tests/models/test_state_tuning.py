@@ -107,7 +107,7 @@ def test_order_parameters_stay_below_one_and_linear_ones_need_not():
     for name, bounded in (("kssm", True), ("linear", False)):
         model = learned(name, by=20.0)
         (slot,) = model.initial[0]
-        size = mx.linalg.norm(model._beginning(0)[slot], axis=0).max().item()
+        size = mx.linalg.norm(model._initial_entry(0)[slot], axis=0).max().item()
         assert (size <= 1.0) == bounded
 
 

@@ -54,7 +54,7 @@ def test_the_fastest_way_that_agrees_is_taken(wrong, chosen, monkeypatch):
     """Here the more lanes, the faster; a way that disagrees is not taken however fast."""
     case, taken = dispatch.case("wkv7"), []
     monkeypatch.setattr(proof, "prove", lambda op, *_, **__: Verdict(op, taken[-1] not in wrong, 0.0))
-    monkeypatch.setattr(proof, "_least", lambda *_, **__: 1 / taken[-1])
+    monkeypatch.setattr(proof, "_shortest_time", lambda *_, **__: 1 / taken[-1])
 
     @contextmanager
     def taking(way):
@@ -81,7 +81,7 @@ def test_a_way_that_raises_on_larger_arrays_is_not_taken(monkeypatch):
         taken.append(way["share"])
         yield
 
-    monkeypatch.setattr(proof, "_least", least)
+    monkeypatch.setattr(proof, "_shortest_time", least)
     assert proof.choose("wkv7", case, taking, K=64).way == {"share": 4}
 
 

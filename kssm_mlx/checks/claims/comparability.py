@@ -37,7 +37,7 @@ def fair_comparison(ctx: Context) -> Check:
     if len(runs) < 2:
         raise NotMeasurable("one run compares with nothing")
     unit, problems = _common_unit(runs)
-    problems += _impure(runs)
+    problems += _find_impure_losses(runs)
     sizes, tokens = [count_parameters(run.model) for run in runs], [_tokens(run) for run in runs]
     unequal = [f"{min(sizes):,} to {max(sizes):,} parameters"] if not _are_alike(sizes, SAME_SIZE) else []
     unequal += [f"{min(tokens):,} to {max(tokens):,} tokens"] if not _are_alike(tokens, SAME_TOKENS) else []
@@ -89,7 +89,7 @@ def _in_bits(loss: Nats, run: Context) -> BitsPerByte:
     return loss.to_bits_per_byte(run.data.bytes_per_target(_evaluation(run)["tokens"]))
 
 
-def _impure(runs: list[Context]) -> list[str]:
+def _find_impure_losses(runs: list[Context]) -> list[str]:
     """Of runs whose logged loss is not the cross-entropy of their weights, both numbers."""
     current = [run for run in runs if _evaluation(run)["step"] == run.step]  # of the weights that there are
     pairs = [(_name(run), _evaluation(run)["nats_per_token"], _measure_loss(run)) for run in current]

@@ -48,10 +48,10 @@ def result_is_traceable(ctx: Context) -> Check:
 
 def _differences(run: Context) -> list[str]:
     """One phrase for each thing that is not as it was recorded."""
-    recorded, now = _read_recorded(run), _now(run)
+    recorded, now = _read_recorded(run), _digest_now(run)
     name = run.run_folder.name
     return [
-        f"{name}: {key} {_short(recorded[key])} recorded, is {_short(now[key])}"
+        f"{name}: {key} {_shorten_value(recorded[key])} recorded, is {_shorten_value(now[key])}"
         for key in now
         if key in recorded and recorded[key] != now[key]
     ]
@@ -74,7 +74,7 @@ def _manifest(run: Context) -> dict[str, Any]:
     return given(run.manifest, "manifest")
 
 
-def _now(run: Context) -> dict[str, Any]:
+def _digest_now(run: Context) -> dict[str, Any]:
     initial = given(run.initial, "initial")
     own = identity.describe_identity(run.model, run.recipe, run.data)
     return {
@@ -120,5 +120,5 @@ def _loose_code(manifest: dict[str, Any]) -> str:
     return "code with changes that are in no commit" if commit.endswith("+changes") else ""
 
 
-def _short(value: Any) -> str:
+def _shorten_value(value: Any) -> str:
     return value[:12] if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else str(value)

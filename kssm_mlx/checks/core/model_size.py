@@ -36,7 +36,7 @@ def fit_context(definition: Definition, ctx: Context) -> tuple[Context, str]:
     small = reduce_model(ctx.config) if _trains_everything(ctx.model) else None
     if small is None:
         return ctx, f"{own}: there is no small model like it"
-    model = _built(small, ctx.seed)
+    model = _build_model(small, ctx.seed)
     note = f"a fresh model of {count_parameters(model):,} parameters with the same options"
     fresh = dict.fromkeys(("base_digest", "initial", "history", "run_folder", "manifest"))
     return replace(ctx, model=model, config=small, **fresh), note
@@ -75,5 +75,5 @@ def _trains_everything(model: Any) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _built(config: Any, seed: int) -> Any:
+def _build_model(config: Any, seed: int) -> Any:
     return models.build(config, seed)

@@ -85,14 +85,14 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as JSON has them: NaN and infinity, which it does not have, are words."""
-        return _plain({**asdict(self), "ok": self.ok})
+        return _plain_value({**asdict(self), "ok": self.ok})
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain_value(v) for v in value]
     if hasattr(value, "item"):  # numpy and mlx scalars
         value = value.item()
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -54,9 +54,9 @@ class Band:
 
     def worst(self, measured: Mapping[str, float]) -> str:
         """The name of the number with the worst verdict; among equals the one farthest out."""
-        return max(measured, key=lambda name: self._badness(measured[name]))
+        return max(measured, key=lambda name: self._rank_badness(measured[name]))
 
-    def _badness(self, value: float) -> tuple[int, float]:
+    def _rank_badness(self, value: float) -> tuple[int, float]:
         if not math.isfinite(value):
             return len(RANK), 0.0
         beyond = [edge for edge in (self._inner_low - value, value - self._inner_high) if math.isfinite(edge)]

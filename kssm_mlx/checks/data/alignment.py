@@ -125,7 +125,7 @@ def padding_teaches_nothing(ctx: Context) -> Check:
     Sabotage: a corpus filled up with zeros; a loss that counts padding.
     """
     ctx.need("model", "recipe", "data")
-    share = float(np.mean([_filled(targets) for targets in _targets(ctx)]))
+    share = float(np.mean([_share_of_padding(targets) for targets in _targets(ctx)]))
     change = _mask_change(ctx)
     problems = [f"{share:.0%} of the targets are padding"] if not share <= 0.2 else []
     problems += [f"padding changes the loss by {change:.1e}"] if not change <= 1e-6 else []
@@ -152,7 +152,7 @@ def _targets(ctx: Context) -> list[np.ndarray]:
     return [np.array(split_rows(mx.array(batch.tokens))[1]) for batch in batches]
 
 
-def _filled(targets: np.ndarray) -> float:
+def _share_of_padding(targets: np.ndarray) -> float:
     """The share of targets that are padding, marked (-1) or not: equal ids, at least 16 or half of a row."""
     marked, scored = targets == -1, targets >= 0
     edges = np.diff(targets, axis=1, prepend=-(1 << 30)) != 0

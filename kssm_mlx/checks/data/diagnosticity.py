@@ -43,7 +43,7 @@ def content_is_needed(ctx: Context) -> Check:
     train = rows_of(ctx.data.train, TARGETS // places.size)
     answers = np.unique(np.asarray(ctx.data.train.answers)[np.asarray(ctx.data.train.scored) > 0])
     voted = _vote_hits(_contexts(train, places, answers), _contexts(test, places, answers))
-    known = np.array([_right(task, test, t) for t in places])
+    known = np.array([_is_oracle_right(task, test, t) for t in places])
     named = [task.places(row) for row in test.ids]
     masks = {"scored": np.ones_like(known)} | {
         name: np.stack([row[name][places - 1] for row in named], axis=1) for name in named[0]
@@ -62,7 +62,7 @@ def content_is_needed(ctx: Context) -> Check:
     )
 
 
-def _right(task: Task, rows: Rows, t: int) -> list[bool]:
+def _is_oracle_right(task: Task, rows: Rows, t: int) -> list[bool]:
     """Whether the oracle answers place t of each row."""
     return [says(task, ids[:t]) == answers[t] for ids, answers in zip(rows.ids, rows.answers, strict=True)]
 
@@ -99,14 +99,16 @@ def _contexts(rows: Rows, places: np.ndarray, answers: np.ndarray) -> Votes:
 
 def _vote_hits(train: Votes, test: Votes) -> np.ndarray:
     """Whether the fitted vote is right on the test rows. Shapes: bool [P, N]."""
-    weights = _fitted(*_alike(train), mx.array(train.tokens == train.targets[..., None]), train.scored)
-    alike, free = _alike(test)
+    weights = _fit_lag_weights(
+        *_compare_lags(train), mx.array(train.tokens == train.targets[..., None]), train.scored
+    )
+    alike, free = _compare_lags(test)
     best = np.array(mx.argmax(_slots(weights, alike, free), axis=-1))
     chosen = np.take_along_axis(test.tokens, best[..., None], axis=-1)[..., 0]
     return (chosen == test.targets) & test.valid.any(axis=-1)
 
 
-def _alike(votes: Votes) -> tuple[mx.array, mx.array]:
+def _compare_lags(votes: Votes) -> tuple[mx.array, mx.array]:
     """(which lags hold the same token [P, N, K, K], -ln of how many do or, where there is no vote, never)."""
     both = votes.valid[..., None] & votes.valid[..., None, :]
     alike = (votes.tokens[..., None] == votes.tokens[..., None, :]) & both
@@ -119,7 +121,7 @@ def _slots(weights: mx.array, alike: mx.array, free: mx.array) -> mx.array:
     return alike @ mx.exp(weights) + free
 
 
-def _fitted(alike: mx.array, free: mx.array, right: mx.array, scored: np.ndarray) -> mx.array:
+def _fit_lag_weights(alike: mx.array, free: mx.array, right: mx.array, scored: np.ndarray) -> mx.array:
     """Log-weights [K] by Adam; targets that no lag holds teach nothing."""
     counts = mx.array(scored) & mx.any(right & (free > NEVER / 2), axis=-1)
 

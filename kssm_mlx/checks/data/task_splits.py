@@ -34,7 +34,7 @@ def splits_are_disjoint(ctx: Context) -> Check:
     train, validation = map(_hashes, (ctx.data.train, ctx.data.validation))
     shared = sum(row in set(train) for row in validation) if train else 0
     twice = len(validation) - len(set(validation))
-    changed = _changed(ctx.data.validation, task, ctx.data.index["split"]["seed"], set(train))
+    changed = _count_changed_rows(ctx.data.validation, task, ctx.data.index["split"]["seed"], set(train))
     problems = [f"{shared} of {len(validation)} rows are also in training"] if shared else []
     problems += [f"{twice} rows occur twice"] if twice > 0.01 * len(validation) else []
     problems += [f"{changed} of the first {AGAIN} rows are not those of the seed"] if changed else []
@@ -63,7 +63,7 @@ def _hash(row: np.ndarray) -> bytes:
     return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
 
 
-def _changed(split: TokenSplit, task, seed: int, train: set[bytes]) -> int:
+def _count_changed_rows(split: TokenSplit, task, seed: int, train: set[bytes]) -> int:
     """How many of the first rows are not what the generator makes, training rows left out."""
     kept, changed, index = _rows(split)[:AGAIN], 0, 0
     for row in kept:

@@ -119,7 +119,7 @@ def _outputs(ctx: Context) -> dict[str, np.ndarray]:
     tokens = read_passage(ctx)
     trace = run_arm(ctx.model, tokens, ctx.seed).trace
     if not any(name.endswith(("/rwkv", "/mamba")) for name in trace):
-        trace = _observed(ctx, tokens)
+        trace = _observe_components(ctx, tokens)
     spoken = {
         f"block {int(name[5:7])} {name[8:]}": y
         for name, y in trace.items()
@@ -130,7 +130,7 @@ def _outputs(ctx: Context) -> dict[str, np.ndarray]:
     return spoken
 
 
-def _observed(ctx: Context, tokens: mx.array) -> dict[str, np.ndarray]:
+def _observe_components(ctx: Context, tokens: mx.array) -> dict[str, np.ndarray]:
     if "S2" not in getattr(ctx.model, "act_sites", ()):
         return {}
     with training_mode(ctx.model, False):

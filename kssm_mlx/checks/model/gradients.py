@@ -105,6 +105,7 @@ def _term_gradient(model: LanguageModel, term: Term, tokens: mx.array) -> tuple[
         return term.weight * term.function(out.logits, tokens[:, 1:], out.trace)[0]
 
     with training_mode(model, True):
+        # The weighted value: a weight of 0 makes a term that is not at work.
         value, gradient = mx.value_and_grad(weighted)(model.trainable_parameters())
     return number(value), number(global_norm(gradient))
 
@@ -119,6 +120,7 @@ def _largest_gradients(ctx: Context) -> tuple[dict[str, np.ndarray], np.ndarray]
             tokens = random_tokens(ctx, ROWS, length + 1, stream=70 + i)
             gradients = flatten(gradient(parameters, mx.array(tokens)))
             moved = flatten(parameters)
+            # By the sign, so that every tensor moves, however small its gradient.
             parameters = tree_unflatten([(n, moved[n] - 1e-3 * mx.sign(g)) for n, g in gradients.items()])
             mx.eval(parameters)
             for name, g in gradients.items():
@@ -193,6 +195,7 @@ def _groups_at_rest(ctx: Context) -> Callable[[str], bool]:
 
 def _change(now: mx.array, before: mx.array, mask: mx.array | None) -> tuple[float | None, bool]:
     """The relative change where the mask is True, None where it nowhere is; whether the rest is as it was."""
+    # float64: 1e-6 of a weight is at the edge of what a float32 difference can show.
     a, b = to_numpy(now).astype(np.float64), to_numpy(before).astype(np.float64)
     free = np.broadcast_to(True if mask is None else np.array(mask), a.shape)
     kept = np.array_equal(a[~free], b[~free])
@@ -207,5 +210,6 @@ def _optimiser_moments(folder: Path | None) -> int | None:
     files = sorted(Path(folder).glob(f"{CHECKPOINTS}/step_*/optimizer.safetensors")) if folder else []
     if not files:
         return None
+    # The file and not the state in memory: what a resumed run would begin with.
     moments = flatten(mx.load(str(files[-1])))
     return sum(bool(mx.any(t != 0)) for t in moments.values())

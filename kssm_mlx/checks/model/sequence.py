@@ -106,6 +106,7 @@ def future_leak(ctx: Context) -> Check:
         scale = logit_spread(reference)
         for t in (T // 4, T // 2, 3 * T // 4):
             tokens = base.copy()
+            # Every later token, not one: a leak through a mean or a norm is spread over all of them.
             tokens[:, t:] = swap_token(base[:, t:], vocabulary_size(ctx.model), stream=t)
             past = logits_of(ctx.model, tokens, training, ctx.seed)[:, :t]
             leaks[f"{'train' if training else 'eval'}, t={t}"] = logit_deviation(
@@ -147,6 +148,7 @@ def batch_leak(ctx: Context) -> Check:
         scale = logit_spread(reference)
         row = logits_of(ctx.model, others, training, ctx.seed)[0]
         leaks[f"other rows, {word}"] = logit_deviation(row, reference[0], scale)
+        # Of other shapes and content, so that a buffer between calls would be another one.
         for i in range(5):
             logits_of(ctx.model, random_tokens(ctx, 2, 9, stream=10 + i), training, ctx.seed + i)
         again = logits_of(ctx.model, base, training, ctx.seed)
@@ -192,6 +194,7 @@ def train_eval_parity(ctx: Context) -> Check:
         dtype_tolerance(ctx.model, 1e-5),
     )
     kl = _block_influence(ctx, tokens) if ctx.step >= 20 and _clamps_output(ctx.model) else {}
+    # `not >=`: a KL that is NaN is not in the path either.
     idle = [block for block, nats in kl.items() if not nats >= 1e-4]
     weakest = f"; weakest block changes the prediction by {min(kl.values()):.1e} nats" if kl else ""
     return verdict(
@@ -216,6 +219,7 @@ def _trained_without_noise(ctx: Context, tokens: np.ndarray) -> np.ndarray:
     knobs = [name for name in getattr(model, "knobs", ()) if name.endswith("sigma")]
     if not (off or knobs):
         raise NotMeasurable(f"the model draws in training, and its args have no {' or '.join(NOISE_OFF)}")
+    # A model built without noise, and not a flag on this one: a flag might switch off more than the noise.
     weights, quiet = (flatten(model.parameters())), model
     if off:
         quiet = models.build(replace(model.args, **off))
@@ -232,6 +236,7 @@ def _block_influence(ctx: Context, tokens: np.ndarray) -> dict[int, float]:
     """Block -> mean KL in nats between the model and the model whose block adds nothing."""
     full, kl = logits_of(ctx.model, tokens), {}
     for block in range(len(ctx.model.layers)):
+        # What the block adds, not the stream: the blocks around it run as they did.
         held = Intervention((Clamp("output", 0.0, block=block),))
         with training_mode(ctx.model, False):
             ablated = to_numpy(ctx.model.forward(mx.array(tokens), intervention=held).logits)
@@ -311,6 +316,7 @@ def evaluation_is_deterministic(ctx: Context) -> Check:
     """
     ctx.need("model")
     tokens = random_tokens(ctx, 4, min(probe_length(ctx), 64), stream=6)
+    # No scale and no tolerance: on one machine the same sums are the same bits.
     difference = logit_deviation(logits_of(ctx.model, tokens), logits_of(ctx.model, tokens), 1.0)
     return verdict(
         "C6",

@@ -73,7 +73,7 @@ def has_two_states(ctx: Context) -> Check:
     return verdict(
         "C26",
         carried and share[worst] > 0,
-        _clearest(worst, share[worst], portraits[worst])
+        _pick_clearest_portrait(worst, share[worst], portraits[worst])
         if carried
         else "no state is carried from token to token: there is no free_states(block, steps, z0)",
         f"two clusters > {APART} apart, each with > {BASIN:.0%} of the starts, kicks undone, in every block",
@@ -114,7 +114,7 @@ def _count_basins(ends: np.ndarray) -> np.ndarray:
     return np.array([(np.bincount(own)[1:] > SHARE * len(ends)).sum() for own in labels])
 
 
-def _clearest(block: int, share: float, portraits: list[Portrait]) -> str:
+def _pick_clearest_portrait(block: int, share: float, portraits: list[Portrait]) -> str:
     best = max(portraits, key=lambda p: (p.bistable, min(p.apart, APART), p.basin))
     return (
         f"{share:.0%} of the populations of block {block} have two states; the clearest: {best.apart:.2f} "
@@ -128,15 +128,15 @@ def _portraits(model: Any, block: int, groups: int, seed: int) -> list[Portrait]
     rng = np.random.default_rng((seed, 26))
     # R evenly from 0.01 to 0.99, psi by the golden angle: no chance decides how many starts a basin has.
     starts = np.linspace(0.01, 0.99, STARTS) * np.exp(2.399963j * np.arange(STARTS))
-    rest = _quiet(model, block, np.repeat(starts[:, None], groups, axis=1))
+    rest = _step_quiet_tokens(model, block, np.repeat(starts[:, None], groups, axis=1))
     kicked = (1 - KICK) * rest + KICK * np.exp(1j * rng.uniform(-np.pi, np.pi, rest.shape))
-    later, again = np.split(_quiet(model, block, np.concatenate([rest, kicked])), 2)
+    later, again = np.split(_step_quiet_tokens(model, block, np.concatenate([rest, kicked])), 2)
     turning = np.max(np.abs(later - rest), axis=0) > STILL
     seen = [np.where(turning, np.abs(z), z) for z in (later, again)]
     return [draw_portrait(*(z[:, g] for z in seen)) for g in range(groups)]
 
 
-def _quiet(model: Any, block: int, z: np.ndarray) -> np.ndarray:
+def _step_quiet_tokens(model: Any, block: int, z: np.ndarray) -> np.ndarray:
     """States [S, G] after the tokens that say nothing."""
     out = np.array(
         model.free_states(block, STEPS, mx.array(np.stack([np.real(z), np.imag(z)], axis=1), mx.float32))

@@ -65,7 +65,7 @@ def _drive(ctx: Context, direction: int) -> Driven:
     low, high = section.R or RULES[section.rule].R
     R = high + BEYOND if direction > 0 else max(low - BEYOND, 0.0)
     for i in range(ACTIONS):
-        _, knobs = watch.step({"R": R, "U": _middle(section), "RU": 0.5}, knobs)
+        _, knobs = watch.step({"R": R, "U": _middle_of_ranges(section), "RU": 0.5}, knobs)
         after_one = knobs if i == 0 else after_one
     kept = any(
         knobs[name].item() != after_one[name].item() or after_one[name].item() in section.bounds
@@ -75,7 +75,7 @@ def _drive(ctx: Context, direction: int) -> Driven:
     return Driven(_coherence(ctx, knobs) - _coherence(ctx, before), kept)
 
 
-def _middle(section) -> float:
+def _middle_of_ranges(section) -> float:
     U = section.U or RULES[section.rule].U or (0.0, 1.0)
     return sum(U) / 2
 

@@ -47,10 +47,10 @@ def decay_null(ctx: Context) -> Check:
     texts = read_passage(ctx, rows=4)
     now = _coherence(ctx, texts)
     if ctx.initial is None or not ctx.step:
-        return _of_the_recipe(_shrinking(ctx.model, decays))
+        return _of_the_recipe(_find_shrinking_parameters(ctx.model, decays))
     lr = np.array(schedule(ctx.recipe.train)(mx.arange(ctx.step)), np.float64)
     start = {name: mx.array(p) for name, p in ctx.initial.items()}
-    left = {decay: _left(lr * decay, ctx.recipe.train.ema) for decay in {*decays.values()}}
+    left = {decay: _share_left(lr * decay, ctx.recipe.train.ema) for decay in {*decays.values()}}
     null = {name: p * left[decays[name]] for name, p in start.items()}
     before, decayed = (
         with_parameters(ctx.model, tree_unflatten(list(p.items())), lambda: _coherence(ctx, texts))
@@ -63,13 +63,14 @@ def decay_null(ctx: Context) -> Check:
     return verdict(
         "C9",
         "pass" if share <= WARN else "warn" if share <= FAIL else "fail",
-        f"R moved by {_largest(trained):+.3f}, by decay alone {_largest(drift):+.3f}: {share:.0%} of it",
+        f"R moved by {_largest_change(trained):+.3f}, by decay alone {_largest_change(drift):+.3f}: "
+        f"{share:.0%} of it",
         f"<= {WARN:.0%} (fails above {FAIL:.0%})",
         'take the oscillators out of weight decay: train.decay = "matrices", and name them in no_decay',
         share=share,
         learned=trained.tolist(),
         decay=drift.tolist(),
-        shrinking=_shrinking(ctx.model, decays),
+        shrinking=_find_shrinking_parameters(ctx.model, decays),
     )
 
 
@@ -79,7 +80,7 @@ def decay_of(model, train: Train) -> dict[str, Any]:
     return {name: decay * optimizer.rates[name] for name, decay in optimizer.decays.items()}
 
 
-def _left(shrinking: np.ndarray, ema: float | None) -> float:
+def _share_left(shrinking: np.ndarray, ema: float | None) -> float:
     """What updates that shrink a parameter by these shares leave of it, or of its average."""
     shares = np.cumprod(1 - shrinking)
     if ema is None:
@@ -95,7 +96,7 @@ def _coherence(ctx: Context, tokens: mx.array) -> np.ndarray:
     return np.array(list(mean_R(run_arm(ctx.model, tokens, ctx.seed).trace).values()))
 
 
-def _shrinking(model, decays: dict[str, float]) -> list[str]:
+def _find_shrinking_parameters(model, decays: dict[str, float]) -> list[str]:
     """Parameters that decay although R, a scale or a zero point hangs on their size: vectors, and PHYSICS."""
     arrays = flatten(model.trainable_parameters())
     return [n for n, p in arrays.items() if decays[n] > 0 and (p.ndim < 2 or n.endswith(PHYSICS))]
@@ -114,5 +115,5 @@ def _of_the_recipe(shrinking: list[str]) -> Check:
     )
 
 
-def _largest(change: np.ndarray) -> float:
+def _largest_change(change: np.ndarray) -> float:
     return float(change[np.argmax(np.abs(change))])

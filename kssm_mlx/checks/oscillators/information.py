@@ -39,7 +39,7 @@ def coherence_informs(ctx: Context) -> Check:
     R = _draws(ctx, texts, ("R",), NOISES)
     tokens = np.stack([np.array(t) for t in texts])
     ratio = {b: float(_ratio(r)) for b, r in R.items()}
-    eta = {b: float(np.median(_explained(r[:, 0], tokens))) for b, r in R.items()}
+    eta = {b: float(np.median(_explained_variance(r[:, 0], tokens))) for b, r in R.items()}
     low, high = (pick(d, key=lambda b: np.nan_to_num(d[b])) for pick, d in ((min, ratio), (max, eta)))
     informative = all(r >= RATIO for r in ratio.values())
     return verdict(
@@ -74,7 +74,7 @@ def _ratio(R: np.ndarray) -> float:
     return R.var(axis=0, ddof=1).mean() / (R.var(axis=1, ddof=1).mean() + DIGITS**2)
 
 
-def _explained(R: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def _explained_variance(R: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """epsilon^2 of each group; NaN where too few tokens occur twice. Shapes: R [texts, B, T, groups], tokens
     [texts, B, T] -> [groups].
     """
@@ -114,7 +114,7 @@ def oscillators_differ(ctx: Context) -> Check:
     theta = {b: drawn[:, 0] for b, drawn in _draws(ctx, texts, ("theta", "psi"), 1).items()}
     if all(t.shape[-1] < 2 for t in theta.values()):
         raise NotMeasurable("the blocks have one oscillator each")
-    apart = {b: float(_apart(t)) for b, t in theta.items()}
+    apart = {b: float(_spread_of_phases(t)) for b, t in theta.items()}
     rank = {b: participation(np.exp(1j * t).reshape(-1, t.shape[-1])) for b, t in theta.items()}
     needed = {b: min(DIMENSIONS, t.shape[-1] / 8) for b, t in theta.items()}
     least = min(rank, key=lambda b: (apart[b] > APART, np.nan_to_num(rank[b] / needed[b])))
@@ -133,7 +133,7 @@ def oscillators_differ(ctx: Context) -> Check:
     )
 
 
-def _apart(theta: np.ndarray) -> float:
+def _spread_of_phases(theta: np.ndarray) -> float:
     """Circular standard deviation over axis 0 of theta_i - theta_1. Shapes: [texts, ..., N]."""
     difference = theta[..., 1:] - theta[..., :1]
     agreement = np.abs(np.exp(1j * difference).mean(axis=0))

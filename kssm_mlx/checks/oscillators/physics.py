@@ -54,7 +54,7 @@ def oscillator_physics(ctx: Context) -> Check:
     if not hasattr(ctx.model, "oscillator_step"):
         raise NotMeasurable("the model has no oscillator_step(theta, omega, K, dt)")
     measured = kuramoto_laws(ctx.model.oscillator_step, ctx.seed)
-    broken = _broken(measured)
+    broken = _find_broken_laws(measured)
     return verdict(
         "C40",
         not broken,
@@ -104,7 +104,7 @@ def path(step: Step, theta: mx.array, omega: mx.array, K: mx.array, dt: float, s
     return np.exp(1j * np.array(mx.stack(visited), np.float64)).mean(axis=-1)
 
 
-def _broken(measured: dict[str, float]) -> list[str]:
+def _find_broken_laws(measured: dict[str, float]) -> list[str]:
     """The laws that do not hold; NaN keeps none."""
     limits = {"unity": UNITY, "shift": SHIFT, "halving": HALVING, "turn": TURN}
     rises = ["rise"] if not measured["rise"] > RISE else []

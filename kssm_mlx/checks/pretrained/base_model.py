@@ -107,24 +107,27 @@ def _pairs(ctx: Context) -> Iterator[Pair]:
     for ours, (source, transform) in names.pairs.items():
         info = container.info(source)
         stored = TRANSFORMS[transform](info.array(info.map()))
-        within = [name for name in running if _within(ours, name)]
+        within = [name for name in running if _is_path_within(ours, name)]
         found = min(within, key=lambda name: name.count("."), default=None)
         holder = modules.get(found.rpartition(".")[0]) if found else None
         same = found is not None and (
             _same_in_few_bits(stored, holder)
+            # Put into few bits by the recipe; files that are in few bits already have the parameter's own
+            # shape.
             if isinstance(holder, QUANTISED) and stored.shape != running[found].shape
-            else _same(stored, running[found])
+            else _is_same_weight(stored, running[found])
         )
         yield Pair(source, found, same, *_squares(stored, fresh.pop(ours)))
 
 
-def _within(name: str, path: str) -> bool:
+def _is_path_within(name: str, path: str) -> bool:
     """Whether `path` is `name` with parts put in between: in_proj.weight is in_proj.linear.weight."""
     parts = iter(path.split("."))
+    # `in` on an iterator goes on from where it was, so the parts have to come in this order.
     return name.split(".")[-1] == path.split(".")[-1] and all(part in parts for part in name.split("."))
 
 
-def _same(stored: mx.array, running: mx.array) -> bool:
+def _is_same_weight(stored: mx.array, running: mx.array) -> bool:
     return stored.shape == running.shape and bool(mx.array_equal(stored.astype(running.dtype), running))
 
 
@@ -133,7 +136,7 @@ def _same_in_few_bits(stored: mx.array, holder: nn.QuantizedLinear | nn.Quantize
     if stored.ndim != 2 or stored.shape[-1] != holder.weight.shape[-1] * 32 // holder.bits:
         return False
     weight, scales, *_ = mx.quantize(stored, holder.group_size, holder.bits, mode=holder.mode)
-    return _same(weight, holder.weight) and _same(scales, holder.scales)
+    return _is_same_weight(weight, holder.weight) and _is_same_weight(scales, holder.scales)
 
 
 def _squares(stored: mx.array, fresh: mx.array) -> tuple[float, float]:

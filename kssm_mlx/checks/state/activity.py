@@ -62,6 +62,7 @@ def state_moves(ctx: Context) -> Check:
     lasting = {name: _half_life(base[name], changed[name]) for name in base}
     band = Band(high=FROZEN, warn_high=0.999)
     stillest, longest = band.worst(cosine), max(lasting, key=lambda n: np.nan_to_num(lasting[n], nan=-1.0))
+    # One memory is enough: what is meant to forget at once, such as a convolution's inputs, may.
     lasts = lasting[longest] >= HALF_LIFE
     return verdict(
         "D2",
@@ -77,7 +78,7 @@ def state_moves(ctx: Context) -> Check:
     )
 
 
-def _recorded(ctx: Context) -> dict[str, np.ndarray]:
+def _record_memories(ctx: Context) -> dict[str, np.ndarray]:
     """Every memory on held-out text. Raises: NotMeasurable without data: random tokens say nothing."""
     ctx.need("model", "data")
     return record_states(ctx.model, np.array(read_passage(ctx, ROWS))[:, :TOKENS])
@@ -86,6 +87,7 @@ def _recorded(ctx: Context) -> dict[str, np.ndarray]:
 def _record_twice(ctx: Context) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The memories on held-out text, and on the same text with another first token."""
     ctx.need("model", "data")
+    # Held-out text: on random tokens a trained state moves as it never does in use.
     base = np.array(read_passage(ctx, ROWS))[:, :TOKENS]
     other = base.copy()
     other[:, 0] = swap_token(base[:, 0], vocabulary_size(ctx.model))
@@ -124,6 +126,7 @@ def state_keeps_its_size(ctx: Context) -> Check:
         judge_by_band("D5", growth, GROWTH, "the recurrence is unstable: a factor above 1, or no decay")
     ]
     judged += [judge_by_band("D5", first, SIZE, "the state is not written, or overflows: look at its input")]
+    # One verdict for two bands: the worse, with its own advice.
     worse = max(judged, key=lambda c: VERDICTS.index(c.verdict))
     smallest, largest = min(first.values()), max(first.values())
     return verdict(
@@ -169,7 +172,7 @@ def energy_is_spread(ctx: Context) -> Check:
     Caught: a state entropy of 6.09 logged as PASS, without the ln n it has to be held against.
     Sabotage: a state in which one entry grows.
     """
-    found = {name: state.energy_entropy(s) for name, s in _recorded(ctx).items()}
+    found = {name: state.energy_entropy(s) for name, s in _record_memories(ctx).items()}
     return judge_by_band(
         "D6", found, ENTROPY, "one entry dwarfs the others: look at its input, its decay or a norm"
     )
@@ -190,7 +193,8 @@ def state_is_updated(ctx: Context) -> Check:
     Sabotage: a state that is written at the first token only.
     """
     moved = {}
-    for name, s in _recorded(ctx).items():
+    for name, s in _record_memories(ctx).items():
+        # From the eighth token on: every state moves away from where it was empty.
         ends = s[:, [min(8, s.shape[1]) - 1, -1]]
         moved[name] = float(state.updates(ends).mean())
     return judge_by_band(
@@ -214,7 +218,7 @@ def state_uses_its_room(ctx: Context) -> Check:
     Caught: a population that all phases follow.
     Sabotage: a state whose entries are copies of one; one of which 95 % never change.
     """
-    states = _recorded(ctx)
+    states = _record_memories(ctx)
     rank = {name: state.effective_rank(state.spectrum(s)) for name, s in states.items()}
     dead = {name: state.dead_share(s) for name, s in states.items()}
     lowest, deadest = RANKS.worst(rank), DEAD.worst(dead)

@@ -42,6 +42,7 @@ def reading_persists(ctx: Context) -> Check:
     chance, (hits, distances) = _task(ctx).chance, _answers(ctx)
     accuracy = _by_distance(hits, distances)
     error = {d: math.sqrt(chance * (1 - chance) / hits[distances == d].size) for d in accuracy}
+    # Above what guesses reach by luck, at each distance: the mean over all would hide a memory that ends.
     kept = [d for d in accuracy if accuracy[d] > chance + SIGMA * error[d]]
     said = ", ".join(f"{d}: {a:.0%}" for d, a in accuracy.items())
     return verdict(
@@ -81,6 +82,7 @@ def _ask_rows(ctx: Context, change=lambda ids: ids) -> tuple[np.ndarray, np.ndar
     task = ctx.data.task
     rows = min(ROWS, ctx.data.validation.starts.size)
     tokens = random_batch(ctx.data.validation, ctx.seed, 0, rows, task.length).tokens
+    # Tokens that are not scored are stored as -2 - id.
     ids = np.where(tokens < 0, -2 - tokens, tokens)
     places = np.tile(np.arange(task.length + 1 - task.digits, task.length + 1), (rows, 1))
     read = change(ids.copy())[:, :-1]
@@ -129,12 +131,13 @@ def _influences(ctx: Context) -> tuple[float, float]:
     task = _task(ctx)
 
     def digits(ids: np.ndarray) -> np.ndarray:
-        return _shifted(ids, np.argmax(ids == 10, axis=1) + 1, task.digits, 0, 10)
+        return _replace_ids(ids, np.argmax(ids == 10, axis=1) + 1, task.digits, 0, 10)
 
     def filler(ids: np.ndarray) -> np.ndarray:
         key, behind = np.argmax(ids == 10, axis=1), _distances(ids, task.digits) >= task.digits
+        # Behind the key where there is room: what is nearer to the answer is the harder to forget.
         start = np.where(behind, key + 1 + task.digits, np.maximum(key - task.digits, 0))
-        return _shifted(ids, start, task.digits, 12, task.vocab)
+        return _replace_ids(ids, start, task.digits, 12, task.vocab)
 
     (_, plain, places), *changed = (_ask_rows(ctx, change) for change in (lambda ids: ids, digits, filler))
     reference = log_softmax(np.take_along_axis(plain, places[..., None] - 1, axis=1))
@@ -143,7 +146,7 @@ def _influences(ctx: Context) -> tuple[float, float]:
     return one, two
 
 
-def _shifted(ids: np.ndarray, start: np.ndarray, count: int, lowest: int, kinds: int) -> np.ndarray:
+def _replace_ids(ids: np.ndarray, start: np.ndarray, count: int, lowest: int, kinds: int) -> np.ndarray:
     """Other ids of the same kind at `count` places from `start`; what is of another kind stays."""
     at = start[:, None] + np.arange(count)
     here = np.take_along_axis(ids, at, axis=1)

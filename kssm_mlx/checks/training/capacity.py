@@ -45,8 +45,9 @@ def no_learning_on_permuted_targets(ctx: Context) -> Check:
     Sabotage: modular addition with `whole_row`; a model that reads the next token.
     """
     task, train = task_of(ctx), rows_of(ctx.data.train, most=SHUFFLED_STEPS * BATCH)
-    targets = _permuted(np.where(train.scored, train.answers, -1)[:, 1:], ctx.seed)
-    model = _fresh(ctx)
+    # Place by place and not within a row: how often a target stands where stays known, and nothing else.
+    targets = _permute_targets(np.where(train.scored, train.answers, -1)[:, 1:], ctx.seed)
+    model = _build_fresh_model(ctx)
 
     def batch(i: int) -> tuple[mx.array, mx.array]:
         rows = np.arange(i * BATCH, (i + 1) * BATCH) % len(targets)
@@ -69,7 +70,7 @@ def no_learning_on_permuted_targets(ctx: Context) -> Check:
     )
 
 
-def _permuted(targets: np.ndarray, seed: int) -> np.ndarray:
+def _permute_targets(targets: np.ndarray, seed: int) -> np.ndarray:
     """Targets permuted among the rows in which a place is scored. Shapes: [N, L]."""
     random, mixed = np.random.default_rng(seed), targets.copy()
     for place in range(targets.shape[1]):
@@ -93,9 +94,10 @@ def model_holds_the_task(ctx: Context) -> Check:
     rows = random_batch(ctx.data.train, ctx.seed, 0, ROWS, ctx.data.task.length).tokens
     inputs, targets = split_rows(mx.array(rows))
     limit = BY_HEART * math.log(ctx.data.vocab_size) + _open(np.array(inputs), np.array(targets))
-    model = _fresh(ctx)
+    model = _build_fresh_model(ctx)
 
     def batch(i: int) -> tuple[mx.array, mx.array]:
+        # In order: every row is met equally often, so that none is left out by the draw.
         part = slice(i * BATCH % ROWS, i * BATCH % ROWS + BATCH)
         return inputs[part], targets[part]
 
@@ -130,10 +132,11 @@ def _open(inputs: np.ndarray, targets: np.ndarray) -> float:
     return float(nats / count)
 
 
-def _fresh(ctx: Context) -> LanguageModel:
+def _build_fresh_model(ctx: Context) -> LanguageModel:
     """A model of the same configuration before step 1. Raises: NotMeasurable where none can be made."""
     if ctx.builder is not None:
         model = ctx.builder(ctx.seed)
+    # A run in another folder has no builder; its configuration says as much.
     elif getattr(ctx.config, "model_type", None) in FAMILIES:
         model = build(ctx.config, ctx.seed)
     else:

@@ -59,7 +59,7 @@ def checkpoint_is_the_model(ctx: Context) -> Check:
     here = logits_of(as_run(ctx), tokens)
     with tempfile.TemporaryDirectory(prefix="kssm-checkpoint-") as folder:
         lost = _list_lost(Path(folder) / "retention")
-        there, error = _elsewhere(
+        there, error = _logits_of_new_process(
             _current_checkpoint(ctx) or _rehearse_run(ctx, Path(folder)), tokens, Path(folder)
         )
     gap = math.inf if there is None else logit_deviation(there, here, logit_spread(here))
@@ -95,7 +95,7 @@ def _rehearse_run(ctx: Context, folder: Path) -> Path:
     return checkpoint.save(run / CHECKPOINTS, snapshot)
 
 
-def _elsewhere(path: Path, tokens: np.ndarray, folder: Path) -> tuple[np.ndarray | None, str]:
+def _logits_of_new_process(path: Path, tokens: np.ndarray, folder: Path) -> tuple[np.ndarray | None, str]:
     """(logits that a new process computes from a checkpoint, ""), or None and why there are none."""
     given, made = folder / "tokens.npy", folder / "logits.npy"
     np.save(given, tokens)

@@ -185,7 +185,7 @@ def degenerate_generation(ctx: Context) -> Check:
     acts = ctx.intervention.acts if ctx.intervention else ()
     if any(getattr(act, "scope", "") == "batch" for act in acts):
         raise NotMeasurable("the recipe clamps to statistics of a batch, and a continuation has none")
-    breaks = _breaks(ctx)
+    breaks = _find_line_breaks(ctx)
     limits, capped = _limits(_real_windows(ctx), breaks)
     sampled = _measure(_continuations(ctx, 0.8), breaks)
     greedy = _measure(_continuations(ctx, 0.0), breaks)
@@ -232,7 +232,7 @@ def _real_windows(ctx: Context) -> np.ndarray:
     return np.asarray(ids[starts[:, None] + np.arange(TOKENS)]).astype(np.int64)
 
 
-def _breaks(ctx: Context) -> np.ndarray:
+def _find_line_breaks(ctx: Context) -> np.ndarray:
     """bool [V]: ids whose text holds a line break."""
     return np.array(["\n" in ctx.tokenizer.decode([i]) for i in range(ctx.tokenizer.vocab_size)])
 

@@ -51,7 +51,7 @@ def learns_one_batch(ctx: Context) -> Check:
         )
     rows = random_batch(ctx.data.train, ctx.seed, 0, ROWS, short_context(ctx.recipe, 32)).tokens
     before = tree_unflatten(list((ctx.initial or {}).items()))
-    got = with_parameters(ctx.model, before, lambda: _learn(ctx, rows))
+    got = with_parameters(ctx.model, before, lambda: _train_on_rows(ctx, rows))
     steps, (first, first_permuted), (last, last_permuted) = got
     change, gap = abs(first_permuted - first), last_permuted - last
     problems = [] if last < LEARNED * first else [f"loss {first:.3f} to {last:.3f} in {steps} steps"]
@@ -73,7 +73,7 @@ def learns_one_batch(ctx: Context) -> Check:
     )
 
 
-def _learn(ctx: Context, rows: np.ndarray):
+def _train_on_rows(ctx: Context, rows: np.ndarray):
     """(steps taken, losses before, losses after), the losses those of the true and of permuted targets."""
     B, T = split_rows(mx.array(rows))[0].shape
     train = Train(

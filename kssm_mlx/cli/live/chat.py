@@ -163,7 +163,7 @@ class Session:
 
 def talk(session: Session, *, interactive: bool) -> None:
     """Turns until the input ends; on a terminal an error is told and the talk goes on."""
-    read = _typed() if interactive else _piped
+    read = _read_typed_lines() if interactive else _read_piped_line
     with suppress(Quit):
         for text in turns(read):
             try:
@@ -194,7 +194,7 @@ def turns(read: Read) -> Iterator[str]:
             typer.echo()
             continue
         if lines:
-            yield _joined(lines)
+            yield _join_lines(lines)
 
 
 def _goes_on(lines: list[str], block: bool) -> bool:
@@ -203,20 +203,20 @@ def _goes_on(lines: list[str], block: bool) -> bool:
     return lines[-1].endswith("\\")
 
 
-def _joined(lines: list[str]) -> str:
+def _join_lines(lines: list[str]) -> str:
     text = "\n".join(lines).strip("\n")
     if text.strip().startswith('"""'):
         return text.strip().removeprefix('"""').removesuffix('"""').strip("\n")
     return text.replace("\\\n", "\n").removesuffix("\\")
 
 
-def _piped(prompt: str) -> str:
+def _read_piped_line(prompt: str) -> str:
     if line := sys.stdin.readline():
         return line.removesuffix("\n")
     raise EOFError
 
 
-def _typed() -> Read:
+def _read_typed_lines() -> Read:
     """Lines of a person, with editing and those of earlier sessions, where this Python has readline."""
     with suppress(ImportError):
         import atexit

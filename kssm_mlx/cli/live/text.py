@@ -24,21 +24,21 @@ class Show:
 
     def write(self, piece: Any) -> None:
         if self.as_json:
-            self._out(json.dumps({"row": piece.row, "piece": piece.text}) + "\n")
+            self._write_out(json.dumps({"row": piece.row, "piece": piece.text}) + "\n")
         else:
             self.begin()
-            self._out(printable(piece.text))
+            self._write_out(printable(piece.text))
 
     def begin(self) -> None:
         if not self.begun:
-            self._out(printable(self.prompt))
+            self._write_out(printable(self.prompt))
             self.begun = True
 
     def end(self) -> None:
         self.begin()
-        self._out("\n")
+        self._write_out("\n")
 
-    def _out(self, text: str) -> None:
+    def _write_out(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 

@@ -107,7 +107,9 @@ def describe(glance: Any, width: int) -> Iterable[Any]:
     heading = Text.assemble(
         (printable(glance.folder.name), "bold"), "  ", (glance.status, COLOURS[glance.status]), "  "
     )
-    yield heading.append(f"step {_progress(glance)}{_left(glance)}, last sign {_ago(glance.age)} ago")
+    yield heading.append(
+        f"step {_progress(glance)}{_format_time_left(glance)}, last sign {_format_age(glance.age)} ago"
+    )
     yield Text(f"  {sparkline(glance.losses, min(width - 4, 76))}", style="cyan", no_wrap=True)
     yield Text(f"  {_numbers(glance)}")
     if glance.ladder:
@@ -144,8 +146,8 @@ def _overview(seen: Sequence[Any]) -> Any:
             _number(glance.mean("R")),
             _number(glance.mean("U")),
             _number(glance.train.get("tokens_per_second"), ",.0f"),
-            "" if glance.status == "done" else _ago(glance.seconds_left),
-            _ago(glance.age),
+            "" if glance.status == "done" else _format_age(glance.seconds_left),
+            _format_age(glance.age),
             str(len(glance.warnings) or ""),
         )
         for name, glance in zip(_names(seen), seen, strict=True)
@@ -206,16 +208,16 @@ def _progress(glance: Any) -> str:
     return f"{glance.step}/{glance.steps or '?'}"
 
 
-def _left(glance: Any) -> str:
+def _format_time_left(glance: Any) -> str:
     left = glance.seconds_left
-    return "" if left is None or glance.status == "done" else f", {_ago(left)} left at this speed"
+    return "" if left is None or glance.status == "done" else f", {_format_age(left)} left at this speed"
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
     return "" if value is None or not math.isfinite(value) else format(value, form)
 
 
-def _ago(seconds: float | None) -> str:
+def _format_age(seconds: float | None) -> str:
     if seconds is None:
         return ""
     if seconds < 90:

@@ -172,10 +172,10 @@ def _usable_text(text: object, where: str) -> str:
     """Raises: DataError naming the record whose text is no string, or that UTF-8 cannot write."""
     if not isinstance(text, str):
         raise DataError(f"{where} has no string field 'text': got {type(text).__name__}")
-    if "\0" in text or not _encodable(text):
+    if "\0" in text or not _is_encodable(text):
         raise DataError(f"{where} has a NUL or half a surrogate pair in 'text'; expected text")
     return text
 
 
-def _encodable(text: str) -> bool:
+def _is_encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in set(text))

@@ -175,10 +175,10 @@ class FuzzyRecall(OfAnyLength):
                 f"data.task: vocab {self.vocab}, key_size {self.key_size}, value_size {self.value_size}; "
                 "expected sizes from 1 and at most (vocab - 1) / 2 ids in a key or value"
             )
-        if min((self.train_length, *self.test_lengths)) + 1 < 2 * self._longest:
+        if min((self.train_length, *self.test_lengths)) + 1 < 2 * self._longest_row:
             raise ConfigError(
                 f"data.task: train_length {self.train_length}, test_lengths {list(self.test_lengths)}; "
-                f"expected lengths from {2 * self._longest - 1}, two pairs of full size"
+                f"expected lengths from {2 * self._longest_row - 1}, two pairs of full size"
             )
 
     @property
@@ -186,7 +186,7 @@ class FuzzyRecall(OfAnyLength):
         return self.vocab
 
     @property
-    def _longest(self) -> int:
+    def _longest_row(self) -> int:
         return self.key_size + self.value_size
 
     @property
@@ -205,7 +205,7 @@ class FuzzyRecall(OfAnyLength):
         ids: list[int] = []
         scored: list[bool] = []
         for key, value in self._draw(random, fixed=split != "train"):
-            if len(ids) + self._longest > self.length + 1 - self._longest:
+            if len(ids) + self._longest_row > self.length + 1 - self._longest_row:
                 break
             _say(key, known.get(key, value), key in known, ids, scored)
             known.setdefault(key, value)

@@ -115,6 +115,7 @@ class Task(ABC):
 
     def skill(self, accuracy: float, metric: str = "scored") -> float:
         """0 for no skill, 1 for the ceiling; 0 too where the ceiling leaves no room for any."""
+        # Against the ceiling and not against 1: a row that leaves doubt cannot be answered better.
         room = self.bound(metric).accuracy - self.baseline
         return (accuracy - self.baseline) / room if room > 0 else 0.0
 

@@ -68,7 +68,8 @@ def _parse_name(name: str) -> list[tuple[str, int]]:
     order = math.prod(_order(kind, n) for kind, n in factors)
     if order > LARGEST:
         raise ConfigError(
-            f"data.task.group: {name} has {_counted(order)} elements; expected at most {LARGEST}, as S6 has"
+            f"data.task.group: {name} has {_format_order(order)} elements; expected at most {LARGEST}, "
+            "as S6 has"
         )
     return factors
 
@@ -77,7 +78,7 @@ def _order(kind: str, n: int) -> int:
     return {"C": n, "D": 2 * n, "S": math.factorial(n), "A": math.factorial(n) // 2}[kind]
 
 
-def _counted(order: int) -> str:
+def _format_order(order: int) -> str:
     return str(order) if order < 10**9 else "more than 1e9"
 
 

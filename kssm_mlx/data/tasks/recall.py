@@ -44,6 +44,7 @@ class Copy(Task):
     def sample(self, seed: int, split: str, index: int) -> Row:
         random = make_generator(seed, split, index)
         symbols = random.integers(0, self.vocab, self.symbols)
+        # Blanks, where there are more places than symbols.
         given = np.full(self._span, self.vocab + 1)
         given[np.sort(random.permutation(self._span)[: self.symbols])] = symbols
         ids = np.concatenate([given, [self.vocab], symbols])

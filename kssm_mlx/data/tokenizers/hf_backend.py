@@ -59,12 +59,12 @@ class HFTokenizer(DescribedTokenizer):
         if at is None:  # a post-processor that changes more than the ends
             return whole
         before, after = whole[:at], whole[at + len(plain) :]
-        before = before[:0] if _begins(plain, before) else before
-        after = after[:0] if _begins(plain[::-1], after[::-1]) else after
+        before = before[:0] if _begins_with(plain, before) else before
+        after = after[:0] if _begins_with(plain[::-1], after[::-1]) else after
         return np.concatenate([before, plain, after])
 
     def decode(self, ids: Sequence[int]) -> str:
-        with _explained(self.name):
+        with _explain_errors(self.name):
             return self.backend.decode(self._in_range(ids).tolist(), skip_special_tokens=False)
 
     def describe(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class HFTokenizer(DescribedTokenizer):
     def _encode(self, text: str, *, special: bool, template: bool = False) -> np.ndarray:
         encode_utf8(text)
         self.backend.encode_special_tokens = not special
-        with _explained(self.name):
+        with _explain_errors(self.name):
             return np.array(self.backend.encode(text, add_special_tokens=template).ids, dtype=np.int32)
 
 
@@ -81,12 +81,12 @@ def _backend(content: str, name: str) -> Any:
     """The library's tokenizer. Raises: DataError for whatever it cannot read."""
     from tokenizers import Tokenizer as Backend
 
-    with _explained(name, "is not a Hugging Face tokenizer.json"):
+    with _explain_errors(name, "is not a Hugging Face tokenizer.json"):
         return Backend.from_str(content)
 
 
 @contextmanager
-def _explained(name: str, what: str = "cannot be used on this text") -> Iterator[None]:
+def _explain_errors(name: str, what: str = "cannot be used on this text") -> Iterator[None]:
     """The library raises bare Exception for anything it cannot do, such as a word without an unknown token,
     and a PanicException, which is no Exception, where its own code fails.
 
@@ -109,5 +109,5 @@ def _refuse_vocabulary(vocabulary: dict[str, int], name: str) -> None:
         )
 
 
-def _begins(ids: np.ndarray, with_ids: np.ndarray) -> bool:
+def _begins_with(ids: np.ndarray, with_ids: np.ndarray) -> bool:
     return len(with_ids) > 0 and np.array_equal(ids[: len(with_ids)], with_ids)

@@ -47,9 +47,9 @@ def ours(table: dict[str, Any]) -> DescribedTokenizer | None:
         return None
     if vocabulary == _byte_vocabulary():
         return ByteTokenizer()
-    if vocabulary.items() >= _reserved().items():
-        characters = "".join(sorted(vocabulary.keys() - _reserved().keys()))
-        if vocabulary == _reserved() | {c: RESERVED + i for i, c in enumerate(characters)}:
+    if vocabulary.items() >= _reserved_names().items():
+        characters = "".join(sorted(vocabulary.keys() - _reserved_names().keys()))
+        if vocabulary == _reserved_names() | {c: RESERVED + i for i, c in enumerate(characters)}:
             return ControlCharTokenizer(characters)
     characters = "".join(sorted(vocabulary))
     if vocabulary == {c: i for i, c in enumerate(characters)} and not table.get("pre_tokenizer"):
@@ -73,7 +73,7 @@ def _backend(tokenizer: Tokenizer):
         backend.decoder = decoders.Sequence([decoders.ByteLevel()])
     elif isinstance(tokenizer, ControlCharTokenizer):
         characters = {c: RESERVED + i for i, c in enumerate(tokenizer.characters)}
-        backend = Backend(models.BPE(_reserved() | characters, [], unk_token=CONTROL[UNKNOWN]))
+        backend = Backend(models.BPE(_reserved_names() | characters, [], unk_token=CONTROL[UNKNOWN]))
         backend.decoder = decoders.Fuse()
         backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL])
         return backend
@@ -103,7 +103,7 @@ def _byte_vocabulary() -> dict[str, int]:
     return {NUL: 0} | {symbol: byte for byte, symbol in byte_symbols().items() if byte}
 
 
-def _reserved() -> dict[str, int]:
+def _reserved_names() -> dict[str, int]:
     """The control tokens and names for the ids that are kept free."""
     free = (f"<|reserved_{id}|>" for id in range(len(CONTROL), RESERVED))
     return {token: id for id, token in enumerate([*CONTROL, *free])}

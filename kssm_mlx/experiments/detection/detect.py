@@ -29,9 +29,12 @@ def detect(home: Path, workers: int = 2, say: Callable[[str], None] = print) -> 
     bench = Bench(home)
     for family in CONTROLS:
         bench.data(bench.recipe(family))  # before several processes want them
-    with _uncompiled(home), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with (
+        _without_compilation(home),
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
+    ):
         base = pool.submit(_train_base_model)
-        runs = {(f, s): pool.submit(_healthy, home, f, s) for f in CONTROLS for s in SEEDS}
+        runs = {(f, s): pool.submit(_measure_control, home, f, s) for f in CONTROLS for s in SEEDS}
         said = {f: [c for s in SEEDS for c in runs[f, s].result()] for f in CONTROLS}
         controls = {f: matrix.count_verdicts(said[f], len(SEEDS)) for f in CONTROLS}
         for family in CONTROLS:
@@ -55,7 +58,7 @@ def detect(home: Path, workers: int = 2, say: Callable[[str], None] = print) -> 
 
 
 @contextmanager
-def _uncompiled(home: Path) -> Iterator[None]:
+def _without_compilation(home: Path) -> Iterator[None]:
     """The processes begun here compile nothing, which takes longer than what is computed, and trust no base
     model that was verified elsewhere.
     """
@@ -75,7 +78,7 @@ def _train_base_model() -> None:
     ensure_base_model(recipes.load(GRAFTED).model, train)
 
 
-def _healthy(home: Path, family: str, seed: int) -> matrix.Said:
+def _measure_control(home: Path, family: str, seed: int) -> matrix.Said:
     return matrix.healthy(family, seed, Bench(home))
 
 

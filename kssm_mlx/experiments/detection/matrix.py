@@ -77,15 +77,15 @@ def healthy(family: str, seed: int, bench: Bench) -> Said:
     done = suite.run_suite(bench.trained(family, seed), list(run_checks()))
     begun = suite.run_suite(bench.fresh(family, seed), "P")
     gc.collect()
-    return _said([*done, *begun])
+    return _list_verdicts([*done, *begun])
 
 
 def sound_claim(bench: Bench) -> Said:
     """The same of two arms that do differ, compared as they should be."""
-    return _said(suite.run_suite(broken_claims.sound_claim(bench), COMPARED))
+    return _list_verdicts(suite.run_suite(broken_claims.sound_claim(bench), COMPARED))
 
 
-def _said(checks: Iterable[Check]) -> Said:
+def _list_verdicts(checks: Iterable[Check]) -> Said:
     measured = (c for c in checks if c.verdict != "not measurable")
     return [{"id": c.id, "verdict": c.verdict, "got": without_places(c.got)} for c in measured]
 

@@ -44,26 +44,26 @@ def render_page(found: Found) -> str:
         _controls(found["controls"]),
         "## Published runs that failed\n\nRecipes in `recipes/failures/`; `kssm train failures/NAME` ends "
         "with exit code 1. In bold what was expected.\n",
-        _rows({name: row for name, row in found["rows"].items() if _published(name)}),
+        _rows({name: row for name, row in found["rows"].items() if _is_published(name)}),
         "## Sabotages\n\nOne thing broken in a healthy run. In bold what was expected.\n",
-        _rows({name: row for name, row in found["rows"].items() if not _published(name)}),
+        _rows({name: row for name, row in found["rows"].items() if not _is_published(name)}),
         "## Matrix\n\n● fails as expected, ○ fails too, ! warns, · passes; empty: not asked, not measurable. "
         "Columns: the checks that fired at least once.\n",
         _matrix(found),
         "## Checks that no row fires\n\nEach fails in a test of its own.\n",
-        _table(["check", "test"], [[id, f"`{OWN_TESTS[id]}`"] for id in sorted(_quiet(found))]),
+        _table(["check", "test"], [[id, f"`{OWN_TESTS[id]}`"] for id in sorted(_find_quiet_checks(found))]),
     )
     return "\n".join(parts)
 
 
 def summary(found: Found) -> str:
     """For the README: published runs that failed, the checks that stop them, and the numbers of all."""
-    rows = {name: row for name, row in found["rows"].items() if _published(name)}
+    rows = {name: row for name, row in found["rows"].items() if _is_published(name)}
     cells = [
         [f"`{name.removeprefix('failures/')}`", row["what"], ", ".join(row["expected"])]
         for name, row in rows.items()
     ]
-    quiet = ", ".join(sorted(_quiet(found)))
+    quiet = ", ".join(sorted(_find_quiet_checks(found)))
     return (
         f"{_table(['failed run', 'its question', 'stopped by'], cells)}\n{_numbers(found)}"
         f"{quiet} fail in tests of their own ([which](docs/detection.md#checks-that-no-row-fires)).\n"
@@ -77,7 +77,7 @@ def into_readme(readme: str, found: Found) -> str:
     return f"{before}{begin}{summary(found)}{end}{rest.split(end, 1)[1]}"
 
 
-def _published(name: str) -> bool:
+def _is_published(name: str) -> bool:
     return name.startswith("failures/")
 
 
@@ -85,7 +85,7 @@ def _numbers(found: Found) -> str:
     rows, controls = found["rows"], found["controls"]
     caught = sum(bool(row["caught"]) for row in rows.values())
     as_said = sum(all(id in row["caught"] for id in row["expected"]) for row in rows.values())
-    fired = len(found["checks"]) - len(_quiet(found))
+    fired = len(found["checks"]) - len(_find_quiet_checks(found))
     verdicts = sum(c["verdicts"] for c in controls.values())
     false = sum(len(got) for c in controls.values() for got in c["failed"].values())
     warned = sum(len(got) for c in controls.values() for got in c["warned"].values())
@@ -110,25 +110,30 @@ def _counts(said: dict[str, list[str]]) -> str:
 
 def _rows(rows: Found) -> str:
     cells = [
-        [name.removeprefix("failures/"), row["what"], _caught(row), row["caught"].get(row["expected"][0], "")]
+        [
+            name.removeprefix("failures/"),
+            row["what"],
+            _format_caught(row),
+            row["caught"].get(row["expected"][0], ""),
+        ]
         for name, row in rows.items()
     ]
     return _table(["row", "what is broken", "caught by", "the first of them said"], cells)
 
 
-def _caught(row: Found) -> str:
+def _format_caught(row: Found) -> str:
     expected = [f"**{id}**" for id in row["expected"] if id in row["caught"]]
     return ", ".join([*expected, *(id for id in row["caught"] if id not in row["expected"])]) or "nothing"
 
 
-def _quiet(found: Found) -> list[str]:
+def _find_quiet_checks(found: Found) -> list[str]:
     """The checks that no row set off."""
     fired = {id for row in found["rows"].values() for id in row["caught"]}
     return [id for id in found["checks"] if id not in fired]
 
 
 def _matrix(found: Found) -> str:
-    columns = [id for id in found["checks"] if id not in _quiet(found)]
+    columns = [id for id in found["checks"] if id not in _find_quiet_checks(found)]
     cells = [
         [name.removeprefix("failures/"), *(_mark(row, id) for id in columns)]
         for name, row in found["rows"].items()

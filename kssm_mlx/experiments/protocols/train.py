@@ -80,7 +80,7 @@ def measure_run(done: TrainedRun) -> Measured:
         "steps": float(done.row["step"]),
         "best_nats_per_token": float(best),
         **_coherence(done.folder),
-        **_longest(kept),
+        **_find_longest_length(kept),
     }
     nats = window_losses(done.trained.model, held_out(done.folder, done.data), compile=False)
     return Measured(metrics, {"nats_per_token": nats.tolist()}, done.curve)
@@ -98,7 +98,7 @@ def _coherence(folder: Path) -> dict[str, float]:
     return {"R_first": first, "R_last": last, "R_rise": last - first}
 
 
-def _longest(metrics: dict[str, float]) -> dict[str, float]:
+def _find_longest_length(metrics: dict[str, float]) -> dict[str, float]:
     """The longest test length at which 90 % of the rows are right at the last place, and at all shorter ones.
 
     0 where that is none of them; nothing for a run without test lengths.

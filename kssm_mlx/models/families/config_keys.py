@@ -78,7 +78,7 @@ def require_numbers(values: Mapping[str, Any], where: str = "config.json") -> No
     for key, value in values.items():
         known = key in NO_NUMBERS or (key in AUTOMATIC and value == "auto")
         if not known and isinstance(value, str | list | dict):
-            raise ConfigError(f"{where} has {key} = {_short(value)}; expected a number")
+            raise ConfigError(f"{where} has {key} = {_shorten(value)}; expected a number")
 
 
 def transformers_keys(
@@ -103,23 +103,23 @@ def _require_supported(where: str, key: str, value: Any, supported: tuple[Any, .
     if not any(type(value) is type(one) and value == one for one in supported):
         known = " or ".join(map(repr, supported))
         raise ConfigError(
-            f"{where} has {key} = {_short(value)}; this architecture is implemented for {known}"
+            f"{where} has {key} = {_shorten(value)}; this architecture is implemented for {known}"
         )
 
 
 def _explain_unknown(where: str, key: str, value: Any, known: tuple[str, ...]) -> str:
     if key in CODE:
         return (
-            f"{where} has {key} = {_short(value)}, which names code of the model's own; no such code is "
+            f"{where} has {key} = {_shorten(value)}, which names code of the model's own; no such code is "
             "run here, use a model whose architecture is in the package"
         )
-    shown = key if key.isidentifier() else _short(key)
+    shown = key if key.isidentifier() else _shorten(key)
     return (
-        f"{where} has {shown} = {_short(value)}, which is not understood, and might change what the model "
+        f"{where} has {shown} = {_shorten(value)}, which is not understood, and might change what the model "
         f"computes{nearest(key, known)}; if it has no effect on the model, remove it from the file"
     )
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = ascii(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -12,7 +12,7 @@ def units(c: Any, count: int) -> UnitTable:
     """The populations; of both kinds side by side as large a share of each."""
     claims, read = [], 0
     if c.expansion:
-        claims += _expanded(c.discs)
+        claims += _claim_channels(c.discs)
     elif G := c.discs:
         claims += _phases(G)
         claims += _read(G, 2 * c.harmonics, read)
@@ -23,7 +23,7 @@ def units(c: Any, count: int) -> UnitTable:
     return UnitTable("mixer", math.gcd(c.discs, c.spheres), claims)
 
 
-def _expanded(I: int) -> list[Claim]:
+def _claim_channels(I: int) -> list[Claim]:
     """Contiguous channels; x_proj's columns are what a unit contributes to the common Delta, B and C."""
     own = "populations."
     vectors = tuple(own + name for name in ("dt_proj.weight", "dt_proj.bias", "log_gamma", "omega"))
@@ -65,4 +65,6 @@ def _read(G: int, numbers: int, first: int) -> list[Claim]:
     return [claim for column in at for claim in rows("slack", G, "readout.weight", at=column, axis=1)]
 
 
-FAMILY = Family("kssm", "KSSMConfig", "KSSM", units=units, width=("d_model", 8), fine=("mlp_hidden", "n_groups"))
+FAMILY = Family(
+    "kssm", "KSSMConfig", "KSSM", units=units, width=("d_model", 8), fine=("mlp_hidden", "n_groups")
+)

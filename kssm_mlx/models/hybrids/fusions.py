@@ -137,6 +137,7 @@ class Recurrent(Fusion):
         for t, x in enumerate(tree_split(drive)):
             start = h if resets is None else mx.where(resets[None, :, t, None], 0, h)
             new = self._step(x, start)
+            # A row that is over keeps its state; what is computed in its padding is not read.
             h = new if lengths is None else mx.where((t < lengths)[:, None], new, h)
             states.append(new)
         q = sigmoid(self.gate(mx.concatenate(states).swapaxes(0, 1)))
@@ -170,6 +171,7 @@ class MinimalRecurrent(Fusion):
         c, p = mx.split(self.inputs(both).astype(mx.float32), 2, axis=-1)
         p = sigmoid(p)
         keep, added = 1 - p, p * mx.where(c >= 0, c + 0.5, sigmoid(c))
+        # Keep everything and add nothing: a state passes through padding as it is.
         if lengths is not None:
             valid = inside(lengths, r.shape[1])[..., None]
             keep, added = mx.where(valid, keep, 1), mx.where(valid, added, 0)

@@ -113,7 +113,7 @@ class Memory(nn.Module):
             log_w = mx.log(mx.maximum(alpha * static + (1 - alpha) * chosen, 1e-6))
         return mx.unflatten(log_w, -1, self._shape).mean(axis=-1)
 
-    def _written(self, k: mx.array, log_decay: mx.array) -> mx.array:
+    def _scale_keys(self, k: mx.array, log_decay: mx.array) -> mx.array:
         """Keys at the size that suits the decay."""
         k = k.astype(mx.float32)
         if self._config.decay == "published":
@@ -123,21 +123,23 @@ class Memory(nn.Module):
     def _read(self, r, k, v, log_decay, S0, resets, lengths):
         """The recurrence is linear and the norm is between it and what is read."""
         decay = mx.exp(log_decay)[..., None, None]
-        writes = self._written(k, log_decay)[..., None] * v.astype(mx.float32)[..., None, :]
+        writes = self._scale_keys(k, log_decay)[..., None] * v.astype(mx.float32)[..., None, :]
         if resets is not None:
             begins_here = begins(resets, lengths)[..., None, None, None]
+            # A document begins with the learned start, which decays as any state before it would.
             writes = writes + mx.where(begins_here, decay * self.start, 0)
             decay = mx.where(begins_here, 0, decay)
         if lengths is not None:
             valid = inside(lengths, r.shape[1])[..., None, None, None]
             decay, writes = mx.where(valid, decay, 1), mx.where(valid, writes, 0)
+        # Scans have time first.
         decay = mx.broadcast_to(decay, writes.shape)
         S = linear_scan(decay.swapaxes(0, 1), writes.swapaxes(0, 1), S0)
         return (r[..., None, :] @ self.norm(S.swapaxes(0, 1))).squeeze(-2), S[-1]
 
     def _by_token(self, r, k, v, log_decay, S, resets, lengths):
         """The norm inside the recurrence, which is then serial."""
-        by_time = (mx.exp(log_decay), self._written(k, log_decay), v.astype(mx.float32))
+        by_time = (mx.exp(log_decay), self._scale_keys(k, log_decay), v.astype(mx.float32))
         states, steps = [], zip(*(tree_split(x.swapaxes(0, 1)) for x in by_time))
         for t, (decay, k_t, v_t) in enumerate(steps):
             begun = S if resets is None else mx.where(resets[:, t, None, None, None], self.start, S)
@@ -148,9 +150,10 @@ class Memory(nn.Module):
 
     def _by_call(self, r, k, v, log_decay, S, resets, lengths):
         """The norm when the call is over."""
+        # SSD decays by exp(A dt) and writes dt k v: with A = -1 and v divided by dt, both are as here.
         dt = mx.maximum(-log_decay, 1e-6)
         A, x = mx.full(dt.shape[-1:], -1.0), v.astype(mx.float32) / dt[..., None]
-        k = self._written(k, log_decay)
+        k = self._scale_keys(k, log_decay)
         o, S = ssd(x, dt, A, k, r, S.swapaxes(-1, -2), resets=resets, lengths=lengths)
         return o, self.norm(S.swapaxes(-1, -2))
 

@@ -176,6 +176,8 @@ class Block(nn.Module):
         if kind in "MP":
             self.mamba = Mamba(config.mamba_part, k_mamba)
         if kind in "RP":
+            # RWKV-7's first layer gives the others its values, so that its layers are counted without
+            # Mamba's.
             nth = sum(k in "RP" for k in config.kinds[:layer])
             mixer = RWKV if config.rwkv == "rwkv7" else PublishedRWKV
             self.rwkv = mixer(config, k_rwkv, nth)

@@ -67,12 +67,12 @@ class Act:
             raise ConfigError(f"{self.site} is behind all blocks, got block {self.block}; leave block out")
 
     @property
-    def _where(self) -> str:
+    def _describe_place(self) -> str:
         units = "all" if self.units is None else list(self.units)
         return f"block={'all' if self.block is None else self.block} units={units} of {self.of}"
 
     def describe(self) -> str:
-        return f"{type(self).__name__.lower()} {self._where}"
+        return f"{type(self).__name__.lower()} {self._describe_place}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Amplitude(Act):
 
     def describe(self) -> str:
         target = self.target.tolist() if isinstance(self.target, mx.array) else self.target
-        return f"{self.kind} {self.scope} clamp at {self.site} to {target} {self._where}"
+        return f"{self.kind} {self.scope} clamp at {self.site} to {target} {self._describe_place}"
 
     def __call__(self, x: mx.array) -> mx.array:
         """Shapes: x [B, T, U, c], fp32."""
@@ -164,7 +164,7 @@ class Noise(Act):
 
     def describe(self) -> str:
         rms = self.rms.tolist() if isinstance(self.rms, mx.array) else self.rms
-        return f"noise at {self.site} of {self.level:g} x rms {rms} {self._where}"
+        return f"noise at {self.site} of {self.level:g} x rms {rms} {self._describe_place}"
 
     def draw(self, shape: Sequence[int], key: mx.array | None, block: int = 0) -> mx.array:
         """N(0, level²) of that shape, other numbers for every block."""
@@ -183,11 +183,11 @@ def carry_out(x: mx.array, acts: Sequence[Act], key: mx.array | None = None, blo
             new = y + act.draw(y.shape, key, block) * mx.array(act.rms).reshape(-1, 1)
         else:
             new = cast(Amplitude, act)(y)  # the only other act on vectors
-        x = mx.where(_chosen(act), new, y).flatten(-2).astype(x.dtype)
+        x = mx.where(_mask_of_units(act), new, y).flatten(-2).astype(x.dtype)
     return x
 
 
-def _chosen(act: Act) -> mx.array:
+def _mask_of_units(act: Act) -> mx.array:
     """[of, 1] bool."""
     chosen = range(act.of) if act.units is None else act.units
     return mx.array([[unit in chosen] for unit in range(act.of)])
@@ -208,7 +208,7 @@ class Inside:
         for act in self.acts:
             if isinstance(act, Detach) and (finest or x.shape[-1]) % act.of == 0:
                 y = mx.unflatten(x, -1, (act.of, -1))
-                x = mx.where(_chosen(act), mx.stop_gradient(y), y).flatten(-2)
+                x = mx.where(_mask_of_units(act), mx.stop_gradient(y), y).flatten(-2)
         return x
 
     def silenced(self, x: mx.array) -> mx.array:

@@ -16,7 +16,7 @@ def mixes_rows(model: LanguageModel) -> bool:
     together = model.forward(tokens, None, lengths=mx.array([3, T]))
     after = model.forward(tokens, together.cache).logits[0]
     alone = model.forward(mx.concatenate([tokens[:1, :3], tokens[:1]], axis=1)).logits[0, 3:]
-    return _differ(model, after, alone)
+    return _measure_difference(model, after, alone)
 
 
 def mixes_documents(model: LanguageModel) -> bool:
@@ -24,14 +24,14 @@ def mixes_documents(model: LanguageModel) -> bool:
     tokens, begins = _tokens(model), mx.array([3, 5])
     together = model.forward(tokens, None, resets=mx.arange(T)[None] == begins[:, None]).logits
     pairs = [(together[b, t:], model.forward(tokens[b : b + 1, t:]).logits[0]) for b, t in enumerate((3, 5))]
-    return any(_differ(model, a, b) for a, b in pairs)
+    return any(_measure_difference(model, a, b) for a, b in pairs)
 
 
 def _tokens(model: LanguageModel) -> mx.array:
     return (7 * mx.arange(2 * T) % model.args.vocab_size).reshape(2, T)
 
 
-def _differ(model: LanguageModel, a: mx.array, b: mx.array) -> bool:
+def _measure_difference(model: LanguageModel, a: mx.array, b: mx.array) -> bool:
     a, b = a.astype(mx.float32), b.astype(mx.float32)
     half = any(p.dtype in (mx.bfloat16, mx.float16) for p in flatten(model.parameters()).values())
     allowed = (ROUNDED if half else EXACT) * number(mx.std(b))

@@ -112,7 +112,10 @@ def make(config: MLXLMConfig, seed: int = 0) -> nn.Module:
     Raises: ConfigError where mlx-lm has no such model, or its code cannot make one of these options.
     """
     model_class, args_class = classes(config)
-    with _seeded(seed), said_in_one_line(f"mlx-lm's {config.architecture} cannot be made of these options"):
+    with (
+        _seed_generator(seed),
+        said_in_one_line(f"mlx-lm's {config.architecture} cannot be made of these options"),
+    ):
         return model_class(args_class.from_dict(config.to_file()))
 
 
@@ -138,7 +141,7 @@ def has_model(model_type: str) -> bool:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seed_generator(seed: int) -> Iterator[None]:
     """MLX's generator from a seed, and afterwards as it was: mlx-lm draws from no other."""
     state: Any = mx.random.state
     first, second = (int(k) for k in state[0].tolist())

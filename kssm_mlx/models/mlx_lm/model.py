@@ -78,7 +78,7 @@ class MLXLM(RecurrentModel):
         rows = [Rows(call, entry) for entry in started or blank]
 
         def around(i: int, run: Run, x: mx.array) -> mx.array:
-            y = wrap(i, self._again(i, run, rows[i]))(x)
+            y = wrap(i, self._recompute_block(i, run, rows[i]))(x)
             return clamp_output(x, y, intervention, i)
 
         self._put_parts_back()
@@ -147,7 +147,7 @@ class MLXLM(RecurrentModel):
         made = [ours for ours, array in taken.items() if id(array) not in given]
         return {given[id(a)]: (ours, "same") for ours, a in taken.items() if id(a) in given}, made
 
-    def _again(self, i: int, run: Run, rows: Rows) -> Run:
+    def _recompute_block(self, i: int, run: Run, rows: Rows) -> Run:
         """Block i, computed again for its gradient where blocks are; its keys and values come out by hand."""
         if not self.checkpoint_blocks:
             return run

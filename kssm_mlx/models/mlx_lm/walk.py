@@ -33,7 +33,7 @@ class Walk:
         self.model, self.name = model, name
         self._stack, self._key = self._find_stack()
         for module in (self._stack, *self.blocks):
-            module.__class__ = _tapped(type(module))
+            module.__class__ = _tap_class(type(module))
         self._refuse_other_state()
         self.width = self._try()
 
@@ -43,7 +43,7 @@ class Walk:
 
     def hidden(self, tokens: mx.array, rows: list[Rows], around: Around) -> mx.array:
         """What the head reads, each block computed by `around`. Shapes: tokens [B, T] -> [B, T, D]."""
-        with self._asked(around) as heard:
+        with self._ask_blocks(around) as heard:
             self.model(tokens, cache=rows)  # its logits are never computed
         return heard[-1]
 
@@ -53,7 +53,7 @@ class Walk:
             return self.model(mx.zeros((1, 1), mx.int32))
 
     @contextmanager
-    def _asked(self, around: Around) -> Iterator[list[mx.array]]:
+    def _ask_blocks(self, around: Around) -> Iterator[list[mx.array]]:
         """Every block asks `around`; what the stack gives is noted in the list."""
         heard: list[mx.array] = []
 
@@ -137,7 +137,7 @@ def said_in_one_line(what: str) -> Iterator[None]:
 
 
 @cache
-def _tapped(kind: type[nn.Module]) -> type[nn.Module]:
+def _tap_class(kind: type[nn.Module]) -> type[nn.Module]:
     """A module class whose calls go through what was set with `_set`."""
 
     def call(self, *args, **kwargs) -> Any:

@@ -31,10 +31,10 @@ def biased_sigmoid(x: mx.array, bias: mx.array) -> mx.array:
     return BIASED((x, bias), [x.shape], lanes=x.size, D=x.shape[-1])[0]
 
 
-def _every(x: mx.array, *, impl: str = "auto") -> Arrays:
+def _apply_all(x: mx.array, *, impl: str = "auto") -> Arrays:
     names = ("exp", "sigmoid", "silu", "softplus", "relu2", "tanh", "sin", "cos")
     two = [compiled.tanh_by_x(x * x, impl=impl), compiled.biased_sigmoid(x, 3 * x[0, 0], impl=impl)]
     return [*(getattr(compiled, name)(x, impl=impl) for name in names), *two]
 
 
-CASE = Case(_every, lambda B, T, D: [normal(0, B, T, D)], 1, lambda op, x, masks: op(x[0]), masked=False)
+CASE = Case(_apply_all, lambda B, T, D: [normal(0, B, T, D)], 1, lambda op, x, masks: op(x[0]), masked=False)

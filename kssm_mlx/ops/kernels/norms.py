@@ -61,7 +61,7 @@ def _norm(centred: bool):
     return norm
 
 
-def _both(x: mx.array, weight: mx.array, bias: mx.array, *, impl: str = "auto") -> Arrays:
+def _apply_both(x: mx.array, weight: mx.array, bias: mx.array, *, impl: str = "auto") -> Arrays:
     centred = compiled.layer_norm(x, weight, bias, 1e-5, impl=impl)
     return [centred, compiled.rms_norm(x + 1, weight[0], 1e-5, impl=impl)]
 
@@ -70,4 +70,4 @@ def _arguments(B, T, D):
     return [normal(0, B, T, 3, D), 1 + 0.1 * normal(1, 3, D), normal(2, 3, D)]
 
 
-CASE = Case(_both, _arguments, 1, lambda op, x, masks: op(*x), masked=False)
+CASE = Case(_apply_both, _arguments, 1, lambda op, x, masks: op(*x), masked=False)

@@ -60,13 +60,13 @@ def _states_in_parts(n: int, num, den, most, w, u, k, v, told) -> tuple[mx.array
     s, entering = WKV4State(num, den, most), []
     for faded, *end in zip(*(in_time.rows(x, n) for x in (fade, *own))):
         entering.append(s)
-        s = _sum(_faded(s, faded), WKV4State(*end))
+        s = _sum(_fade_state(s, faded), WKV4State(*end))
     starts = (in_time.batch(part) for part in zip(*entering))
     y, *_, saved = _states(*starts, w, u, k, v, told)
     return in_time.join(y, n, T), *s, in_time.join(saved, n, chunks(T))
 
 
-def _faded(s: WKV4State, fade: mx.array) -> WKV4State:
+def _fade_state(s: WKV4State, fade: mx.array) -> WKV4State:
     """s times exp(fade); what the maximum's last digit cannot hold of it goes into the sums."""
     most = mx.maximum(s.max + fade, EMPTY)
     rest = mx.exp(fade - (most - s.max))

@@ -51,13 +51,13 @@ def wkv7(
         log_w, k, b = (mx.where(valid, x, 0) for x in (log_w, k, b))
     if resets is not None:
         resets = begins(resets, lengths)
-    S0 = _turned(mx.zeros((B, H, V, K)) if state is None else state.astype(mx.float32), share)
+    S0 = _reorder_state(mx.zeros((B, H, V, K)) if state is None else state.astype(mx.float32), share)
     r, k, v, a, b = streams(r, k, v, a, b)
     y, S = _scan(share)(S0, r, exp(log_w.astype(mx.float32)), k, v, a, b, marks(resets, B, T))
-    return y, _turned(S, share)
+    return y, _reorder_state(S, share)
 
 
-def _turned(S: mx.array, share: int) -> mx.array:
+def _reorder_state(S: mx.array, share: int) -> mx.array:
     """A state between its own order, [B, H, V, K], and that of lanes which hold whole rows side by side."""
     return S.swapaxes(2, 3) if share == 1 else S
 

@@ -30,7 +30,7 @@ from kssm_mlx.ops.maps.vectors import (
 )
 
 
-def _nearer(r: Vector, a: Vector) -> Vector:
+def _translate_back(r: Vector, a: Vector) -> Vector:
     """a (1 + r a)^-1."""
     n, across = 1 - dot(r, a), cross(r, a)
     size = 1 / (n * n + dot(across, across))
@@ -42,7 +42,7 @@ def _nearer(r: Vector, a: Vector) -> Vector:
 
 def _map_step(p: Arrays, a: Arrays) -> Arrays:
     q, r, d = p[:3], p[3:6], p[6:]
-    return total(q, turned(d, _nearer(r, a)))
+    return total(q, turned(d, _translate_back(r, a)))
 
 
 def _compose(after: Arrays, before: Arrays) -> Arrays:

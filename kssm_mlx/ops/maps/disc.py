@@ -89,7 +89,7 @@ def _disc_adjoint(p: Arrays, z_prev: Planar, z: Planar, g: Planar) -> Arrays:
     return parts_of(Disc(q=g, r=g_r, d=part.conj * g))
 
 
-def _of(
+def _make_form(
     step: Callable[[Arrays, Planar], Planar],
     disc: Callable[[Arrays], Disc],
     adjoint: Adjoint,
@@ -109,6 +109,6 @@ def _of(
     return DiscForm(form, disc, adjoint)
 
 
-DISC = _of(lambda p, z: act(disc_of(p), z), disc_of, _disc_adjoint, (0, 0, 0, 0, 1, 0))
-KICK = _of(_kick_step, _kick_disc, _kick_adjoint, (1, 0, 0, 0), constants=1, general=DISC.form)
-AFFINE = _of(_affine_step, _affine_disc, _affine_adjoint, (1, 0, 0, 0), general=DISC.form)
+DISC = _make_form(lambda p, z: act(disc_of(p), z), disc_of, _disc_adjoint, (0, 0, 0, 0, 1, 0))
+KICK = _make_form(_kick_step, _kick_disc, _kick_adjoint, (1, 0, 0, 0), constants=1, general=DISC.form)
+AFFINE = _make_form(_affine_step, _affine_disc, _affine_adjoint, (1, 0, 0, 0), general=DISC.form)

@@ -56,12 +56,12 @@ def scan(form: Form, p: Arrays, z0: Arrays) -> Arrays:
     T = moving[0].shape[0]
     L = chunk_length(T, z0[0].size)
     if L >= T:
-        return _serial(form, moving, constant, z0)
-    chunked = tuple(_cut(x, L, fill) for x, fill in zip(moving, form.identity))
+        return _scan_serially(form, moving, constant, z0)
+    chunked = tuple(_cut_into_chunks(x, L, fill) for x, fill in zip(moving, form.identity))
     # Composites have the general form, whatever the tokens' maps have; there are sqrt(T) of them.
     ends = scan(form.general or form, _composites(form, chunked, constant), z0)
     starts = tuple(mx.concatenate([s[None], e[:-1]]) for s, e in zip(z0, ends))
-    z = _serial(form, chunked, constant, starts)
+    z = _scan_serially(form, chunked, constant, starts)
     return tuple(x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:T] for x in z)
 
 
@@ -94,7 +94,7 @@ def _compiled_compose(form: Form) -> Callable[..., Arrays]:
     return after
 
 
-def _serial(form: Form, moving: Arrays, constant: Arrays, z0: Arrays) -> Arrays:
+def _scan_serially(form: Form, moving: Arrays, constant: Arrays, z0: Arrays) -> Arrays:
     """The states one after the other; every step is one fused kernel over all lanes."""
     step, z, states = _compiled_step(form), z0, []
     for t in range(moving[0].shape[0]):
@@ -111,7 +111,7 @@ def _composites(form: Form, chunked: Arrays, constant: Arrays) -> Arrays:
     return found
 
 
-def _cut(x: mx.array, L: int, fill: float) -> mx.array:
+def _cut_into_chunks(x: mx.array, L: int, fill: float) -> mx.array:
     """[T, ..., G] -> [L, C, ..., G], time inside a chunk first; padded with steps that do nothing."""
     T = x.shape[0]
     pad = -T % L

@@ -89,13 +89,13 @@ def phase_masks(phase: Phase, model: LanguageModel, held: dict[str, mx.array]) -
     Raises: ConfigError for a component that the model does not have.
     """
     masks = dict(held)
-    for own in (_untrained(phase.trains, model), mask_units(phase.freeze, model) if phase.freeze else {}):
+    for own in (_freeze_others(phase.trains, model), mask_units(phase.freeze, model) if phase.freeze else {}):
         for name, mask in own.items():
             masks[name] = mx.logical_and(masks[name], mask) if name in masks else mask
     return masks
 
 
-def _untrained(trains: list[str] | None, model: LanguageModel) -> dict[str, mx.array]:
+def _freeze_others(trains: list[str] | None, model: LanguageModel) -> dict[str, mx.array]:
     if trains is None:
         return {}
     arrays = flatten(model.trainable_parameters())

@@ -61,7 +61,7 @@ class Phase(Section):
 
     @field_validator("until")
     @classmethod
-    def _readable(cls, until: int | str | None) -> int | str | None:
+    def _check_condition(cls, until: int | str | None) -> int | str | None:
         if isinstance(until, str):
             parse_condition(until)
         elif until is not None and until < 1:
@@ -94,7 +94,7 @@ class Curriculum(Section):
     )
 
     @model_validator(mode="after")
-    def _rising(self):
+    def _check_lengths(self):
         if self.lengths[0] < 2 or any(b <= a for a, b in pairwise(self.lengths)):
             raise ValueError(f"curriculum.lengths rise, from 2 on, got {self.lengths}")
         return self

@@ -104,6 +104,7 @@ def inspect(
     no tensor.
     Raises: ConfigError for a path without weights.
     """
+    # Layer by layer: what a lower one finds wrong makes the findings of a higher one noise.
     found, meter = Inspection(open_container(path)), meter or Silent()
     promised = promised or {}
     meter.start(0 if headers_only else work(found.container, promised))
@@ -167,6 +168,7 @@ def _summarize_tensors(found: Inspection, meter: Meter, keep: Keep | None) -> No
     ours = {source: name for name, (source, _) in found.names.pairs.items()}
     fresh = flatten(found.model.parameters()) if found.model is not None else {}
     with ThreadPoolExecutor(1) as pool:
+        # In the order of the disk, each read once for both.
         for name, info in sorted(found.container.tensors.items(), key=lambda i: (i[1].file, i[1].offset)):
             stored = info.map()
             digest = pool.submit(_digest_stored, info, stored)

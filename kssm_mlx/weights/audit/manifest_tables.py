@@ -12,7 +12,7 @@ from kssm_mlx.models import FAMILIES
 SHA256 = "^[0-9a-f]{64}$"
 
 
-def _known(name: str) -> str:
+def _require_known(name: str) -> str:
     if name not in FAMILIES:
         raise ValueError(f"known architectures are {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
     return name
@@ -27,7 +27,7 @@ class Table(BaseModel):
 class ModelFacts(Table):
     """Architecture and sizes in the words of a configuration; vocab_size counts the embedding's rows."""
 
-    model_type: Annotated[str, AfterValidator(_known)]
+    model_type: Annotated[str, AfterValidator(_require_known)]
     vocab_size: PositiveInt
     hidden_size: PositiveInt
     num_hidden_layers: PositiveInt

@@ -64,13 +64,13 @@ def resolve(source: str | Path, revision: str | None = None) -> Resolved:
             )
         return Resolved(local)
     asked = parse_reference(str(source), revision)
-    if _COMMIT.fullmatch(asked.revision) and not _missing(_snapshot(asked.repo, asked.revision), asked):
-        return _resolved(asked, asked.revision)
+    if _COMMIT.fullmatch(asked.revision) and not _list_missing(_snapshot(asked.repo, asked.revision), asked):
+        return _resolve_snapshot(asked, asked.revision)
     try:
         with explained(asked):
-            return _resolved(asked, _download_files(asked))
+            return _resolve_snapshot(asked, _download_files(asked))
     except Unreachable as e:
-        return _resolved(asked, _cached_commit(asked, str(e)))
+        return _resolve_snapshot(asked, _cached_commit(asked, str(e)))
 
 
 def choose(names: Iterable[str], file: str | None = None) -> list[str]:
@@ -105,10 +105,10 @@ def parse_reference(source: str, revision: str | None) -> Asked:
     inline = match["revision"]
     if inline and revision and inline != revision:
         raise ConfigError(f"{source} and revision {revision} contradict each other; give one of them")
-    return Asked(match["repo"], match["file"], inline or revision or _pinned(match["repo"]) or "main")
+    return Asked(match["repo"], match["file"], inline or revision or _pinned_commit(match["repo"]) or "main")
 
 
-def _pinned(repo: str) -> str | None:
+def _pinned_commit(repo: str) -> str | None:
     from kssm_mlx.weights.audit.shipped_manifests import shipped_manifests
 
     manifest = shipped_manifests().get(repo)
@@ -150,7 +150,7 @@ def _cached_commit(asked: Asked, reason: str) -> str:
             f"{asked.repo} at {asked.revision} is not in the cache, and {reason}; connect and run again, or "
             "give a folder that has its files"
         )
-    if missing := _missing(_snapshot(asked.repo, commit), asked):
+    if missing := _list_missing(_snapshot(asked.repo, commit), asked):
         raise ConfigError(
             f"{asked.repo} at {commit[:12]} is incomplete in the cache, it lacks {', '.join(missing)}, and "
             f"{reason}; connect and run again, the download goes on where it stopped"
@@ -168,7 +168,7 @@ def _recorded_commit(asked: Asked) -> str:
     return commit if _COMMIT.fullmatch(commit) else ""
 
 
-def _missing(folder: Path, asked: Asked) -> list[str]:
+def _list_missing(folder: Path, asked: Asked) -> list[str]:
     """What a snapshot lacks to be a model; a link into the cache whose target is gone counts as missing."""
     names = {p.name for p in folder.iterdir() if p.exists()} if folder.is_dir() else set()
     if asked.file is not None:
@@ -190,13 +190,13 @@ def _shards(index: Path) -> set[str]:
         return set()
 
 
-def _resolved(asked: Asked, commit: str) -> Resolved:
+def _resolve_snapshot(asked: Asked, commit: str) -> Resolved:
     folder = _snapshot(asked.repo, commit)
     path = folder / asked.file if asked.file else folder
-    return Resolved(path, asked.repo, commit, _promised(folder))
+    return Resolved(path, asked.repo, commit, _promised_digests(folder))
 
 
-def _promised(folder: Path) -> dict[str, str]:
+def _promised_digests(folder: Path) -> dict[str, str]:
     """File -> sha256, from the cache's own names: a file in Git LFS is a link to blobs/SHA256."""
     blobs = {p.name: p.resolve().name for p in folder.iterdir() if p.is_symlink()}
     return {name: blob for name, blob in sorted(blobs.items()) if _SHA256.fullmatch(blob)}

@@ -82,6 +82,7 @@ def open_container(path: str | Path) -> Container:
         if path.suffix not in (*TORCH, ".safetensors"):
             raise ConfigError(f"{path} is no weight file; {', '.join((*TORCH, '.safetensors'))} are read")
         return _assemble(path, path.parent, [path], [])
+    # First: a run folder has weights of its own names, and more than one file of them.
     if found := _open_run(path):
         return found
     files, findings = _weight_files(path)
@@ -121,6 +122,7 @@ def _assemble(path: Path, folder: Path, files: list[Path], findings: list[Findin
     if any(_BLINKDL.match(name) for name in tensors):
         return Container(path, folder, "blinkdl", tuple(files), tensors, None, tuple(findings))
     config, wrong = _config(folder, needed=not failures(findings))
+    # The original Mamba files name their sizes `d_model`, and no model type.
     layout = "hf" if config is None or "model_type" in config or "d_model" not in config else "state-spaces"
     return Container(path, folder, layout, tuple(files), tensors, config, (*findings, *wrong))
 
@@ -174,6 +176,7 @@ def _read_index(index: Path, files: list[Path]) -> tuple[list[Path], list[Findin
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         return files, [Finding("W3", f"{index.name} is not an index: {type(e).__name__} {e}")]
     findings = []
+    # A name with a folder in it could be any file of the disk.
     outside = sorted({file for file in wanted.values() if Path(file).name != file})
     if outside:
         return files, [Finding("W3", f"{index.name} points out of its folder, to {some(outside)}")]

@@ -49,17 +49,19 @@ def read_safetensors(path: Path) -> Read:
         raw = f.read(length)
     repeated: list[str] = []
     try:
-        header = parse_json(raw, pairs=lambda pairs: _once(pairs, repeated))
+        header = parse_json(raw, pairs=lambda pairs: _note_repeats(pairs, repeated))
     except ValueError as e:
         return {}, [Finding("W1", f"the header of {path.name} is not JSON: {e}")]
     if not isinstance(header, dict):
         return {}, [Finding("W1", f"the header of {path.name} is not a table of tensors")]
     header.pop("__metadata__", None)
-    findings = [Finding("W1", f"{path.name} has {some(map(_short, repeated))} twice")] if repeated else []
+    findings = (
+        [Finding("W1", f"{path.name} has {some(map(_shorten_text, repeated))} twice")] if repeated else []
+    )
     tensors = {}
     for name, entry in header.items():
         if wrong := f"a name of {len(name):,} characters" if len(name) > LONGEST_NAME else _find_fault(entry):
-            findings.append(Finding("W1", f"{_short(name)} in {path.name}: {wrong}"))
+            findings.append(Finding("W1", f"{_shorten_text(name)} in {path.name}: {wrong}"))
             continue
         begin, end = entry["data_offsets"]
         shape = tuple(entry["shape"])
@@ -67,7 +69,7 @@ def read_safetensors(path: Path) -> Read:
     return tensors, findings + ([] if findings else _extents(tensors, path, 8 + length, size))
 
 
-def _once(pairs: list[tuple[str, Any]], repeated: list[str]) -> dict[str, Any]:
+def _note_repeats(pairs: list[tuple[str, Any]], repeated: list[str]) -> dict[str, Any]:
     """A JSON object; keys that come twice, of which JSON parsers silently keep the last, are noted."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -82,7 +84,7 @@ def _find_fault(entry: Any) -> str:
         return "its entry is not dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        return f"dtype {_short(repr(dtype))} is unknown; known: {', '.join(DTYPES)}"
+        return f"dtype {_shorten_text(repr(dtype))} is unknown; known: {', '.join(DTYPES)}"
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         return "shape or data_offsets are not natural numbers"
     if len(shape) > MOST_DIMENSIONS:
@@ -97,7 +99,7 @@ def _naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
 
 
-def _short(text: str) -> str:
+def _shorten_text(text: str) -> str:
     return text if len(text) <= 120 else f"{text[:120]}..."
 
 

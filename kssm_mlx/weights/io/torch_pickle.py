@@ -102,9 +102,9 @@ def run(pickle: bytes) -> Any:
             _step(opcode.name, argument, stack, memo)
         (value,) = stack
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as e:
-        raise Damaged(f"its pickle does not add up: {_short(str(e))}") from None
+        raise Damaged(f"its pickle does not add up: {_shorten_text(str(e))}") from None
     except (struct.error, StopIteration, RecursionError, MemoryError) as e:
-        raise Damaged(f"its pickle does not add up: {_short(str(e)) or 'a mark is missing'}") from None
+        raise Damaged(f"its pickle does not add up: {_shorten_text(str(e)) or 'a mark is missing'}") from None
     return value
 
 
@@ -196,7 +196,9 @@ def _text(value: Any) -> str:
 
 def _global(name: str) -> _Global:
     if name not in CALLS and name not in STORAGES and not _OTHER_NUMBERS.fullmatch(name):
-        raise Refused(f"imports {_short(name.replace(' ', '.'))}, which a file of tensors does not need")
+        raise Refused(
+            f"imports {_shorten_text(name.replace(' ', '.'))}, which a file of tensors does not need"
+        )
     return _Global(name)
 
 
@@ -222,12 +224,14 @@ def _tensor(
         raise Refused("builds a tensor from something that is not a storage, a shape and strides")
     if max(len(shape), len(strides)) > MOST_DIMENSIONS:
         raise Damaged(f"a tensor in it has {len(shape)} dimensions and {len(strides)} strides")
-    if not _whole((offset, *shape, *strides)):
+    if not _is_shape((offset, *shape, *strides)):
         raise Refused("builds a tensor from something that is not a storage and natural numbers")
     if hooks:
         raise Refused("gives a tensor hooks, which are functions")
     if metadata and not (type(metadata) is dict and all(value is False for value in metadata.values())):
-        named = ", ".join(map(_short, map(str, metadata))) if type(metadata) is dict else "of another kind"
+        named = (
+            ", ".join(map(_shorten_text, map(str, metadata))) if type(metadata) is dict else "of another kind"
+        )
         raise Unreadable(
             f"a tensor with metadata ({named}), such as a lazy sign or conjugation, which changes its numbers"
         )
@@ -259,16 +263,16 @@ def _storage(identifier: Any) -> Storage | None:
         storage.name in STORAGES or _OTHER_NUMBERS.fullmatch(storage.name)
     ):
         raise Refused(f"refers to a {type(storage).__name__}, which is not a storage of numbers")
-    if not _whole((elements,)) or type(key) is not str or len(key) > LONGEST_NAME:
+    if not _is_shape((elements,)) or type(key) is not str or len(key) > LONGEST_NAME:
         raise Refused("refers to a storage without a name or a size")
     if storage.name not in STORAGES and not storage.name.endswith("UntypedStorage"):
         raise Unreadable(f"a tensor of {storage.name.replace(' ', '.')}")
     return Storage(STORAGES.get(storage.name, "uint8"), key, elements)
 
 
-def _whole(numbers: tuple) -> bool:
+def _is_shape(numbers: tuple) -> bool:
     return all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
 
 
-def _short(text: str) -> str:
+def _shorten_text(text: str) -> str:
     return text if len(text) <= 120 else f"{text[:120]}..."

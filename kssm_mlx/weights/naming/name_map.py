@@ -64,6 +64,7 @@ def skeleton(config: Any, container: Container) -> LanguageModel:
     Raises: ConfigError for sizes that no model can have.
     """
     blocks = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layers", 0)
+    # Before anything is built: a damaged file can ask for a million blocks.
     if blocks > len(container.tensors):
         raise ConfigError(
             f"config.json asks for {blocks:,} blocks, there are {len(container.tensors):,} tensors"
@@ -129,6 +130,7 @@ def target(source: str, rules: KeyMap) -> tuple[str | None, str]:
     """
     number = _BLOCK.search(source)
     pattern = _BLOCK.sub("{N}", source, count=1)
+    # A name may have a number that is not a block's, which the table then holds as it is.
     for form in (pattern, source):
         part = _QUANTISED.search(form)
         whole = _QUANTISED.sub(".weight", form)

@@ -70,16 +70,16 @@ def test_a_mean_over_padding_too_is_caught(prepared, monkeypatch):
 
 def test_marked_padding_counts_as_padding_and_unscored_inputs_do_not():
     row = np.arange(40)
-    assert alignment._filled(np.array([row, np.where(row < 20, row, -1)])) == 0.25
-    assert alignment._filled(np.array([np.where(row < 20, row, -2 - row)])) == 0
-    assert alignment._filled(np.array([np.where(row < 20, row, 7)])) == 0.5
+    assert alignment._share_of_padding(np.array([row, np.where(row < 20, row, -1)])) == 0.25
+    assert alignment._share_of_padding(np.array([np.where(row < 20, row, -2 - row)])) == 0
+    assert alignment._share_of_padding(np.array([np.where(row < 20, row, 7)])) == 0.5
 
 
 def test_a_short_row_is_padded_when_half_of_it_is():
     """The modular task: four tokens that mean something, eleven that do not."""
     row = np.array([[40, 3, 41, 43, *[42] * 11]])
-    assert alignment._filled(row) == 11 / 15
-    assert alignment._filled(np.array([[40, 3, 41, 43, 7, 1, 2, 4, 5, *[42] * 6]])) == 0
+    assert alignment._share_of_padding(row) == 11 / 15
+    assert alignment._share_of_padding(np.array([[40, 3, 41, 43, 7, 1, 2, 4, 5, *[42] * 6]])) == 0
 
 
 def test_without_data_it_says_so(prepared):

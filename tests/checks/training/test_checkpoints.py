@@ -46,7 +46,9 @@ def test_a_checkpoint_without_a_tensor_is_caught(prepared, tmp_path):
 
 
 def test_pruning_that_takes_the_best_is_caught(prepared, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_elsewhere", lambda path, tokens, folder: (mx.zeros(()), ""))
+    monkeypatch.setattr(
+        checkpoints, "_logits_of_new_process", lambda path, tokens, folder: (mx.zeros(()), "")
+    )
     monkeypatch.setattr(checkpoints, "logit_deviation", lambda a, b, scale: 0.0)
     monkeypatch.setattr(checkpoint, "read_pointer", lambda folder, name: None)
     check = measure("C32", fresh_kssm(prepared))
