@@ -84,13 +84,16 @@ def sync(source: Place, target: Place, say: Callable[[str], None] = lambda text:
     here = survey(source)
     if not here.recipe:
         raise CheckpointError(f"{source} is not a run folder: it has no {RECIPE}, which kssm train writes")
-    shell(Place(target.host, "."), f"mkdir -p {quoted(f'{target.path}/{CHECKPOINTS}/{STAGING}')}")
+    staging = quoted(f"{target.path}/{CHECKPOINTS}/{STAGING}")
+    shell(Place(target.host, "."), f"mkdir -p {staging}", about=target)
     there = survey(target)
     _refuse(source, here, target, there)
     copy(source, target, NOT_COPIED)
     wanted = [
         name for name in sorted(here.checkpoints) if here.checkpoints[name] != there.checkpoints.get(name)
     ]
+    if not here.checkpoints:
+        say(f"{source} has no checkpoint yet; its recipe and data are copied")
     for name in wanted:
         say(f"{name} ...")
         _carry(source, target, name)

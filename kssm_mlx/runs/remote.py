@@ -62,13 +62,14 @@ def copy(source: Place, target: Place, options: Sequence[str] = ()) -> None:
     _run([*_find_program("rsync"), "-a", *options, *places], f"cannot copy {source} to {target}")
 
 
-def shell(place: Place, script: str) -> str:
+def shell(place: Place, script: str, about: Place | None = None) -> str:
     """What a POSIX shell script prints on the machine of `place`, in the folder of `place`.
 
+    about: the place that an error names, `place` by default.
     Raises: CheckpointError with what it said where its exit code is not 0.
     """
     command = ["sh", "-s"] if not place.host else [*_find_program("ssh"), place.host, "sh -s"]
-    return _run(command, str(place), _ENTER.format(quoted(place.path)) + script)
+    return _run(command, str(about or place), _ENTER.format(quoted(place.path)) + script)
 
 
 def quoted(path: str) -> str:

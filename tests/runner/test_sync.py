@@ -111,12 +111,20 @@ def test_pointers_name_only_checkpoints_that_are_there(homes):
     assert not (homes / "studio/it/checkpoints/BEST").exists()
 
 
+def test_a_run_without_a_checkpoint_is_said_to_have_none(homes):
+    shutil.rmtree(Path("run/checkpoints"))
+    said = "run has no checkpoint yet; its recipe and data are copied\nstudio:it: up to date\n"
+    assert kssm("sync", "run", "studio:it").output == said
+    assert (homes / "studio/it/recipe.json").is_file()
+
+
 def test_what_cannot_be_reached_is_one_line(homes, monkeypatch):
     Path("empty").mkdir()
     assert "is not a run folder: it has no recipe.json" in refused(kssm("sync", "empty", "studio:it"))
     assert "studio:it: no such folder" in refused(kssm("sync", "studio:it", "new"))
     assert "mars:it" in refused(kssm("sync", "mars:it", "new"))
-    assert "can you reach it with ssh?" in refused(kssm("sync", "run", "mars:it"))
+    unknown = refused(kssm("sync", "run", "mars:it"))
+    assert "mars:it: " in unknown and "can you reach it with ssh?" in unknown
     assert "both elsewhere" in refused(kssm("sync", "studio:a", "studio:b"))
     assert "names no folder on that machine" in refused(kssm("sync", "run", "studio:"))
     assert kssm("sync", "run", "studio:it", "--quiet").output == ""
