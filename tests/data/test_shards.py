@@ -21,7 +21,8 @@ def both():
     "key",
     [
         slice(None), slice(0, 0), slice(0, 41), slice(39, 95), slice(-5, None), slice(90, 200),
-        slice(3, 99, 7), slice(None, None, -1), 0, 40, -1, np.array([[0, 39], [40, 102]]), np.array([], np.int64), [5, -1],
+        slice(3, 99, 7), slice(None, None, -1), 0, 40, -1, np.array([[0, 39], [40, 102]]),
+        np.array([], np.int64), [5, -1],
         np.arange(103) % 3 == 0,
     ],
     ids=repr,
