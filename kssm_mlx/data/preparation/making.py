@@ -119,7 +119,7 @@ def write_side(folder: Path, side: Side, vocab_size: int, dtype: np.dtype) -> di
     """
     split = side.split
     check_ids(split.ids, vocab_size, folder / f"{split.name}.bin")
-    streams = {f"{split.name}.docs.bin": split.starts.astype(STARTS)}
+    streams: dict[str, np.ndarray] = {f"{split.name}.docs.bin": split.starts.astype(STARTS)}
     if split.scored is not None:
         streams[f"{split.name}.scored.bin"] = split.scored.astype(SCORED)
     if split.labels is not None:

@@ -94,7 +94,7 @@ def without_repeats(stream: Stream, work: Path) -> WithoutRepeats:
     gone = _find_repeats(stream, scratch)
     shutil.rmtree(scratch, ignore_errors=True)
     arrays = {"gone": gone, **_measure(stream, gone)}
-    save_arrays(path, stamp=np.array(stamp), **arrays)
+    save_arrays(path, {"stamp": np.array(stamp), **arrays})
     return WithoutRepeats(stream, **arrays)
 
 

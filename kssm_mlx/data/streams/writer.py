@@ -91,11 +91,11 @@ def survey_once(stream: Stream, work: Path, advance: Advance) -> Survey:
             advance(stream.nbytes)
             return Survey.from_arrays(kept)
     found = survey(stream, advance)
-    save_arrays(path, stamp=np.array(stamp), **found.to_arrays())
+    save_arrays(path, {"stamp": np.array(stamp), **found.to_arrays()})
     return found
 
 
-def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """An .npz in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"new-{path.name}")
