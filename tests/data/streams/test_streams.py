@@ -324,12 +324,15 @@ def test_small_text_is_read_at_once(sources, monkeypatch, tmp_path):
 
 PEAK = """
 import sys
-from kssm_mlx.data.streams import documents
 from kssm_mlx.data.preparation.prepare import prepare
+from kssm_mlx.data.streams import cuts, documents, repeats
 from tests.data.streams.test_streams import recipe
 from tests.support.appetite import peak_resident
-documents.LARGE, out, options = int(sys.argv[1]), sys.argv[2], {"deduplicate": True} if sys.argv[3] else {}
-prepare(recipe(*sys.argv[4:], **options), out)
+# A sixteenth of what is held at once, so that small texts are large.
+documents.BLOCK = cuts.PIECE = 1 << 16
+repeats.BLOCK, repeats.SORTED = 1 << 14, 1 << 21
+documents.LARGE = int(sys.argv[1])
+prepare(recipe(*sys.argv[4:], deduplicate=bool(sys.argv[3])), sys.argv[2])
 print(peak_resident())
 """
 
@@ -354,7 +357,7 @@ def test_four_times_the_text_takes_no_more_memory(tmp_path):
 
 def test_four_times_the_text_is_deduplicated_in_no_more_memory(tmp_path):
     """Half of it says what the other half says, one paragraph after the other."""
-    numbers = np.random.default_rng(0).integers(1 << 60, size=(1 << 14, 16))
+    numbers = np.random.default_rng(0).integers(1 << 60, size=(1 << 13, 16))
     lines = [" ".join(map(str, row)) for row in numbers.tolist()]
     paths = []
     for size in (len(lines) // 4, len(lines)):
