@@ -51,7 +51,7 @@ def _show_together(name: str) -> None:
 
     from kssm_mlx import models
     from kssm_mlx.bench.parallel import measure_link, measure_together, time_message
-    from kssm_mlx.data.tokens import prepare
+    from kssm_mlx.data.preparation.prepare import prepare
     from kssm_mlx.errors import ConfigError
     from kssm_mlx.runner.initial_model import configure_fresh
     from kssm_mlx.training.parallel.ranks import open_ranks

@@ -74,7 +74,10 @@ class _Part(_Section):
 
 
 class _File(_Section):
+    """sha256: of the bytes of all its shards in their order."""
+
     sha256: str
+    shards: int = Field(1, ge=1)
 
 
 class _Index(_Section):

@@ -100,20 +100,29 @@ def refuse_many_epochs(parts: Sequence[Part], seed: int, rows: int, context: int
             )
 
 
-def take_turns(sizes: Sequence[Sequence[int]], weights: Sequence[float]) -> list[tuple[int, int]]:
-    """(source, piece) in the order in which pieces of these sizes have the weights while each has some."""
+class Turn(NamedTuple):
+    """A piece of held-out text: tokens of one source from `begin` up to `end`."""
+
+    source: int
+    begin: int
+    end: int
+
+
+def take_turns(pieces: Sequence[Sequence[tuple[int, int]]], weights: Sequence[float]) -> list[Turn]:
+    """The pieces (begin, end) of each source in the order in which they have the weights while each has
+    some.
+    """
     places = []
-    for source, own in enumerate(sizes):
-        before = np.cumsum([0, *own[:-1]]) / weights[source]
-        places += [(place, source, piece) for piece, place in enumerate(before.tolist())]
-    return [(source, piece) for _, source, piece in sorted(places)]
+    for source, own in enumerate(pieces):
+        before = np.cumsum([0, *(end - begin for begin, end in own)]) / weights[source]
+        places += [(place, source, *piece) for place, piece in zip(before.tolist(), own, strict=False)]
+    return [Turn(*rest) for _, *rest in sorted(places)]
 
 
-def cut_pieces(ids: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
-    """Documents as pieces of at most `PIECE` tokens, none with tokens of two."""
-    ends = [*starts[1:].tolist(), ids.size]
-    documents = [ids[a:b] for a, b in zip(starts.tolist(), ends, strict=True)]
-    return [part for d in documents for part in np.split(d, range(PIECE, d.size, PIECE))]
+def cut_pieces(starts: np.ndarray, size: int) -> list[tuple[int, int]]:
+    """(begin, end) of documents as pieces of at most `PIECE` tokens, none with tokens of two."""
+    bounds = zip(starts.tolist(), [*starts[1:].tolist(), size], strict=True)
+    return [(at, min(at + PIECE, end)) for begin, end in bounds for at in range(begin, end, PIECE)]
 
 
 def name_sources(names: Sequence[str]) -> list[str]:

@@ -33,14 +33,19 @@ def split_corpus(
     if not corpus.validation:
         method = resolve_method(method, len(corpus.documents), corpus.whole)
         return split_documents(corpus.documents, method, share, seed), method, share
-    if method != "auto":
-        raise ConfigError(
-            f"data.split is {method!r}, but {corpus.source} comes with its own validation text; leave split "
-            "out, or name the training file alone"
-        )
+    refuse_other_split(corpus.source, method)
     train, validation = corpus.documents, list(corpus.validation)
     held_out, rest = (sum(map(len, side)) for side in (validation, train))
     return (train, validation), "official", held_out / (held_out + rest)
+
+
+def refuse_other_split(source: str, method: str) -> None:
+    """Raises: ConfigError for a split that is asked for where the corpus brings its own."""
+    if method != "auto":
+        raise ConfigError(
+            f"data.split is {method!r}, but {source} comes with its own validation text; leave split "
+            "out, or name the training file alone"
+        )
 
 
 def split_documents(

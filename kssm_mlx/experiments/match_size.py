@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from kssm_mlx import models
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.recipe import Recipe

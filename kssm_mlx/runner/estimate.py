@@ -10,7 +10,8 @@ from typing import Any
 
 from kssm_mlx import models
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.preparation.prepare import prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.runner.base_model_cache import cache_folder
 from kssm_mlx.runner.folder import read_run_recipe

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kssm_mlx.checks.core.registry import NotMeasurable
 from kssm_mlx.checks.pretrained.behaviour import count_ngrams
 from kssm_mlx.checks.pretrained.subject import TOKENS, Subject
@@ -91,7 +93,7 @@ def _of_model(trained: Trained, source: str | None) -> Reading:
         text_read = subject.reading
     except NotMeasurable as e:
         raise DataError(f"{trained.source}: {trained.notes.get('hint') or e}") from None
-    ids, V = text_read.validation.ids, trained.model.args.vocab_size
+    ids, V = np.asarray(text_read.validation.ids), trained.model.args.vocab_size
     name = source or "the English of the package"
     return Reading(
         name,

@@ -16,7 +16,8 @@ from kssm_mlx import models
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
 from kssm_mlx.data.mixtures import refuse_many_epochs
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.preparation.prepare import prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.failures import break_context

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context, given
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.preparation.prepare import prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.files import writing
 from kssm_mlx.generation import generate

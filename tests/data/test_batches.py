@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch, windows_per_epoch
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tasks import make_task
-from kssm_mlx.data.tokens import TokenSplit, prepare
+from kssm_mlx.data.tokens import TokenSplit
 from kssm_mlx.errors import DataError
 from kssm_mlx.training.losses import cut_rows, split_rows
 from kssm_mlx.training.recipe import parse

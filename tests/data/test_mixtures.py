@@ -18,7 +18,8 @@ from kssm_mlx.data.mixtures import (
     refuse_many_epochs,
     take_turns,
 )
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.preparation.prepare import prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.training.evaluation import Scores, source_metrics
 from kssm_mlx.training.recipe import parse
@@ -98,7 +99,9 @@ def test_held_out_text_takes_turns_by_weight(mixed):
     owners = data.validation.owners
     sizes = np.diff([*data.validation.starts.tolist(), data.validation.ids.size])
     assert owners[:6].tolist() == [0, 1, 2, 0, 0, 1] and sizes.max() == PIECE
-    assert take_turns([[10, 10, 10], [5, 5]], [2, 1]) == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)]
+    pieces = [[(0, 10), (10, 20), (20, 30)], [(0, 5), (5, 10)]]
+    turns = [(0, 0, 10), (1, 0, 5), (0, 10, 20), (1, 5, 10), (0, 20, 30)]
+    assert take_turns(pieces, [2, 1]) == turns
     assert sum(batch.tokens.shape[0] for batch in evaluation_windows(data.validation, 4096, 32, 8)) == 128
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.recipe_sections import Data
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch, windows_per_epoch
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tokenizers.factory import load_tokenizer
 from kssm_mlx.data.tokenizers.plain import IdTokenizer
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.training.recipe import parse
 from tests.support.tiny_run import rows, tiny_run

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer as Backend
 from kssm_mlx import files
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.suite import run_suite
-from kssm_mlx.data import tokens
+from kssm_mlx.data.preparation import texts as texts_at_once
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.digest import file_digest
 from kssm_mlx.errors import DataError
 
@@ -78,7 +79,7 @@ def test_large_vocabularies_take_four_bytes(texts, tmp_path, monkeypatch):
         def encode(self, text):
             return super().encode(text) + 69_000
 
-    monkeypatch.setattr(tokens, "make_tokenizer", lambda *_, **__: Wide())
+    monkeypatch.setattr(texts_at_once, "make_tokenizer", lambda *_, **__: Wide())
     data = prepare(texts, tmp_path / "wide")
     assert data.train.ids.dtype == np.dtype("<u4") and data.train.ids.max() > 65_535
 
@@ -207,7 +208,7 @@ def test_ids_are_checked_before_they_are_written(texts, tmp_path, monkeypatch):
         def encode(self, text):
             return super().encode(text) + 200
 
-    monkeypatch.setattr(tokens, "make_tokenizer", lambda *_, **__: Broken())
+    monkeypatch.setattr(texts_at_once, "make_tokenizer", lambda *_, **__: Broken())
     with pytest.raises(DataError, match=r"train\.bin has ids from 0 to \d+; expected 0 to 255"):
         prepare(texts, tmp_path / "broken")
     assert not (tmp_path / "broken" / "train.bin").exists()

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tasks import make_task
 from kssm_mlx.data.tasks.groups import make_group
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.training.recipe import parse
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kssm_mlx import environment, files
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.runner.estimate import open_initial_model
 from kssm_mlx.training.budget.fit import show_bytes
 from kssm_mlx.training.budget.machines import MACHINES, SOURCE

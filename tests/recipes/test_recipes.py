@@ -10,8 +10,8 @@ import pytest
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.model_size import count_parameters
 from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
-from kssm_mlx.data.tokens import prepare
 from kssm_mlx.models import build, configure
 from kssm_mlx.models.hybrids.fusions import FUSIONS
 from kssm_mlx.oscillators.decay_null import coherence_under_decay, shrinkage

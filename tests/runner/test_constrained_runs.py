@@ -11,7 +11,7 @@ from rich.console import Console
 from kssm_mlx import models
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.training import overfit, resumption
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Intervention, flatten
 from kssm_mlx.models.interventions.spec import Observe

@@ -7,8 +7,9 @@ import pytest
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import DataError
 from kssm_mlx.models.base import Trained
 from kssm_mlx.runner.evaluate import evaluate

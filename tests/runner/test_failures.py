@@ -10,7 +10,7 @@ from rich.console import Console
 import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.catalog import list_entries
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.runner.failures import FAILURES, break_context
 from kssm_mlx.runner.prepare import prepare_context

@@ -7,7 +7,7 @@ import numpy as np
 
 from kssm_mlx.checks.core.probes import cross_entropy
 from kssm_mlx.data.batches import random_batch
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.training.recipe import parse
 
 STEPS, CONTEXT = 80, 32

@@ -20,7 +20,7 @@ import kssm_mlx  # noqa: F401  before mlx: another BLAS rounds otherwise
 import numpy as np
 from rich.console import Console
 
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.errors import KssmError
 from kssm_mlx.training import loop
 from kssm_mlx.training.checkpoints import checkpoint

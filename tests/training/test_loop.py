@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from kssm_mlx import _blas
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError, Interrupted
 from kssm_mlx.models import build, configure
 from kssm_mlx.models.base import flatten

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import flatten
 from kssm_mlx.training.checkpoints import checkpoint

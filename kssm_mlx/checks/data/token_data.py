@@ -11,7 +11,9 @@ import numpy as np
 
 from kssm_mlx.checks.core.probes import probe_length, vocabulary_size
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.data.corpora.sources import open_corpus
+from kssm_mlx.data.passages import shared_passages
+from kssm_mlx.data.preparation.prepare import read_digest
+from kssm_mlx.data.shards import Ids, read_blocks
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import DataError, KssmError
 from kssm_mlx.metrics.incontext import in_context
@@ -179,11 +181,14 @@ def _remedy(ctx: Context, overlap: float, other_kind: bool, foreign: bool) -> st
 
 def _shared_text(ctx: Context) -> str:
     """The beginning of the first passage of validation that is also in training."""
-    train, validation = (np.asarray(split.ids) for split in (ctx.data.train, ctx.data.validation))
-    mine = hash_passages(validation, GRAM)
-    known = np.unique(hash_passages(train, GRAM))
-    first = int(np.flatnonzero(np.isin(mine, known))[0])
-    passage = validation[first : first + GRAM]
+    train, validation = ctx.data.train.ids, ctx.data.validation.ids
+    before = 0
+    for found in shared_passages(validation, train, GRAM):
+        if found.any():
+            before += int(found.argmax())
+            break
+        before += found.size
+    passage = validation[before : before + GRAM]
     tokenizer: Any = ctx.tokenizer or getattr(ctx.data, "tokenizer", None)
     try:
         return tokenizer.decode(passage)[:60]
@@ -198,33 +203,20 @@ def _is_corpus(data: Any, corpus: dict) -> bool:
     if data.sources:
         return False
     try:
-        return not data.deduplicate and open_corpus(data.source).digest == corpus["digest"]
+        return not data.deduplicate and read_digest(data.source) == corpus["digest"]
     except KssmError:  # it cannot be read here, so nothing says that it is the same
         return False
 
 
-def measure_overlap(train: np.ndarray, validation: np.ndarray, length: int = GRAM) -> float:
+def measure_overlap(train: Ids, validation: Ids, length: int = GRAM) -> float:
     """The share of the validation's `length`-token passages that occur in training; `length` a power of two.
 
     Raises: NotMeasurable for a validation split shorter than one passage.
     """
     if validation.size < length:
         raise NotMeasurable(f"{validation.size} validation tokens, {length} needed")
-    wanted, found = np.unique(hash_passages(validation, length)), []
-    for start in range(0, max(1, train.size - length + 1), MOST_TRAIN):
-        piece = hash_passages(train[start : start + MOST_TRAIN + length - 1], length)
-        found.append(np.intersect1d(wanted, piece))
-    return float(np.isin(hash_passages(validation, length), np.concatenate(found)).mean())
-
-
-def hash_passages(ids: np.ndarray, length: int) -> np.ndarray:
-    """A 64-bit hash of every run of `length` tokens (a power of two), by doubling: h(ab) = m h(a) + h(b)."""
-    hashes, width = ids.astype(np.uint64), 1
-    multipliers = np.random.default_rng(64).integers(1 << 62, 1 << 63, 16, dtype=np.uint64) * 2 + 1
-    while width < length:
-        hashes = hashes[:-width] * multipliers[width.bit_length()] + hashes[width:]
-        width *= 2
-    return hashes
+    shared = sum(int(found.sum()) for found in shared_passages(validation, train, length))
+    return shared / (validation.size - length + 1)
 
 
 def kl_limit(vocab_size: int) -> float:
@@ -232,12 +224,19 @@ def kl_limit(vocab_size: int) -> float:
     return 0.5 * min(1.0, math.log(vocab_size) / math.log(50257))
 
 
-def unigram_kl(validation: np.ndarray, train: np.ndarray, vocab_size: int) -> float:
+def unigram_kl(validation: Ids, train: Ids, vocab_size: int) -> float:
     """KL(validation || training) of the token frequencies in nats, the training counts smoothed by 1/2."""
-    p = np.bincount(validation, minlength=vocab_size) / validation.size
-    q = (np.bincount(train, minlength=vocab_size) + 0.5) / (train.size + 0.5 * vocab_size)
+    p = _count_tokens(validation, vocab_size) / validation.size
+    q = (_count_tokens(train, vocab_size) + 0.5) / (train.size + 0.5 * vocab_size)
     seen = p > 0
     return float(np.sum(p[seen] * np.log(p[seen] / q[seen])))
+
+
+def _count_tokens(ids: Ids, vocab_size: int) -> np.ndarray:
+    counts = np.zeros(vocab_size, np.int64)
+    for block in read_blocks(ids):
+        counts += np.bincount(block, minlength=vocab_size)
+    return counts
 
 
 @check(

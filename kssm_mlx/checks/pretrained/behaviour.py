@@ -57,8 +57,8 @@ def better_than_counting(subject: Subject) -> Check:
     Sabotage: fresh weights; shuffled ids; a model that knows the unigram only.
     """
     _refuse_other_domain(subject)
-    got, ids, V = subject.evaluation, subject.reading.validation.ids, subject.model.args.vocab_size
-    rungs = count_ngrams(ids, int(got["tokens"]) + 1, V)
+    got, V = subject.evaluation, subject.model.args.vocab_size
+    rungs = count_ngrams(np.asarray(subject.reading.validation.ids), int(got["tokens"]) + 1, V)
     limit = min(*rungs.values(), math.log(V) / 2)
     below = [name for name, nats in rungs.items() if got["nats_per_token"] < nats]
     return verdict(

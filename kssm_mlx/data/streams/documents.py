@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from kssm_mlx.data.corpora.sources import find_texts, read_record
+from kssm_mlx.data.corpora.corpus import Corpus
+from kssm_mlx.data.corpora.sources import GIVEN, find_texts, open_corpus, read_record
 from kssm_mlx.data.corpora.text_files import not_utf8, unreadable
 from kssm_mlx.errors import DataError
 
@@ -19,27 +20,62 @@ KINDS = ("file", "dir", "jsonl")
 
 
 class Document(NamedTuple):
-    """nbytes: of its text in UTF-8. pieces: reads it, each time from the beginning."""
+    """nbytes: of its text in UTF-8. pieces: reads it, each time from the beginning. held: whether it is of
+    the corpus's own validation text.
+    """
 
     nbytes: int
     pieces: Callable[[], Iterator[str]]
+    held: bool = False
+
+    @property
+    def blank(self) -> bool:
+        return not any(piece.strip() for piece in self.pieces())
+
+
+class Stream(Protocol):
+    """A source of documents; name, source, licence and whole as in `Corpus`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
+    @property
+    def whole(self) -> bool: ...
+
+    @property
+    def nbytes(self) -> int:
+        """About what is read of it."""
+        ...
+
+    @property
+    def stamp(self) -> list[Any]:
+        """What changes with the text."""
+        ...
+
+    def documents(self) -> Iterator[Document]:
+        """Those that are not blank, in the order in which `open_corpus` has them, those held out last."""
+        ...
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A source of text files. kind: file, dir or jsonl; paths: its files in their order."""
+class FileStream:
+    """Text files. kind: file, dir or jsonl; paths: in their order."""
 
     source: str
     kind: str
     paths: tuple[Path, ...]
+    licence: str = GIVEN
+    whole: bool = False
 
     @property
     def nbytes(self) -> int:
         return sum(_stat(path).st_size for path in self.paths)
 
     @property
-    def stamp(self) -> list[list]:
-        """What changes with the files."""
+    def stamp(self) -> list[Any]:
         stats = ((path, _stat(path)) for path in self.paths)
         return [[str(path.absolute()), s.st_size, s.st_mtime_ns, s.st_ino] for path, s in stats]
 
@@ -48,24 +84,68 @@ class Stream:
         return Path(self.source.partition(":")[2]).name
 
     def documents(self) -> Iterator[Document]:
-        """All of them, blank ones too, in the order in which `open_corpus` has them."""
-        if self.kind == "jsonl":
-            yield from _records(self.paths[0])
-        else:
-            yield from (_whole_file(path) for path in self.paths)
+        found = _records(self.paths[0]) if self.kind == "jsonl" else map(_whole_file, self.paths)
+        return (document for document in found if not document.blank)
 
 
-def open_stream(source: str) -> Stream | None:
-    """The stream of a source that is large; None for one that is read at once.
+@dataclass(frozen=True)
+class HeldText:
+    """A corpus that is read at once, beside others that are not."""
 
-    Raises: DataError for a folder without text, or files that cannot be looked at.
+    corpus: Corpus
+
+    @property
+    def name(self) -> str:
+        return self.corpus.name
+
+    @property
+    def source(self) -> str:
+        return self.corpus.source
+
+    @property
+    def licence(self) -> str:
+        return self.corpus.licence
+
+    @property
+    def whole(self) -> bool:
+        return self.corpus.whole
+
+    @property
+    def nbytes(self) -> int:
+        return sum(document.nbytes for document in self.documents())
+
+    @property
+    def stamp(self) -> list[Any]:
+        return [self.corpus.source, self.corpus.digest, len(self.corpus.documents)]
+
+    def documents(self) -> Iterator[Document]:
+        for held, texts in ((False, self.corpus.documents), (True, self.corpus.validation)):
+            yield from (_in_memory(text, held) for text in texts)
+
+
+def open_streams(sources: Sequence[str]) -> list[Stream]:
+    """The streams of sources that are large together; none where all are read at once.
+
+    Raises: as `open_corpus` of those beside it; DataError for files that cannot be looked at.
     """
+    found = [_open_files(source) for source in sources]
+    if not any(found) or sum(stream.nbytes for stream in found if stream) < LARGE:
+        return []
+    return [stream or HeldText(open_corpus(source)) for source, stream in zip(sources, found, strict=True)]
+
+
+def _open_files(source: str) -> FileStream | None:
+    """The files of a source of text files; None where they are not there, or it is of another kind."""
     kind, _, target = source.partition(":")
     if kind not in KINDS or not target:
         return None
     path = Path(target).expanduser()
-    stream = Stream(source, kind, tuple(find_texts(path)) if kind == "dir" else (path,))
-    return stream if all(p.is_file() for p in stream.paths) and stream.nbytes >= LARGE else None
+    stream = FileStream(source, kind, tuple(find_texts(path)) if kind == "dir" else (path,))
+    return stream if all(p.is_file() for p in stream.paths) else None
+
+
+def _in_memory(text: str, held: bool = False) -> Document:
+    return Document(len(text.encode()), lambda: iter((text,)), held)
 
 
 def _whole_file(path: Path) -> Document:
@@ -111,8 +191,7 @@ def _records(path: Path) -> Iterator[Document]:
     """The texts of a JSONL file; a line is in memory whole."""
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            text = read_record(path, number, line)
-            yield Document(len(text.encode()), lambda text=text: iter((text,)))
+            yield _in_memory(read_record(path, number, line))
 
 
 def _lines(path: Path) -> Iterator[str]:

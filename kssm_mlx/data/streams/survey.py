@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kssm_mlx.data.splits import explain_empty_side, hold_out, resolve_method
+from kssm_mlx.data.splits import explain_empty_side, hold_out, refuse_other_split, resolve_method
 from kssm_mlx.data.streams.cuts import cut_at_lines
-from kssm_mlx.data.streams.documents import Document, Stream
+from kssm_mlx.data.streams.documents import Stream
 from kssm_mlx.errors import DataError
 
 Advance = Callable[[int], None]
@@ -19,13 +19,13 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Survey:
-    """Of the documents that are not blank: characters [documents], keys [documents], equal for equal texts;
-    kept [all], which of all are not blank; digest, of `Corpus.digest`.
+    """Of the documents: characters [documents], keys [documents], equal for equal texts; held [documents],
+    which are the corpus's own validation text; digest, of `Corpus.digest`.
     """
 
     characters: np.ndarray
     keys: np.ndarray
-    kept: np.ndarray
+    held: np.ndarray
     digest: str
 
     def to_arrays(self) -> dict[str, Any]:
@@ -33,17 +33,18 @@ class Survey:
 
     @classmethod
     def from_arrays(cls, arrays: Any) -> Survey:
-        names = ("characters", "keys", "kept")
+        names = ("characters", "keys", "held")
         return cls(**{name: arrays[name] for name in names}, digest=str(arrays["digest"]))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which characters are of which side. held: [documents] bool, of split "documents"; left: of
-    "contiguous", characters of all together before the cut.
+    """Which characters are of which side. share: what is held out. held: [documents] bool, of whole
+    documents; left: of "contiguous", characters of all together before the cut.
     """
 
     method: str
+    share: float
     held: np.ndarray | None = None
     left: int = 0
 
@@ -57,38 +58,42 @@ class Plan:
 
 def survey(stream: Stream, advance: Advance) -> Survey:
     """Read everything once. Raises: DataError as reading does, or for a source without text."""
-    whole, rows, kept = hashlib.sha256(), [], []
+    whole, rows = hashlib.sha256(), []
     for document in stream.documents():
-        own, size, blank = hashlib.sha256(), 0, True
-        trial = whole.copy()
-        trial.update(document.nbytes.to_bytes(8, "little"))
+        own, size = hashlib.sha256(), 0
+        whole.update(document.nbytes.to_bytes(8, "little"))
         for piece in document.pieces():
             raw = piece.encode()
             own.update(raw)
-            trial.update(raw)
-            size, blank = size + len(piece), blank and not piece.strip()
+            whole.update(raw)
+            size += len(piece)
             advance(len(raw))
-        kept.append(not blank)
-        if not blank:
-            whole = trial
-            rows.append((size, own.hexdigest()[:32]))
+        rows.append((size, own.hexdigest()[:32], document.held))
     if not rows:
         raise DataError(f"{stream.source} holds no text; expected at least one document that is not blank")
-    sizes, keys = zip(*rows, strict=True)
-    return Survey(np.array(sizes, np.int64), np.array(keys), np.array(kept), whole.hexdigest())
+    sizes, keys, held = zip(*rows, strict=True)
+    return Survey(np.array(sizes, np.int64), np.array(keys), np.array(held), whole.hexdigest())
 
 
-def plan(found: Survey, method: str, share: float, seed: int) -> Plan:
-    """What `splits.split_corpus` does, by sizes and keys. Raises: DataError if one side would be empty."""
-    method, total = resolve_method(method, len(found.keys)), int(found.characters.sum())
+def plan(stream: Stream, found: Survey, method: str, share: float, seed: int) -> Plan:
+    """What `splits.split_corpus` does, by sizes and keys.
+
+    Raises: ConfigError for a corpus that comes split and a method other than "auto", DataError if one side
+        would be empty.
+    """
+    total = int(found.characters.sum())
+    if found.held.any():
+        refuse_other_split(stream.source, method)
+        return Plan("official", int(found.characters[found.held].sum()) / total, held=found.held)
+    method = resolve_method(method, len(found.keys), stream.whole)
     if method == "documents":
         sizes = dict(zip(found.keys.tolist(), found.characters.tolist()))
         held_out = hold_out(found.keys.tolist(), sizes.__getitem__, share, seed)
         held = np.isin(found.keys, list(held_out))
         empty = held.all() or not held.any()
-        made = Plan(method, held=held)
+        made = Plan(method, share, held=held)
     else:
-        made = Plan(method, left=int((1 - share) * total))
+        made = Plan(method, share, left=int((1 - share) * total))
         empty = not 0 < made.left < total
     if empty:
         raise explain_empty_side(len(found.keys), total, method, share)
@@ -108,17 +113,12 @@ class Texts:
 
     def __iter__(self) -> Iterator[str]:
         before = 0
-        for number, document in enumerate(kept_documents(self._stream, self._found)):
+        for number, document in enumerate(self._stream.documents()):
             size = int(self._found.characters[number])
             parts = self._plan.sides(number, before, size) if self._plan else [(0, size)]
             wanted = next((length for side, length in parts if side == 0), 0)
             yield from cut_at_lines(first_characters(document.pieces(), wanted))
             before += size
-
-
-def kept_documents(stream: Stream, found: Survey) -> Iterator[Document]:
-    """Those that are not blank."""
-    return (document for document, kept in zip(stream.documents(), found.kept, strict=True) if kept)
 
 
 def first_characters(pieces: Iterable[str], length: int) -> Iterator[str]:

@@ -1,37 +1,38 @@
 """The second pass over a stream: ids behind one another onto the disk, and a journal of how far it is.
 
-    .stream/survey.npz     the first pass
-    .stream/train.bin, .stream/train.docs.bin, the same of validation, without an end
-    .stream/journal.json   what of them is sound, of which files, and where in the source to go on
+    survey.npz                          the first pass
+    train.bin.0, train.docs.bin.0, ...  ids and starts, the same of validation; see `shards.Growing`
+    journal.json                        what of them is sound, of which files, where in the source to go on
 
 A piece is on the disk before the journal says so. After a kill the files are cut to what it says, and the
 source is read on from there without being tokenized again; of another source, or other settings, it is begun
-anew. Finished files take their names at the end.
+anew.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kssm_mlx import files
+from kssm_mlx.data import shards
 from kssm_mlx.data.index import SPLITS
+from kssm_mlx.data.shards import ONE_FILE, Growing
 from kssm_mlx.data.streams.cuts import encode_pieces
 from kssm_mlx.data.streams.documents import Stream
-from kssm_mlx.data.streams.survey import Plan, Survey, kept_documents, survey
+from kssm_mlx.data.streams.survey import Plan, Survey, survey
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.errors import DataError
 from kssm_mlx.parsing import parse_json
 
-WORK, JOURNAL, SURVEY = ".stream", "journal.json", "survey.npz"
+JOURNAL, SURVEY = "journal.json", "survey.npz"
 EVERY = 1 << 26  # bytes of text between two entries of the journal
 STARTS = np.dtype("<u8")
 Advance = Callable[[int], None]
@@ -48,14 +49,9 @@ class Sizes:
     characters: int = 0
     gone: int = 0
 
-    def describe(self) -> dict[str, float]:
-        lost = self.gone / max(1, self.characters)
-        return {
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "utf8_bytes": self.utf8_bytes,
-            "lost": lost,
-        }
+    @property
+    def lost(self) -> float:
+        return self.gone / max(1, self.characters)
 
 
 @dataclass
@@ -71,19 +67,40 @@ class Place:
     sides: list[Sizes] = field(default_factory=lambda: [Sizes(), Sizes()])
 
 
-def survey_once(stream: Stream, folder: Path, advance: Advance) -> Survey:
-    """The survey, kept in the folder of work for who goes on; of changed files it is made anew."""
-    path, stamp = folder / WORK / SURVEY, json.dumps(stream.stamp)
+class Grown(NamedTuple):
+    """One side of a stream on the disk."""
+
+    ids: Growing
+    starts: Growing
+    sizes: Sizes
+
+    def sync(self) -> None:
+        self.ids.sync()
+        self.starts.sync()
+
+    def close(self) -> None:
+        self.ids.close()
+        self.starts.close()
+
+
+def survey_once(stream: Stream, work: Path, advance: Advance) -> Survey:
+    """The survey, kept in `work` for who goes on; of changed files it is made anew."""
+    path, stamp = work / SURVEY, json.dumps(stream.stamp)
     with suppress(OSError, ValueError, KeyError), np.load(path, allow_pickle=False) as kept:
         if str(kept["stamp"]) == stamp:
             advance(stream.nbytes)
             return Survey.from_arrays(kept)
     found = survey(stream, advance)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"new-{SURVEY}")
-    np.savez(temporary, stamp=np.array(stamp), **found.to_arrays())
-    os.replace(temporary, path)
+    save_arrays(path, {"stamp": np.array(stamp), **found.to_arrays()})
     return found
+
+
+def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """An .npz in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"new-{path.name}")
+    np.savez(temporary, **arrays)
+    os.replace(temporary, path)
 
 
 def write_stream(
@@ -91,52 +108,52 @@ def write_stream(
     found: Survey,
     plan: Plan,
     tokenizer: Tokenizer,
-    folder: Path,
+    work: Path,
     dtype: np.dtype,
     *,
     special_tokens: bool,
     lost: Lost,
     advance: Advance,
     identity: dict[str, Any],
-) -> dict[str, dict[str, float]]:
-    """Write the ids and starts of both sides into `folder`; returns their sizes by name.
+) -> tuple[Grown, Grown]:
+    """Write the ids and starts of both sides into `work`.
 
     lost: characters of a text that are not in what its ids decode to. identity: what the ids depend on
     beside the stream.
     Raises: DataError for ids outside the vocabulary, or a side without a token.
     """
-    key = {"stream": stream.stamp, **identity}
-    work = folder / WORK
-    place = _read_journal(work / JOURNAL, key)
-    with _Files(work, dtype, place) as out:
-        written = 0
+    key = {"stream": stream.stamp, "shard": shards.MOST, **identity}
+    place, sides = _go_on(work, key, dtype)
+
+    written = 0
+    try:
         for side, text, ids in _pieces(stream, found, plan, tokenizer, special_tokens, place, advance):
-            _check(ids, tokenizer.vocab_size, folder / f"{SPLITS[side]}.bin")
-            _append(out, place, side, text, ids, tokenizer, lost)
+            _check(ids, tokenizer.vocab_size, f"{stream.source}, {SPLITS[side]}")
+            _append(sides[side], place, text, ids, tokenizer, lost)
             nbytes = len(text.encode())
-            place.sides[side].utf8_bytes += nbytes
+            sides[side].sizes.utf8_bytes += nbytes
             written += nbytes
             advance(nbytes)
             if written >= EVERY:
-                out.sync()
-                _write_journal(work / JOURNAL, key, place)
+                for own in sides:
+                    own.sync()
+                _write_journal(work, key, place)
                 written = 0
-        out.sync()
-    for name, sizes in zip(SPLITS, place.sides, strict=True):
-        if not sizes.tokens:
-            raise DataError(f"{folder / f'{name}.bin'} would hold no token; give more text")
-    for name in _names():
-        os.replace(work / name, folder / name)
-    files.sync_folder(folder)
-    shutil.rmtree(work)
-    return {name: sizes.describe() for name, sizes in zip(SPLITS, place.sides, strict=True)}
+    finally:
+        for own in sides:
+            own.close()
+    _write_journal(work, key, place)
+    for name, side in zip(SPLITS, sides, strict=True):
+        if not side.sizes.tokens:
+            raise DataError(f"{stream.source}: its {name} side would hold no token; give more text")
+    return sides
 
 
 def _pieces(
     stream: Stream, found: Survey, plan: Plan, tokenizer: Tokenizer, special: bool, place: Place, advance
 ) -> Iterator[tuple[int, str, np.ndarray]]:
     """(side, text, ids) from `place` on, which is moved along as they are taken."""
-    for number, document in enumerate(kept_documents(stream, found)):
+    for number, document in enumerate(stream.documents()):
         if number < place.number:
             advance(document.nbytes)
             continue
@@ -180,79 +197,56 @@ class _Reader:
         return sum(len(text.encode()) for text in self.take(length))
 
 
-class _Files:
-    """The files that grow, cut to what the journal says of them."""
-
-    def __init__(self, work: Path, dtype: np.dtype, place: Place):
-        self._work, self.dtype, self._open = work, dtype, {}
-        work.mkdir(parents=True, exist_ok=True)
-        for name, sizes in zip(SPLITS, place.sides, strict=True):
-            ends = {"bin": sizes.tokens * dtype.itemsize, "docs.bin": sizes.documents * STARTS.itemsize}
-            for kind, end in ends.items():
-                self._open[f"{name}.{kind}"] = _cut_to(work / f"{name}.{kind}", end)
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_) -> None:
-        for file in self._open.values():
-            file.close()
-
-    def append(self, name: str, array: np.ndarray) -> None:
-        self._open[name].write(array.tobytes())
-
-    def sync(self) -> None:
-        for file in self._open.values():
-            file.flush()
-            files.sync(file.fileno())
-
-
-def _cut_to(path: Path, end: int) -> BinaryIO:
-    """A file open at its end, which is there."""
-    path.touch()
-    file = open(path, "r+b")  # noqa: SIM115  it stays open for all pieces
-    file.truncate(end)
-    file.seek(end)
-    return file
-
-
-def _append(out: _Files, place: Place, side: int, text: str, ids: np.ndarray, tokenizer, lost: Lost) -> None:
+def _append(side: Grown, place: Place, text: str, ids: np.ndarray, tokenizer, lost: Lost) -> None:
     """One piece: the separator and the start before the first of a document."""
-    name, sizes = SPLITS[side], place.sides[side]
+    sizes = side.sizes
     opening = [] if tokenizer.separator_id is None or place.opened else [tokenizer.separator_id]
     if not place.opened and (opening or ids.size):
-        out.append(f"{name}.docs.bin", np.array([sizes.tokens], STARTS))
+        side.starts.append(np.array([sizes.tokens], STARTS))
         sizes.documents += 1
         place.opened = True
-    row = np.concatenate([opening, ids]).astype(out.dtype)
-    out.append(f"{name}.bin", row)
-    sizes.tokens += row.size
+    side.ids.append(np.concatenate([opening, ids]))
+    sizes.tokens = side.ids.count
     sizes.characters += len(text)
     sizes.gone += lost(text, tokenizer.decode(ids.tolist()))
 
 
-def _check(ids: np.ndarray, vocab_size: int, path: Path) -> None:
+def _check(ids: np.ndarray, vocab_size: int, where: str) -> None:
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         raise DataError(
-            f"{path} has ids from {ids.min()} to {ids.max()}; expected 0 to {vocab_size - 1}, the vocabulary"
+            f"{where} has ids from {ids.min()} to {ids.max()}; expected 0 to {vocab_size - 1}, the vocabulary"
         )
 
 
-def _names() -> list[str]:
-    return [f"{name}.{kind}" for name in SPLITS for kind in ("bin", "docs.bin")]
-
-
-def _read_journal(path: Path, key: dict[str, Any]) -> Place:
-    """Where to go on; the beginning where nothing of this was begun, or not all of it is there."""
+def _go_on(work: Path, key: dict[str, Any], dtype: np.dtype) -> tuple[Place, tuple[Grown, Grown]]:
+    """Where to go on, and the files as they were there; the beginning where nothing of this was begun, or not
+    all of it is there.
+    """
     try:
-        table = parse_json(path.read_text("utf-8"))
-        if table["key"] != key or not all((path.parent / name).is_file() for name in _names()):
-            return Place()
+        table = parse_json((work / JOURNAL).read_text("utf-8"))
         kept = table["place"]
-        return Place(**{**kept, "sides": [Sizes(**sizes) for sizes in kept["sides"]]})
+        if table["key"] == key:
+            place = Place(**{**kept, "sides": [Sizes(**sizes) for sizes in kept["sides"]]})
+            return place, _open_sides(work, place, dtype)
     except (OSError, ValueError, KeyError, TypeError):
-        return Place()
+        pass
+    return (place := Place()), _open_sides(work, place, dtype)
 
 
-def _write_journal(path: Path, key: dict[str, Any], place: Place) -> None:
-    files.replace(path, json.dumps({"key": key, "place": asdict(place)}, indent=1) + "\n")
+def _open_sides(work: Path, place: Place, dtype: np.dtype) -> tuple[Grown, Grown]:
+    """Raises: OSError for files that have less than `place` says."""
+    train, validation = (
+        open_side(work, name, dtype, sizes) for name, sizes in zip(SPLITS, place.sides, strict=True)
+    )
+    return train, validation
+
+
+def open_side(work: Path, name: str, dtype: np.dtype, sizes: Sizes | None = None) -> Grown:
+    """The files of a side behind what `sizes` says; the beginning where nothing is said."""
+    sizes = sizes or Sizes()
+    ids = Growing(work, f"{name}.bin", dtype, sizes.tokens)
+    return Grown(ids, Growing(work, f"{name}.docs.bin", STARTS, sizes.documents, most=ONE_FILE), sizes)
+
+
+def _write_journal(work: Path, key: dict[str, Any], place: Place) -> None:
+    files.replace(work / JOURNAL, json.dumps({"key": key, "place": asdict(place)}, indent=1) + "\n")

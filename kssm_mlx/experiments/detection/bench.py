@@ -14,7 +14,8 @@ from rich.console import Console
 
 from kssm_mlx import files
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.data.tokens import TokenData, TokenSplit, prepare
+from kssm_mlx.data.preparation.prepare import prepare
+from kssm_mlx.data.tokens import TokenData, TokenSplit
 from kssm_mlx.runner.folder import write_description
 from kssm_mlx.runner.prepare import open_run_context, prepare_context
 from kssm_mlx.training.loop import Callbacks, train_loop

@@ -16,8 +16,8 @@ from kssm_mlx.ops.scan import begins, inside
 
 # A longer chunk's maps and states would not fit in a lane's registers.
 CHUNK = 8
-# Lanes among which the channels of a row are dealt out in the last kernel: a pack of the widest registers. What
-# channels share is written once for each lane, so that twice as many take a quarter more time.
+# Lanes among which the channels of a row are dealt out in the last kernel: a pack of the widest registers.
+# What channels share is written once for each lane, so that twice as many take a quarter more time.
 SHARES = 16
 
 ARGUMENTS = "x dt B C gamma omega kappa marks"

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tasks import Task
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.models.base import LanguageModel, component_of, flatten
 from kssm_mlx.training.constraints import mask_units

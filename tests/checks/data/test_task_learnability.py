@@ -9,8 +9,9 @@ import pytest
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.model.memory_reach import needed_lags
 from kssm_mlx.checks.training import capacity
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tasks import TASKS, make_task
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.models import build, configure
 from kssm_mlx.models.base import Output
 from kssm_mlx.training.recipe import parse

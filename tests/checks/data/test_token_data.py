@@ -10,9 +10,11 @@ import pytest
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
-from kssm_mlx.checks.data.token_data import hash_passages, kl_limit, measure_overlap
+from kssm_mlx.checks.data.token_data import kl_limit, measure_overlap
+from kssm_mlx.data.passages import hash_passages
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tokenizers.plain import CharTokenizer
-from kssm_mlx.data.tokens import TokenData, prepare
+from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.digest import file_digest
 from kssm_mlx.training.recipe_sections import Data
 from tests.support import fakes

@@ -7,7 +7,7 @@ import pytest
 
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.checks.state import robustness
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.training.recipe import parse
 from tests.checks.state.test_activity import as_kind
 from tests.support import broken_states as broken

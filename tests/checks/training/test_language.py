@@ -9,7 +9,7 @@ import pytest
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.training.language import CAPS, PUBLISHED, ends_in_a_loop
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.training.recipe import parse
 from tests.support.fakes import NotANumber, TinyRecurrent
 

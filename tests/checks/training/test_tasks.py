@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tasks import make_task
-from kssm_mlx.data.tokens import prepare
 from kssm_mlx.metrics.ngrams import ngram_ladder
 from kssm_mlx.training.recipe import parse
 from tests.support.check_contexts import measure

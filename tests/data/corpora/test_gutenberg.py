@@ -6,7 +6,7 @@ from kssm_mlx.checks.data.token_data import measure_overlap
 from kssm_mlx.data.corpora.books import key
 from kssm_mlx.data.corpora.gutenberg import clean_book, open_shelf, read_catalogue, same_title
 from kssm_mlx.data.corpora.sources import open_corpus
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.errors import DataError
 from tests.support.text_fakes import DataSection
 

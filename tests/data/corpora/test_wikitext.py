@@ -4,8 +4,8 @@ import pytest
 
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.corpora.wikitext import read_articles, read_splits
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.splits import split_corpus
-from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import ConfigError, DataError
 from tests.support.text_fakes import DataSection
 

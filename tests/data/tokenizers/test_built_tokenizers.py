@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kssm_mlx.data.corpora.sources import open_corpus
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.splits import split_corpus
 from kssm_mlx.data.tokenizers.bpe import train_bpe
 from kssm_mlx.data.tokenizers.control_chars import CONTROL, RESERVED, ControlCharTokenizer
 from kssm_mlx.data.tokenizers.factory import load_tokenizer, make_tokenizer
 from kssm_mlx.data.tokenizers.huggingface import ours, tokenizer_files
-from kssm_mlx.data.tokens import prepare
 from kssm_mlx.errors import ConfigError, DataError
 from tests.support.text_fakes import DataSection
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from rich.console import Console
 
-from kssm_mlx.data.tokens import prepare
+from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.models.base import flatten
 from kssm_mlx.runner.initial_model import build_initial_model
 from kssm_mlx.training import losses

@@ -105,6 +105,16 @@ class Beside(Ranks):
         return [value, said[1]] if self.first else [said[0], value]
 
 
+def test_a_failed_check_ends_all_with_its_exit_code_and_is_said_once(tmp_path):
+    """Rank 0 asks before step 1; the others wait for its verdict and end with it."""
+    kssm = [sys.executable, "-m", "kssm_mlx"]
+    done = launch(2, [*kssm, "train", "failures/random-sequence", "--out", str(tmp_path / "run")])
+    assert sum(line.startswith("kssm: ") for line in said(done)) == 1, done.stderr
+    assert "G1" in done.stderr and "rank 0 exited with code 1" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_the_error_of_another_rank_is_said_by_rank_0(monkeypatch):
     monkeypatch.setattr(ranks, "BEHIND_RANK_0", 0.0)
     with pytest.raises(KssmError) as error, Beside(0, 2).settled():
