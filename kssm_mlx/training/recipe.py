@@ -15,7 +15,7 @@
     [save]   checkpoints
     [failure] of a run that is meant to be stopped: by which checks, and what is broken in it
     [waive]  checks that may fail, each with the reason: C1 = "memoryless on purpose"
-    [smoke]  what `--smoke` changes: train = { steps = 12 }, so that the whole run takes seconds
+    [smoke]  what `--smoke` changes: train = { steps = 8 }, so that the whole run takes seconds
 
 `load("default")` finds a shipped recipe by name, `load("my.toml")` a file. `--set model.kappa=0` overrides.
 """
@@ -248,7 +248,7 @@ def _make_smoke(table: dict[str, Any], changes: Any, where: str) -> None:
     """Turn a recipe's table into that of its smoke form; what it should reach is no longer said."""
     if not changes or not isinstance(changes, dict):
         raise ConfigError(
-            f"{where} has no [smoke] table, such as train = {{ steps = 12 }}; run it without --smoke"
+            f"{where} has no [smoke] table, such as train = {{ steps = 8 }}; run it without --smoke"
         )
     _set_all(table, changes)
     for said in ("expected", "minutes"):

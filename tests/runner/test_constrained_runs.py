@@ -18,6 +18,7 @@ from kssm_mlx.models.interventions.spec import Observe
 from kssm_mlx.runner.load import load
 from kssm_mlx.runner.prepare import open_run_context, prepare_context
 from kssm_mlx.runner.train import train
+from kssm_mlx.runs import records
 from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.loop import train_loop
 from kssm_mlx.training.recipe import parse
@@ -142,7 +143,7 @@ def held_run(tmp_path, monkeypatch):
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")  # in the process of C32 as well
     monkeypatch.setattr(suite, "list_suite", lambda level: few.get(level, ()))
     run(tmp_path / "run", recipe=recipe(20, **HELD), verify=True)
-    assert [c["id"] for c in suite.read_checks(tmp_path / "run")["final"]] == ["C8"]
+    assert [c["id"] for c in records.read_checks(tmp_path / "run")["final"]] == ["C8"]
     return open_run_context(tmp_path / "run")
 
 
