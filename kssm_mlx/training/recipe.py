@@ -23,6 +23,7 @@
 from __future__ import annotations
 
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,12 +198,13 @@ def list_failures() -> dict[str, Path]:
     return {f"failures/{p.stem}": p for p in _recipe_files("failures")}
 
 
-def _recipe_files(folder: str) -> list[Path]:
+@cache
+def _recipe_files(folder: str) -> tuple[Path, ...]:
     package = Path(__file__).resolve().parents[1]
     for home in (package / "recipes", package.parent / "recipes"):
         if home.is_dir():
-            return sorted((home / folder).glob("*.toml"))
-    return []
+            return tuple(sorted((home / folder).glob("*.toml")))
+    return ()
 
 
 def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, smoke: bool = False) -> Recipe:
