@@ -1,16 +1,13 @@
-"""Which checks run when, in which order, and where their verdicts are kept."""
+"""Which checks run when, and in which order."""
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from kssm_mlx import files
 from kssm_mlx.checks.core import evidence, model_size, plugins
 from kssm_mlx.checks.core.registry import (
     DOCTOR,
@@ -25,9 +22,7 @@ from kssm_mlx.checks.core.registry import (
     run_checks,
     verdict,
 )
-from kssm_mlx.errors import CheckpointError, ConfigError, nearest
-from kssm_mlx.runs.layout import CHECKS
-from kssm_mlx.runs.records import read_checks
+from kssm_mlx.errors import ConfigError, nearest
 
 plugins.load_rooms()  # whoever can run a suite knows all of our checks
 
@@ -114,17 +109,3 @@ def _narrow_context(definition: Definition, context: Context) -> Context:
     """The context for one check: a claim, and what was learned, is a matter of text."""
     claims = definition.needs_training or definition.level == "G"
     return replace(context, text_only=claims and not context.untrained, caveats=[])
-
-
-def write_checks(folder: str | Path, stage: str, checks: Iterable[Check]) -> None:
-    """Put the verdicts of a stage ("preflight", "final", ...) into the run folder's checks.json, atomically.
-
-    The file is {stage: [check, ...]}; other stages stay, the same stage is replaced.
-    Raises: CheckpointError when the file cannot be written.
-    """
-    path = Path(folder) / CHECKS
-    stages = {**read_checks(Path(folder)), stage: [c.to_json() for c in checks]}
-    try:
-        files.replace(path, json.dumps(stages, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    except OSError as e:
-        raise CheckpointError(f"cannot write {path}: {(e.strerror or str(e)).lower()}") from None

@@ -10,13 +10,12 @@ from typing import Any
 from kssm_mlx import environment, files, models
 from kssm_mlx.checks.core.registry import Context, given
 from kssm_mlx.checks.pretrained.files import base_model_verdict
-from kssm_mlx.checks.suite import write_checks
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.files import writing
 from kssm_mlx.models.base import sizes_of
 from kssm_mlx.runs.arms import DERIVED
 from kssm_mlx.runs.layout import MANIFEST, RECIPE, is_run
-from kssm_mlx.runs.records import read_recipe
+from kssm_mlx.runs.records import read_recipe, write_checks
 from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.recipe import Recipe
 
@@ -32,7 +31,8 @@ def write_description(
     described = {**recipe.model_dump(), "configuration": models.config_to_dict(context.config)}
     if context.base_digest:
         described["host_digest"] = context.base_digest
-        write_checks(folder, "host", [base_model_verdict(context.base_digest, context.base_notes)])
+        told = base_model_verdict(context.base_digest, context.base_notes)
+        write_checks(folder, "host", [told.to_json()])
     manifest = {
         "command": " ".join(["kssm", *sys.argv[1:]]) if sys.argv[0].endswith("kssm") else None,
         "parameters": sum(sizes_of(context.model).values()),

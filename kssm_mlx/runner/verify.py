@@ -12,6 +12,7 @@ from kssm_mlx.runner.base_models import ensure_base_model
 from kssm_mlx.runner.targets import open_targets, recipes_among
 from kssm_mlx.runner.train import train
 from kssm_mlx.runs.layout import is_run
+from kssm_mlx.runs.records import write_checks
 
 
 def verify(
@@ -39,5 +40,5 @@ def verify(
     ids = list(only or ()) or dict.fromkeys(id for one in levels for id in suite.list_suite(one))
     found = suite.run_suite(context, ids, waivers)
     for folder in runs:
-        suite.write_checks(folder, "claim" if context.runs else "verify", found)
+        write_checks(Path(folder), "claim" if context.runs else "verify", [c.to_json() for c in found])
     return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kssm_mlx import files
 from kssm_mlx.errors import CheckpointError
 from kssm_mlx.parsing import parse_json, read_json_object
 from kssm_mlx.runs import kinds
@@ -65,6 +67,20 @@ def read_checks(run: Path) -> dict[str, list[dict[str, Any]]]:
         for verdict in verdicts:
             _require_verdict(verdict, f"{path}: stage {stage!r}")
     return stages
+
+
+def write_checks(run: Path, stage: str, verdicts: list[dict[str, Any]]) -> None:
+    """Put the verdicts of a stage ("preflight", "final", ...) into checks.json, atomically.
+
+    Other stages stay, the same stage is replaced.
+    Raises: CheckpointError when the file cannot be written.
+    """
+    path = run / CHECKS
+    stages = {**read_checks(run), stage: verdicts}
+    try:
+        files.replace(path, json.dumps(stages, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    except OSError as e:
+        raise CheckpointError(f"cannot write {path}: {(e.strerror or str(e)).lower()}") from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@
     [save]   checkpoints
     [failure] of a run that is meant to be stopped: by which checks, and what is broken in it
     [waive]  checks that may fail, each with the reason: C1 = "memoryless on purpose"
-    [smoke]  what `--smoke` changes: train = { steps = 12 }, so that the whole run takes seconds
+    [smoke]  what `--smoke` changes: train = { steps = 8 }, so that the whole run takes seconds
 
 `load("default")` finds a shipped recipe by name, `load("my.toml")` a file. `--set model.kappa=0` overrides.
 """
@@ -23,6 +23,7 @@
 from __future__ import annotations
 
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,12 +198,13 @@ def list_failures() -> dict[str, Path]:
     return {f"failures/{p.stem}": p for p in _recipe_files("failures")}
 
 
-def _recipe_files(folder: str) -> list[Path]:
+@cache
+def _recipe_files(folder: str) -> tuple[Path, ...]:
     package = Path(__file__).resolve().parents[1]
     for home in (package / "recipes", package.parent / "recipes"):
         if home.is_dir():
-            return sorted((home / folder).glob("*.toml"))
-    return []
+            return tuple(sorted((home / folder).glob("*.toml")))
+    return ()
 
 
 def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, smoke: bool = False) -> Recipe:
@@ -248,7 +250,7 @@ def _make_smoke(table: dict[str, Any], changes: Any, where: str) -> None:
     """Turn a recipe's table into that of its smoke form; what it should reach is no longer said."""
     if not changes or not isinstance(changes, dict):
         raise ConfigError(
-            f"{where} has no [smoke] table, such as train = {{ steps = 12 }}; run it without --smoke"
+            f"{where} has no [smoke] table, such as train = {{ steps = 8 }}; run it without --smoke"
         )
     _set_all(table, changes)
     for said in ("expected", "minutes"):

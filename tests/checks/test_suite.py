@@ -20,6 +20,7 @@ from kssm_mlx.checks.core.registry import (
     verdict,
 )
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError
+from kssm_mlx.runs import records
 from tests.support.fakes import Memoryless, TinyRecurrent
 
 
@@ -84,11 +85,15 @@ def test_a_check_that_raises_has_failed():
     assert "in broken" in check.numbers["traceback"]
 
 
+def keep(run, stage, checks):
+    records.write_checks(run, stage, [check.to_json() for check in checks])
+
+
 def test_stages_are_kept_side_by_side(tmp_path):
     before = suite.run_suite(context(Memoryless), ["C1"], {"C1": "on purpose"})
-    suite.write_checks(tmp_path, "preflight", before)
-    suite.write_checks(tmp_path, "final", suite.run_suite(context(), ["C6"]))
-    stages = suite.read_checks(tmp_path)
+    keep(tmp_path, "preflight", before)
+    keep(tmp_path, "final", suite.run_suite(context(), ["C6"]))
+    stages = records.read_checks(tmp_path)
     assert list(stages) == ["preflight", "final"]
     assert stages["preflight"][0]["numbers"]["waived_because"] == "on purpose"
     assert stages["final"][0]["verdict"] == "pass" and stages["final"][0]["ok"]
@@ -96,7 +101,7 @@ def test_stages_are_kept_side_by_side(tmp_path):
 
 
 def test_numbers_that_json_lacks_become_words(tmp_path):
-    suite.write_checks(tmp_path, "final", [verdict("C6", False, "nan", "0", "fix", loss=float("nan"))])
+    keep(tmp_path, "final", [verdict("C6", False, "nan", "0", "fix", loss=float("nan"))])
 
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
@@ -108,7 +113,7 @@ def test_numbers_that_json_lacks_become_words(tmp_path):
 def test_a_broken_file_is_told_in_one_line(tmp_path):
     (tmp_path / "checks.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"checks.json is not JSON.*move it away"):
-        suite.write_checks(tmp_path, "final", [])
+        records.write_checks(tmp_path, "final", [])
 
 
 def test_the_docstring_is_the_documentation():

@@ -11,7 +11,7 @@ from kssm_mlx.experiments.detection import matrix, report
 from kssm_mlx.experiments.detection.bench import CONTROLS, Bench
 from kssm_mlx.experiments.detection.detect import SEEDS, detect
 
-FOUND = report.read()
+FOUND, ROWS = report.read(), matrix.rows()
 QUICK = (  # rows of every kind that take a second or two
     "future leak by mean",
     "state not reset",
@@ -30,14 +30,14 @@ def bench(tmp_path_factory):
 
 
 def test_every_row_and_control_there_is_has_been_measured():
-    assert FOUND["rows"].keys() == matrix.rows().keys()
+    assert FOUND["rows"].keys() == ROWS.keys()
     assert FOUND["controls"].keys() == {*CONTROLS, "claim"}
     assert all(FOUND["controls"][family]["seeds"] == len(SEEDS) for family in CONTROLS)
 
 
 def test_there_are_the_published_failures_and_thirty_more():
     assert len(matrix.failed_runs()) >= 13
-    assert len(matrix.rows()) - len(matrix.failed_runs()) >= 30
+    assert len(ROWS) - len(matrix.failed_runs()) >= 30
 
 
 def test_nothing_slips_and_nothing_healthy_is_failed():
@@ -46,7 +46,7 @@ def test_nothing_slips_and_nothing_healthy_is_failed():
 
 @pytest.mark.parametrize("name", FOUND["rows"])
 def test_a_row_expects_what_the_code_says_now(name):
-    row = matrix.rows()[name]
+    row = ROWS[name]
     assert FOUND["rows"][name]["expected"] == list(row.expected) and row.expected
     assert set(row.expected) <= REGISTRY.keys()
     assert FOUND["rows"][name]["what"] == row.what and row.what
@@ -62,7 +62,7 @@ def test_the_pages_are_made_of_the_result():
 @pytest.mark.parametrize("name", QUICK)
 def test_a_row_is_caught_now(name, bench, uncompiled):
     """By the checks that were named, with a measurement."""
-    row = matrix.rows()[name]
+    row = ROWS[name]
     measured = matrix.measure(row, bench, row.expected)
     assert list(measured["caught"]) == list(row.expected) and measured["crashed"] == []
 

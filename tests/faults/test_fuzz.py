@@ -70,9 +70,9 @@ def test_time_beyond_the_limit_is_a_fault(monkeypatch):
 
 
 def test_changes_of_trees_stay_trees():
-    """A value that was put in as it is, and not as a copy, came to hold itself."""
+    """A value that was put in as it is, and not as a copy, came to hold itself: within a hundred changes."""
     rng, good = random.Random(1), b'{"a": {"b": [1, {"c": {}}]}, "d": {}}'
     before = copy.deepcopy(OBJECTS)
-    for _ in range(3000):
+    for _ in range(500):
         mutate(good, rng, text=True)
     assert repr(OBJECTS) == repr(before)

@@ -18,6 +18,7 @@ from kssm_mlx.models.interventions.spec import Observe
 from kssm_mlx.runner.load import load
 from kssm_mlx.runner.prepare import open_run_context, prepare_context
 from kssm_mlx.runner.train import train
+from kssm_mlx.runs import records
 from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.loop import train_loop
 from kssm_mlx.training.recipe import parse
@@ -58,7 +59,8 @@ def built(asked):
     return models.build(models.configure("transformer", "xs", vocab_size=16, context=16, overrides=overrides))
 
 
-def test_what_is_frozen_stays_and_what_is_held_is_held_also_when_loaded(tmp_path):
+def test_what_is_frozen_stays_and_what_is_held_is_held_also_when_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "list_suite", lambda level: ())  # its checks are asked below
     out, asked = io.StringIO(), recipe(**HELD)
     result = run(tmp_path / "run", out, recipe=asked)
     before, after = flatten(built(asked).parameters()), flatten(result.state.params)
@@ -142,7 +144,7 @@ def held_run(tmp_path, monkeypatch):
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")  # in the process of C32 as well
     monkeypatch.setattr(suite, "list_suite", lambda level: few.get(level, ()))
     run(tmp_path / "run", recipe=recipe(20, **HELD), verify=True)
-    assert [c["id"] for c in suite.read_checks(tmp_path / "run")["final"]] == ["C8"]
+    assert [c["id"] for c in records.read_checks(tmp_path / "run")["final"]] == ["C8"]
     return open_run_context(tmp_path / "run")
 
 

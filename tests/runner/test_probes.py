@@ -30,7 +30,7 @@ def few_checks(monkeypatch):
 
 def test_they_are_measured_at_evaluations_and_drawn(tmp_path):
     rows = trained(tmp_path / "run")
-    assert [(row["step"], row["id"]) for row in rows] == [(s, i) for s in (6, 12) for i in ("D2", "D6")]
+    assert [(row["step"], row["id"]) for row in rows] == [(s, i) for s in (4, 8) for i in ("D2", "D6")]
     assert all(row["numbers"] for row in rows)
     assert "probes.png" in [path.name for path in plot_all(open_run(tmp_path / "run"))]
 
@@ -43,13 +43,13 @@ def test_a_resumed_run_has_each_step_once(tmp_path):
 
 
 def test_they_may_be_asked_less_often_than_evaluations(tmp_path):
-    rows = trained(tmp_path / "run", {**ASKED, "eval.checks": ["D2"], "eval.checks_every": 12})
-    assert [row["step"] for row in rows] == [12]
+    rows = trained(tmp_path / "run", {**ASKED, "eval.checks": ["D2"], "eval.checks_every": 8})
+    assert [row["step"] for row in rows] == [8]
 
 
 def test_what_cannot_be_asked_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(ConfigError, match=r"no check 'D999'"):
         trained(tmp_path / "run", {"eval.checks": ["D999"]})
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="checks_every 4 is no multiple of every 6"):
-        load("default", {"eval.checks_every": 4}, smoke=True)
+    with pytest.raises(ConfigError, match="checks_every 6 is no multiple of every 4"):
+        load("default", {"eval.checks_every": 6}, smoke=True)

@@ -11,6 +11,7 @@ from kssm_mlx.checks.core.registry import REGISTRY, Check, Definition, verdict
 from kssm_mlx.errors import CheckFailed, ConfigError
 from kssm_mlx.models.base import flatten
 from kssm_mlx.runner import run_checks
+from kssm_mlx.runs import records
 from kssm_mlx.training.checkpoints import checkpoint
 from kssm_mlx.training.recipe import parse
 from tests.runner.test_run import contents, small_recipe, train, verdicts
@@ -81,7 +82,7 @@ def test_a_check_that_fails_during_the_run_stops_it_with_a_checkpoint(tmp_path, 
     assert stop.value.exit_code == 1
     saved = checkpoint.load_latest(folder / "checkpoints").snapshot
     assert saved.step == 4 and saved.pinned == "a failed check"
-    assert not verdicts(folder, "during")["R1"]["ok"] and "final" not in suite.read_checks(folder)
+    assert not verdicts(folder, "during")["R1"]["ok"] and "final" not in records.read_checks(folder)
     assert not (folder / "run.lock").exists()
 
 
