@@ -56,6 +56,8 @@ def intervene(
     from kssm_mlx.runs.layout import find_run
     from kssm_mlx.runs.records import read_recipe
 
+    if hold and direction:
+        raise ConfigError("--direction holds psi in place of R; give it, or --hold, not both")
     folder = find_run(run)
     if folder is None:
         raise ConfigError(f"{run} is no run folder; kssm intervene needs a run and its held-out text")

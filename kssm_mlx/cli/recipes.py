@@ -60,6 +60,8 @@ def config(
 
 def _without_none(table: Any) -> Any:
     """TOML has no null: what is not set is not there, nor a section of nothing."""
+    if isinstance(table, list | tuple):
+        return [_without_none(part) for part in table]
     if not isinstance(table, dict):
         return table
     parts = {key: _without_none(value) for key, value in table.items() if value is not None}

@@ -115,7 +115,8 @@ def summary(checks: Sequence[Mapping[str, Any]]) -> str:
     """How many checks, how long, and how they came out."""
     count = Counter(c["verdict"] for c in checks)
     verdicts = ", ".join(f"{count[word]} {word}" for word in COLOURS if count[word])
-    return f"{len(checks)} checks in {sum(c['seconds'] for c in checks):.1f} s: {verdicts}"
+    checks_in = f"{len(checks)} check{'s' * (len(checks) != 1)} in"
+    return f"{checks_in} {sum(c['seconds'] for c in checks):.1f} s: {verdicts}"
 
 
 def _check_row(c: Mapping[str, Any]) -> tuple[Any, ...]:

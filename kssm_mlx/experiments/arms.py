@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -105,6 +105,20 @@ def require_equal(design: Design, recipes_by_arm: Mapping[str, Recipe]) -> None:
                 f"the arms differ in {what}, which run.equal says is the same: {low!r} has {known[low]:,}, "
                 f"{high!r} has {known[high]:,}; make them equal or take {what!r} out of run.equal"
             )
+
+
+def require_different(variants: Sequence[Variant], recipes_by_arm: Mapping[str, Recipe]) -> None:
+    """Raises: ConfigError naming two arms of the same settings, whose difference would be one of chance."""
+    seen: list[tuple[str, Any]] = []
+    for variant in variants:
+        recipe = recipes_by_arm.get(variant.name)
+        said = recipe.model_dump(exclude={"about", "smoke"}) if recipe else variant.settings
+        made_of = (variant.recipe if recipe is None else "", said, variant.match, variant.options)
+        if same := next((name for name, other in seen if other == made_of), None):
+            raise ConfigError(
+                f"arms {same!r} and {variant.name!r} have the same settings; change one of them"
+            )
+        seen.append((variant.name, made_of))
 
 
 def measure_size(recipe: Recipe, what: str) -> int | None:

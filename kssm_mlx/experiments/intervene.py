@@ -99,6 +99,8 @@ def parse_holds(
         raise ConfigError(
             f"--block is all or a number and --tokens a:b such as 64:128, got {block!r} and {tokens!r}"
         ) from None
+    if (start or 0) < 0 or (stop is not None and stop <= (start or 0)):
+        raise ConfigError(f"--tokens {tokens} holds no token; expected a:b with 0 <= a < b, such as 64:128")
     holds = []
     for text in texts:
         site, equals, values = text.partition("=")
@@ -137,6 +139,7 @@ def measure_effects(model: Any, windows: Iterable, holds: Sequence[Hold], *, see
         for number, (tokens, resets) in enumerate(windows):
             tokens = mx.array(tokens)
             resets = None if resets is None else mx.array(resets)
+            _require_tokens(holds, tokens.shape[1] - 1)
             free = _Reading(model, tokens, resets, None)
             for i, hold in enumerate(holds):
                 found[i].append(_treat(model, tokens, resets, free, hold, seed + number))
@@ -144,6 +147,16 @@ def measure_effects(model: Any, windows: Iterable, holds: Sequence[Hold], *, see
     for effect in effects:
         _require_acting(effect)
     return effects
+
+
+def _require_tokens(holds: Sequence[Hold], length: int) -> None:
+    """Raises: ConfigError for a hold that begins behind the end of the windows."""
+    for hold in holds:
+        if hold.start >= length:
+            raise ConfigError(
+                f"{hold.name} is held from token {hold.start} on, a window has {length}; --window sets its "
+                "length"
+            )
 
 
 class _Reading:
@@ -196,11 +209,13 @@ def _by_window(values: np.ndarray, scored: np.ndarray) -> np.ndarray:
 def _measure_miss(trace: dict[str, Any], hold: Hold) -> float:
     """How far the held quantity is from what was asked for, where it was held."""
     found = [
-        np.abs(np.array(value)[:, hold.start : hold.stop, _columns(hold)] - hold.value).max()
+        np.array(value)[:, hold.start : hold.stop, _columns(hold)] - hold.value
         for name, value in trace.items()
         if name.partition("/")[2] == hold.site and hold.block in (None, int(name[5:7]))
     ]
-    return float(max(found)) if found else float("nan")
+    if hold.site == "psi":  # 9 radians are held as 9 - 2 pi
+        found = [np.angle(np.exp(1j * off)) for off in found]
+    return float(max(np.abs(off).max() for off in found)) if found else float("nan")
 
 
 def _columns(hold: Hold) -> Any:

@@ -14,6 +14,7 @@ from kssm_mlx.experiments.arms import (
     flatten_settings,
     label_of,
     list_variants,
+    require_different,
     require_equal,
     require_known_arms,
     resolve_recipe,
@@ -44,6 +45,7 @@ def require_runnable(design: Design, *, smoke: bool = False) -> list[Variant]:
     _require_own_folders(variants)
     recipes = {v.name: resolve_recipe(design, v, design.run.seeds[0], smoke=smoke) for v in variants}
     require_equal(design, recipes)
+    require_different(variants, {} if smoke else recipes)  # made tiny, arms may be alike
     return variants
 
 

@@ -65,7 +65,8 @@ def conclude(design: Design, results: Results) -> list[str]:
     if not arms:
         return ["No run has a number: see why above."]
     first, *rest = arms
-    lines = [f"Best: {first.name}, {design.metric.name} {first.mean:.4g}, {len(first.values)} seeds."]
+    count = len(first.values)
+    lines = [f"Best: {first.name}, {design.metric.name} {first.mean:.4g}, {count} seed{'s' * (count != 1)}."]
     if rest:
         gap, seeds = abs(rest[0].mean - first.mean), min(len(first.values), len(rest[0].values))
         lines.append(

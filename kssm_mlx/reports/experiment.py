@@ -116,7 +116,7 @@ def describe_claim(claim: ClaimSummary) -> str:
             if math.isfinite(c.difference)
             else "no run of both"
         )
-        text = f"{known}, {c.n} seeds without a spread"
+        text = f"{known}, {c.n} seed{'s' * (c.n != 1)} without a spread"
     else:
         text = (
             f"{f'{_signed(c.difference)} {claim.unit}'.rstrip()} [{_signed(c.low)}, {_signed(c.high)}], "

@@ -84,8 +84,7 @@ def sync(source: Place, target: Place, say: Callable[[str], None] = lambda text:
     here = survey(source)
     if not here.recipe:
         raise CheckpointError(f"{source} is not a run folder: it has no {RECIPE}, which kssm train writes")
-    staging = quoted(f"{target.path}/{CHECKPOINTS}/{STAGING}")
-    shell(Place(target.host, "."), f"mkdir -p {staging}", about=target)
+    _make_target(target)
     there = survey(target)
     _refuse(source, here, target, there)
     copy(source, target, NOT_COPIED)
@@ -99,6 +98,21 @@ def sync(source: Place, target: Place, say: Callable[[str], None] = lambda text:
         _carry(source, target, name)
     _point(target, here)
     return wanted
+
+
+def _make_target(target: Place) -> None:
+    """The folder, if it is not there. Raises: CheckpointError for one that holds anything but a run."""
+    folder, staging = quoted(target.path), quoted(f"{target.path}/{CHECKPOINTS}/{STAGING}")
+    # A copy that broke off before the recipe had arrived has a staging folder.
+    script = (
+        f"if [ -d {folder} ] && [ ! -f {folder}/{RECIPE} ] && [ ! -d {staging} ]; then\n"
+        f"  ls -A {folder} | head -n 1 | grep . && exit 0\nfi\nmkdir -p {staging}\n"
+    )
+    said = shell(Place(target.host, "."), script, about=target)
+    if said.strip():
+        raise CheckpointError(
+            f"{target} is no run: it has {said.strip()!a} and no {RECIPE}; name a new or an empty folder"
+        )
 
 
 def _refuse(source: Place, here: Survey, target: Place, there: Survey) -> None:

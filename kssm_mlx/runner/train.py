@@ -36,6 +36,7 @@ from kssm_mlx.training.loop import Callbacks, Result, refuse_second_run, train_l
 from kssm_mlx.training.loss_terms import parse_terms
 from kssm_mlx.training.parallel.ranks import ALONE, Ranks
 from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import TrainState
 from kssm_mlx.training.step import require_shares
 
@@ -90,7 +91,8 @@ def train(
         require_shares(context.model, recipe.train, ranks)
         write_description(folder, recipe, context, waivers, verify=verify)
         parse_terms(recipe.loss, context.model.args.vocab_size)  # refuses what no check should have to meet
-        for line in (_summary(context), *announce(context, folder), "checking data and model before step 1"):
+        lines = (_summary(context), *_warn_of_warmup(recipe.train), *announce(context, folder))
+        for line in (*lines, "checking data and model before step 1"):
             console.print(line, soft_wrap=True, markup=False)
         return context
 
@@ -206,6 +208,16 @@ def _samples(model, key: mx.array, context: Context) -> list[dict[str, Any]]:
         )
         samples.append({"prompt": prompt, "text": completion.text, "temperature": temperature})
     return samples
+
+
+def _warn_of_warmup(train: Train) -> list[str]:
+    """A run that is cut short by its steps alone hardly leaves the warm-up, and learns as slowly."""
+    if 2 * train.warmup <= train.steps:
+        return []
+    return [
+        f"warning: the learning rate rises for {train.warmup} of {train.steps} steps (train.warmup); "
+        "lower it, or what is learned says little"
+    ]
 
 
 def _summary(context: Context) -> str:

@@ -112,7 +112,13 @@ def train_loop(
     # kssm train took the lock before it prepared the data; taken twice, it would refuse itself.
     held = contextlib.nullcontext() if not ranks.first or lock.mine(folder) else lock.hold(folder)
     progress = Progress(recipe.train.steps, console, clock)
-    with held, StopRequest(ranks.first) as stop, progress, contextlib.ExitStack() as open_files:
+    with (
+        held,
+        StopRequest(ranks.first) as stop,
+        progress,
+        contextlib.ExitStack() as open_files,
+        ranks.shielded(),
+    ):
         run = _Run(model, recipe, data, Path(folder), hooks, progress, clock, masks, intervention, ranks)
         run.begin(resume, allow_config_change)
         run.open(open_files)

@@ -42,7 +42,9 @@ class StopRequest:
 
     def __exit__(self, *exc) -> None:
         for s, handler in self._previous.items():
-            signal.signal(s, handler)
+            # Ignored meanwhile by a process that is to end with a message, whatever its launcher does.
+            if signal.getsignal(s) != signal.SIG_IGN:
+                signal.signal(s, handler)
 
     @staticmethod
     def of(number: int) -> signal.Signals | None:

@@ -29,6 +29,23 @@ def test_settings_and_the_smoke_form_are_in_it():
     assert "[train]" in kssm("config", OLD).stdout and "[train]" in kssm("config", OLD / "recipe.json").stdout
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[data]\nsources = [{ source = "themes" }, { source = "pydoc", weight = 2 }]\n',
+        '[data]\nsource = "pydoc"\n[[phase]]\nuntil = 5\n[[phase]]\n',
+    ],
+    ids=["sources", "phases"],
+)
+def test_lists_of_tables_are_printed_too(tmp_path, text):
+    own, again = tmp_path / "own.toml", tmp_path / "again.toml"
+    own.write_text(text + '[model]\nfamily = "kssm"\n[train]\nsteps = 10\n')
+    done = kssm("config", own)
+    assert done.exit_code == 0, done.output
+    again.write_text(done.stdout)
+    assert load(again) == load(own)
+
+
 def test_what_is_no_recipe_is_refused():
     assert "no recipe 'defualt'" in refused(kssm("config", "defualt"))
     assert "train.stpes" in refused(kssm("config", "default", "--set", "train.stpes=1"))

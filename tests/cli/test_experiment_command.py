@@ -20,7 +20,9 @@ question = "Is good better?"
 seeds = [0, 1, 2]
 set = { "train.steps" = 4 }
 [arms.good]
+set = { "model.kappa" = 1.0 }
 [arms.worse]
+set = { "model.kappa" = 0.0 }
 [[claim]]
 says = "Good is better"
 arm = "good"
@@ -165,6 +167,12 @@ def test_a_real_one_from_end_to_end(tmp_path, monkeypatch):
     told = kssm("intervene", run, "--direction", "--scored", 256)
     assert "psi=1.6" in told.stdout and "windows of one run" in told.stdout
     assert "this model holds R, psi, output, not 'r'" in refused(kssm("intervene", run, "--hold", "r=1"))
+    assert "give it, or --hold" in refused(kssm("intervene", run, "--hold", "R=1", "--direction"))
+    for span in ("20:10", "5:5", "-5:", ":0"):
+        assert "holds no token" in refused(kssm("intervene", run, "--tokens", span))
+    assert "a window has 32; --window" in refused(kssm("intervene", run, "--tokens", "90:100"))
+    circle = kssm("intervene", run, "--hold", "psi=9", "--scored", 256)
+    assert float(circle.stdout.split("psi=9")[1].split()[0]) < 1e-5, circle.stdout
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

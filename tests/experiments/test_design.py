@@ -70,6 +70,14 @@ def test_a_bad_file_gets_one_line(sections, message):
     assert message in refused(**sections)
 
 
+def test_arms_of_the_same_settings_are_refused():
+    """Also where one of them writes out what the other has by default."""
+    same = {"a": {"set": {"train.optimizer": "adamw"}}, "b": {}}
+    said = "arms 'a' and 'b' have the same settings; change one of them"
+    assert said in refused(arms=same, claim=[])
+    assert said in refused(arms={"a": {}, "b": {}}, claim=[])
+
+
 def test_arms_that_differ_in_what_should_be_equal_are_refused():
     arms = {"a": {"set": {"train.steps": 4}}, "b": {"set": {"train.steps": 5}}}
     said = refused(arms=arms)

@@ -45,7 +45,12 @@ class Quiet:
 def table(arms=("good", "worse"), seeds=3, **sections):
     claim = [{"arm": arms[0], "against": arms[1], "rule": "lower"}] if len(arms) > 1 else []
     run = {"seeds": list(range(seeds)), "set": {"train.steps": 4}}
-    return {"run": run, "arms": {name: {} for name in arms}, "claim": claim, **sections}
+    return {
+        "run": run,
+        "arms": {name: {"set": {"data.validation": 0.1 + i / 100}} for i, name in enumerate(arms)},
+        "claim": claim,
+        **sections,
+    }
 
 
 @pytest.fixture

@@ -62,6 +62,27 @@ def test_a_checkpoint_that_arrives_damaged_is_not_put_in_place(homes):
     assert go("run", "studio:it") == [STEP] and (there / "LATEST").is_file()
 
 
+@pytest.mark.parametrize("target", ["studio:it", "here"])
+def test_a_folder_of_something_else_is_left_alone(homes, target):
+    folder = homes / "studio/it" if ":" in target else Path("here")
+    folder.mkdir(parents=True)
+    (folder / "samples.jsonl").write_text("precious")
+    with pytest.raises(
+        CheckpointError, match=r"is no run: it has 'samples.jsonl' and no recipe.json; name a new"
+    ):
+        go("run", target)
+    assert contents(folder) == {"samples.jsonl": b"precious"}
+    (folder / "samples.jsonl").unlink()
+    assert go("run", target) == [STEP]
+
+
+def test_a_copy_that_broke_off_before_the_recipe_came_goes_on(homes):
+    there = homes / "studio/it"
+    (there / "checkpoints/.sync").mkdir(parents=True)
+    (there / "checks.json").write_text("{}")
+    assert go("run", "studio:it") == [STEP]
+
+
 def test_a_file_that_no_manifest_names_is_noticed(homes):
     Path("run/checkpoints", STEP, "extra").write_text("x")
     with pytest.raises(CheckpointError, match="it has other files"):

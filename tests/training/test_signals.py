@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from kssm_mlx.training.parallel.ranks import Ranks
 from kssm_mlx.training.signals import SIGNALS, StopRequest, make_interrupted
 
 
@@ -86,3 +87,12 @@ def test_what_was_ignored_stays_ignored(capfd):
         assert "SIGTERM: finishing this step" in capfd.readouterr().err
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("size, action", [(2, signal.SIG_IGN), (1, signal.default_int_handler)])
+def test_sigterm_cannot_come_before_the_word_that_a_rank_is_gone(size, action):
+    """The launcher sends it to those that are left, between the loop and the message."""
+    with pytest.raises(RuntimeError), StopRequest(), Ranks(0, size).shielded():
+        raise RuntimeError("[ring] Too many send/recv errors. Failing pending tasks...")
+    assert signal.getsignal(signal.SIGTERM) == action

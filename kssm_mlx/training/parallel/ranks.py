@@ -216,11 +216,23 @@ class Ranks:
         except RuntimeError as e:
             if not str(e).startswith(BACKENDS):
                 raise
-            # The launcher ends those that are left by SIGTERM, which shall not come before the message.
+            # As in `shielded`, for what is lost outside of the training loop.
             _set_sigterm(signal.SIG_IGN)
             if not self.first:
                 raise Settled(RankLost.exit_code) from None
             raise RankLost(f"a process of this run is gone; {describe()}") from None
+
+    @contextlib.contextmanager
+    def shielded(self) -> Iterator[None]:
+        """SIGTERM is ignored as soon as a rank is gone: the launcher sends it to those that are left, which
+        would end before `guarded` comes to say why.
+        """
+        try:
+            yield
+        except RuntimeError as e:
+            if self.size > 1 and str(e).startswith(BACKENDS):
+                _set_sigterm(signal.SIG_IGN)
+            raise
 
     def _say_lost(self, describe: Callable[[], str]) -> None:
         """As the command line would, of a process that cannot raise."""
