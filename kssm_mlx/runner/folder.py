@@ -11,6 +11,7 @@ from kssm_mlx import environment, files, models
 from kssm_mlx.checks.core.registry import Context, given
 from kssm_mlx.checks.pretrained.files import base_model_verdict
 from kssm_mlx.digest import root_digest, tensor_digest
+from kssm_mlx.errors import CheckpointError
 from kssm_mlx.files import writing
 from kssm_mlx.models.base import sizes_of
 from kssm_mlx.runs.arms import DERIVED
@@ -50,8 +51,18 @@ def write_description(
 
 
 def read_run_recipe(folder: Path) -> Recipe:
-    """The recipe that a run folder began with."""
-    return recipes.parse(drop_keys(read_recipe(folder), *DERIVED), where=str(folder / RECIPE))
+    """The recipe that a run folder began with.
+
+    Raises: CheckpointError for a file without the sections that every run writes: by the defaults another run
+        would go on in its place.
+    """
+    table = read_recipe(folder)
+    if absent := [name for name in ("data", "model", "train") if not table.get(name)]:
+        raise CheckpointError(
+            f"{folder / RECIPE} has no [{absent[0]}], so it is not what the run began with; restore it from a "
+            "copy of the run"
+        )
+    return recipes.parse(drop_keys(table, *DERIVED), where=str(folder / RECIPE))
 
 
 def read_base_digest(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from rich.console import Console
 import kssm_mlx
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import LEVELS
+from kssm_mlx.cli.run_choice import choose
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError
 from kssm_mlx.models.base import flatten, with_parameters
@@ -370,6 +371,14 @@ def test_what_is_no_run_is_not_loaded(tmp_path, copied):
     shutil.rmtree(copied / "checkpoints")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         kssm_mlx.load(copied)
+
+
+def test_a_recipe_without_its_sections_is_not_gone_on_with(copied):
+    """By the defaults, the text of another recipe would have been read."""
+    for text in ("{}", '{"data": {"source": "pydoc"}, "model": {"family": "kssm"}, "train": {}}'):
+        (copied / "recipe.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"recipe\.json has no \[\w+\], so it is not what the run"):
+            choose(str(copied), None, [], smoke=False, resume=True)
 
 
 def test_the_checkpoint_of_another_run_is_not_taken_for_its_own(copied, finished):
