@@ -59,8 +59,8 @@ def read_run_recipe(folder: Path) -> Recipe:
     table = read_recipe(folder)
     if absent := [name for name in ("data", "model", "train") if not table.get(name)]:
         raise CheckpointError(
-            f"{folder / RECIPE} has no [{absent[0]}], so it is not what the run began with; restore it from a "
-            "copy of the run"
+            f"{folder / RECIPE} has no [{absent[0]}], so it is not what the run began with; restore it from "
+            "a copy of the run"
         )
     return recipes.parse(drop_keys(table, *DERIVED), where=str(folder / RECIPE))
 

@@ -53,8 +53,7 @@ seeds = [0, 1]
 set = { "train.steps" = 4 }
 [arms.a]
 [arms.b]
-set = { "model.kappa" = 0.0 }
-set = { "train.learning_rate" = 2e-3 }
+set = { "train.learning_rate" = 1e-3 }
 [[claim]]
 arm = "a"
 against = "b"
