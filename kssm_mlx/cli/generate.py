@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kssm_mlx.errors import ConfigError, DataError, one_line
+from kssm_mlx.cli.live.text import STDIN, decode_utf8
+from kssm_mlx.errors import ConfigError, one_line
 
 LONGEST_TITLE = 40  # characters of a prompt
 
@@ -165,20 +166,13 @@ def read_prompts(prompts: list[str], file: Path | None = None) -> list[str]:
         raise ConfigError("standard input can be one prompt, and - is given twice; give the texts themselves")
     given = {prompt: prompt for prompt in prompts}
     if "-" in given:
-        given["-"] = _decode_prompt(typer.get_binary_stream("stdin").read(), "standard input")
+        given["-"] = decode_utf8(typer.get_binary_stream("stdin").read(), STDIN).removesuffix("\n")
     read = [given[prompt] for prompt in prompts]
     if file is None:
         return read
     if not file.is_file():
         raise ConfigError(f"no file {file}; --prompt-file takes a text file, - as a prompt standard input")
-    return [*read, _decode_prompt(file.read_bytes(), str(file))]
-
-
-def _decode_prompt(raw: bytes, name: str) -> str:
-    try:
-        return raw.decode().removesuffix("\n")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{name} is not UTF-8: {e.reason} at byte {e.start}; convert it") from None
+    return [*read, decode_utf8(file.read_bytes(), str(file)).removesuffix("\n")]
 
 
 def parse_hold(texts: list[str], carried: bool) -> Any:
