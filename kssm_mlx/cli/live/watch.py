@@ -133,6 +133,7 @@ def _overview(seen: Sequence[Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from kssm_mlx.runs.layout import distinct_names
     from kssm_mlx.terminal import printable
 
     header = ("run", "", "step", "loss", "below", "R", "U", "tok/s", "left", "seen", "!")
@@ -150,7 +151,7 @@ def _overview(seen: Sequence[Any]) -> Any:
             _format_age(glance.age),
             str(len(glance.warnings) or ""),
         )
-        for name, glance in zip(_names(seen), seen, strict=True)
+        for name, glance in zip(distinct_names([g.folder for g in seen]), seen, strict=True)
     ]
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     drawn = Table(*(header[i] for i in kept), box=None, padding=(0, 2, 0, 0))
@@ -159,14 +160,6 @@ def _overview(seen: Sequence[Any]) -> Any:
     for row in rows:
         drawn.add_row(*(Text(row[i], style=COLOURS.get(row[i], "")) for i in kept))
     return drawn
-
-
-def _names(seen: Sequence[Any]) -> list[str]:
-    """Names of folders; with the one above where two are the same, as seeds of several arms are."""
-    own = [glance.folder.resolve().name for glance in seen]
-    if len(set(own)) == len(own):
-        return own
-    return ["/".join(glance.folder.resolve().parts[-2:]) for glance in seen]
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
