@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kssm_mlx.errors import ConfigError, DataError
+from kssm_mlx.cli.live.text import STDIN, decode_utf8
+from kssm_mlx.errors import ConfigError, one_line
+
+LONGEST_TITLE = 40  # characters of a prompt
 
 
 def temperature_of(text: str) -> float | Literal["R"]:
@@ -40,7 +43,10 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Draw from tokens this likely relative to the best.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: recent tokens less likely.")] = 1.0,
     repetition_window: Annotated[int, typer.Option(help="How many tokens count as recent.")] = 64,
-    seed: Annotated[list[int], typer.Option(help="One, or one per prompt.")] = [0],  # noqa: B006  typer reads it, and nobody changes it
+    seed: Annotated[
+        list[int],
+        typer.Option(help="One, with which every prompt gets the same random numbers, or one per prompt."),
+    ] = [0],  # noqa: B006  typer reads it, and nobody changes it
     past_separator: Annotated[
         bool, typer.Option("--past-separator", help="Go on behind the end of a text.")
     ] = False,
@@ -93,7 +99,7 @@ def generate(
     from kssm_mlx.generation import follow, load_state, refuse_other_file, save_state, stack
     from kssm_mlx.generation import stream as run
     from kssm_mlx.generation.initial_state import is_initial_state
-    from kssm_mlx.generation.trace import list_observed, require_quantities
+    from kssm_mlx.generation.trace import list_observed, require_quantities, trace_rows
     from kssm_mlx.runner.load import load
 
     if state_out:
@@ -143,7 +149,11 @@ def generate(
     else:
         print_texts(completions)
     if trace:
-        _write_trace(trace, completions, trained.tokenizer, observed, Path(model).name, trace_units)
+        rows = [
+            list(trace_rows(completion, trained.tokenizer, row, names=observed, units=trace_units))
+            for row, completion in enumerate(completions)
+        ]
+        _write_trace(trace, rows, observed, _title_pictures(Path(model).name, prompts), intervention)
 
 
 def read_prompts(prompts: list[str], file: Path | None = None) -> list[str]:
@@ -156,20 +166,13 @@ def read_prompts(prompts: list[str], file: Path | None = None) -> list[str]:
         raise ConfigError("standard input can be one prompt, and - is given twice; give the texts themselves")
     given = {prompt: prompt for prompt in prompts}
     if "-" in given:
-        given["-"] = _decode_prompt(typer.get_binary_stream("stdin").read(), "standard input")
+        given["-"] = decode_utf8(typer.get_binary_stream("stdin").read(), STDIN).removesuffix("\n")
     read = [given[prompt] for prompt in prompts]
     if file is None:
         return read
     if not file.is_file():
         raise ConfigError(f"no file {file}; --prompt-file takes a text file, - as a prompt standard input")
-    return [*read, _decode_prompt(file.read_bytes(), str(file))]
-
-
-def _decode_prompt(raw: bytes, name: str) -> str:
-    try:
-        return raw.decode().removesuffix("\n")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{name} is not UTF-8: {e.reason} at byte {e.start}; convert it") from None
+    return [*read, decode_utf8(file.read_bytes(), str(file)).removesuffix("\n")]
 
 
 def parse_hold(texts: list[str], carried: bool) -> Any:
@@ -193,25 +196,36 @@ def _parse_trace_options(trace: Path | None, values: str) -> tuple[str, ...]:
         return ()
     from kssm_mlx.files import require_writable
 
+    if trace.suffix != ".jsonl":  # the pictures' own names end in .png
+        raise ConfigError(f"--trace takes FILE.jsonl, got {str(trace)!r}")
     require_writable(trace)
     return tuple(name.strip() for name in values.split(",") if name.strip())
 
 
+def _title_pictures(model: str, prompts: list[str]) -> list[str]:
+    """Of several texts each has its prompt in its title."""
+    if len(prompts) == 1:
+        return [model]
+    shown = [one_line(prompt, LONGEST_TITLE) for prompt in prompts]
+    return [f"{model}, " + (repr(text) if text else f"text {i}") for i, text in enumerate(shown, start=1)]
+
+
 def _write_trace(
-    path: Path, completions: list[Any], tokenizer: Any, names: tuple[str, ...], name: str, units: bool
+    path: Path, texts: list[list[dict[str, Any]]], names: tuple[str, ...], titles: list[str], hold: Any
 ) -> None:
-    """The rows of every text, and one picture of each beside them."""
+    """The rows of every text, and one picture of each beside them; says what it wrote."""
     import json
 
     from kssm_mlx import files
-    from kssm_mlx.generation.trace import trace_rows
     from kssm_mlx.reports.written import plot_written
 
-    texts = [
-        list(trace_rows(c, tokenizer, row, names=names, units=units)) for row, c in enumerate(completions)
-    ]
+    clamps = hold.clamps if hold else ()
+    held = {c.site: c.value for c in clamps if c.block is None and c.units is None}
     files.replace(path, "".join(json.dumps(row) + "\n" for rows in texts for row in rows))
-    for row, rows in enumerate(texts):
+    written = [path]
+    for row, (rows, title) in enumerate(zip(texts, titles, strict=True)):
         if rows:
             picture = path.with_name(f"{path.stem}{f'-{row + 1}' if row else ''}.png")
-            typer.echo(f"kssm: wrote {plot_written(rows, names, picture, name)}", err=True)
+            written.append(plot_written(rows, names, picture, title, held))
+    for file in written:
+        typer.echo(f"kssm: wrote {file}", err=True)

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.errors import CheckpointError, ConfigError, DataError
-from kssm_mlx.generation.state import GenerationState, load_state, read_note, save_state
+from kssm_mlx.generation.state import WORDS, GenerationState, Words, load_state, read_note, save_state
 from kssm_mlx.generation.text import Completion, Piece, follow, stream
 from kssm_mlx.models.base import Trained
 from kssm_mlx.parsing import parse_json
@@ -146,12 +146,12 @@ def save_conversation(path: str | Path, talk: Conversation, weights_digest: str)
     save_state(path, talk.state, weights_digest, note=note)
 
 
-def load_conversation(path: str | Path, weights_digest: str) -> Conversation:
+def load_conversation(path: str | Path, weights_digest: str, words: Words = WORDS) -> Conversation:
     """What `save_conversation` wrote, or a state that `kssm generate` wrote, whose turns are unknown.
 
     Raises: CheckpointError as `load_state`, and for a state of several texts.
     """
-    state = load_state(path, weights_digest)
+    state = load_state(path, weights_digest, words)
     if len(state) != 1:
         raise CheckpointError(f"{path} holds {len(state)} texts; a conversation goes on from one")
     note = read_note(path)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +29,16 @@ from kssm_mlx.weights.io.safetensors_header import read_safetensors
 
 FORMAT = "kssm-state-2"
 _OWN = {"pending": ("int32", 1), "keys": ("uint32", 2), "history": ("int32", 2)}  # dtype, dimensions
+
+
+class Words(NamedTuple):
+    """How a user of this command writes a state file, and how one begins without it: for errors."""
+
+    writer: str = "--state-out"
+    afresh: str = "without --state-in"
+
+
+WORDS = Words()
 
 
 @dataclass(frozen=True)
@@ -110,17 +120,19 @@ def refuse_other_file(path: str | Path) -> None:
             raise CheckpointError(f"{path} is there and is no state file; choose another name") from None
 
 
-def load_state(path: str | Path, weights_digest: str) -> GenerationState:
+def load_state(path: str | Path, weights_digest: str, words: Words = WORDS) -> GenerationState:
     """Read a state that was made with exactly these weights, as it was written.
+
+    words: of the command that asks, for what an error says to do.
 
     Raises: CheckpointError if there is no such file, or it is not a state, was changed, or is of
     other weights. `require_fit` compares a state with a model.
     """
-    tensors, metadata = _read_file(Path(path))
+    tensors, metadata = _read_file(Path(path), words)
     if metadata["weights"] != weights_digest:
         raise CheckpointError(
             f"{path} is a state of weights {metadata['weights'][:12]}, this model has {weights_digest[:12]}; "
-            "continue it with the checkpoint that wrote it, or start a new one without --state-in"
+            f"continue it with the checkpoint that wrote it, or start a new one {words.afresh}"
         )
     try:
         # A model of no layers has no cache, and tree_unflatten no empty tree.
@@ -130,9 +142,9 @@ def load_state(path: str | Path, weights_digest: str) -> GenerationState:
         pending, keys, history = (tensors[name] for name in _OWN)
         state = GenerationState(cache, pending, keys, history, metadata["tokenizer"], tails)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
-        raise _foreign_file(path, f"it is incomplete ({e})") from None
+        raise _foreign_file(path, f"it is incomplete ({e})", words) from None
     if wrong := _find_inconsistency(state, set(tensors)):
-        raise _foreign_file(path, wrong)
+        raise _foreign_file(path, wrong, words)
     return state
 
 
@@ -206,8 +218,10 @@ def digest_of_file(tensors: dict[str, mx.array], metadata: dict[str, str]) -> st
     return root_digest({**digests, "metadata": hashlib.sha256(said.encode()).hexdigest()})
 
 
-def _foreign_file(path: str | Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is not a readable state file: {why}; it was not written by --state-out")
+def _foreign_file(path: str | Path, why: str, words: Words) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a readable state file: {why}; it was not written by {words.writer}"
+    )
 
 
 def read_format(path: Path) -> str | None:
@@ -218,41 +232,43 @@ def read_format(path: Path) -> str | None:
         return None
 
 
-def read_file(path: Path, format: str, keys: Sequence[str]) -> tuple[dict[str, mx.array], dict[str, str]]:
+def read_file(
+    path: Path, format: str, keys: Sequence[str], words: Words = WORDS
+) -> tuple[dict[str, mx.array], dict[str, str]]:
     """All tensors and the metadata, which has these keys, of a file in this format.
 
     Raises: CheckpointError for no such file, another format, and a digest that is not that of its contents.
     """
     if not path.is_file():
-        raise CheckpointError(f"no state file {path}; --state-out writes one")
-    tensors, metadata = _load(path)
+        raise CheckpointError(f"no state file {path}; {words.writer} {path} writes one")
+    tensors, metadata = _load(path, words)
     if metadata.get("format") != format:
         raise CheckpointError(
             f"{path} has format {json.dumps(metadata.get('format'))}, expected {format!r}; "
-            "it was not written by kssm generate --state-out of this version"
+            f"it was not written by {words.writer} of this version"
         )
     absent = [key for key in keys if key not in metadata]
     if absent or metadata["digest"] != digest_of_file(tensors, metadata):
         raise CheckpointError(
-            f"{path} was changed after it was written, or is damaged; restore it, or start without --state-in"
+            f"{path} was changed after it was written, or is damaged; restore it, or start {words.afresh}"
         )
     return tensors, metadata
 
 
-def _read_file(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    return read_file(path, FORMAT, ("weights", "tokenizer", "tails", "digest"))
+def _read_file(path: Path, words: Words = WORDS) -> tuple[dict[str, mx.array], dict[str, str]]:
+    return read_file(path, FORMAT, ("weights", "tokenizer", "tails", "digest"), words)
 
 
-def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+def _load(path: Path, words: Words = WORDS) -> tuple[dict[str, mx.array], dict[str, str]]:
     """All tensors, evaluated (mx.load is lazy and reads the file again later), and the metadata."""
     try:
         _, findings = read_safetensors(path)
         if findings:
-            raise _foreign_file(path, findings[0].got)
+            raise _foreign_file(path, findings[0].got, words)
         tensors, metadata = cast(
             tuple[dict, dict], mx.load(str(path), format="safetensors", return_metadata=True)
         )
         mx.eval(tensors)
     except (RuntimeError, ValueError, OSError, TypeError) as e:
-        raise _foreign_file(path, (str(e).splitlines() or [type(e).__name__])[0]) from None
+        raise _foreign_file(path, (str(e).splitlines() or [type(e).__name__])[0], words) from None
     return tensors, metadata

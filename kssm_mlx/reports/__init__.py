@@ -28,24 +28,27 @@ def report(folder: str | Path) -> list[Path]:
 
 
 def compare(folders: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Put several runs into one picture and one table in the folder `out`; returns their paths."""
-    from kssm_mlx.reports.comparison import write_comparison
-    from kssm_mlx.reports.run import open_run
+    """Put several runs into one picture and one table in the folder `out`; returns their paths.
 
-    return write_comparison([open_run(folder) for folder in folders], Path(out))
+    Raises: as `open_runs`; CheckpointError if `out` cannot be written to.
+    """
+    from kssm_mlx.reports.comparison import write_comparison
+    from kssm_mlx.reports.run import open_runs
+
+    return write_comparison(open_runs(folders), Path(out))
 
 
 def write_html(folders: Sequence[str | Path], out: str | Path) -> Path:
     """report.html of one run or of several side by side, in the folder `out`; returns its path."""
-    from kssm_mlx.reports.run import open_run
+    from kssm_mlx.reports.run import open_runs
     from kssm_mlx.reports.run_page import write_run_page
 
-    return write_run_page([open_run(folder) for folder in folders], Path(out))
+    return write_run_page(open_runs(folders), Path(out))
 
 
 def state_claims(folders: Sequence[str | Path]) -> list[str]:
     """What the runs allow one to say of each other, each sentence with its evidence."""
     from kssm_mlx.reports import claims
-    from kssm_mlx.reports.run import open_run
+    from kssm_mlx.reports.run import open_runs
 
-    return claims.state_claims([open_run(folder) for folder in folders])
+    return claims.state_claims(open_runs(folders))

@@ -8,6 +8,7 @@ on both sides the seeds are compared, otherwise the windows of the text, which s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,24 +40,38 @@ class Found(NamedTuple):
 
 def state_claims(runs: list[Run]) -> list[str]:
     """One sentence per arm but the first; p is corrected for their number."""
-    left_out = [f"{run.name} is left out: {why}." for run in runs if (why := _explain_unusable(run))]
-    arms = _arms([run for run in runs if not _explain_unusable(run)])
+    noted = [f"{run.name} is left out: {why}." for run in runs if (why := _explain_unusable(run))]
+    usable = [run for run in runs if not _explain_unusable(run)]
+    if said := describe_scored(usable):
+        noted.append(f"{said[0].upper()}{said[1:]}.")
+    arms = _arms(usable)
     if not arms:
-        return [*left_out, "None of the runs has an evaluation: nothing can be said."]
+        return [*noted, "None of the runs has an evaluation: nothing can be said."]
     (first, base), *others = arms.items()
     if not others:
-        return [*left_out, f"{first} is one arm, of {_count(base)}: nothing to compare it with."]
+        return [*noted, f"{first} is one arm, of {_count(base)}: nothing to compare it with."]
     asked = {name: _compare(arm, base) for name, arm in others}
     found = {name: answer for name, answer in asked.items() if isinstance(answer, Found)}
     corrected = dict(
         zip(found, stats.correct_for_multiplicity([answer.comparison for answer in found.values()]))
     )
-    return left_out + [
+    return noted + [
         f"{name} against {first}, {found[name].unit}: {corrected[name]}. Evidence: {found[name].rests}."
         if name in found
         else f"{name} and {first}: nothing can be said; {answer}."
         for name, answer in asked.items()
     ]
+
+
+def describe_scored(runs: Sequence[Run]) -> str:
+    """How the held-out tokens of the last evaluations differ, in number or context; "" where they do not."""
+    scored = {}
+    for run in runs:
+        row = run.evaluations[-1] if run.evaluations else {}
+        if "tokens" in row:
+            context = row.get("context") or run.recipe.get("train", {}).get("context")
+            scored[f"{row['tokens']:,}" + (f" of context {context:,}" if context else "")] = None
+    return f"scored on different held-out tokens: {' against '.join(scored)}" if len(scored) > 1 else ""
 
 
 def _explain_unusable(run: Run) -> str:

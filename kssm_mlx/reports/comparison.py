@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from kssm_mlx import files
-from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.errors import CheckpointError
 from kssm_mlx.reports.card import format_measure, markdown_table
-from kssm_mlx.reports.claims import state_claims
+from kssm_mlx.reports.claims import describe_scored, state_claims
 from kssm_mlx.reports.run import Run
 from kssm_mlx.reports.style import MARKERS, MUTED, PALETTE, picture
 from kssm_mlx.runs.arms import group_by_arm
@@ -26,11 +26,8 @@ def write_comparison(runs: list[Run], folder: Path) -> list[Path]:
     Curves are in nats/token where all runs share data and tokenizer, else in bits/byte, which compares across
     tokenizers.
 
-    Raises: ConfigError for two runs of one name, CheckpointError for a folder that cannot be written.
+    Raises: CheckpointError for a folder that cannot be written.
     """
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two of the runs are called {max(names, key=names.count)!r}; rename one folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = plot_validation(runs, folder / "comparison.png")
@@ -56,7 +53,7 @@ def plot_validation(runs: list[Run], path: Path) -> Path:
         for i, arm in enumerate(arms):
             _draw_arm(ax, arm, column, i, label_of_arm(arm, varied))
         bigram = runs[0].ladder.get("bigram")
-        if _same_tokens(runs) and bigram:
+        if _same_tokens(runs) and not describe_scored(runs) and bigram:
             ax.axhline(bigram, color=MUTED, linewidth=0.9, linestyle="--", label=f"bigram {bigram:.3f}")
         ax.set(xlabel="step", ylabel=unit, title="validation")
         figure.legend(loc="outside lower left", ncols=1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kssm_mlx.errors import CheckpointError
-from kssm_mlx.runs.layout import MANIFEST, METRICS, PROBES, RECIPE, is_run
+from kssm_mlx.errors import CheckpointError, ConfigError
+from kssm_mlx.runs.layout import MANIFEST, METRICS, PROBES, RECIPE, distinct_names, is_run
 from kssm_mlx.runs.records import (
     read_checks,
     read_manifest,
@@ -26,20 +27,17 @@ RUNGS = ("uniform", "unigram", "bigram", "trigram")
 class Run:
     """One run folder. Only recipe.json and metrics.jsonl must be there; what else it lacks is empty.
 
-    rows: of metrics.jsonl; checks: stage -> verdicts; samples, probes: of their files.
+    name: of its folder; rows: of metrics.jsonl; checks: stage -> verdicts; samples, probes: of their files.
     """
 
     folder: Path
+    name: str
     recipe: dict[str, Any]
     manifest: dict[str, Any]
     rows: list[dict[str, Any]]
     checks: dict[str, list[dict[str, Any]]]
     samples: list[dict[str, Any]]
     probes: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return self.folder.resolve().name
 
     def series(self, kind: str, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one column of the rows of one kind, without the rows that have no number."""
@@ -85,8 +83,21 @@ class Run:
         return found[-1] if found else None
 
 
-def open_run(folder: str | Path) -> Run:
-    """Read a run folder.
+def open_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Read several run folders, whose names tell them apart.
+
+    Raises: as `open_run`; ConfigError for a folder that is given twice.
+    """
+    paths = [Path(folder) for folder in folders]
+    names = distinct_names(paths)
+    for path, name in zip(paths, names, strict=True):
+        if names.count(name) > 1:
+            raise ConfigError(f"{path} is given twice; a run is compared with others")
+    return [open_run(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def open_run(folder: str | Path, name: str = "") -> Run:
+    """Read a run folder. name: what reports call it, by default the name of the folder.
 
     Raises: CheckpointError if it is not one, or if a file in it cannot be read.
     """
@@ -99,6 +110,7 @@ def open_run(folder: str | Path) -> Run:
         raise CheckpointError(f"{folder} has no {METRICS} yet: the run stopped before its first step")
     return Run(
         folder=folder,
+        name=name or folder.resolve().name,
         recipe=read_recipe(folder),
         manifest=read_manifest(folder) if (folder / MANIFEST).is_file() else {},
         rows=read_metrics(folder),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from kssm_mlx.terminal import printable
 
 COLUMNS, MOST_LINES = 88, 40  # of characters, of a text that is drawn
 WIDTH = 9.0  # inches
+LINE, PANEL = 0.21, 2.1  # inches of height
+LEAST_SPAN = 0.01  # of an axis and of colours, or noise of float32 would look like signal
 ADVANCE = 0.602  # of a character of DejaVu Sans Mono, em
 LABELS = {
     "R": "order parameter R",
@@ -25,16 +28,27 @@ CYCLIC = ("psi", "theta")
 Rows = Sequence[dict[str, Any]]
 
 
-def plot_written(rows: Rows, names: Sequence[str], path: Path, heading: str) -> Path:
-    """The rows of a trace (generation/trace.py) of one text; the first of `names` colours it."""
+def plot_written(
+    rows: Rows,
+    names: Sequence[str],
+    path: Path,
+    heading: str,
+    held: Mapping[str, float] = MappingProxyType({}),
+) -> Path:
+    """The rows of a trace (generation/trace.py) of one text; the first of `names` colours it.
+
+    held: the quantities that were held, and at which value.
+    """
     values = np.array([_mean_of(row, names[0]) for row in rows])
     cells = list(lay_out([row["text"] for row in rows]))
     lines = max((line for _, line, _, _ in cells), default=0) + 1
-    with picture(path, (WIDTH, 1.0 + 0.21 * lines + 2.1 * len(names))) as figure:
-        axes = figure.subplots(1 + len(names), 1, height_ratios=[0.21 * lines, *[2.1] * len(names)])
+    with picture(path, (WIDTH, 1.0 + LINE * lines + PANEL * len(names))) as figure:
+        axes = figure.subplots(1 + len(names), 1, height_ratios=[LINE * lines, *[PANEL] * len(names)])
         _draw_text(figure, axes[0], cells, lines, values, names[0])
         for ax, name in zip(axes[1:], names, strict=True):
             _draw_course(ax, rows, name)
+            said = LABELS.get(name, name) + (f", held at {held[name]:g}" if name in held else "")
+            ax.set_title(said, weight="normal")
         axes[-1].set_xlabel("token")
         cut = f", its first {MOST_LINES} lines" if lines >= MOST_LINES else ""
         draw_heading(figure, f"{printable(heading)}: coloured by {names[0]}{cut}")
@@ -61,10 +75,10 @@ def _draw_text(figure: Any, ax: Any, cells: list, lines: int, values: np.ndarray
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
-    told = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
-    scale = Normalize(-np.pi, np.pi) if name in CYCLIC else Normalize(told.min(), told.max() + 1e-9)
-    shown = colormaps["twilight" if name in CYCLIC else "viridis"]
-    colours = ScalarMappable(scale, shown.with_extremes(bad="white"))  # a first token has no change
+    low, high = (-np.pi, np.pi) if name in CYCLIC else find_span(values)
+    # A first token has no change.
+    shown = colormaps["twilight" if name in CYCLIC else "viridis"].with_extremes(bad="white")
+    colours = ScalarMappable(Normalize(low, high), shown)
     fill = [colours.to_rgba(values[token]) for token, *_ in cells]
     boxes = [Rectangle((column, line), 1, 1) for _, line, column, _ in cells]
     ax.add_collection(PatchCollection(boxes, facecolors=fill, edgecolors=fill, linewidths=0.2))
@@ -75,11 +89,15 @@ def _draw_text(figure: Any, ax: Any, cells: list, lines: int, values: np.ndarray
         ax.text(column + 0.5, line + 0.55, character, color=ink, parse_math=False, **look)
     ax.set(xlim=(0, COLUMNS), ylim=(lines, 0))
     ax.axis("off")
-    figure.colorbar(colours, ax=ax, aspect=max(4, lines), pad=0.01).outline.set_visible(False)
+    ticks = [low, high] if lines < 3 else [low, (low + high) / 2, high]  # more have no room
+    bar = figure.colorbar(colours, ax=ax, aspect=max(4, lines), pad=0.01, ticks=ticks, format="%.3f")
+    bar.outline.set_visible(False)
 
 
 def _draw_course(ax: Any, rows: Rows, name: str) -> None:
     """Each block and their mean over tokens; an angle as points, because a line would draw its jumps."""
+    from matplotlib.ticker import MaxNLocator
+
     at, look = np.arange(len(rows)), "." if name in CYCLIC else "-"
     if name != "U":
         blocks = np.array([row[name]["blocks"] for row in rows], dtype=float).T
@@ -87,12 +105,24 @@ def _draw_course(ax: Any, rows: Rows, name: str) -> None:
             blocks = blocks[:0]  # it is the mean
         for number, (block, colour) in enumerate(zip(blocks, shades(len(blocks)), strict=True)):
             ax.plot(at, block, look, color=colour, linewidth=0.9, markersize=3, label=f"block {number}")
-    mean = [_mean_of(row, name) for row in rows]
+    mean = np.array([_mean_of(row, name) for row in rows])
     ax.plot(at, mean, look, color=PALETTE[1], linewidth=1.6, markersize=4, label="mean")
-    ax.set_title(LABELS.get(name, name), weight="normal")
-    ax.margins(x=0.01)
+    low, high = find_span(np.concatenate([line.get_ydata() for line in ax.lines]))
+    margin = 0.05 * (high - low)
+    # The same tokens in every panel, although the first has no change.
+    ax.set(xlim=(-0.5, len(rows) - 0.5), ylim=(low - margin, high + margin))
+    ax.ticklabel_format(axis="y", useOffset=False)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(ax.lines) > 1:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=MUTED)
+
+
+def find_span(values: np.ndarray) -> tuple[float, float]:
+    """The least and the largest of the finite values, `LEAST_SPAN` apart at least; around 0 without any."""
+    finite = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
+    low, high = float(finite.min()), float(finite.max())
+    missing = max(0.0, LEAST_SPAN - (high - low)) / 2
+    return low - missing, high + missing
 
 
 def _mean_of(row: dict[str, Any], name: str) -> float:

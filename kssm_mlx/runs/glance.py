@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeGuard
 
 from kssm_mlx.errors import KssmError
@@ -20,6 +21,7 @@ from kssm_mlx.runs.records import read_checks, read_recipe
 
 RUNGS = ("uniform", "unigram", "bigram", "trigram")
 DEEPEST = 4  # folders below the one named in which runs are looked for: an experiment has two
+LATEST = 50  # steps whose speed counts
 FRESH = 300  # seconds without a sign, after which a run of another machine counts as stopped
 Row = dict[str, Any]
 
@@ -31,7 +33,8 @@ class Glance:
     steps: how many it is to have, None while unknown. train, evaluation: the latest row of each kind, {}
     before the first. losses: of every training row so far, nats/token. warnings: failed checks, warnings and
     files that cannot be read. age: seconds since something was written. held: whether its process lives; of
-    another machine's, whether it gave a sign lately.
+    another machine's, whether it gave a sign lately. step_seconds: the median of the latest steps, None while
+    unknown.
     """
 
     folder: Path
@@ -45,6 +48,7 @@ class Glance:
     warnings: list[str]
     age: float
     held: bool
+    step_seconds: float | None
 
     @property
     def step(self) -> int:
@@ -61,11 +65,10 @@ class Glance:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the speed of the last step; None where it is not known."""
-        speed, tokens = self.train.get("tokens_per_second"), self.train.get("tokens")
-        if self.steps is None or not (_is_number(speed) and _is_number(tokens) and speed > 0):
+        """By the speed of the latest steps; None where it is not known."""
+        if self.steps is None or self.step_seconds is None:
             return None
-        return max(0, self.steps - self.step) * tokens / speed
+        return max(0, self.steps - self.step) * self.step_seconds
 
     @property
     def loss(self) -> float | None:
@@ -155,6 +158,7 @@ class Watched:
             warnings=[*said, *warnings],
             age=age,
             held=lock.is_held(self.folder) or (lock.is_elsewhere(self.folder) and age < FRESH),
+            step_seconds=_median_seconds(train[-LATEST:]),
         )
 
 
@@ -186,6 +190,13 @@ def _read_verdicts(folder: Path) -> tuple[dict[str, float], list[str]]:
     bad = [check for check in latest.values() if check["verdict"] in ("fail", "warn")]
     told = [f"{c['verdict']} {c['id']} {c['title']}: {c['got']}; expected {c['expected']}" for c in bad]
     return {rung: ladder[rung] for rung in RUNGS if _is_number(ladder.get(rung))}, told
+
+
+def _median_seconds(rows: list[Row]) -> float | None:
+    """Of a step: one that compiled, or waited for an evaluation or another process, does not count."""
+    measured = [(row.get("tokens"), row.get("tokens_per_second")) for row in rows]
+    seconds = [n / speed for n, speed in measured if _is_number(n) and _is_number(speed) and speed > 0]
+    return median(seconds) if seconds else None
 
 
 def _seconds_since_write(folder: Path) -> float:

@@ -11,6 +11,7 @@ inside a run never makes anything outside of it be read, moved or removed.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from kssm_mlx.errors import CheckpointError
@@ -26,6 +27,16 @@ _LONGEST_NAME = 64  # bytes of a pointer file that are looked at
 
 def is_run(path: Path) -> bool:
     return (path / RECIPE).is_file()
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, of as many parts each, that tell the folders apart: "linear/seed0"."""
+    parts = [folder.resolve().parts for folder in folders]
+    for n in range(1, max(map(len, parts), default=0) + 1):
+        names = [Path(*own[-n:]).as_posix() for own in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    return []
 
 
 def step_name(step: int) -> str:

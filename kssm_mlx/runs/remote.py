@@ -25,7 +25,12 @@ LARGE = (CHECKPOINTS, DATA, "plots")
 _HOST = re.compile(r"([A-Za-z0-9][\w.@-]*):(.*)", re.DOTALL)  # never an option: it begins with a letter
 _PLAIN = re.compile(r"[\w./~@%+=,][\w./~@%+=,-]*")  # older rsyncs hand the rest to a shell, which splits it
 UNREACHABLE = 255  # ssh's own exit code
-_ENTER = "set -e\ncd {} 2>/dev/null || {{ echo 'no such folder' >&2; exit 1; }}\n"
+ABSENT = 66  # exit code of a script whose folder is not there
+_ENTER = f"set -e\ncd {{}} 2>/dev/null || exit {ABSENT}\n"
+
+
+class NoFolder(CheckpointError):
+    """There is no such folder on that machine."""
 
 
 class Place(NamedTuple):
@@ -66,7 +71,7 @@ def shell(place: Place, script: str, about: Place | None = None) -> str:
     """What a POSIX shell script prints on the machine of `place`, in the folder of `place`.
 
     about: the place that an error names, `place` by default.
-    Raises: CheckpointError with what it said where its exit code is not 0.
+    Raises: NoFolder; CheckpointError with what it said where its exit code is not 0.
     """
     command = ["sh", "-s"] if not place.host else [*_find_program("ssh"), place.host, "sh -s"]
     return _run(command, str(about or place), _ENTER.format(quoted(place.path)) + script)
@@ -82,14 +87,19 @@ def quoted(path: str) -> str:
 def mirror(place: Place) -> Path:
     """The small files of every run in a place, copied into a folder of the user's cache.
 
-    Raises: as `copy`.
+    Raises: NoFolder; as `copy`.
     """
     name = hashlib.sha256(str(place).encode()).hexdigest()[:16]
     folder = private_folder() / "watched" / name / (Path(place.path).name or "runs")
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [f"--include={name}" for name in SMALL]
     left_out = [f"--exclude={name}/" for name in LARGE]
-    copy(place, Place("", str(folder)), ["--delete", *left_out, "--include=*/", *wanted, "--exclude=*"])
+    options = ["--delete", *left_out, "--include=*/", *wanted, "--exclude=*"]
+    try:
+        copy(place, Place("", str(folder)), options)
+    except CheckpointError:
+        shell(place, "")  # says in fewer words than rsync if the machine or the folder is not there
+        raise
     return folder
 
 
@@ -110,6 +120,8 @@ def _find_program(program: str) -> list[str]:
 
 def _run(command: list[str], what: str, given: str = "") -> str:
     done = subprocess.run(command, input=given, capture_output=True, text=True, errors="replace")
+    if done.returncode == ABSENT:
+        raise NoFolder(f"{what}: no such folder")
     if done.returncode:
         said = one_line(done.stderr or done.stdout, 300) or f"exit code {done.returncode}"
         hint = "; can you reach it with ssh?" if done.returncode == UNREACHABLE else ""

@@ -92,12 +92,39 @@ def test_seed_temperature_and_a_slash(runs):
         ("/temp warm", "neither a number nor R"),
         ("/temp -1", "temperature is -1"),
         ("/save x", "nothing was said yet"),
-        ("/load absent", "no state file absent"),
+        ("/load absent", "no state file absent; /save absent writes one"),
     ],
 )
 def test_a_command_that_cannot_be_ends_a_pipe_with_one_line(runs, line, says):
     done = chat("one", line) if line != "/save x" else chat(line)
     assert done.exit_code == 2 and says in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def of_other_weights(runs, tmp_path):
+    """A state file that other weights wrote."""
+    from kssm_mlx.generation import load_state, save_state
+    from tests.support.cli_fakes import DIGEST
+
+    assert chat("one", options=["--state", tmp_path / "talk"]).exit_code == 0
+    save_state(tmp_path / "talk", load_state(tmp_path / "talk", DIGEST), "0" * 64)
+    return tmp_path / "talk"
+
+
+def test_errors_speak_of_the_command_that_was_given(of_other_weights):
+    file = of_other_weights
+    assert f"start a new one without --state {file}" in chat("two", options=["--state", file]).stderr
+    assert "start a new one with /reset" in chat("one", f"/load {file}").stderr
+    file.write_bytes(file.read_bytes()[:-1] + b"\0\0")
+    said = chat("one", f"/load {file}").stderr
+    assert "--state" not in said and "/save" in said
+
+
+@pytest.mark.parametrize("given, place", [(b"abc\xff\n", 3), (b"one\n\xe4\n", 4), (b"one\\\n\xff", 5)])
+def test_input_that_is_no_text_is_named_by_its_byte(runs, given, place):
+    done = CliRunner().invoke(app, ["chat", "m", "--max-tokens", "2"], input=given)
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert f"standard input is not UTF-8: byte {place} is 0x" in done.stderr
 
 
 def test_what_was_said_before_an_error_is_kept(runs, tmp_path):

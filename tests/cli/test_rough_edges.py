@@ -93,7 +93,8 @@ def test_nothing_to_train_says_what_to_type(tmp_path):
         (["generate", str(OLD), "--state-out", "FILE", "--max-tokens", "1"], "is there and is no state file"),
         (["generate", str(OLD), "the ", "--max-tokens", "0"], "max_tokens"),
         (["generate", str(OLD), "the ", "--top-p", "7"], "top_p is 7.0"),
-        (["generate", str(OLD), "a\udc80b"], "surrogate"),
+        (["generate", str(OLD), "a\udc80b"], "the text is not UTF-8: character 1 is the byte 0x80"),
+        (["generate", str(OLD), "a\ud800b"], "half a surrogate pair at position 1"),
     ],
 )
 def test_one_line_and_2(arguments, says, tmp_path, monkeypatch):
@@ -162,7 +163,10 @@ def test_a_prompt_can_come_from_standard_input(given):
 
 @pytest.mark.parametrize(
     "prompts, given, says",
-    [(["-", "-"], b"the ", "- is given twice"), (["-"], b"\xff", "standard input is not UTF-8")],
+    [
+        (["-", "-"], b"the ", "- is given twice"),
+        (["-"], b"\xff", "standard input is not UTF-8: byte 0 is 0xff"),
+    ],
 )
 def test_standard_input_that_is_no_prompt_is_refused(prompts, given, says):
     done = CliRunner().invoke(app, ["generate", str(OLD), *prompts], input=given)

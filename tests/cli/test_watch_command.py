@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -136,8 +137,8 @@ def test_a_look_that_fails_keeps_what_was_seen(tmp_path):
         raise CheckpointError("studio: no route")
 
     run = Watched(write_run(tmp_path / "a")).look()
-    assert look_again(away, [run]) == ([run], "studio: no route")
-    assert look_again(lambda: [], [run]) == ([], "")
+    assert look_again(away, [run]) == ([run], "not newer: studio: no route")
+    assert look_again(lambda: ([], ""), [run]) == ([], "")
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -154,8 +155,9 @@ def test_runs_elsewhere_are_fetched_without_their_weights(tmp_path, monkeypatch)
     assert "a  done  step 60/60" in kssm("watch", "studio:runs/a", "--once").stdout
     fetched = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
     assert fetched == {"recipe.json", "metrics.jsonl", "samples.jsonl", "checks.json"}
-    assert "cannot copy studio:absent" in refused(kssm("watch", "studio:absent", "--once"))
-    assert "can you reach it with ssh?" in refused(kssm("watch", "mars:runs", "--once"))
+    assert refused(kssm("watch", "studio:absent", "--once")) == "kssm: studio:absent: no such folder\n"
+    unreachable = "kssm: mars:runs: ssh: could not resolve mars; can you reach it with ssh?\n"
+    assert refused(kssm("watch", "mars:runs", "--once")) == unreachable
 
 
 def test_a_run_of_another_machine_goes_as_long_as_it_gives_signs(tmp_path):
@@ -180,27 +182,53 @@ def test_a_run_that_was_killed_is_stopped_and_its_last_line_waits(tmp_path):
     assert (glance.status, glance.step, glance.warnings) == ("stopped", 60, [])
 
 
-def test_the_live_view_draws_again_and_ends_with_ctrl_c(tmp_path):
-    import pty
+def test_the_time_left_is_by_the_median_of_the_latest_steps(tmp_path):
+    run = write_run(tmp_path / "a", steps=60)
+    (run / "recipe.json").write_text('{"train": {"steps": 100}}')
+    speeds = [1.0] * 50 + [100.0] * 49 + [0.5]  # the first ones are long ago, the last one waited
+    row = {"kind": "train", "step": 90, "loss": 2.0, "tokens": 100}
+    add(run, *({**row, "tokens_per_second": speed} for speed in speeds))
+    assert Watched(run).look().seconds_left == pytest.approx(10 * 1.0)
 
-    run = write_run(tmp_path / "a")
+
+def watched_live(place, until, then):
+    """What `kssm watch` writes on a terminal: until it says something, `then`, until it says the next."""
     main, side = pty.openpty()
-    command = [sys.executable, "-m", "kssm_mlx", "watch", str(run), "--every", "0.2"]
-    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT), "COLUMNS": "80", "LINES": "30"}
+    command = [sys.executable, "-m", "kssm_mlx", "watch", str(place), "--every", "0.2"]
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT), "COLUMNS": "300", "LINES": "30"}
     process = subprocess.Popen(command, env=environment, stdin=side, stdout=side, stderr=side)
     os.close(side)
-    said, until = b"", time.monotonic() + 60
-    while b"60/60" not in said and time.monotonic() < until:
-        said += os.read(main, 65536)
-    add(run, {"kind": "train", "step": 61, "loss": 2.0})
-    while b"61/60" not in said and time.monotonic() < until:
-        said += os.read(main, 65536)
-    process.send_signal(signal.SIGINT)
+    said = b""
     try:
+        for words, act in zip(until, (then, lambda: process.send_signal(signal.SIGINT)), strict=True):
+            while words not in said and (part := os.read(main, 65536)):
+                said += part
+            act()
         while part := os.read(main, 65536):
             said += part
     except OSError:  # how Linux says that the other side has closed
         pass
     os.close(main)
-    assert process.wait() == 130 and b"61/60" in said and b"Traceback" not in said
+    return process.wait(), said
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("host", ["", "studio:"])
+def test_the_live_view_waits_for_a_run(tmp_path, monkeypatch, there, host):
+    homes = fake_remote.install(tmp_path / "fake", monkeypatch, "studio")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = homes / "studio" / "runs" if host else tmp_path / "runs"
+    if there:
+        folder.mkdir()
+    place = f"{host}runs" if host else folder
+    waits = f"waiting for a run in {place}".encode()
+    code, said = watched_live(place, [waits, b"60/60"], lambda: write_run(folder / "a"))
+    assert code == 130 and waits in said and b"step 60/60" in said and b"Traceback" not in said
+
+
+def test_the_live_view_draws_again_and_ends_with_ctrl_c(tmp_path):
+    run = write_run(tmp_path / "a")
+    more = {"kind": "train", "step": 61, "loss": 2.0}
+    code, said = watched_live(run, [b"60/60", b"61/60"], lambda: add(run, more))
+    assert code == 130 and b"61/60" in said and b"Traceback" not in said
     assert re.search(rb"kssm: interrupted\r\n$", said)

@@ -88,7 +88,7 @@ def test_what_is_not_a_state_is_refused(model, tmp_path):
     with pytest.raises(CheckpointError, match="not a readable state file"):
         load_state(tmp_path / "junk", WEIGHTS)
     mx.save_safetensors(str(tmp_path / "weights.safetensors"), {"w": mx.ones(3)}, {"format": "mlx"})
-    with pytest.raises(CheckpointError, match="not written by kssm generate"):
+    with pytest.raises(CheckpointError, match="not written by --state-out of this"):
         load_state(tmp_path / "weights.safetensors", WEIGHTS)
 
 

@@ -77,6 +77,28 @@ def test_the_comparison_says_it_too_and_keeps_other_tokens_apart(tmp_path):
     assert "- bpe against bytes, bits/byte: " in text and "other tokens" in text and "4.5000" not in text
 
 
+def rewritten(folder, context, tokens):
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["train"]["context"] = context
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows[-1]["tokens"] = tokens
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_other_held_out_tokens_are_said_and_once(tmp_path):
+    long = rewritten(run(tmp_path / "long", 1.5), 128, 8192)
+    others = [rewritten(run(tmp_path / f"{i}", 1.6, kappa=float(i)), 32, 256) for i in (2, 3)]
+    said, *claims = state_claims([long, *others])
+    assert said == "Scored on different held-out tokens: 8,192 of context 128 against 256 of context 32."
+    assert len(claims) == 2
+    fewer = rewritten(run(tmp_path / "fewer", 1.5, kappa=0.0), 128, 4096)
+    assert "8,192 of context 128 against 4,096 of context 128" in state_claims([long, fewer])[0]
+    assert f"- {said}\n" in compare([long, *others], tmp_path / "both")[1].read_text()
+    assert len(state_claims(others)) == 1
+
+
 def test_without_an_evaluation_nothing_can_be_said(tmp_path):
     runs = [run(tmp_path / "a", 1.5), run(tmp_path / "b", 1.5, kappa=0.0)]
     for folder in runs:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from kssm_mlx.errors import CheckpointError, ConfigError
-from kssm_mlx.reports import compare, comparison, report
+from kssm_mlx.reports import compare, comparison, report, state_claims
 from kssm_mlx.reports.card import against_expected, of_task, result_rows
 from kssm_mlx.reports.plots import plot_loss
 from kssm_mlx.reports.run import open_run
@@ -120,8 +120,18 @@ def test_comparison_names_what_differs(tmp_path):
     text = table.read_text()
     assert "model.kappa 1.0" in text and "model.kappa 0.0" in text and "data.source" not in text
     assert f"{validation(60):.4f} ± 0.0100" in text and f"{validation(60, 0):.4f} ± 0.0100" in text
-    with pytest.raises(ConfigError, match="two of the runs are called 'a'"):
-        compare([a, a], tmp_path / "both")
+    (tmp_path / "again").symlink_to(a)
+    for same in (a, tmp_path / "b" / ".." / "a", tmp_path / "again"):
+        with pytest.raises(ConfigError, match="is given twice"):
+            compare([b, a, same], tmp_path / "both")
+
+
+def test_runs_of_one_name_are_called_by_more_of_their_paths(tmp_path):
+    runs = [write_run(tmp_path / arm / "seed0", kappa=kappa) for arm, kappa in (("on", 1.0), ("off", 0.0))]
+    text = compare(runs, tmp_path / "both")[1].read_text()
+    assert "| on/seed0 |" in text and "| off/seed0 |" in text
+    assert state_claims(runs)[0].startswith("off/seed0 against on/seed0, ")
+    assert "| seed0 |" in compare([runs[0], write_run(tmp_path / "c")], tmp_path / "both")[1].read_text()
 
 
 def test_a_picture_is_whole_or_absent(tmp_path, monkeypatch):
@@ -182,6 +192,19 @@ def test_arms_are_bands_with_markers_of_their_own(tmp_path, monkeypatch):
     )
     assert len(ax.collections) == 2 and ax.get_legend() is None and len(legend.get_texts()) == 3
     assert "kappa 1.0 (3 seeds)" in legend.get_texts()[0].get_text()
+
+
+@pytest.mark.parametrize("setting, lines", [({}, 1), ({"context": 128}, 0), ({"tokens": 8192}, 0)])
+def test_counting_on_other_tokens_is_no_line_of_all(tmp_path, monkeypatch, setting, lines):
+    drawn = []
+    monkeypatch.setattr(comparison, "picture", lambda path, size: _figure(drawn))
+    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", kappa=0.0)]
+    for folder, more in zip(folders, ({}, setting), strict=True):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = [row | {"tokens": 256, "context": 32} | more for row in rows]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comparison.plot_validation([open_run(folder) for folder in folders], tmp_path / "x.png")
+    assert sum(line.get_label().startswith("bigram") for line in drawn[0].axes[0].lines) == lines
 
 
 @contextmanager

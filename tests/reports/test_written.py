@@ -1,9 +1,29 @@
 """The picture of a text that was traced."""
 
+from contextlib import contextmanager
+
 import matplotlib.image
+import numpy as np
 import pytest
 
-from kssm_mlx.reports.written import COLUMNS, MOST_LINES, lay_out, plot_written
+from kssm_mlx.reports import written
+from kssm_mlx.reports.written import COLUMNS, LEAST_SPAN, MOST_LINES, find_span, lay_out, plot_written
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were drawn."""
+    drawn = []
+
+    @contextmanager
+    def kept(*arguments):
+        with picture(*arguments) as figure:
+            yield figure
+        drawn.append(figure)
+
+    picture = written.picture
+    monkeypatch.setattr(written, "picture", kept)
+    return drawn
 
 
 def rows(pieces):
@@ -37,3 +57,30 @@ def test_the_picture_is_drawn_also_of_odd_texts(tmp_path, names):
 def test_equal_values_and_a_text_of_nothing_have_a_picture(tmp_path):
     for name in ("R", "omega"):
         assert plot_written(rows([""]), (name,), tmp_path / "t.png", "run").is_file()
+
+
+def test_noise_of_what_is_held_is_not_drawn_as_signal(tmp_path, figures):
+    held = [row | {"R": {"mean": 0.5 + 3e-9 * i, "blocks": [0.5]}} for i, row in enumerate(rows(["a"] * 9))]
+    plot_written(held, ("R", "U"), tmp_path / "t.png", "run", {"R": 0.5})
+    text, R, U, bar = figures[0].axes
+    assert R.get_title(loc="left").endswith("R, held at 0.5") and "held" not in U.get_title(loc="left")
+    colours = text.collections[0].get_facecolor()
+    assert np.ptp(colours, axis=0).max() < 0.01
+    for ax in (R, U, bar):
+        assert np.ptp(ax.get_ylim()) >= 0.999 * LEAST_SPAN and not ax.yaxis.get_offset_text().get_text()
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["0.495", "0.505"]
+
+
+def test_what_moves_keeps_its_span():
+    assert find_span(np.array([np.nan, 0.2, 0.9])) == (0.2, 0.9)
+    assert find_span(np.array([0.5])) == pytest.approx((0.495, 0.505))
+    assert find_span(np.array([np.nan])) == pytest.approx((-0.005, 0.005))
+
+
+@pytest.mark.parametrize("pieces, ticks", [(["a"] * 3, 2), (["a\n"] * 30, 3)])
+def test_panels_have_the_same_whole_tokens_and_the_colours_few_ticks(tmp_path, figures, pieces, ticks):
+    plot_written(rows(pieces), ("omega", "R", "psi"), tmp_path / "t.png", "run")
+    _, *panels, bar = figures[0].axes
+    assert {ax.get_xlim() for ax in panels} == {(-0.5, len(pieces) - 0.5)}
+    assert all(tick == round(tick) for ax in panels for tick in ax.get_xticks())
+    assert len(bar.get_yticks()) == ticks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kssm_mlx.errors import CheckpointError
@@ -66,6 +68,21 @@ def test_the_best_is_picked_and_a_lost_best_is_not(run):
     assert layout.pick_checkpoint(run).name == "step_00000002"
     checkpoint.write_pointer(folder, layout.BEST, folder / "step_00000009")
     assert layout.pick_checkpoint(run).name == "step_00000003"
+
+
+@pytest.mark.parametrize(
+    "folders, names",
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a/s", "b/s", "c"], ["a/s", "b/s", "x/c"]),
+        (["1/a/s", "2/a/s"], ["1/a/s", "2/a/s"]),
+        (["a", "b/../a"], ["a", "a"]),
+        ([], []),
+    ],
+)
+def test_names_are_as_long_as_tells_them_apart(tmp_path, folders, names):
+    assert layout.distinct_names([tmp_path / "x" / folder for folder in folders]) == names
+    assert layout.distinct_names([Path("/s"), Path("/a/s")]) == ["/s", "a/s"]
 
 
 def test_a_run_is_found_from_its_checkpoints_and_from_nowhere_else(run, tmp_path):

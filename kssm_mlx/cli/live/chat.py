@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kssm_mlx.cli.live.text import STDIN, decode_utf8
 from kssm_mlx.errors import ConfigError, KssmError, nearest
 from kssm_mlx.terminal import printable
 
@@ -66,7 +67,7 @@ def chat(
         trained, make_template(trained), {**settings, "max_tokens": max_tokens, "stop": tuple(stop or ())}
     )
     if state and state.exists():
-        session.load(str(state))
+        session.load(str(state), "--state", f"without --state {state}")
     try:
         talk(session, interactive=sys.stdin.isatty())
     finally:
@@ -132,10 +133,12 @@ class Session:
         refuse_other_file(file)
         save_conversation(file, self.talk, self.trained.digest)
 
-    def load(self, path: str) -> None:
+    def load(self, path: str, writer: str = "/save", afresh: str = "with /reset") -> None:
+        """writer, afresh: what an error names as writing such a file, and as beginning without it."""
         from kssm_mlx.generation.chat import load_conversation
+        from kssm_mlx.generation.state import Words
 
-        self.talk = load_conversation(Path(path).expanduser(), self.trained.digest)
+        self.talk = load_conversation(Path(path).expanduser(), self.trained.digest, Words(writer, afresh))
 
     def seed(self, text: str) -> None:
         if not text.isdecimal():
@@ -163,7 +166,7 @@ class Session:
 
 def talk(session: Session, *, interactive: bool) -> None:
     """Turns until the input ends; on a terminal an error is told and the talk goes on."""
-    read = _read_typed_lines() if interactive else _read_piped_line
+    read = _read_typed_lines() if interactive else _make_piped_reader()
     with suppress(Quit):
         for text in turns(read):
             try:
@@ -210,10 +213,23 @@ def _join_lines(lines: list[str]) -> str:
     return text.replace("\\\n", "\n").removesuffix("\\")
 
 
-def _read_piped_line(prompt: str) -> str:
-    if line := sys.stdin.readline():
-        return line.removesuffix("\n")
-    raise EOFError
+def _make_piped_reader() -> Read:
+    """Lines of standard input, each without its line break.
+
+    Raises: DataError for bytes that are not UTF-8, with their place in the whole input.
+    """
+    stream, done = typer.get_binary_stream("stdin"), 0
+
+    def read(prompt: str) -> str:
+        nonlocal done
+        line = stream.readline()
+        if not line:
+            raise EOFError
+        text = decode_utf8(line, STDIN, done)
+        done += len(line)
+        return text.replace("\r\n", "\n").removesuffix("\n")
+
+    return read
 
 
 def _read_typed_lines() -> Read:

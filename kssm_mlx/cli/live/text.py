@@ -1,4 +1,4 @@
-"""Texts as they come, for people and as JSON lines."""
+"""Texts as they come: in, as bytes, and out, for people and as JSON lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ import typer
 
 from kssm_mlx.terminal import printable
 
+STDIN = "standard input"
 FIELDS = ("prompt", "text", "ids", "logprobs", "finished")
+
+
+def decode_utf8(raw: bytes, name: str, at: int = 0) -> str:
+    """The text of these bytes. name, at: for an error, where they come from and how many came before them.
+
+    Raises: DataError, which names the byte, for what is not UTF-8.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as e:
+        from kssm_mlx.data.corpora.text_files import not_utf8
+
+        raise not_utf8(name, at + e.start, raw[e.start], e.reason) from None
 
 
 class Show:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from kssm_mlx.errors import ConfigError, KssmError
 BARS = "▁▂▃▄▅▆▇█"
 NEAR, FAR = 2.0, 10.0  # seconds between two looks, here and over a network
 SAMPLE, WARNINGS, DETAILED = 400, 6, 2  # characters, lines, runs that are shown in full
+Seen = tuple[list[Any], str]  # runs at one moment, and a line above them
 COLOURS = {"running": "green", "begins": "cyan", "done": "bold", "stopped": "yellow"}
 
 
@@ -31,8 +33,8 @@ def watch(
 ) -> None:
     """Watch one or many runs, here or through ssh; Ctrl-C ends it, and the runs go on.
 
-    Only files are read: a run may be killed or resumed meanwhile. One or two runs are shown in full, more of
-    them in a line each. HOST:PATH is fetched with rsync (recipes, metrics, samples and checks).
+    Only files are read: a run may be begun, killed or resumed meanwhile. One or two runs are shown in full,
+    more of them in a line each. HOST:PATH is fetched with rsync (recipes, metrics, samples and checks).
     """
     from kssm_mlx.runs.glance import Watched
     from kssm_mlx.runs.remote import parse_place
@@ -40,59 +42,70 @@ def watch(
     places = [parse_place(run) for run in runs]
     known: dict[Path, Any] = {}
 
-    def look() -> list[Any]:
-        folders = [folder for place in places for folder in _fetch(place)]
-        return [known.setdefault(folder, Watched(folder)).look() for folder in folders]
+    def look(wait: bool) -> Seen:
+        found = {place: _find_runs(place, wait) for place in places}
+        absent = ", ".join(str(place) for place in places if not found[place])
+        glances = [known.setdefault(run, Watched(run)).look() for place in places for run in found[place]]
+        return glances, f"waiting for a run in {absent}" if absent else ""
 
     pause = every or (FAR if any(place.host for place in places) else NEAR)
     _show_until_interrupted(look, once, pause)
 
 
-def _fetch(place: Any) -> list[Path]:
-    """The run folders of a place, as they are on this machine. Raises: ConfigError where there is none."""
-    from kssm_mlx.runs.glance import find_runs
-    from kssm_mlx.runs.remote import mirror
+def _find_runs(place: Any, wait: bool) -> list[Path]:
+    """The run folders of a place, as they are on this machine.
 
-    folder = mirror(place) if place.host else Path(place.path)
-    found = find_runs(folder)
-    if not found:
+    wait: one without a run, or that is not there, has none yet.
+    Raises: ConfigError, NoFolder for such a place otherwise; CheckpointError for one that cannot be reached.
+    """
+    from kssm_mlx.runs.glance import find_runs
+    from kssm_mlx.runs.remote import NoFolder, mirror
+
+    try:
+        found = find_runs(mirror(place) if place.host else Path(place.path))
+    except NoFolder:
+        if not wait:
+            raise
+        found = []
+    if not found and not wait:
         raise ConfigError(f"no run in {place}; a run is a folder with a recipe.json, which kssm train makes")
     return found
 
 
-def _show_until_interrupted(look: Any, once: bool, pause: float) -> None:
+def _show_until_interrupted(look: Callable[[bool], Seen], once: bool, pause: float) -> None:
     from rich.live import Live
 
     from kssm_mlx.cli.tables import console, show
 
-    screen, seen = console(), look()
+    screen = console()
     if once or not screen.is_terminal:
-        show(screen, frame(seen, screen.width))
+        show(screen, frame(look(False)[0], screen.width))
         return
-    with Live(frame(seen, screen.width), console=screen, screen=True, auto_refresh=False) as live:
+    seen, note = look(True)
+    with Live(frame(seen, screen.width, note), console=screen, screen=True, auto_refresh=False) as live:
         while True:
             live.refresh()
             time.sleep(pause)
-            seen, trouble = look_again(look, seen)
-            live.update(frame(seen, screen.width, trouble))
+            seen, note = look_again(partial(look, True), seen)
+            live.update(frame(seen, screen.width, note))
 
 
-def look_again(look: Callable[[], list[Any]], before: list[Any]) -> tuple[list[Any], str]:
+def look_again(look: Callable[[], Seen], before: list[Any]) -> Seen:
     """How things stand; what was seen before, and why, where a network or a folder is away for a while."""
     try:
-        return look(), ""
+        return look()
     except (KssmError, OSError) as e:
-        return before, str(e)
+        return before, f"not newer: {e}"
 
 
-def frame(seen: Sequence[Any], width: int, trouble: str = "") -> Any:
-    """Everything as it stands, for a screen of so many columns. trouble: why it is not newer."""
+def frame(seen: Sequence[Any], width: int, note: str = "") -> Any:
+    """Everything as it stands, for a screen of so many columns. note: what is awaited, or why it is old."""
     from rich.console import Group
     from rich.text import Text
 
     from kssm_mlx.terminal import printable
 
-    told = [Text(f"not newer: {printable(trouble)}", style="yellow")] if trouble else []
+    told = [Text(printable(note), style="yellow")] if note else []
     if len(seen) <= DETAILED:
         return Group(*told, *(part for glance in seen for part in describe(glance, width)))
     return Group(*told, _overview(seen))
@@ -133,6 +146,7 @@ def _overview(seen: Sequence[Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from kssm_mlx.runs.layout import distinct_names
     from kssm_mlx.terminal import printable
 
     header = ("run", "", "step", "loss", "below", "R", "U", "tok/s", "left", "seen", "!")
@@ -150,7 +164,7 @@ def _overview(seen: Sequence[Any]) -> Any:
             _format_age(glance.age),
             str(len(glance.warnings) or ""),
         )
-        for name, glance in zip(_names(seen), seen, strict=True)
+        for name, glance in zip(distinct_names([g.folder for g in seen]), seen, strict=True)
     ]
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     drawn = Table(*(header[i] for i in kept), box=None, padding=(0, 2, 0, 0))
@@ -159,14 +173,6 @@ def _overview(seen: Sequence[Any]) -> Any:
     for row in rows:
         drawn.add_row(*(Text(row[i], style=COLOURS.get(row[i], "")) for i in kept))
     return drawn
-
-
-def _names(seen: Sequence[Any]) -> list[str]:
-    """Names of folders; with the one above where two are the same, as seeds of several arms are."""
-    own = [glance.folder.resolve().name for glance in seen]
-    if len(set(own)) == len(own):
-        return own
-    return ["/".join(glance.folder.resolve().parts[-2:]) for glance in seen]
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -39,8 +39,8 @@ def read_text(path: Path) -> str:
         raise not_utf8(path, e.start, raw[e.start], e.reason) from None
 
 
-def not_utf8(path: Path, place: int, byte: int, reason: str) -> DataError:
-    """One byte of a file that is no text."""
+def not_utf8(path: Path | str, place: int, byte: int, reason: str) -> DataError:
+    """One byte of a file, or of another source of this name, that is no text."""
     return DataError(
         f"{path} is not UTF-8: byte {place} is 0x{byte:02x} ({reason}); "
         "convert it first, for example with iconv -f LATIN1 -t UTF-8"

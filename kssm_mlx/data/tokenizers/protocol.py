@@ -141,6 +141,10 @@ def encode_utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as e:
+        byte = ord(text[e.start]) - 0xDC00
+        # How Python keeps a byte of an argument or a typed line that is no character.
+        if 0x80 <= byte <= 0xFF:
+            raise DataError(f"the text is not UTF-8: character {e.start} is the byte 0x{byte:02x}") from None
         raise DataError(
             f"the text has half a surrogate pair at position {e.start}; expected text that UTF-8 can write"
         ) from None
