@@ -108,12 +108,15 @@ def require_equal(design: Design, recipes_by_arm: Mapping[str, Recipe]) -> None:
 
 
 def require_different(variants: Sequence[Variant], recipes_by_arm: Mapping[str, Recipe]) -> None:
-    """Raises: ConfigError naming two arms of the same settings, whose difference would be one of chance."""
+    """Raises: ConfigError naming two arms of the same settings, whose difference would be one of chance.
+
+    recipes_by_arm: what the arms train; without them the settings are compared as they are written.
+    """
     seen: list[tuple[str, Any]] = []
     for variant in variants:
         recipe = recipes_by_arm.get(variant.name)
-        said = recipe.model_dump(exclude={"about", "smoke"}) if recipe else variant.settings
-        made_of = (variant.recipe if recipe is None else "", said, variant.match, variant.options)
+        trained = recipe.model_dump(exclude={"about"}) if recipe else (variant.recipe, variant.settings)
+        made_of = (trained, variant.match, variant.options)
         if same := next((name for name, other in seen if other == made_of), None):
             raise ConfigError(
                 f"arms {same!r} and {variant.name!r} have the same settings; change one of them"

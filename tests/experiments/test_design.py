@@ -76,6 +76,8 @@ def test_arms_of_the_same_settings_are_refused():
     said = "arms 'a' and 'b' have the same settings; change one of them"
     assert said in refused(arms=same, claim=[])
     assert said in refused(arms={"a": {}, "b": {}}, claim=[])
+    with pytest.raises(ConfigError, match=said):
+        require_runnable(parse_design(table(arms={"a": {}, "b": {}}, claim=[])), smoke=True)
 
 
 def test_arms_that_differ_in_what_should_be_equal_are_refused():

@@ -18,7 +18,7 @@ from kssm_mlx.cli.run_choice import choose
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import CheckFailed, CheckpointError, ConfigError, DataError
 from kssm_mlx.models.base import flatten, with_parameters
-from kssm_mlx.training.recipe import Recipe, parse
+from kssm_mlx.training.recipe import Recipe, override, parse
 from tests.support.compiling import uncompiled
 from tests.support.small_runs import sentences
 
@@ -360,6 +360,13 @@ def test_a_damaged_checkpoint_is_not_loaded(copied):
     weights.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"step_00000012 is damaged: model\.safetensors has sha256"):
         kssm_mlx.load(copied)
+
+
+@pytest.mark.parametrize("warmup, said", [(2, False), (3, True)])
+def test_a_warmup_of_most_of_the_run_is_said(warmup, said, tmp_path):
+    recipe = override(small_recipe(tmp_path), {"train.steps": 4, "train.warmup": warmup})
+    _, seen = train(tmp_path / "run", recipe, verify=False)
+    assert (f"the learning rate rises for {warmup} of 4 steps (train.warmup)" in seen) is said
 
 
 def test_what_is_no_run_is_not_loaded(tmp_path, copied):

@@ -12,7 +12,8 @@ from kssm_mlx.ops.maps.ball import MAP
 from kssm_mlx.ops.proof import IN_PARTS, SIZES, Case, normal
 
 # Seven numbers of a token are read at once forwards and thirteen backwards, beside what is computed of them:
-# longer chunks do not fit in 32 registers (forwards 8 took .9 of the time of 4 or 16, backwards 3 that of 4).
+# longer chunks do not fit in 32 registers (by hand, AVX-512: forwards 8 took .9 of the time of 4 or 16,
+# backwards 3 that of 4).
 CHUNK, CHUNK_BACK = 8, 3
 
 FORWARD = Kernel(

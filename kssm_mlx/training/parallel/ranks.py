@@ -207,7 +207,7 @@ class Ranks:
             return
         say = partial(self._say_lost, describe)
         try:
-            with ended_by_sigterm(self.waits, say):
+            with ended_by_sigterm(self.waits, say), self.shielded():
                 yield
         except (CheckFailed, Interrupted) as e:
             if self.first:
@@ -216,8 +216,6 @@ class Ranks:
         except RuntimeError as e:
             if not str(e).startswith(BACKENDS):
                 raise
-            # As in `shielded`, for what is lost outside of the training loop.
-            _set_sigterm(signal.SIG_IGN)
             if not self.first:
                 raise Settled(RankLost.exit_code) from None
             raise RankLost(f"a process of this run is gone; {describe()}") from None

@@ -1,5 +1,6 @@
 """Several processes train one run: the same as one process, through MLX's ring on this machine."""
 
+import signal
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from kssm_mlx.errors import CheckFailed, ConfigError, DataError, KssmError
 from kssm_mlx.training.parallel import ranks
-from kssm_mlx.training.parallel.ranks import Ranks, Settled
+from kssm_mlx.training.parallel.ranks import RankLost, Ranks, Settled
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.step import require_shares
 from tests.support.launched import ROOT, launch, said
@@ -95,6 +96,33 @@ def test_what_ranks_do_not_have_alike_is_named_once(tmp_path):
     done = launch(2, command(tmp_path / "run", **options))
     assert said(done) == ["rank 1 has another run than rank 0: train.steps is 9, not 8"]
     assert "Node with rank 0 exited with code 2" in done.stderr
+
+
+class Gone(Ranks):
+    """A rank whose neighbour is found to be gone in the training loop."""
+
+    def in_turn(self, act):  # before the loop
+        return act()
+
+    def gather(self, value):
+        raise RuntimeError("[ring] Too many send/recv errors. Failing pending tasks...")
+
+
+@pytest.mark.parametrize("where", ["in the loop", "outside of it"])
+def test_who_hears_of_a_death_is_not_ended_before_it_says_so(where, tmp_path):
+    """The loop puts SIGTERM back as it was when it ends, which is before the message."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        if where == "in the loop":
+            with pytest.raises(RuntimeError, match="Too many send"):
+                tiny_run(tmp_path / "run", ranks=Gone(0, 2))
+        else:
+            lost = pytest.raises(RankLost, match="gone; what there is: nothing")
+            with lost, Gone(0, 2).guarded(lambda: "what there is: nothing"):
+                Gone(0, 2).gather(1)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Beside(Ranks):
