@@ -53,8 +53,8 @@ path, the recipe and its text under the same names.
   1, 7 s at the end and 0.1 s at an evaluation, together 12 s where a step is 0.25 s (once by hand, with other
   work on the machine, as what follows; `kssm verify RECIPE` has the seconds of each check). Two processes on
   the two cores of this machine that took every other check before step 1 needed 9.3, 8.2 and 5.8 s, one with
-  all of them in turn 8.9, 7.8 and 7.8 s: what one leaves out, the other's threads lacked. Several machines would
-  save some seconds of a run, and a verdict would rest on what each of them has.
+  all of them in turn 8.9, 7.8 and 7.8 s: what one leaves out, the other's threads lacked. Several machines
+  would save some seconds of a run, and a verdict would rest on what each of them has.
 - **A process that dies** ends all: MLX's ring tells its neighbours within a second, and what it leaves
   waiting ends some seconds after the launcher's SIGTERM. The last checkpoint stays. Nobody notices a
   machine that freezes, or loses its network without closing it, before ssh does: set `ServerAliveInterval`
