@@ -72,15 +72,15 @@ def train(
             chosen = choose(recipe, out, set_ or [], smoke=smoke, resume=resume)
     except Settled as e:
         raise typer.Exit(e.exit_code) from None
+    loaded, folder, verify = chosen.recipe, chosen.folder, verify and chosen.verify
+    waivers = {**chosen.waivers, **parse_waivers(waive or [])}
     if dry_run:
         from kssm_mlx.cli.estimate import show_dry_run
 
-        show_dry_run(str(recipe or out), chosen.recipe, chosen.folder)
+        show_dry_run(str(recipe or out), loaded, folder, waivers)
         return
-    loaded, folder, verify = chosen.recipe, chosen.folder, verify and chosen.verify
     if not verify:
         loaded = disable_verification(loaded)
-    waivers = {**chosen.waivers, **parse_waivers(waive or [])}
 
     from kssm_mlx.cli.tables import console
     from kssm_mlx.reports import report
