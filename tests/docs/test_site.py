@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from kssm_mlx.checks.document import list_own_entries, render_entry
+from tests.docs.api import PAGE, SECTIONS, render
 from tests.support.cli_fakes import kssm
 from tests.support.small_runs import sentences
 
@@ -61,13 +62,22 @@ def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path):
     home = (tmp_path / "site/index.html").read_text()
     assert "fonts.googleapis" not in home
     api = (tmp_path / "site/api.html").read_text()
-    assert "All states of the kick form on the sphere" in api
+    for groups in SECTIONS.values():
+        for module, names in groups.items():
+            assert all(f'id="{module}.{name}"' in api for name in names), module
     assert (tmp_path / "site/search/search_index.json").stat().st_size > 100_000
     table = (tmp_path / "site/checks.html").read_text()
     for entry in list_own_entries():
         assert f'href="checks/{entry.id}.html"' in table
         assert "How to make it fire" in (tmp_path / f"site/checks/{entry.id}.html").read_text(), entry.id
     assert "earlier tokens reach the prediction" in home
+
+
+def test_the_page_on_python_is_up_to_date_and_tells_of_every_name():
+    assert PAGE.read_text("utf-8") == (text := render()), "run python -m tests.docs.api"
+    assert len(re.findall(r"^\| `\w+.*` \| \S.{15,} \|$", text, re.M)) == sum(
+        len(names) for groups in SECTIONS.values() for names in groups.values()
+    )
 
 
 def test_a_page_of_a_check_says_what_it_is_and_what_fired_it():
