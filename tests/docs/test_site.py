@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from tests.support.small_runs import sentences
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
 
 
@@ -60,7 +62,8 @@ def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path):
     made = build(tmp_path / "site")
     assert made.returncode == 0, made.stderr
     home = (tmp_path / "site/index.html").read_text()
-    assert "fonts.googleapis" not in home
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not re.search(r"""(src|<link[^>]* href)=["']?https?:""", page.read_text()), page
     api = (tmp_path / "site/api.html").read_text()
     for groups in SECTIONS.values():
         for module, names in groups.items():
@@ -71,6 +74,27 @@ def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path):
         assert f'href="checks/{entry.id}.html"' in table
         assert "How to make it fire" in (tmp_path / f"site/checks/{entry.id}.html").read_text(), entry.id
     assert "earlier tokens reach the prediction" in home
+
+
+@pytest.mark.skipif(
+    BROWSER is None or importlib.util.find_spec("playwright") is None,
+    reason="needs a chromium and playwright: apt install chromium; pip install playwright",
+)
+def test_the_site_can_be_searched_from_a_folder_without_a_network(tmp_path):
+    pytest.importorskip("mkdocs")
+    from playwright.sync_api import sync_playwright
+
+    assert build(tmp_path / "site").returncode == 0
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        sheet = browser.new_context(offline=True).new_page()
+        asked: list[str] = []
+        sheet.on("request", lambda request: asked.append(request.url))
+        sheet.goto((tmp_path / "site/checks/C1.html").as_uri())
+        sheet.fill("input.md-search__input", "coherence")
+        sheet.wait_for_selector(".md-search-result__item")
+        assert not [url for url in asked if url.startswith("http")]
+        browser.close()
 
 
 def test_the_page_on_python_is_up_to_date_and_tells_of_every_name():

@@ -73,6 +73,14 @@ def test_what_a_model_writes_is_no_markup(tmp_path, light):
     assert "&lt;b&gt;bold" in text
 
 
+@pytest.mark.parametrize(
+    "cell, kept",
+    [("2.0401 ± 0.0196", True), ("[-0.01694, +0.003321]", True), ("1,024", True), ("5 runs", False)],
+)
+def test_a_number_with_its_error_stays_on_one_line(cell, kept):
+    assert ("<td class=value>" in table(("x",), [(cell,)])) == kept
+
+
 def test_a_label_cannot_end_the_script(light):
     chart = page.Chart([{"name": "</script><b>", "y": [1.0, float("nan")]}], {})
     text = page.document("t", [chart])
