@@ -97,10 +97,10 @@ class Command(TyperCommand):
     def invoke(self, ctx):
         words = {each.name: _name_option(each) for each in self.params}
         given = {words[name]: value for name, value in ctx.params.items() if _is_given(ctx, name)}
-        for other, names in NEEDS.get(self.name, {}).items():
+        for other, names in NEEDS.get(self.name or "", {}).items():
             if not given.get(other.split()[0]):
                 _refuse_idle(given, (words[n] for n in names), f"without {other}; add that, or leave it out")
-        for other, names in IDLE.get(self.name, {}).items():
+        for other, names in IDLE.get(self.name or "", {}).items():
             if other in given:
                 _refuse_idle(given, (words[n] for n in names), f"beside {other}; leave one of them out")
         return super().invoke(ctx)

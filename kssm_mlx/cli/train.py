@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kssm_mlx.errors import CheckFailed, ConfigError
-from kssm_mlx.runs.layout import METRICS
+from kssm_mlx.errors import CheckFailed, ConfigError, Interrupted
+from kssm_mlx.runs.layout import METRICS, is_run
 from kssm_mlx.terminal import printable
 
 
@@ -101,6 +101,10 @@ def train(
         )
     except Settled as e:
         raise typer.Exit(e.exit_code) from None
+    except KeyboardInterrupt:  # during checks; a step ends first, with a checkpoint
+        if not is_run(folder):
+            raise
+        raise Interrupted(f"interrupted; to go on: kssm train {folder} --resume") from None
     except CheckFailed:
         if (folder / METRICS).is_file():  # it was trained: show what the verdict is about
             _show(out_to, folder, report(folder), verbose)
