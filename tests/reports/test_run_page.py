@@ -14,6 +14,7 @@ import pytest
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.reports import page, write_html
 from kssm_mlx.reports.curves import MOST_POINTS, draw_arms, draw_loss
+from kssm_mlx.reports.page import table
 from kssm_mlx.reports.run import open_run
 from tests.support.cli_fakes import kssm
 from tests.support.report_fakes import LADDER, validation, write_run
