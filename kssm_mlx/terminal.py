@@ -55,7 +55,7 @@ class Bytes:
     def advance(self, n: int) -> None:
         self._bar.advance(self._task, n)
 
-    def through(self, texts: Sequence[str]) -> Iterator[str]:
+    def count_texts(self, texts: Sequence[str]) -> Iterator[str]:
         """`texts`, each counted when the next one is asked for."""
         self.start(sum(len(text.encode()) for text in texts))
         for text in texts:

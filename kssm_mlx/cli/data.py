@@ -97,7 +97,7 @@ def bpe(
 
     documents = open_corpus(source).documents
     with Bytes() as meter:
-        tokenizer = train_bpe(meter.through(documents), vocab)
+        tokenizer = train_bpe(meter.count_texts(documents), vocab)
     write_text(out, tokenizer.backend.to_str(pretty=True))
     typer.echo(f"written: {out}, {tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]}")
 
@@ -118,7 +118,7 @@ def describe(
     everything = [*corpus.documents, *corpus.validation]
     made = make_tokenizer(tokenizer, everything, corpus.documents)
     with Bytes() as meter:
-        found = run(meter.through(everything), made)
+        found = run(meter.count_texts(everything), made)
     rows = [
         *_rows(found),
         ("documents held out by the corpus", f"{len(corpus.validation):,}"),

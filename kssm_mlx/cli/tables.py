@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kssm_mlx.reports.card import of_task
+from kssm_mlx.reports.card import describe_task_scores
 from kssm_mlx.terminal import printable
 
 WIDTH = 120  # of tables in files and logs, where rich would take 80
@@ -88,7 +88,7 @@ def evaluation_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("perplexity", f"{n['perplexity']:.3f} ± {n['perplexity_se']:.3f}"),
         ("bits/byte", f"{n['bits_per_byte']:.4f}"),
         ("context gain, nats", f"{n['context_gain']:.3f} ± {n['context_gain_se']:.3f}"),
-        *of_task(n),
+        *describe_task_scores(n),
     ]
     return rows + [(f"{rung}, nats/token", f"{nats:.4f}") for rung, nats in n["ladder"].items()]
 

@@ -33,7 +33,7 @@ from kssm_mlx.experiments.schedule import (
     read_part,
     require_runnable,
 )
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.runs import lock
 from kssm_mlx.runs.experiment import (
@@ -81,7 +81,7 @@ class Experiment:
         variants = require_runnable(self.design, smoke=self.smoke)
         every = list_jobs(self.design, variants, smoke=self.smoke)
         asked = list_jobs(self.design, variants, only=only, seeds=seeds, smoke=self.smoke)
-        with writing("the experiment", self.folder):
+        with explain_write_errors("the experiment", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with lock.hold(self.folder), _stop_requests() as stopped:
             selections = list_selections(self.design, variants, smoke=self.smoke)

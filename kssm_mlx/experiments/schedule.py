@@ -123,7 +123,7 @@ def read_part(job: Job, folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is not JSON: {e}; delete it and the run is done again") from None
     if not isinstance(row, dict) or row.get("kind") != "run":
         raise CheckpointError(f"{path} is no result of a run; delete it and the run is done again")
-    then = flatten_keys({"recipe": _as_of_now(row.get("settings")), "protocol": row.get("protocol")})
+    then = flatten_keys({"recipe": _fill_defaults(row.get("settings")), "protocol": row.get("protocol")})
     now = flatten_keys(json.loads(json.dumps({"recipe": job.settings, "protocol": job.measures})))
     if found := list_differences(then, now):
         raise CheckpointError(
@@ -133,7 +133,7 @@ def read_part(job: Job, folder: Path) -> dict[str, Any] | None:
     return row
 
 
-def _as_of_now(settings: Any) -> Any:
+def _fill_defaults(settings: Any) -> Any:
     """With the defaults of settings that there were not when these were written."""
     try:
         return parse(settings).model_dump(mode="json", exclude_none=True)

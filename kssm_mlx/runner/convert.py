@@ -124,7 +124,7 @@ def _write(trained: Trained, folder: str | Path, format: str, tokenizer: bool) -
     source = trained.notes.get("path")  # of a model that others wrote: its side files are carried unchanged
     own = source is not None and bool(written) and side_files.has_huggingface_tokenizer(Path(source))
     made = tokenizer_files(written) if written and not own else {}
-    beside = side_files.carried(Path(source), tokenizer=own) if source else {}
+    beside = side_files.collect_side_files(Path(source), tokenizer=own) if source else {}
     named = side_files.token_ids(Path(source)) if source else {}
     return folders.export(
         trained.model,

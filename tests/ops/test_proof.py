@@ -42,7 +42,7 @@ def test_the_proof_runs_every_kernel_of_an_op(op, called):
 def test_time_in_parts_is_proved_where_it_is_used(op):
     cuts = re.search(r"\bin_time\.parts\(", Path(dispatch.module(op).__file__).read_text()) or op == "ssd"
     B, T, width = proof.IN_PARTS
-    with gpu.speaking("metal"):
+    with gpu.use_dialect("metal"):
         assert in_time.parts(T, B * width) > 1
     assert (proof.IN_PARTS in dispatch.case(op).sizes) == bool(cuts)
 
@@ -88,12 +88,12 @@ def test_a_way_that_raises_on_larger_arrays_is_not_taken(monkeypatch):
 def test_the_way_that_was_found_is_the_one_that_runs(monkeypatch):
     """By "auto" and by "kernel", from the record as well as from a first use."""
     verdict = Verdict("wkv7", True, 0.0, way={"share": 4})
-    monkeypatch.setattr(verdicts, "recorded", lambda: {verdicts.identity("wkv7", K=64): verdict})
+    monkeypatch.setattr(verdicts, "read_verdicts", lambda: {verdicts.identity("wkv7", K=64): verdict})
     dispatch.forget()
-    with gpu.speaking("metal"):
+    with gpu.use_dialect("metal"):
         found = [dispatch.kernel("wkv7", impl, K=64) for impl in ("auto", "kernel")]
         assert [kernel.keywords for kernel in found] == [{"share": 4}] * 2
-        with dispatch.taking("wkv7", {"share": 32}):
+        with dispatch.use_variant("wkv7", {"share": 32}):
             assert dispatch.kernel("wkv7", "kernel", K=64).keywords == {"share": 32}
     dispatch.forget()
 

@@ -82,7 +82,7 @@ def measure_run(done: TrainedRun) -> Measured:
         **_coherence(done.folder),
         **_find_longest_length(kept),
     }
-    nats = window_losses(done.trained.model, held_out(done.folder, done.data), compile=False)
+    nats = window_losses(done.trained.model, open_windows(done.folder, done.data), compile=False)
     return Measured(metrics, {"nats_per_token": nats.tolist()}, done.curve)
 
 
@@ -112,7 +112,7 @@ def _find_longest_length(metrics: dict[str, float]) -> dict[str, float]:
     return {"longest": float(longest)} if last else {}
 
 
-def held_out(folder: Path, data: TokenData):
+def open_windows(folder: Path, data: TokenData):
     """The windows on which the run evaluates itself."""
     recipe = read_recipe(folder)
     size = recipe["train"]["context"], recipe["train"]["batch_size"]
