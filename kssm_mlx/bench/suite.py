@@ -139,6 +139,7 @@ def _equal_parameters(size: Sizes) -> Case:
     def make() -> dict[str, Contender]:
         tokens = shape.tokens(T + 1)
         kssm = ours.build("kssm", shape)
+        # By layers, since the width sets how large the matrices are, and with it the speed.
         sized = [Shape(shape.width, n, shape.vocabulary, shape.batch) for n in range(1, 4 * shape.layers)]
         wanted = ours.parameters(kssm)
         mamba = min((ours.build("mamba", s) for s in sized), key=lambda m: abs(ours.parameters(m) - wanted))

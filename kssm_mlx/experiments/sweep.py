@@ -132,6 +132,7 @@ def search(
         study_name="sweep",
         direction="minimize" if metric.startswith(LOWER_IS_BETTER) else "maximize",
         load_if_exists=True,
+        # The same trials for everybody, on one machine after another.
         sampler=optuna.samplers.TPESampler(seed=0),
     )
 
@@ -149,6 +150,7 @@ def search(
                 ]
             except CheckFailed as e:
                 say(f"trial {trial.number}: stopped by its checks: {e}")
+                # Told apart from a bad value: a stopped run says nothing about the setting's loss.
                 raise optuna.TrialPruned from None
         say(f"trial {trial.number}: {label_of(chosen)}: {value:.4g}")
         return value

@@ -86,6 +86,7 @@ def result_rows(run: Run) -> list[tuple[str, str]]:
     best = run.best
     if best is None:
         return [("validation", "no evaluation yet")]
+    # The error is of nats; in other units it is as large a part of the value.
     nats, bits, se = best["nats_per_token"], best.get("bits_per_byte"), best.get("se")
     return [
         ("validation loss, nats/token", format_measure(nats, se)),

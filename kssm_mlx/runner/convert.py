@@ -86,6 +86,7 @@ def convert(
     model = fuse_lora(trained.model)
     bytes_before, loss_before = _count_bytes(model), _score_text(trained, text)
     modules = quantize(model, bits, mode, group_size)
+    # Of the arrays in memory, which are those that are written.
     loss_after = _score_text(trained, text)
     _write(trained, folder, "mlx-lm", tokenizer)
     return Conversion(modules, (bytes_before, _count_bytes(model)), (loss_before, loss_after))

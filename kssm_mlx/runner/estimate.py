@@ -136,6 +136,7 @@ def estimate_training(
 
 def _estimate_run(folder: Path, measure: bool) -> Estimate:
     recipe, data = read_run_recipe(folder), TokenData.open(folder / "data")
+    # Sizes are the same whether or not the base model is good.
     model = rebuild_initial_model(recipe, data, read_recipe(folder), verify=False).model
     return estimate_training(str(folder), recipe, model, data if measure else None)
 

@@ -81,6 +81,7 @@ def train(
         suite.require_known_waivers(waivers)  # an unknown one is refused before anything is written
         with explain_write_errors("the run", folder):
             folder.mkdir(parents=True, exist_ok=True)
+        # Held until the last check: two processes in one folder would mix their rows and checkpoints.
         held.enter_context(lock.hold(folder))
         if not resume:
             refuse_second_run(folder)
@@ -99,6 +100,7 @@ def train(
     with ranks.explain_lost_rank(partial(_describe_saved, folder)), contextlib.ExitStack() as held:
         with ranks.end_together():
             began = begin() if ranks.first else None
+        # Digests, since a text of the same name may be another on another machine.
         files = ranks.gather(began and began.data.index["files"])[0]
         with ranks.end_together():
             context = began or _follow(recipe, folder, files)
@@ -109,6 +111,7 @@ def train(
         examination = RunChecks(context, waivers, verify, console)
         with ranks.end_together():
             if ranks.first:
+                # Once: all ranks begin with the same parameters, and would come to the same verdict.
                 examination.before()
         with open_tracker(track if ranks.first else None, folder, recipe, resume=resume) as log:
 

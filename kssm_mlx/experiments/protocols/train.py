@@ -61,6 +61,7 @@ def train_run(job: Job, folder: Path, console: Console) -> TrainedRun:
         shutil.rmtree(folder)  # cut off before its first checkpoint: it begins again
     result = train(job.recipe, folder, resume=resume, console=console)
     evaluations = [row for row in read_metrics(folder) if row.get("kind") == "eval"]
+    # By step, since a run that was cut off has evaluated some steps twice; the last row counts.
     by_step = {row["step"]: row for row in evaluations}
     # The last row of metrics.jsonl, not the result's: a finished run that is opened again has none.
     row = result.best if job.at == "best" else by_step[max(by_step)]
