@@ -82,7 +82,7 @@ class DoRALinear(LoRALinear):
         y = y * (self.m / mx.stop_gradient(self._norm())).astype(y.dtype)
         return y if bias is None else y + bias
 
-    def adapted(self) -> mx.array:
+    def merge_update(self) -> mx.array:
         return super().merge_update() * (self.m / self._norm())[:, None]
 
     def _norm(self) -> mx.array:
