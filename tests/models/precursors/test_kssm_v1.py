@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.models.base import Clamp, Intervention
 from tests.support.small_kssm import tokens
-from tests.support.small_precursors import V, precursor
+from tests.support.small_precursors import precursor
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
