@@ -11,6 +11,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,14 @@ def _decode(raw: bytes) -> str:
 
 def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= LONGEST_INTEGER else float(digits)
+
+
+@cache  # pydantic reads a class in milliseconds, as long as most of what is then validated
+def adapter_of(cls: type) -> Any:
+    """What validates values of a dataclass, a `pydantic.TypeAdapter`."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
 def _measure_nesting(text: str, opening: str, closing: str) -> int:

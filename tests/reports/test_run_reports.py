@@ -59,7 +59,7 @@ def test_what_is_not_a_run_folder_is_refused(tmp_path):
         open_run(tmp_path)
 
 
-def test_report_draws_every_picture_and_the_card(tmp_path):
+def test_report_draws_every_picture_and_the_card(tmp_path, fine_pictures):
     folder = write_run(tmp_path / "run")
     written = report(folder)
     assert [p.name for p in written] == ["loss.png", "dynamics.png", "optimisation.png", "card.md"]
