@@ -40,9 +40,27 @@ def test_every_setting_was_measured_and_what_is_frozen_costs_less():
     assert peak["train=qlora quantize={bits=4}"] < peak["train=lora"] < full / 2
 
 
+def test_the_peaks_of_793_million_were_predicted_within_15_percent():
+    part = TEXT[TEXT.index(settings.LARGE_TITLE) : TEXT.index(settings.NEXT)]
+    assert part.startswith(settings.large_section([]).rstrip("\n")), "run python -m tests.docs.settings large"
+    found = re.findall(r"^\| `(.+?)` \|.*\| ([+-][\d.]+)% \|$", part, re.MULTILINE)
+    assert [name for name, _ in found] == list(settings.LARGE_SETTINGS)
+    assert max(abs(float(error)) for _, error in found) <= 15
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_peak_is_foretold_from_fewer_rows():
+    found = settings.foretell("train=lora", "xs", 16)
+    assert found.error == pytest.approx(0, abs=0.15)
+    row = settings.large_section([settings.Foretold(settings.Row("a", 8, 10**6, 2 * 10**6), 3e6)])
+    assert row.splitlines()[-2] == "| `a` | 8 | 1 MB | 3 MB | 2 MB | +50.0% |"
+
+
 def test_the_section_of_settings_survives_the_rest_of_the_page():
     rows = [settings.Row("a", 8, 10**6, 2 * 10**6)]
     assert "| `a` | 8 | 1 MB | 2 MB |" in settings.section(rows)
+    page = settings.replace_part(TEXT, settings.TITLE, settings.LARGE_TITLE, settings.section(rows))
+    assert page.count("| `a` | 8 |") == 1 and TEXT[TEXT.index(settings.LARGE_TITLE) :] in page
     assert "## Memory per setting\n" in render([Row("a", 8, (1, 2, 4), 10**6, 3e6, 2e6)])
 
 
