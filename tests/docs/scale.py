@@ -74,10 +74,11 @@ What does grow with the text:
 
 - 8 bytes for each document, and for each window of `train.context` tokens in an epoch, whose order is drawn.
 - State tuning: its rows, the beginnings of all documents, 3 to 5 bytes a token.
-- `data.deduplicate`: [what is repeated](recipes.md#text-and-tokenizers). Which paragraph goes depends on all before it.
-- What is read at once: `gutenberg:`, `wikitext:`, `hf:`, the rows of a task, `kssm data describe`, which looks
-  for what is there twice, and `kssm verify-weights --text` and `kssm eval MODEL --source`, which count on
-  the same text that they score.
+- `data.deduplicate`: [what is repeated](recipes.md#text-and-tokenizers). Which paragraph goes depends on all
+  before it.
+- What is read at once: `gutenberg:`, `wikitext:`, `hf:`, the rows of a task, `kssm data describe`, which
+  looks for what is there twice, and `kssm verify-weights --text` and `kssm eval MODEL --source`, which count
+  on the same text that they score.
 
 """
 
