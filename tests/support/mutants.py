@@ -100,7 +100,7 @@ def mutants(path: Path) -> Iterator[Mutant]:
 
 
 def sample(target: Path, number: int, seed: int, without: Sequence[str] = ()) -> tuple[list[Mutant], int]:
-    """A sample of the mutants of a file or folder, in order, and how many there are; without: folders in it."""
+    """A sample of the mutants of a file, or a folder without some in it, in order, and how many there are."""
     files = sorted(target.rglob("*.py")) if target.is_dir() else [target]
     files = [path for path in files if not {*path.relative_to(target).parts} & {*without}]
     every = [mutant for path in files for mutant in mutants(path)]
