@@ -1,6 +1,7 @@
 """The first signal asks, the second ends; afterwards everything is as it was."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,9 +72,9 @@ def test_a_compiler_that_the_signal_ended_too_is_no_bug(number, code, capfd):
 @pytest.mark.parametrize("number", [None, signal.SIGTERM])
 def test_other_faults_and_a_compiler_that_fails_by_itself_stay_what_they_are(number, capfd):
     message = "a bug" if number else "Could not load C++ shared library"
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=re.escape(message)):
         fail_to_compile(message, number)
-    assert bool(capfd.readouterr().err) is bool(number)
+    assert ("finishing this step" in capfd.readouterr().err) is bool(number)
 
 
 def test_in_another_thread_it_leaves_signals_alone():
