@@ -50,6 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 # Of these also at six times the size, where fp32 training of all of it would need more than 16 GB.
 LARGE = {"hidden_size": 1536, "num_hidden_layers": 48}
 FEW, ROWS = (1, 2), 4  # rows of the steps behind a prediction, and of the one that it is of
+FAR = 0.15
 TITLE, LARGE_TITLE, NEXT = "## Memory per setting\n", "### At 793 million\n", "## A base model"
 LARGE_SETTINGS = ("train=lora", "train=qlora quantize={bits=4}", "train=frozen graft={core=hook}")
 
@@ -152,16 +153,30 @@ def large_section(found: Iterable[Foretold]) -> str:
 
 
 def replace_part(text: str, title: str, following: str, new: str) -> str:
-    """A page with `new` in place of what goes from a title to the one that follows."""
-    return text[: text.index(title)] + new + text[text.index(following) :]
+    """A page with `new` in place of what goes from a title, if it is there, to the one that follows."""
+    end = text.index(following)
+    begin = text.index(title) if title in text else end
+    return text[:begin] + new + text[end:]
 
 
 def main(only_large: bool) -> None:
     if not only_large:
         rows = [said(measure(setting)) for setting in SETTINGS]
-        files.replace(PAGE, replace_part(PAGE.read_text("utf-8"), TITLE, LARGE_TITLE, section(rows)))
+        text = PAGE.read_text("utf-8")
+        following = LARGE_TITLE if LARGE_TITLE in text else NEXT
+        files.replace(PAGE, replace_part(text, TITLE, following, section(rows)))
     found = [said(foretell(setting, **LARGE)) for setting in LARGE_SETTINGS]
+    refuse_far(found)
     files.replace(PAGE, replace_part(PAGE.read_text("utf-8"), LARGE_TITLE, NEXT, large_section(found)))
+
+
+def refuse_far(found: Iterable[Foretold]) -> None:
+    """Raises: SystemExit for a prediction that is too far off to be shown as one."""
+    for one in found:
+        if abs(one.error) > FAR:
+            raise SystemExit(
+                f"{one.row.setting}: predicted {one.error:+.1%} of the counter; {FAR:.0%} at most"
+            )
 
 
 def said(row: Any) -> Any:
