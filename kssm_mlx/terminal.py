@@ -55,11 +55,11 @@ class Bytes:
     def advance(self, n: int) -> None:
         self._bar.advance(self._task, n)
 
-    def through(self, texts: Sequence[str]) -> Iterator[str]:
+    def count_texts(self, texts: Sequence[str]) -> Iterator[str]:
         """`texts`, each counted when the next one is asked for."""
-        return self.through_stream(texts, sum(len(text.encode()) for text in texts))
+        return self.count_pieces(texts, sum(len(text.encode()) for text in texts))
 
-    def through_stream(self, texts: Iterable[str], nbytes: int) -> Iterator[str]:
+    def count_pieces(self, texts: Iterable[str], nbytes: int) -> Iterator[str]:
         """The same of texts that come one by one, `nbytes` together."""
         self.start(nbytes)
         for text in texts:

@@ -102,9 +102,9 @@ def bpe(
         if streams:
             documents = (document.pieces() for document in streams[0].documents())
             parts = (part for pieces in documents for part in cut_at_lines(pieces))
-            texts = meter.through_stream(parts, streams[0].nbytes)
+            texts = meter.count_pieces(parts, streams[0].nbytes)
         else:
-            texts = meter.through(open_corpus(source).documents)
+            texts = meter.count_texts(open_corpus(source).documents)
         tokenizer = train_bpe(texts, vocab)
     write_text(out, tokenizer.backend.to_str(pretty=True))
     typer.echo(f"written: {out}, {tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]}")
@@ -126,7 +126,7 @@ def describe(
     everything = [*corpus.documents, *corpus.validation]
     made = make_tokenizer(tokenizer, everything, corpus.documents)
     with Bytes() as meter:
-        found = run(meter.through(everything), made)
+        found = run(meter.count_texts(everything), made)
     rows = [
         *_rows(found),
         ("documents held out by the corpus", f"{len(corpus.validation):,}"),

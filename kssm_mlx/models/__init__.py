@@ -84,7 +84,9 @@ def config_from_dict(values: dict[str, Any]):
     known = [f.name for f in fields(config_class)]
     for key in values:
         if key not in known:
-            raise ConfigError(f"unknown key 'model.{key}' for {name}{nearest(key, known)}{_unsetting(key)}")
+            raise ConfigError(
+                f"unknown key 'model.{key}' for {name}{nearest(key, known)}{_explain_unset(key)}"
+            )
     try:
         # Strict, so that "3" is no number; by way of JSON, where a list is the only tuple.
         return TypeAdapter(config_class).validate_json(json.dumps(values, default=str), strict=True)
@@ -94,7 +96,7 @@ def config_from_dict(values: dict[str, Any]):
         raise ConfigError(f"model.{where}: {error['msg']}, got {quote(error['input'])}") from None
 
 
-def _unsetting(key: str) -> str:
+def _explain_unset(key: str) -> str:
     """How a key of another family is taken out of a recipe; "" for one that no family has."""
     classes = {family.load()[1] for family in FAMILIES.values()}
     foreign = any(key == f.name for config_class in classes for f in fields(config_class))

@@ -53,7 +53,7 @@ def evaluate(
     Raises: CheckpointError, DataError for a run or a text that cannot be used.
     """
     folder = find_run(Path(path))
-    reading = _of_run(trained, folder, source, tokens) if folder else _of_model(trained, source)
+    reading = _evaluate_run(trained, folder, source, tokens) if folder else _evaluate_model(trained, source)
     tokens = tokens or reading.tokens
     windows = reading.windows(tokens)
     numbers = evaluation.evaluate(trained.model, windows, reading.bytes_per_target, reading.task)
@@ -66,7 +66,7 @@ def evaluate(
     }
 
 
-def _of_run(trained: Trained, folder: Path, source: str | None, tokens: int | None) -> Reading:
+def _evaluate_run(trained: Trained, folder: Path, source: str | None, tokens: int | None) -> Reading:
     recipe = read_recipe(folder)
     data = TokenData.open(folder / "data")
     special, by_document = data.index["special_tokens"], recipe["model"].get("train") == "state"
@@ -89,7 +89,7 @@ def _of_run(trained: Trained, folder: Path, source: str | None, tokens: int | No
     return Reading(name, windows, recipe["eval"]["tokens"], per_target, ladder, task)
 
 
-def _of_model(trained: Trained, source: str | None) -> Reading:
+def _evaluate_model(trained: Trained, source: str | None) -> Reading:
     """The text as L5 of `kssm verify-weights` reads it. Raises: DataError without a tokenizer for it."""
     text = None if source is None else "\n".join(open_corpus(source).scored)
     subject = Subject(model=trained.model, tokenizer=trained.tokenizer, text=text)

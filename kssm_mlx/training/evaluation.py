@@ -209,12 +209,12 @@ def _make_score(model: LanguageModel, compile: bool, intervention: Intervention 
 
     scored = mx.compile(score) if compile else score
 
-    def evaluated(params, tokens: mx.array, resets: mx.array | None) -> Scores:
+    def score_batch(params, tokens: mx.array, resets: mx.array | None) -> Scores:
         # One batch of logits in memory at a time; float64, so that the order of the sum does not matter.
         nats, hits = np.array(scored(params, tokens, resets)).astype(np.float64)
         return Scores(np.array(tokens), nats, hits)
 
-    return evaluated
+    return score_batch
 
 
 def _token_scores(model: LanguageModel, tokens: mx.array, resets: mx.array | None, intervention) -> mx.array:

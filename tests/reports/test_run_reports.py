@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.reports import compare, comparison, report, state_claims
-from kssm_mlx.reports.card import against_expected, of_task, result_rows
+from kssm_mlx.reports.card import against_expected, describe_task_scores, result_rows
 from kssm_mlx.reports.plots import plot_loss
 from kssm_mlx.reports.run import open_run
 from kssm_mlx.reports.style import moving_average
@@ -157,8 +157,8 @@ def test_smoothing_keeps_a_line_level_and_averages_noise():
 
 def test_an_evaluation_on_a_task_shows_what_anybody_can_reach():
     numbers = {"accuracy": 0.5, "ceiling": 0.75, "floor": 2.1914, "skill": 0.6667}
-    assert [value for _, value in of_task(numbers)] == ["0.5000", "0.7500", "2.1914", "0.6667"]
-    assert of_task({"accuracy": 0.5}) == []
+    assert [value for _, value in describe_task_scores(numbers)] == ["0.5000", "0.7500", "2.1914", "0.6667"]
+    assert describe_task_scores({"accuracy": 0.5}) == []
 
 
 @pytest.mark.filterwarnings("error")
