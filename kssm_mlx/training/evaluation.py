@@ -170,7 +170,7 @@ def ladder_of(data: TokenData, targets: int, period: int | None = None) -> dict[
     """
     answers, scored = data.validation.first(targets)
     if data.validation.labels is None:
-        return ngram_ladder(np.asarray(data.train.ids), answers, data.vocab_size, period, scored)
+        return ngram_ladder(data.train.ids, answers, data.vocab_size, period, scored)
     labels = (_pick_labels(data.train, data.train.ids.size), _pick_labels(data.validation, targets))
     train, held_out = data.train.ids[: labels[0].size], data.validation.ids[: labels[1].size]
     return ngram_ladder(train, held_out, data.vocab_size, period, scored, labels)

@@ -193,6 +193,8 @@ class _Run:
         """Start from step 0 or, `again`, from the last good checkpoint."""
         if self.ranks.size > 1:
             self.ranks.require_same("run", self._describe_run(again))
+            # Last, since another seed or size, which is what to mend, gives other parameters as well.
+            self.ranks.require_same("run", self._describe_parameters())
         with self.ranks.end_together():
             loaded = self._load(again) if self.ranks.first else None
         loaded = share_checkpoint(loaded, self.ranks)
@@ -205,10 +207,12 @@ class _Run:
         self.best = self.ranks.gather(self.best)[0]
 
     def _describe_run(self, again: bool) -> dict[str, Any]:
-        """What all ranks must have alike before the first step."""
-        begun = {f"parameter {n}": value for n, value in fingerprint(flatten(self.state.params)).items()}
+        """What all ranks must have alike before the first step, beside their parameters."""
         kept = {name: self.environment[name] for name in ("kssm_mlx", "mlx", "device")}
-        return {**self.identity["config"], "--resume": again, **kept, **begun}
+        return {**self.identity["config"], "--resume": again, **kept}
+
+    def _describe_parameters(self) -> dict[str, Any]:
+        return {f"parameter {n}": value for n, value in fingerprint(flatten(self.state.params)).items()}
 
     def _load(self, again: bool) -> checkpoint.Loaded | None:
         if not again:

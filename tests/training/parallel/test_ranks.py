@@ -98,6 +98,27 @@ def test_what_ranks_do_not_have_alike_is_named_once(tmp_path):
     assert "Node with rank 0 exited with code 2" in done.stderr
 
 
+def test_another_seed_is_named_and_not_the_parameters_that_it_gives(tmp_path):
+    done = launch(2, command(tmp_path / "run", train=STEPS, of_rank={1: {"train": {**STEPS, "seed": 1}}}))
+    assert said(done) == ["rank 1 has another run than rank 0: train.seed is 1, not 0"]
+
+
+class Otherwise(Ranks):
+    """A rank beside one that drew other first parameters from the same recipe."""
+
+    def in_turn(self, act):
+        return act()
+
+    def gather(self, value):
+        drawn = isinstance(value, dict) and any(name.startswith("parameter ") for name in value)
+        return [value, dict.fromkeys(value, 7) if drawn else value]
+
+
+def test_other_first_parameters_are_named_where_nothing_else_is(tmp_path):
+    with pytest.raises(KssmError, match=r"rank 1 has another run than rank 0: parameter \S+ is 7, not \d+; "):
+        tiny_run(tmp_path / "run", ranks=Otherwise(0, 2))
+
+
 class Gone(Ranks):
     """A rank whose neighbour is found to be gone in the training loop."""
 
