@@ -92,7 +92,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(what: str, folder: str | Path) -> Iterator[None]:
+def explain_write_errors(what: str, folder: str | Path) -> Iterator[None]:
     """Turn an OSError into one line: what could not be written, where, why, what to do.
 
     Raises: CheckpointError.

@@ -11,6 +11,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def parse_json(text: str | bytes, *, pairs: Callable[[list[tuple[str, Any]]], An
         text = _decode(text)
     if text.count("[") + text.count("{") > MOST_CONTAINERS or text.count(",") > MOST_ITEMS:
         raise ValueError(f"more than {MOST_CONTAINERS:,} lists and objects, or {MOST_ITEMS:,} items")
-    if _nesting(text, "[{", "]}") > DEEPEST:
+    if _measure_nesting(text, "[{", "]}") > DEEPEST:
         raise ValueError(f"nested more than {DEEPEST} levels deep")
     return json.loads(text, parse_int=_integer, object_pairs_hook=pairs)
 
@@ -63,7 +64,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         key of more than `LONGEST_KEY` parts or an integer of more than `LONGEST_INTEGER` digits.
     """
     text = text.removeprefix("\ufeff")
-    if _nesting(text, "[{", "]}") > DEEPEST:
+    if _measure_nesting(text, "[{", "]}") > DEEPEST:
         raise ValueError(f"nested more than {DEEPEST} levels deep")
     for number, line in enumerate(text.splitlines(), 1):
         if line.partition("=")[0].count(".") >= LONGEST_KEY:
@@ -87,7 +88,15 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= LONGEST_INTEGER else float(digits)
 
 
-def _nesting(text: str, opening: str, closing: str) -> int:
+@cache  # pydantic reads a class in milliseconds, as long as most of what is then validated
+def adapter_of(cls: type) -> Any:
+    """What validates values of a dataclass, a `pydantic.TypeAdapter`."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def _measure_nesting(text: str, opening: str, closing: str) -> int:
     """The deepest nesting of brackets outside of quoted strings, an upper bound where quotes do not close."""
     if sum(map(text.count, opening)) <= DEEPEST:
         return 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 import codecs
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 # Control characters but newline and tab, halves of surrogate pairs, and what turns the direction of a line.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -55,9 +55,13 @@ class Bytes:
     def advance(self, n: int) -> None:
         self._bar.advance(self._task, n)
 
-    def through(self, texts: Sequence[str]) -> Iterator[str]:
+    def count_texts(self, texts: Sequence[str]) -> Iterator[str]:
         """`texts`, each counted when the next one is asked for."""
-        self.start(sum(len(text.encode()) for text in texts))
+        return self.count_pieces(texts, sum(len(text.encode()) for text in texts))
+
+    def count_pieces(self, texts: Iterable[str], nbytes: int) -> Iterator[str]:
+        """The same of texts that come one by one, `nbytes` together."""
+        self.start(nbytes)
         for text in texts:
             yield text
             self.advance(len(text.encode()))

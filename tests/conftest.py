@@ -24,6 +24,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
 
 import kssm_mlx  # noqa: F401  a test file may import mlx first, and then the slow BLAS would win
+from kssm_mlx.reports import style
 from tests.support import compiler, compiling
 
 PLUGINS = (
@@ -81,6 +82,19 @@ def pytest_collection_modifyitems(items):
         for name, here in available.items():
             if item.get_closest_marker(name) and not here:
                 item.add_marker(pytest.mark.skip(reason=f"no {name} on this machine"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_pictures():
+    """Most tests ask whether there is a picture; the dots of one take as long as the rest of a report."""
+    style.RC["savefig.dpi"], fine = 30, style.RC["savefig.dpi"]
+    return fine
+
+
+@pytest.fixture
+def fine_pictures(coarse_pictures, monkeypatch):
+    """Pictures as users get them."""
+    monkeypatch.setitem(style.RC, "savefig.dpi", coarse_pictures)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The compiler of the tests: what it made of one text it does not make twice."""
 
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -42,6 +44,23 @@ def compiled(tmp_path, monkeypatch):
 def test_one_text_is_compiled_once_wherever_it_lies(compiled):
     compile, runs = compiled
     assert compile("a", ONE) == compile("b", ONE)
+    assert len(runs) == 1
+
+
+def test_who_wants_it_while_it_is_made_waits_for_it(compiled, monkeypatch):
+    compile, runs = compiled
+    begun, second, run = threading.Event(), threading.Event(), compiler.run
+
+    def run_slowly(command):
+        (second if begun.is_set() else begun).set()
+        second.wait(0.5)  # never set where the other waits
+        return run(command)
+
+    monkeypatch.setattr(compiler, "run", run_slowly)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(compile, "a", ONE)
+        begun.wait()
+        assert pool.submit(compile, "b", ONE).result() == first.result()
     assert len(runs) == 1
 
 

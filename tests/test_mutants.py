@@ -45,6 +45,25 @@ def test_every_kind_of_fault_is_made_and_messages_are_left_alone(tree):
     ]
 
 
+def test_folders_can_be_left_out(tree):
+    (tree / "above").mkdir()
+    (tree / "above" / "more.py").write_text("LIMIT = 4\n")
+    every, total = mutants.sample(tree, 99, 0)
+    left, fewer = mutants.sample(tree, 99, 0, ["above"])
+    assert total == fewer + 1 and {mutant.path.name for mutant in every} - {m.path.name for m in left} == {
+        "more.py"
+    }
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_tests_that_hang_have_noticed_and_a_busy_machine_has_not(waits, tree, monkeypatch):
+    """Waiting is no computing."""
+    monkeypatch.setattr(mutants, "SECONDS", 3)
+    forever = "while True: pass" if not waits else "time.sleep(4)"
+    (tree / "test_ranges.py").write_text(f"import time\n\ndef test_inside():\n    {forever}\n")
+    assert mutants.run_tests(tree, ["test_ranges.py"]) is waits
+
+
 @pytest.mark.slow
 def test_what_no_test_sees_is_named(tree, tmp_path_factory):
     copied = shutil.copytree(tree, tmp_path_factory.mktemp("copy") / "tree")

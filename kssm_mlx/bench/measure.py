@@ -81,6 +81,7 @@ def compare(
             first[name] = _first_call(contender, slow)
         except (RuntimeError, MemoryError) as error:
             failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    # A loop of others over 2,048 tokens takes minutes a call, and five turns of it an hour.
     once = {name: [spent] for name, (spent, _) in first.items() if _one_turn(contenders[name], spent, slow)}
     often: dict[str, list[Spent]] = {name: [] for name in first if name not in once}
     done, start = 0, time.perf_counter()
@@ -109,6 +110,7 @@ def _timing(
 ) -> Timing:
     low, middle, high = by_cpu = (float("nan"),) * 3
     if reference:
+        # Ratios within a turn: a machine that is busy for a minute slows both.
         pairs = _pairs(reference, own)
         low, middle, high = _quartiles([r.wall / t.wall for r, t in pairs])
         by_cpu = _quartiles([r.cpu / t.cpu for r, t in pairs])
@@ -134,6 +136,7 @@ def _first_call(contender: Contender, slow: float) -> tuple[Spent, float | None]
     call is all there is time for.
     """
     gc.collect()
+    # What the last contender freed would count as this one's, or be taken again for nothing.
     mx.clear_cache()
     held = mx.get_active_memory()
     mx.reset_peak_memory()

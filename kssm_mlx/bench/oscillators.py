@@ -21,6 +21,7 @@ GROUPS, PER_GROUP, TOKENS = 256, 128, 256
 
 def oscillator_cases(counts: tuple[int, ...]) -> Iterator[Case]:
     for N in counts:
+        # About as much work for every N.
         steps = max(5, min(200, 2_000_000 // N))
         yield Case(
             f"oscillators/mean-field/N{N}",
@@ -42,6 +43,7 @@ def oscillator_cases(counts: tuple[int, ...]) -> Iterator[Case]:
 def _integrators(N: int, steps: int) -> dict[str, Contender]:
     theta, omega = _population(N)
     ours = mx.array(theta, mx.float32), mx.array(omega, mx.float32)
+    # In float64 NumPy would do twice the work of the others.
     narrow = theta.astype(np.float32), omega.astype(np.float32)
     found = {"numpy float32": Contender(lambda: _numpy(*narrow, steps), mlx=False)}
     if find_spec("jaxkuramoto"):

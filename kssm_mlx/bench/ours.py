@@ -70,7 +70,7 @@ def prefill(model: LanguageModel, tokens: mx.array) -> Contender:
     return arrays(mx.compile(lambda t: model.forward(t).logits), tokens)
 
 
-def training(model: LanguageModel, tokens: mx.array) -> Contender:
+def time_training(model: LanguageModel, tokens: mx.array) -> Contender:
     """One step of our trainer: loss, gradient, clip, AdamW. Shapes: tokens [B, T+1]."""
     train = Train(batch_size=tokens.shape[0], context=tokens.shape[1] - 1)
     step, state = make_step(model, train), [initial_state(model, train)]
@@ -82,7 +82,7 @@ def training(model: LanguageModel, tokens: mx.array) -> Contender:
     return Contender(run)
 
 
-def decoding(model: LanguageModel, batch: int, count: int) -> Contender:
+def time_decoding(model: LanguageModel, batch: int, count: int) -> Contender:
     """`count` tokens, each the likeliest after the last, the state carried, one compiled call per token."""
     begun = model.forward(mx.zeros((batch, 8), mx.int32))
     start = begun.logits[:, -1:].argmax(-1), begun.cache

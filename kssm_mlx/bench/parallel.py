@@ -58,6 +58,7 @@ def measure_link(ranks: Ranks) -> Link:
     """From the medians of a small message and a large one, which the formula turns into latency and rate."""
     steps = 2 * (ranks.size - 1)
     small, large = (time_message(size, ranks) for size in (SMALL, LARGE))
+    # Bytes that pass between neighbours; the difference of the two takes latency out.
     moved = steps / ranks.size * 4 * (LARGE - SMALL)
     return Link(small / steps, moved / max(large - small, 1e-9))
 
@@ -69,6 +70,7 @@ def measure_together(model: LanguageModel, train: Train, ranks: Ranks) -> Togeth
         0, model.args.vocab_size, (rows, train.context + 1), key=mx.random.key(ranks.rank)
     )
     step, state, waits = make_step(model, train, ranks=ranks), initial_state(model, train), ranks.waits
+    # The first turn compiles; what is counted begins behind it.
     begun = (0.0, 0, 0, 0.0)
     for turn in range(TURNS + 1):
         state, metrics = step(state, tokens, None)

@@ -90,7 +90,7 @@ def _training(family: str, shape: Shape, T: int, *, beside: bool = True) -> Case
         ways = partial(peers.mlx_training, tokens=tokens), partial(peers.torch_training, tokens=tokens)
         # Differentiating transformers' own loop over time did not end in minutes at T = 512.
         found = peers.contenders(family, shape, *ways, torch=T <= 512, plain=T <= 128) if beside else {}
-        return found | {"ours": ours.training(ours.build(family, shape), tokens)}
+        return found | {"ours": ours.time_training(ours.build(family, shape), tokens)}
 
     return _case(f"{family}/train/T{T}", f"{family}: training step", shape, shape.batch, T, make)
 
@@ -101,7 +101,9 @@ def _decoding(family: str, shape: Shape, batch: int, count: int, bits: int | Non
         if family in peers.MLX_LM:
             model = ours.in_bits(peers.mlx_lm(family, shape), bits)
             found["mlx-lm"] = peers.mlx_decoding(model, batch, count)
-        return found | {"ours": ours.decoding(ours.in_bits(ours.build(family, shape), bits), batch, count)}
+        return found | {
+            "ours": ours.time_decoding(ours.in_bits(ours.build(family, shape), bits), batch, count)
+        }
 
     words = f" of {bits} bits" if bits else ""
     key = f"{family}/decode/B{batch}" + (f"/{bits}bits" if bits else "")
@@ -137,11 +139,12 @@ def _equal_parameters(size: Sizes) -> Case:
     def make() -> dict[str, Contender]:
         tokens = shape.tokens(T + 1)
         kssm = ours.build("kssm", shape)
+        # By layers, since the width sets how large the matrices are, and with it the speed.
         sized = [Shape(shape.width, n, shape.vocabulary, shape.batch) for n in range(1, 4 * shape.layers)]
         wanted = ours.parameters(kssm)
         mamba = min((ours.build("mamba", s) for s in sized), key=lambda m: abs(ours.parameters(m) - wanted))
         names = [f"{m.model_type}, {ours.parameters(m) / 1e6:.2f} M" for m in (mamba, kssm)]
-        return dict(zip(names, (ours.training(m, tokens) for m in (mamba, kssm))))
+        return dict(zip(names, (ours.time_training(m, tokens) for m in (mamba, kssm))))
 
     return _case("kssm/train/equal", "training step at equal parameters", shape, shape.batch, T, make)
 

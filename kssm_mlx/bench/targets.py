@@ -128,6 +128,7 @@ def _ratios(target: Target, timings: list[Timing]) -> tuple[float | None, float 
     peers = [t for t in good[:-1] if t.name.startswith(target.against)]
     if not peers or timings[0].failed or timings[-1].failed:
         return None, None, None
+    # The fastest of them: a target that the slowest peer sets would say nothing.
     own, peer = good[-1], min(peers, key=lambda t: t.milliseconds)
     if target.of == "memory":
         return _quotient(own.peak_megabytes, peer.peak_megabytes), None, None

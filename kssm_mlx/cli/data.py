@@ -92,12 +92,20 @@ def bpe(
     """
     from kssm_mlx.data.corpora.jsonl import write_text
     from kssm_mlx.data.corpora.sources import open_corpus
+    from kssm_mlx.data.streams.cuts import cut_at_lines
+    from kssm_mlx.data.streams.documents import open_streams
     from kssm_mlx.data.tokenizers.bpe import train_bpe
     from kssm_mlx.terminal import Bytes
 
-    documents = open_corpus(source).documents
+    streams = open_streams([source])  # of text too large to be read at once
     with Bytes() as meter:
-        tokenizer = train_bpe(meter.through(documents), vocab)
+        if streams:
+            documents = (document.pieces() for document in streams[0].documents())
+            parts = (part for pieces in documents for part in cut_at_lines(pieces))
+            texts = meter.count_pieces(parts, streams[0].nbytes)
+        else:
+            texts = meter.count_texts(open_corpus(source).documents)
+        tokenizer = train_bpe(texts, vocab)
     write_text(out, tokenizer.backend.to_str(pretty=True))
     typer.echo(f"written: {out}, {tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]}")
 
@@ -118,7 +126,7 @@ def describe(
     everything = [*corpus.documents, *corpus.validation]
     made = make_tokenizer(tokenizer, everything, corpus.documents)
     with Bytes() as meter:
-        found = run(meter.through(everything), made)
+        found = run(meter.count_texts(everything), made)
     rows = [
         *_rows(found),
         ("documents held out by the corpus", f"{len(corpus.validation):,}"),

@@ -60,6 +60,7 @@ def show_dry_run(name: str, recipe: Any, folder: Path, waivers: dict[str, str]) 
     from kssm_mlx.training.checkpoints.identity import flatten_keys
 
     require_known_names(recipe, {**recipe.waive, **waivers})
+    # As --set takes them, so that a line can be pasted and changed.
     for key, value in flatten_keys(recipe.model_dump(exclude_none=True)).items():
         typer.echo(f"{key}={json.dumps(value, ensure_ascii=False)}")
     found = run(name, recipe=recipe)
@@ -188,4 +189,5 @@ def _on_paper(found: Any, machine: Any) -> Iterator[tuple[str, str]]:
         least = least_step_seconds(machine, sums.weights, sums.trained, sums.optimizer)
         yield "a training step", f"at least {least * 1e3:.3g} ms, by bandwidth, without activations"
     if found.recipe and found.costs:
+        # Of a named machine nothing is known about its disk.
         yield from (("note", line) for line in _verdicts(found, machine.memory, 2**62))

@@ -37,10 +37,12 @@ def choose(named: str | None, out: Path | None, settings: list[str], *, smoke: b
     if run is None:
         folder = out or Path("runs") / f"{path.stem}{'-smoke' if smoke else ''}"
         return Choice(load(str(named), overrides, smoke=smoke), folder)
-    return _of_run(run, path, out, overrides, smoke=smoke, resume=resume)
+    return _choose_run(run, path, out, overrides, smoke=smoke, resume=resume)
 
 
-def _of_run(run: Path, path: Path, out: Path | None, overrides: dict[str, Any], *, smoke: bool, resume: bool):
+def _choose_run(
+    run: Path, path: Path, out: Path | None, overrides: dict[str, Any], *, smoke: bool, resume: bool
+):
     from kssm_mlx.runner.folder import read_run_recipe
     from kssm_mlx.training.recipe import override
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kssm_mlx.reports.card import of_task
+from kssm_mlx.reports.card import describe_task_scores
 from kssm_mlx.terminal import printable
 
 WIDTH = 120  # of tables in files and logs, where rich would take 80
@@ -33,6 +33,7 @@ class SafeConsole(Console):
 def console(quiet: bool = False) -> Console:
     """Where tables go: as wide as the terminal or as COLUMNS says, else as `WIDTH`; nowhere if quiet."""
     drawn = SafeConsole(highlight=False, quiet=quiet)
+    # rich takes 80 columns where it knows nothing, and would break numbers in a log.
     if drawn.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
         return drawn
     return SafeConsole(highlight=False, quiet=quiet, width=WIDTH)
@@ -43,6 +44,7 @@ def show(screen: Console, drawn: Table) -> None:
     if screen.is_terminal:
         screen.print(drawn)
         return
+    # rich fills every line to the width of the table, which a diff and a mail show.
     with screen.capture() as captured:
         screen.print(drawn)
     lines = "\n".join(line.rstrip() for line in captured.get().splitlines())
@@ -88,7 +90,7 @@ def evaluation_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("perplexity", f"{n['perplexity']:.3f} ± {n['perplexity_se']:.3f}"),
         ("bits/byte", f"{n['bits_per_byte']:.4f}"),
         ("context gain, nats", f"{n['context_gain']:.3f} ± {n['context_gain_se']:.3f}"),
-        *of_task(n),
+        *describe_task_scores(n),
     ]
     return rows + [(f"{rung}, nats/token", f"{nats:.4f}") for rung, nats in n["ladder"].items()]
 
@@ -100,6 +102,7 @@ def show_suite(screen: Console, checks: Sequence[Mapping[str, Any]], title: str)
         if c["verdict"] in ("fail", "warn", "waived"):
             line = f"  {c['verdict']} {c['id']} {c['title']}: {_format_reason(c)}; expected {c['expected']}"
             screen.print(line, soft_wrap=True, markup=False, style=COLOURS[c["verdict"]])
+            # Who waived it knows what could be done.
             if c["fix"] and c["verdict"] != "waived":
                 screen.print(f"    {c['fix']}", soft_wrap=True, markup=False)
 

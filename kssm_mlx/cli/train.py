@@ -68,7 +68,7 @@ def train(
     refuse_both(quiet, verbose)
     ranks = open_ranks()
     try:
-        with ranks.settled():
+        with ranks.end_together():
             chosen = choose(recipe, out, set_ or [], smoke=smoke, resume=resume)
     except Settled as e:
         raise typer.Exit(e.exit_code) from None

@@ -33,6 +33,7 @@ from kssm_mlx.errors import DataError
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 STARTS = np.dtype("<u8")
 SCORED = np.dtype("u1")
+TOGETHER = 1 << 10  # documents cut at once, whose places take four times the memory of their ids
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,12 @@ class TokenSplit:
         if self.row is not None or begins.size < 2:
             return self
         row = context + 1
-        places = begins[:, None] + np.arange(row)
-        ids = self.ids[np.minimum(places, self.ids.size - 1)]
-        scored = (places < ends[:, None]).astype(np.uint8)
+        ids, scored = (np.empty((begins.size, row), dtype) for dtype in (self.ids.dtype, np.uint8))
+        for at in range(0, begins.size, TOGETHER):
+            some = slice(at, at + TOGETHER)
+            places = begins[some, None] + np.arange(row)
+            ids[some] = self.ids[np.minimum(places, self.ids.size - 1)]
+            scored[some] = places < ends[some, None]
         return TokenSplit(self.name, ids.ravel(), np.arange(begins.size) * row, scored.ravel(), row)
 
     def first(self, targets: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -90,6 +90,7 @@ def run_clamp_experiment(
             outcomes.append(Outcome(condition, seed, *outcome))
             healthy = own if condition == "control" else healthy
             table = json.dumps([row._asdict() for row in outcomes], indent=1)
+            # After every condition: training takes minutes, and a later one may fail.
             files.replace(folder / "outcomes.json", f"{table}\n")
     return outcomes
 
@@ -98,6 +99,7 @@ def _measure_condition(
     asked: Recipe, data: TokenData, trained: dict, design: Design
 ) -> tuple[tuple, Measured]:
     """What a trained condition reaches, and the statistics of its weights; refused if nothing was held."""
+    # Twice the same draw: one takes the trained weights, the other shows what was frozen.
     model, initial = (build_initial_model(asked, data).model for _ in range(2))
     model.update(trained)
     held = build_constraints(asked, model)

@@ -65,6 +65,7 @@ def decide(design: Design, results: Results) -> list[Verdict]:
     if _is_unplanned_look(design, results, seeds):
         return asked
     tested = [v.equivalence if v.claim.rule == "equal" else v.comparison.p for v in asked]
+    # Over all claims of the file, also those that the reader does not care about: they were asked.
     corrected = stats.holm(tested)
     return [_judge(design, verdict, p, level) for verdict, p in zip(asked, corrected, strict=True)]
 
@@ -163,7 +164,12 @@ def permute_signs(gaps: np.ndarray) -> float:
         return math.nan
     count: Any = math.inf if gaps.size <= EXACT else 9999
     found: Any = permutation_test(
-        (gaps,), np.mean, permutation_type="samples", n_resamples=count, rng=np.random.default_rng(0)
+        # A report that is made again must say the same p.
+        (gaps,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=count,
+        rng=np.random.default_rng(0),
     )
     return float(found.pvalue)
 
@@ -187,6 +193,7 @@ def equivalence_p(gaps: np.ndarray, smallest: float) -> float:
 def _over_windows(results: Results, arm: str, other: str, metric: str, theirs: str) -> Comparison | None:
     """The units of runs with the same seed, paired, each averaged over the seeds."""
     ours, base = (_units(results, name, m) for name, m in ((arm, metric), (other, theirs)))
+    # Windows of unlike number are of unlike texts, and have no pairs.
     seeds = [s for s in ours if s in base and len(ours[s]) == len(base[s]) > 1]
     if not seeds:
         return None

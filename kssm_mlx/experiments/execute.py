@@ -33,7 +33,7 @@ from kssm_mlx.experiments.schedule import (
     read_part,
     require_runnable,
 )
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.runs import lock
 from kssm_mlx.runs.experiment import (
@@ -81,10 +81,11 @@ class Experiment:
         variants = require_runnable(self.design, smoke=self.smoke)
         every = list_jobs(self.design, variants, smoke=self.smoke)
         asked = list_jobs(self.design, variants, only=only, seeds=seeds, smoke=self.smoke)
-        with writing("the experiment", self.folder):
+        with explain_write_errors("the experiment", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with lock.hold(self.folder), _stop_requests() as stopped:
             selections = list_selections(self.design, variants, smoke=self.smoke)
+            # Before the design is noted: how many runs came before it is counted from the parts.
             self._restore_parts([*selections, *every])
             designs = self._note_design()
             watch.planned([*selections, *asked])
@@ -93,6 +94,7 @@ class Experiment:
             if self.design.select:
                 asked = list_jobs(self.design, variants, chosen, only=only, seeds=seeds, smoke=self.smoke)
                 every = list_jobs(self.design, variants, chosen, smoke=self.smoke)
+            # Written before the first run too, so that `report` and `status` have a file from the beginning.
             results = self._write(designs, [*selections, *every])
             if self.design.select is None or chosen:
                 self._work(asked, watch, stopped, lambda: self._write(designs, [*selections, *every]))
@@ -187,6 +189,7 @@ class Experiment:
 
     def _may_begin(self, job: Job, jobs: Sequence[Job], write: Callable[[], Results]) -> bool:
         """Not beyond the budget, nor past a planned look that decided everything."""
+        # Time by the clock: what the runs took together, shared out among those at work at a time.
         budget = self.design.stop.minutes
         if budget is not None and spent_seconds(self.folder) / self.workers > budget * 60:
             return False
@@ -223,7 +226,9 @@ class _Running:
         folder = experiment.folder
         log = job.run_folder(folder).with_name(f"{job.run_folder(folder).name}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
+        # Two workers with a thread per core each would fight over the cores.
         threads = max(1, (os.cpu_count() or 1) // experiment.workers)
+        # Appended: what was said before a run was cut off says why it begins again.
         with open(log, "ab") as out:
             process = subprocess.Popen(
                 [*experiment.command, str(folder)],

@@ -136,6 +136,7 @@ def measure_effects(model: Any, windows: Iterable, holds: Sequence[Hold], *, see
     require_sites(model, holds)
     found: list[list[tuple]] = [[] for _ in holds]
     with training_mode(model, training=False):
+        # One pass free for all holds, which is what they are compared with.
         for number, (tokens, resets) in enumerate(windows):
             tokens = mx.array(tokens)
             resets = None if resets is None else mx.array(resets)
@@ -199,6 +200,7 @@ def _treat(model, tokens, resets, free: _Reading, hold: Hold, seed: int) -> tupl
 
 def _kl(free: _Reading, other: _Reading) -> np.ndarray:
     """KL(free || other) per target, in nats. Shapes: [N, T]."""
+    # From log probabilities: a probability of 0 in fp32 would make the quotient infinite.
     return np.array((mx.exp(free.logp) * (free.logp - other.logp)).sum(axis=-1)).astype(np.float64)
 
 

@@ -84,6 +84,7 @@ def _vocabulary(section: str) -> int:
 
 def _find_nearest(size: Callable[[int], int], target: int, most: int) -> int:
     """The n from 1 to `most` whose size is closest to the target; sizes rise with n."""
+    # By halves: to count a model takes milliseconds to seconds, and there are 65,536 widths.
     low, high = 1, most
     while high - low > 1:
         middle = (low + high) // 2

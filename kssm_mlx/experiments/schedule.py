@@ -24,6 +24,7 @@ from kssm_mlx.experiments.design import Design
 from kssm_mlx.experiments.job import Job, safe_name
 from kssm_mlx.experiments.protocols import find_protocol, parse_options
 from kssm_mlx.parsing import parse_json
+from kssm_mlx.runs.arms import METADATA_SECTIONS
 from kssm_mlx.training.checkpoints.identity import flatten_keys, list_differences
 from kssm_mlx.training.recipe import parse
 
@@ -123,8 +124,8 @@ def read_part(job: Job, folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is not JSON: {e}; delete it and the run is done again") from None
     if not isinstance(row, dict) or row.get("kind") != "run":
         raise CheckpointError(f"{path} is no result of a run; delete it and the run is done again")
-    then = flatten_keys({"recipe": _as_of_now(row.get("settings")), "protocol": row.get("protocol")})
-    now = flatten_keys(json.loads(json.dumps({"recipe": job.settings, "protocol": job.measures})))
+    then = _list_settings(_fill_defaults(row.get("settings")), row.get("protocol"))
+    now = _list_settings(*json.loads(json.dumps([job.settings, job.measures])))
     if found := list_differences(then, now):
         raise CheckpointError(
             f"{path} is of a run with other settings: {'; '.join(found[:3])}; "
@@ -133,7 +134,14 @@ def read_part(job: Job, folder: Path) -> dict[str, Any] | None:
     return row
 
 
-def _as_of_now(settings: Any) -> Any:
+def _list_settings(recipe: Any, protocol: Any) -> dict[str, Any]:
+    """Without what a recipe says about itself: that it takes longer than was thought changes no result."""
+    if isinstance(recipe, dict):
+        recipe = {name: section for name, section in recipe.items() if name not in METADATA_SECTIONS}
+    return flatten_keys({"recipe": recipe, "protocol": protocol})
+
+
+def _fill_defaults(settings: Any) -> Any:
     """With the defaults of settings that there were not when these were written."""
     try:
         return parse(settings).model_dump(mode="json", exclude_none=True)

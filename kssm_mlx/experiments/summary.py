@@ -48,6 +48,7 @@ def _summarize_arm(design: Design, results: Results, name: str) -> ArmSummary:
     runs = [run for run in results.chosen if run.arm == name]
     values = {r.seed: r.metrics[design.metric.name] for r in runs if design.metric.name in r.metrics}
     mean, low, high = _mean_and_interval([*values.values()])
+    # Told only where all runs agree.
     sizes = {run.metrics.get("parameters") for run in runs} - {None}
     return ArmSummary(
         name=name,

@@ -23,7 +23,7 @@ from kssm_mlx.experiments.job import Job, safe_name
 from kssm_mlx.experiments.protocols.train import Options, run
 from kssm_mlx.experiments.schedule import LOWER_IS_BETTER
 from kssm_mlx.experiments.summary import summarize_arms
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.reports.experiment import ArmSummary
 from kssm_mlx.runs.experiment import Results
 from kssm_mlx.training import recipe as recipes
@@ -125,13 +125,14 @@ def search(
         raise ConfigError("--trials needs optuna; install it: pip install 'kssm-mlx[search]'")
     optuna = import_module("optuna")  # an optional package
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with writing("the search", folder):
+    with explain_write_errors("the search", folder):
         folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=f"sqlite:///{folder.resolve() / 'optuna.db'}",
         study_name="sweep",
         direction="minimize" if metric.startswith(LOWER_IS_BETTER) else "maximize",
         load_if_exists=True,
+        # The same trials for everybody, on one machine after another.
         sampler=optuna.samplers.TPESampler(seed=0),
     )
 
@@ -149,6 +150,7 @@ def search(
                 ]
             except CheckFailed as e:
                 say(f"trial {trial.number}: stopped by its checks: {e}")
+                # Told apart from a bad value: a stopped run says nothing about the setting's loss.
                 raise optuna.TrialPruned from None
         say(f"trial {trial.number}: {label_of(chosen)}: {value:.4g}")
         return value

@@ -60,6 +60,7 @@ def do_job(job: Job, experiment: Path, console: Console) -> dict[str, Any]:
         "purpose": job.purpose,
         "failed": failed,
         "metrics": {n: x for n, x in measured.metrics.items() if to_plain(x) is not None},
+        # fp32 has seven digits; more would double the file and tell nothing.
         "units": {name: [float(f"{x:.7g}") for x in values] for name, values in measured.units.items()},
         "curve": measured.curve,
         "probes": read_rows(folder / PROBES),
@@ -102,6 +103,7 @@ def _end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        # At once: an orderly end would write a checkpoint into a folder that somebody else has taken over.
         os._exit(75)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -36,7 +36,7 @@ class Conversation:
     read: str = ""
     state: GenerationState | None = None
 
-    def reseeded(self, seed: int) -> Conversation:
+    def reseed(self, seed: int) -> Conversation:
         """The same, with other random numbers from here on."""
         if self.state is None:
             return self

@@ -107,7 +107,7 @@ def min_p(logits: mx.array, p: float) -> mx.array:
     return _keep(logits, logits >= best + mx.log(mx.array(p, dtype=logits.dtype)))
 
 
-def filtered(
+def apply_filters(
     logits: mx.array, history: mx.array, sampling: Sampling, trace: dict[str, Any] | None = None
 ) -> mx.array:
     """The logits that are sampled from, in fp32, with every filter that is switched on applied in order.
@@ -139,7 +139,7 @@ def sample(
 
     Shapes: logits [B, V], history [B, W], keys [B, 2] uint32 -> tokens [B] int32, keys [B, 2].
     """
-    logits = filtered(logits, history, sampling, trace)
+    logits = apply_filters(logits, history, sampling, trace)
     if sampling.temperature == 0:
         return mx.argmax(logits, axis=-1).astype(mx.int32), keys
     # A key per row: what a row draws does not depend on who else is in the batch.

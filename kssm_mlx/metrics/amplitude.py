@@ -60,6 +60,7 @@ def signal(x: np.ndarray, weight: np.ndarray, targets: np.ndarray, bias: np.ndar
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     logits = x @ weight.T + bias
     direction = weight[targets] - weight[_without_target(logits, targets).argmax(axis=-1)]
+    # Two rows of the head may be equal, and then nothing is decided along them.
     a = (x * direction).sum(axis=-1) / np.maximum(np.linalg.norm(direction, axis=-1), 1e-12)
     spread = float(a.std(ddof=1))
     return Signal(

@@ -77,6 +77,7 @@ def code_lengths(sequences: np.ndarray, vocab_size: int, order: int, stride: int
     B, L = sequences.shape
     nats = np.full((B, L), math.log(vocab_size))
     reach = order * stride
+    # Nothing has so long a past: the coder knows no better than chance.
     if reach >= L:
         return nats
     context = np.broadcast_to(np.arange(B)[:, None], (B, L - reach))

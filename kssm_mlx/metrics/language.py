@@ -122,5 +122,6 @@ def summarize_losses(window_losses: np.ndarray, per: Literal["token", "char"] = 
         raise ConfigError(
             "no window to evaluate; eval.tokens must cover at least one of train.context tokens"
         )
+    # Of independent windows; the tokens of one would make the error far too small.
     error = float(losses.std(ddof=1) / math.sqrt(losses.size)) if losses.size > 1 else math.nan
     return Evaluation(Nats(float(losses.mean()), per), error, losses.size)

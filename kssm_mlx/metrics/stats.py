@@ -91,6 +91,7 @@ def compare_moments(a: tuple[float, float, int], b: tuple[float, float, int]) ->
     sd_a, sd_b = (0.0 if sd <= least else sd for sd in (sd_a, sd_b))
     v_a, v_b = sd_a**2 / max(1, n_a), sd_b**2 / max(1, n_b)
     variance = v_a + v_b
+    # One value has no spread: a difference of two of them is neither large nor small.
     if min(n_a, n_b) < 2 or not variance > 0:
         return _comparison(min(n_a, n_b), mean_a - mean_b, math.nan, math.nan, 0)
     freedom = variance**2 / (v_a**2 / (n_a - 1) + v_b**2 / (n_b - 1))
@@ -103,6 +104,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
     Source: Holm 1979, the step-down procedure.
     """
+    # NaN last: a question without an answer was asked all the same.
     order = np.argsort(np.nan_to_num(ps, nan=math.inf), kind="stable")
     corrected, worst = [math.nan] * len(ps), 0.0
     for rank, i in enumerate(order):
@@ -129,6 +131,7 @@ def fit_trend(values: Sequence[float], pieces: int = 50) -> tuple[float, float]:
     if series.size < 3 or not np.isfinite(series).all():
         return math.nan, math.nan
     places = np.array_split(np.arange(series.size), min(pieces, series.size))
+    # Of unequal lengths by one at most, so that a mean weighs as much as any other.
     y = np.array([series[place].mean() for place in places])
     if np.ptp(y) <= ROUNDING * np.abs(y).max():
         return 0.0, 0.0

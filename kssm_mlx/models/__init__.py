@@ -17,6 +17,7 @@ from kssm_mlx.models.families.mlx_lm import FAMILY as MLX_LM
 from kssm_mlx.models.families.rwkv4 import FAMILY as RWKV4
 from kssm_mlx.models.families.rwkv7 import FAMILY as RWKV7
 from kssm_mlx.models.families.transformer import FAMILY as TRANSFORMER
+from kssm_mlx.parsing import adapter_of
 
 SIZES = ("xs", "s", "m", "l")
 
@@ -77,7 +78,7 @@ def config_from_dict(values: dict[str, Any]):
 
     Raises: ConfigError unless every key is a field of the family and has its type.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     name = values.get("model_type", "kssm")
     _, config_class, _ = _family(name).load()
@@ -85,17 +86,17 @@ def config_from_dict(values: dict[str, Any]):
     for key in values:
         if key not in known:
             hint = nearest(key, ("family", "size", *known))
-            raise ConfigError(f"unknown key 'model.{key}' for {name}{hint}{_unsetting(key)}")
+            raise ConfigError(f"unknown key 'model.{key}' for {name}{hint}{_explain_unset(key)}")
     try:
         # Strict, so that "3" is no number; by way of JSON, where a list is the only tuple.
-        return TypeAdapter(config_class).validate_json(json.dumps(values, default=str), strict=True)
+        return adapter_of(config_class).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as e:
         error = e.errors()[0]
         where = ".".join(str(part) for part in error["loc"]) or name
         raise ConfigError(f"model.{where}: {error['msg']}, got {quote(error['input'])}") from None
 
 
-def _unsetting(key: str) -> str:
+def _explain_unset(key: str) -> str:
     """How a key of another family is taken out of a recipe; "" for one that no family has."""
     classes = {family.load()[1] for family in FAMILIES.values()}
     foreign = any(key == f.name for config_class in classes for f in fields(config_class))

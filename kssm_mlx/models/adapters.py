@@ -46,15 +46,15 @@ class LoRALinear(nn.Module):
         low = x.astype(mx.float32) @ self.lora_a @ self.lora_b
         return y + (self.scale * low).astype(y.dtype)
 
-    def adapted(self) -> mx.array:
+    def merge_update(self) -> mx.array:
         """W + s B A in fp32. Shapes: [out, in]."""
         return weight_of(self.linear) + self.scale * (self.lora_a @ self.lora_b).astype(mx.float32).T
 
-    def fused(self) -> nn.Linear:
+    def fuse(self) -> nn.Linear:
         """One projection with the weights W + s B A, in the dtype of W; of one in few bits in that of its
         scales, since rounding to few bits again would lose most of what was learned.
         """
-        weight = self.adapted()
+        weight = self.merge_update()
         fused = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in self.linear)
         fused.weight = weight.astype(_dtype_of(self.linear))
         if "bias" in self.linear:
@@ -82,11 +82,11 @@ class DoRALinear(LoRALinear):
         y = y * (self.m / mx.stop_gradient(self._norm())).astype(y.dtype)
         return y if bias is None else y + bias
 
-    def adapted(self) -> mx.array:
-        return super().adapted() * (self.m / self._norm())[:, None]
+    def merge_update(self) -> mx.array:
+        return super().merge_update() * (self.m / self._norm())[:, None]
 
     def _norm(self) -> mx.array:
-        return mx.maximum(mx.linalg.norm(super().adapted(), axis=1), 1e-12)
+        return mx.maximum(mx.linalg.norm(super().merge_update(), axis=1), 1e-12)
 
 
 def shape_of(linear: Projection) -> tuple[int, int]:
@@ -165,7 +165,7 @@ def adapters_of(model: LanguageModel) -> dict[str, LoRALinear]:
 
 def fuse_lora(model: LanguageModel) -> LanguageModel:
     """`model` with every adapter added into its projection, in place; one without any is left as it is."""
-    fused = [(name, m.fused()) for name, m in adapters_of(model).items()]
+    fused = [(name, m.fuse()) for name, m in adapters_of(model).items()]
     if fused:
         model.update_modules(tree_unflatten(fused))
         mx.eval(model.parameters())

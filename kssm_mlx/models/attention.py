@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from kssm_mlx.models.base import Clamp, hold
 from kssm_mlx.models.layers import linear
-from kssm_mlx.ops.scan import begins, inside
+from kssm_mlx.ops.scan import mask_resets, mask_tokens
 
 # Before every real position, so that one comparison tells what has been read.
 UNSEEN = -1
@@ -53,16 +53,16 @@ class Attention(nn.Module):
         inside: what an intervention does to the heads, written into `trace` (acts.py).
         """
         q, k, v = mx.split(self.qkv(x), 3, axis=-1)
-        q, k = (inside.routing(z) for z in (q, k)) if inside else (q, k)
+        q, k = (inside.detach_routing(z) for z in (q, k)) if inside else (q, k)
         q, k, v = (mx.unflatten(z, -1, (self._heads, -1)) for z in (q, k, v))
         past = self._blank_entry(k) if entry[0] is None else entry
         at = positions(past[2], resets, lengths, x.shape[1])
         document = mx.zeros_like(at)
         if resets is not None:
-            document = mx.cumsum(begins(resets, lengths).astype(mx.int32), axis=1)
+            document = mx.cumsum(mask_resets(resets, lengths).astype(mx.int32), axis=1)
         keys, values, where = (mx.concatenate(list(parts), axis=1) for parts in zip(past, (k, v, at)))
         y = self._attend(q, keys, values, where, at, document)
-        cache = self._trim_cache(keys, values, of_last(where, document), lengths, x.shape[1])
+        cache = self._trim_cache(keys, values, drop_ended(where, document), lengths, x.shape[1])
         y = hold(y, clamps).flatten(-2)
         return self.out(inside.units(y, trace) if inside else y), cache
 
@@ -108,7 +108,7 @@ class Attention(nn.Module):
         return [mx.where(there, keys, 0), mx.where(there, values, 0), where]
 
 
-def of_last(where: mx.array, document: mx.array) -> mx.array:
+def drop_ended(where: mx.array, document: mx.array) -> mx.array:
     """Positions without those of documents that have ended; what a cache held before is of document 0."""
     numbers = mx.pad(document, [(0, 0), (where.shape[1] - document.shape[1], 0)])
     return mx.where(numbers == document[:, -1:], where, UNSEEN)
@@ -128,7 +128,7 @@ def positions(past: mx.array | None, resets: mx.array | None, lengths: mx.array 
     if resets is not None:
         latest = mx.cummax(mx.where(resets, t, UNSEEN), axis=1)
         at = mx.where(latest > UNSEEN, t - latest, at)
-    return at if lengths is None else mx.where(inside(lengths, T), at, UNSEEN)
+    return at if lengths is None else mx.where(mask_tokens(lengths, T), at, UNSEEN)
 
 
 def rotate(x: mx.array, position: mx.array) -> mx.array:

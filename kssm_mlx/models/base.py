@@ -209,7 +209,7 @@ def refuse_unknown_clamps(
             raise ConfigError(f"a clamp acts on 'readout' or 'state', got where={clamp.where!r}")
 
 
-def held(clamp: Clamp, first: int, T: int, units: int) -> mx.array:
+def mask_clamped(clamp: Clamp, first: int, T: int, units: int) -> mx.array:
     """[T, units] bool: the tokens and units a clamp holds; `first` is the call's index of the first token."""
     t = mx.arange(first, first + T)
     tokens = (t >= clamp.start) & (t < (first + T if clamp.stop is None else clamp.stop))
@@ -229,7 +229,7 @@ def hold(y: mx.array, clamps: Iterable[Clamp]) -> mx.array:
     for clamp in clamps:
         if clamp.where != "readout":
             raise ConfigError(f"{clamp.site!r} can be held where='readout' only; set a state in the cache")
-        chosen = held(clamp, 0, *y.shape[1:3]).reshape(*y.shape[1:3], *[1] * (y.ndim - 3))
+        chosen = mask_clamped(clamp, 0, *y.shape[1:3]).reshape(*y.shape[1:3], *[1] * (y.ndim - 3))
         y = mx.where(chosen, mx.broadcast_to(mx.array(clamp.value, y.dtype), y.shape), y)
     return y
 
@@ -243,7 +243,7 @@ def clamp_output(
     """
     for clamp in intervention.of(site, block) if intervention else ():
         value = mx.broadcast_to(mx.array(clamp.value, y.dtype), y.shape)
-        y = mx.where(held(clamp, 0, x.shape[1], x.shape[2]), x + value, y)
+        y = mx.where(mask_clamped(clamp, 0, x.shape[1], x.shape[2]), x + value, y)
     return y
 
 

@@ -22,7 +22,7 @@ from kssm_mlx.models.populations import clamp_states, clamped_states, state_befo
 from kssm_mlx.ops.elementary import exp, softplus
 from kssm_mlx.ops.expanded_scan import expanded_maps, expanded_scan
 from kssm_mlx.ops.mobius_scan import disc_scan
-from kssm_mlx.ops.scan import inside as within
+from kssm_mlx.ops.scan import mask_tokens as within
 from kssm_mlx.oscillators.mobius import Disc
 from kssm_mlx.oscillators.planar import Planar
 
@@ -100,7 +100,7 @@ class ExpandedPopulations(nn.Module):
         }
         return Moved(y / self._field, carried, trace)
 
-    def quiet(self, u: mx.array, state: mx.array) -> mx.array:
+    def advance_state(self, u: mx.array, state: mx.array) -> mx.array:
         """The states after these inputs. Shapes: u [B, T, I]; state [B, 2, I N] -> [B, 2, I N]."""
         return self.run(u, state).carried
 
@@ -114,10 +114,10 @@ class ExpandedPopulations(nn.Module):
 
         Shapes: u, dt [B, T, I]; B, C [B, T, 2, N].
         """
-        r, B, C = mx.split(self.x_proj(inside.routing(u) if inside else u), self._split, axis=-1)
+        r, B, C = mx.split(self.x_proj(inside.detach_routing(u) if inside else u), self._split, axis=-1)
         dt = softplus(self.dt_proj(r).astype(mx.float32))
         B, C = (mx.unflatten(v, -1, (2, -1)) for v in (B, C))
-        return (inside.routing(dt) if inside else dt), B, C
+        return (inside.detach_routing(dt) if inside else dt), B, C
 
     def _states(self, x, dt, B, state, clamps: tuple[Clamp, ...], resets, lengths) -> Planar:
         """States after every token, held where a clamp says so. Shapes: state [B, 2, I N] -> [B, T, I N]."""

@@ -467,13 +467,15 @@ class KSSM(Stack):
         """
         (populations,), z = self.blocks[block].mixer.kinds, z0
         for start in range(0, steps, QUIET):
-            z = populations.quiet(mx.zeros((z.shape[0], min(QUIET, steps - start), self.args.channels)), z)
+            z = populations.advance_state(
+                mx.zeros((z.shape[0], min(QUIET, steps - start), self.args.channels)), z
+            )
             mx.eval(z)
         return z
 
-    def settled(self, block: int, starts: mx.array) -> mx.array:
+    def settle_in_wells(self, block: int, starts: mx.array) -> mx.array:
         """Where the wells of a block take populations, alone. Shapes: starts [S, 3] -> [S, 3, G]."""
-        return self.blocks[block].mixer.spheres.settled(starts)
+        return self.blocks[block].mixer.spheres.settle_in_wells(starts)
 
     def state_view(self, entry: list) -> mx.array:
         """The order parameters, each population's components side by side. Shapes: -> [B, 2G] or [B, 3G]."""
@@ -487,7 +489,7 @@ class KSSM(Stack):
             states.append(z.swapaxes(1, 2))
         return [entry[0], *states]
 
-    def disturbed(self, view: mx.array, noise: mx.array) -> mx.array:
+    def perturb_state(self, view: mx.array, noise: mx.array) -> mx.array:
         """Every population turned by an angle of its own, on spheres about an axis of its own."""
         turned = []
         for (z, d), (angles, _) in zip(self._split_view(view), self._split_view(noise)):

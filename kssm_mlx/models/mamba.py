@@ -172,13 +172,13 @@ class Mixer(nn.Module):
         kernel, bias = self.conv1d.weight[..., 0], self.conv1d.get("bias")
         u, conv_state = causal_conv(u, kernel, bias, conv_state, resets=resets, lengths=lengths)
         u = silu(u)
-        dt, B, C = mx.split(self.x_proj(inside.routing(u) if inside else u), self._split, axis=-1)
+        dt, B, C = mx.split(self.x_proj(inside.detach_routing(u) if inside else u), self._split, axis=-1)
         # Falcon-Mamba's remedy for spikes of the loss.
         if self._norm_eps is not None:
             dt, B, C = (rms_norm(v, None, self._norm_eps) for v in (dt, B, C))
         # fp32: bf16 would leave steps of .001 two digits.
         dt = softplus(self.dt_proj(dt).astype(mx.float32))
-        dt = inside.routing(dt) if inside else dt
+        dt = inside.detach_routing(dt) if inside else dt
         A = -mx.exp(self.A_log.astype(mx.float32))
         y, state = selective_scan(u, dt, A, B, C, state, resets=resets, lengths=lengths)
         y = y + self.D * u

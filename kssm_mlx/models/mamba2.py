@@ -187,7 +187,7 @@ class Mixer(nn.Module):
         u = mx.unflatten(u, -1, (self.dt_bias.size, -1)).astype(mx.float32)
         dt = mx.clip(softplus(dt.astype(mx.float32) + self.dt_bias), *self._limit)
         if inside:
-            dt, B, C = inside.routing(dt), *(inside.routing(v, self._groups) for v in (B, C))
+            dt, B, C = inside.detach_routing(dt), *(inside.detach_routing(v, self._groups) for v in (B, C))
         B, C = (mx.unflatten(v, -1, (self._groups, -1)) for v in (B, C))
         A = -mx.exp(self.A_log.astype(mx.float32))
         y, state = ssd(u, dt, A, B, C, state, resets=resets, lengths=lengths)

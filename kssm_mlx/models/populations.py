@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.base import Clamp, held
+from kssm_mlx.models.base import Clamp, mask_clamped
 from kssm_mlx.models.interventions.spec import Inside
 from kssm_mlx.models.layers import inverse_softplus, linear
 from kssm_mlx.ops.elementary import exp, softplus
@@ -96,7 +96,7 @@ class Populations(nn.Module):
         z0 = None if state is None else Planar(state[:, 0], state[:, 1])
         h, dt = self.drive(u, None if below is None else Planar(*below))
         if inside:
-            h, dt = h.map(inside.routing), inside.routing(dt)
+            h, dt = h.map(inside.detach_routing), inside.detach_routing(dt)
         in_state = tuple(c for c in clamps if c.where == "state")
         z = free = self.evolve(h, dt, z0, in_state, resets, valid)
         for clamp in clamps:
@@ -112,10 +112,12 @@ class Populations(nn.Module):
             "lyapunov": self.lyapunov(free, z0, h, dt, resets),
             "state": carried,
         }
-        above = z.map(inside.silenced) if inside else z  # neither does the block above feel what is silenced
+        above = (
+            z.map(inside.silence_units) if inside else z
+        )  # neither does the block above feel what is silenced
         return Moved([part for zn in powers for part in (zn.re, zn.im)], carried, (above.re, above.im), trace)
 
-    def quiet(self, u: mx.array, state: mx.array) -> mx.array:
+    def advance_state(self, u: mx.array, state: mx.array) -> mx.array:
         """The states after these inputs. Shapes: u [B, T, D]; state [B, 2, G] -> [B, 2, G]."""
         z = self.evolve(*self.drive(u, None), Planar(state[:, 0], state[:, 1]))
         return mx.stack([z.re[:, -1], z.im[:, -1]], axis=1)
@@ -236,10 +238,10 @@ def clamp_states(z: Planar, clamp: Clamp, value: float | mx.array, first: int) -
     R, psi = mx.sqrt(z.abs2), mx.arctan2(z.im, z.re)
     value = mx.broadcast_to(mx.array(value, z.dtype), z.shape)
     new = Planar.polar(value, psi) if clamp.site == "R" else Planar.polar(R, value)
-    return either(held(clamp, first, z.shape[1], z.shape[2]), new, z)
+    return select_plane(mask_clamped(clamp, first, z.shape[1], z.shape[2]), new, z)
 
 
-def either(where: mx.array, yes: Planar, no: Planar) -> Planar:
+def select_plane(where: mx.array, yes: Planar, no: Planar) -> Planar:
     """`mx.where` of both planes."""
     return Planar(mx.where(where, yes.re, no.re), mx.where(where, yes.im, no.im))
 

@@ -124,7 +124,7 @@ class RecurrentModel(LanguageModel):
         i = self.slots.index("state")
         return [*entry[:i], view.reshape(entry[i].shape).astype(entry[i].dtype), *entry[i + 1 :]]
 
-    def disturbed(self, view: mx.array, noise: mx.array) -> mx.array:
+    def perturb_state(self, view: mx.array, noise: mx.array) -> mx.array:
         """A state view after noise of the same shape."""
         return view + noise
 

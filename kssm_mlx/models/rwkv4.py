@@ -116,9 +116,9 @@ class TimeMixing(nn.Module):
 
     def __call__(self, x, shift, state, resets, lengths, tap=None, inside=None):
         names = ("time_mix_key", "time_mix_value", "time_mix_receptance")
-        (xk, xv, xr), shift = token_mix(x, of_the_past(self, names), shift, resets=resets, lengths=lengths)
+        (xk, xv, xr), shift = token_mix(x, weigh_past(self, names), shift, resets=resets, lengths=lengths)
         k, v, r = self.key(xk), self.value(xv), sigmoid(self.receptance(xr))
-        k, r = (inside.routing(z) for z in (k, r)) if inside else (k, r)
+        k, r = (inside.detach_routing(z) for z in (k, r)) if inside else (k, r)
         w = -mx.exp(self.time_decay.astype(mx.float32))
         y, state = wkv4(w, self.time_first, k, v, state, resets=resets, lengths=lengths)
         y = r * (tap(y) if tap else y).astype(x.dtype)
@@ -142,11 +142,11 @@ class ChannelMixing(nn.Module):
 
     def __call__(self, x, shift, resets, lengths):
         names = ("time_mix_key", "time_mix_receptance")
-        (xk, xr), shift = token_mix(x, of_the_past(self, names), shift, resets=resets, lengths=lengths)
+        (xk, xr), shift = token_mix(x, weigh_past(self, names), shift, resets=resets, lengths=lengths)
         return sigmoid(self.receptance(xr)) * self.value(relu2(self.key(xk))), shift
 
 
-def of_the_past(module: nn.Module, names: Sequence[str]) -> mx.array:
+def weigh_past(module: nn.Module, names: Sequence[str]) -> mx.array:
     """1 - μ, the shares of the token before; μ are those of the token itself. Shapes: [len(names), D]."""
     return 1 - mx.concatenate([module[name].reshape(1, -1) for name in names])
 

@@ -226,7 +226,7 @@ class TimeMixing(nn.Module):
         log_w = -math.exp(-0.5) * self.w_lora.gate(xw).astype(mx.float32)
         a = self.a_lora.gate(xa)
         if inside:
-            r, k, log_w, a = (inside.routing(z) for z in (r, k, log_w, a))
+            r, k, log_w, a = (inside.detach_routing(z) for z in (r, k, log_w, a))
         if v_first is None:
             v_first = v
         else:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from kssm_mlx.models.populations import Populations, either, state_before
+from kssm_mlx.models.populations import Populations, select_plane, state_before
 from kssm_mlx.ops.elementary import sincos
 from kssm_mlx.oscillators.planar import Planar
 
@@ -57,7 +57,7 @@ class SelfCoupledPopulations(Populations):
                 w, field = (x.map(lambda a, t=t: a[:, t]) for x in (turn, h))
                 w = w * (z if kept is None else z * kept[:, t])
                 moved = token_map(w, field, dt[:, t], *rates)
-                z = moved if valid is None else either(valid[:, t, None], moved, z)
+                z = moved if valid is None else select_plane(valid[:, t, None], moved, z)
                 states.append(z)
             return Planar(mx.stack([s.re for s in states], 1), mx.stack([s.im for s in states], 1))
 
@@ -81,13 +81,13 @@ class SelfCoupledPopulations(Populations):
         """
         before, turn = state_before(z, z0, resets), self._turn(dt)
 
-        def after(re: mx.array, im: mx.array) -> tuple[mx.array, mx.array]:
+        def step_pair(re: mx.array, im: mx.array) -> tuple[mx.array, mx.array]:
             moved = token_map(turn * Planar(re, im), h, dt, *self._rates())
             return moved.re, moved.im
 
         one, none = mx.ones_like(before.re), mx.zeros_like(before.re)
-        _, (a, c) = mx.jvp(after, [before.re, before.im], [one, none])
-        _, (b, d) = mx.jvp(after, [before.re, before.im], [none, one])
+        _, (a, c) = mx.jvp(step_pair, [before.re, before.im], [one, none])
+        _, (b, d) = mx.jvp(step_pair, [before.re, before.im], [none, one])
         return 0.5 * mx.log(mx.maximum(mx.abs(a * d - b * c), 1e-37))
 
 

@@ -18,11 +18,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Clamp, held
+from kssm_mlx.models.base import Clamp, mask_clamped
 from kssm_mlx.models.interventions.spec import Inside
 from kssm_mlx.models.layers import inverse_softplus, linear
 from kssm_mlx.models.populations import Moved, clamped_states, spectrum
-from kssm_mlx.ops.ball_scan import ball_scan, components, kick, kicked, rotor
+from kssm_mlx.ops.ball_scan import ball_scan, components, kick, rotor, step_ball
 from kssm_mlx.ops.ball_wells import ball_wells, settle, shares
 from kssm_mlx.ops.elementary import exp, softplus
 from kssm_mlx.ops.maps.scan import after_first
@@ -113,9 +113,9 @@ class Spheres(nn.Module):
         drive = self.drive(u, None if below is None else below[0])
         if inside:
             G = drive.dt.shape[-1]
-            parts = (inside.routing(x.flatten(-2), G) for x in (drive.field, drive.turn))
+            parts = (inside.detach_routing(x.flatten(-2), G) for x in (drive.field, drive.turn))
             field, turn = (mx.unflatten(x, -1, (3, G)) for x in parts)
-            drive = Drive(field, turn, inside.routing(drive.dt))
+            drive = Drive(field, turn, inside.detach_routing(drive.dt))
         in_state = tuple(c for c in clamps if c.where == "state")
         a = free = self.evolve(drive, state, in_state, resets, valid)
         for clamp in clamps:
@@ -128,14 +128,14 @@ class Spheres(nn.Module):
             "lyapunov": self.lyapunov(free, state, drive, resets),
             "state": free[:, -1],
         }
-        above = mx.stack([inside.silenced(x) for x in components(a)], -2) if inside else a
+        above = mx.stack([inside.silence_units(x) for x in components(a)], -2) if inside else a
         return Moved(features(a, harmonics), free[:, -1], (above,), trace)
 
-    def quiet(self, u: mx.array, state: mx.array) -> mx.array:
+    def advance_state(self, u: mx.array, state: mx.array) -> mx.array:
         """The states after these inputs. Shapes: u [B, T, D]; state [B, 3, G] -> [B, 3, G]."""
         return self.evolve(self.drive(u, None), state)[:, -1]
 
-    def settled(self, starts: mx.array, steps: int = 300) -> mx.array:
+    def settle_in_wells(self, starts: mx.array, steps: int = 300) -> mx.array:
         """Where the wells alone take populations from these points. Shapes: [S, 3] -> [S, 3, G]."""
         points = self.wells
         if points is None:
@@ -180,7 +180,7 @@ class Spheres(nn.Module):
         pull = mx.broadcast_to(mx.sigmoid(self.pull), drive.dt.shape) if "pull" in self else None
         if resets is not None:  # a rotor 0 forgets; what is left is where the start is moved to
             begins = resets[..., None, None]
-            kicks = mx.where(begins, kicked(rotors, kicks, self.start, self._kappa), kicks)
+            kicks = mx.where(begins, step_ball(rotors, kicks, self.start, self._kappa), kicks)
             rotors = mx.where(begins, 0.0, rotors)
         if valid is not None:  # padding does nothing
             still, v = mx.array([1.0, 0, 0, 0])[:, None], valid[..., None, None]
@@ -209,7 +209,7 @@ class Spheres(nn.Module):
         y, log_wells = a, 0.0
         if "pull" in self:
             kicks = kick(drive.field * drive.dt[..., None, :], self._kappa)
-            y = kicked(rotor(gamma_tau, drive.turn), kicks, before, self._kappa)
+            y = step_ball(rotor(gamma_tau, drive.turn), kicks, before, self._kappa)
             log_wells = self._log_wells(y)
         after, shrunk = mx.square(y).sum(-2), exp(-2 * gamma_tau) * mx.square(before).sum(-2)
         r2_after, r2_before = (mx.minimum(self._kappa * r2, 1 - 6e-8) for r2 in (after, shrunk))
@@ -275,7 +275,7 @@ class Spheres(nn.Module):
             size = sphere_size(value, self._kappa)
         level = size * mx.sin(tilt)
         new = mx.stack([level * mx.cos(psi), level * mx.sin(psi), size * mx.cos(tilt)], -2)
-        where = held(clamp, first, a.shape[1], a.shape[3])[:, None]
+        where = mask_clamped(clamp, first, a.shape[1], a.shape[3])[:, None]
         return mx.where(where, new, a)
 
 

@@ -140,8 +140,8 @@ class StateTuned(RecurrentModel):
     def with_state(self, entry: list, view: mx.array) -> list:
         return self.host.with_state(entry, view)
 
-    def disturbed(self, view: mx.array, noise: mx.array) -> mx.array:
-        return self.host.disturbed(view, noise)
+    def perturb_state(self, view: mx.array, noise: mx.array) -> mx.array:
+        return self.host.perturb_state(view, noise)
 
     def slots_of(self, i: int) -> tuple[str, ...]:
         return self.host.slots_of(i)

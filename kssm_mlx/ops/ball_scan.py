@@ -25,9 +25,9 @@ import mlx.core as mx
 
 from kssm_mlx.ops import custom_function, dispatch
 from kssm_mlx.ops.elementary import exp, sincos, tanh_by_x
-from kssm_mlx.ops.maps.ball import AFFINE, KICK, kick_adjoint, slope, translated
+from kssm_mlx.ops.maps.ball import AFFINE, KICK, kick_adjoint, slope, translate
 from kssm_mlx.ops.maps.scan import Arrays, Form, after_first, scan, time_major
-from kssm_mlx.ops.maps.vectors import conjugate, turned
+from kssm_mlx.ops.maps.vectors import conjugate, rotate
 from kssm_mlx.ops.mobius_scan import refuse_negative_curvature
 
 # As on the disc: without any decay, fields along one line push a onto the surface in fp32, where 0/0 waits.
@@ -127,13 +127,13 @@ def kick(h: mx.array, kappa: float | mx.array = 1.0) -> mx.array:
 
 def turn_ball(rotors: mx.array, a: mx.array) -> mx.array:
     """a turned and shrunk. Shapes: rotors [..., 4, G]; a [..., 3, G] -> [..., 3, G]."""
-    return mx.stack(list(turned(components(rotors), components(a))), -2)
+    return mx.stack(list(rotate(components(rotors), components(a))), -2)
 
 
-def kicked(rotors: mx.array, kicks: mx.array, a: mx.array, kappa: float | mx.array) -> mx.array:
+def step_ball(rotors: mx.array, kicks: mx.array, a: mx.array, kappa: float | mx.array) -> mx.array:
     """One step. Shapes: rotors [..., 4, G]; kicks, a [..., 3, G] -> [..., 3, G]."""
-    w = turned(components(rotors), components(a))
-    return mx.stack(list(translated(components(kicks), w, kappa)), -2)
+    w = rotate(components(rotors), components(a))
+    return mx.stack(list(translate(components(kicks), w, kappa)), -2)
 
 
 def components(x: mx.array) -> Any:
@@ -201,4 +201,4 @@ def reverse_affine(slopes: Any, cotangent: Arrays) -> Arrays:
 
 def _at_start(slopes: Any, g: Arrays) -> Arrays:
     """The gradient in a0."""
-    return turned(conjugate(tuple(x[:, 0] for x in slopes)), tuple(x[:, 0] for x in g))
+    return rotate(conjugate(tuple(x[:, 0] for x in slopes)), tuple(x[:, 0] for x in g))

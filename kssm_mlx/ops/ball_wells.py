@@ -23,10 +23,10 @@ from functools import cache, partial
 import mlx.core as mx
 
 from kssm_mlx.ops import custom_function, dispatch
-from kssm_mlx.ops.ball_scan import at_least_fp32, components, kicked
+from kssm_mlx.ops.ball_scan import at_least_fp32, components, step_ball
 from kssm_mlx.ops.maps.ball import kick_adjoint, slope
 from kssm_mlx.ops.maps.scan import after_first
-from kssm_mlx.ops.maps.vectors import conjugate, turned
+from kssm_mlx.ops.maps.vectors import conjugate, rotate
 from kssm_mlx.ops.mobius_scan import refuse_negative_curvature
 
 
@@ -36,7 +36,7 @@ def ball_wells_reference(rotors, kicks, pull, points, sharpness, a0=None, kappa=
     a = mx.zeros((B, 3, G), kicks.dtype) if a0 is None else a0
     states = []
     for t in range(T):
-        a = settle(kicked(rotors[:, t], kicks[:, t], a, kappa), pull[:, t], points, sharpness)
+        a = settle(step_ball(rotors[:, t], kicks[:, t], a, kappa), pull[:, t], points, sharpness)
         states.append(a)
     return mx.stack(states, 1)
 
@@ -86,7 +86,7 @@ def _compile_function(function):
 
 
 def _step(a, rotors, kicks, pull, points, sharpness, kappa):
-    return settle(kicked(rotors, kicks, a, kappa), pull, points, sharpness)
+    return settle(step_ball(rotors, kicks, a, kappa), pull, points, sharpness)
 
 
 @custom_function
@@ -114,7 +114,7 @@ def _(primals, cotangent, a):
 
 def _keep_for_adjoint(before, rotors, kicks, pull, points, sharpness, kappa):
     """What the adjoint needs of all tokens: y, how the kick turns cotangents, the shares and their mean."""
-    y = kicked(rotors, kicks, before, kappa)
+    y = step_ball(rotors, kicks, before, kappa)
     share = shares(y, points, sharpness)
     turn = slope((*components(rotors), *components(kicks), kappa), components(before))
     return y, mx.stack(list(turn), -2), share, (share[..., None, :] * points).sum(-3)
@@ -123,7 +123,7 @@ def _keep_for_adjoint(before, rotors, kicks, pull, points, sharpness, kappa):
 def _back(g, turn, share, mean, pull, points, sharpness):
     """The cotangent of the state before a token. Shapes: g [B, 3, G]."""
     g = _before_wells(g, share, mean, pull, points, sharpness)
-    return mx.stack(list(turned(conjugate(components(turn)), components(g))), -2)
+    return mx.stack(list(rotate(conjugate(components(turn)), components(g))), -2)
 
 
 def _before_wells(g, share, mean, pull, points, sharpness):

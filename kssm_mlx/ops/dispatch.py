@@ -99,7 +99,7 @@ _ways: dict[str, Variant] = {}
 
 
 @contextmanager
-def taking(op: str, way: Variant) -> Iterator[None]:
+def use_variant(op: str, way: Variant) -> Iterator[None]:
     """Run the kernel of `op` in this way, one of its case's, whatever was found the fastest."""
     before = _ways.get(op)
     _ways[op] = way
@@ -192,14 +192,14 @@ _off: dict[tuple[str, str | None], Verdict] = {}
 def _switch_off(op: str, error: Exception) -> None:
     # That this text is too long for it says nothing against the kernel on others.
     if not isinstance(error, gpu.TooLong):
-        _off[op, gpu.dialect()] = _warn_if_off(proof.broken(op, error))
+        _off[op, gpu.dialect()] = _warn_if_off(proof.describe_failure(op, error))
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Verdicts.
 
 
-def trusted(op: str, **variant: int) -> bool:
+def is_trusted(op: str, **variant: int) -> bool:
     """Whether the kernel of `op` has agreed with the compiled form on the default device."""
     return _current_verdict(op, **variant).ok
 
@@ -214,7 +214,7 @@ def judge(op: str, **variant: int) -> Verdict:
     """The kernel against the compiled form, on a GPU in each of its ways; the fastest that agrees."""
     if gpu.dialect() == "cpp":
         return proof.prove(op, case(op), **variant)
-    return proof.choose(op, case(op), partial(taking, op), **variant)
+    return proof.choose(op, case(op), partial(use_variant, op), **variant)
 
 
 @cache
@@ -231,7 +231,7 @@ def _verdict(op: str, identity: str, variant: tuple[tuple[str, int], ...]) -> Ve
 
 @cache
 def _recorded_verdict(identity: str) -> Verdict | None:
-    return verdicts.recorded().get(identity)
+    return verdicts.read_verdicts().get(identity)
 
 
 # What `_verdict` has found, for those who run a kernel without asking whether it can be trusted.

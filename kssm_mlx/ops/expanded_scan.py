@@ -21,7 +21,7 @@ import mlx.core as mx
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.mobius_scan import disc_scan, flow
-from kssm_mlx.ops.scan import begins, float32, inside
+from kssm_mlx.ops.scan import float32, mask_resets, mask_tokens
 from kssm_mlx.oscillators.mobius import Disc, act
 from kssm_mlx.oscillators.planar import Planar
 
@@ -78,8 +78,8 @@ def expanded_scan(
     rows, T, D = x.shape
     z = _start(state, rows, D, gamma.shape[1])
     if resets is not None:
-        resets = begins(resets, lengths)
-    valid = None if lengths is None else inside(lengths, T)
+        resets = mask_resets(resets, lengths)
+    valid = None if lengths is None else mask_tokens(lengths, T)
     y, power, end = [], [], [z.re, z.im]
     for t in range(0, T, PIECE):
         cut = [None if v is None else v[:, t : t + PIECE] for v in (resets, valid)]

@@ -140,7 +140,7 @@ _spoken: list[str | None] = []
 
 
 @contextmanager
-def speaking(dialect: str | None) -> Iterator[None]:
+def use_dialect(dialect: str | None) -> Iterator[None]:
     """Run kernels in this dialect, or none, whatever the default device speaks."""
     _spoken.append(dialect)
     try:

@@ -43,14 +43,14 @@ def kuramoto_bank_reference(theta, omega, K, h, tau, *, steps=1, harmonics=1):
             theta = theta + tau_t / steps * (omega + 2 * (f * unit.conj).im)
         powers = [Planar.polar(mx.ones_like(theta), n * theta) for n in range(1, harmonics + 1)]
         read.append([z.map(lambda x: x.mean(-1)) for z in powers])
-    return Planar(*(_stack_part(read, part) for part in ("re", "im"))), wrapped(theta)
+    return Planar(*(_stack_part(read, part) for part in ("re", "im"))), wrap_phases(theta)
 
 
 def _stack_part(read: list[list[Planar]], part: str) -> mx.array:
     return mx.stack([mx.stack([getattr(z, part) for z in token], -1) for token in read], 1)
 
 
-def wrapped(theta: mx.array) -> mx.array:
+def wrap_phases(theta: mx.array) -> mx.array:
     """The same phases within [-pi, pi], so that long sequences lose no digits."""
     return theta - TWO_PI * mx.stop_gradient(mx.round(theta / TWO_PI))
 
@@ -158,7 +158,7 @@ def _token(S: int, H: int):
         read = [z, *(power.map(_mean) for power in _powers(unit, H)[1:])]
         harmonics = (mx.concatenate([getattr(x, part) for x in read], -1) for part in ("re", "im"))
         # Wrapped here, where the harmonics no longer depend on it.
-        return wrapped(theta), unit.re, unit.im, z.re, z.im, *harmonics
+        return wrap_phases(theta), unit.re, unit.im, z.re, z.im, *harmonics
 
     return token
 

@@ -202,7 +202,7 @@ def prove(op: str, case: Case, **variant: int) -> Verdict:
             for dtype in (mx.float32, mx.bfloat16)
         }
     except Exception as error:  # whatever a compiler or a driver raises, the compiled form is there
-        return broken(op, error)
+        return describe_failure(op, error)
     ok = all(error <= tolerance(dtype) for dtype, error in errors.items())
     return Verdict(op, ok, errors[mx.float32], "" if ok else _disagreement(errors))
 
@@ -213,11 +213,11 @@ def build(op: str, case: Case, **variant: int) -> Verdict:
         arrays = case.inputs(1, 2, 2, mx.float32, **variant)
         mx.eval(outcome(case, "kernel", arrays, {}, dtype=mx.float32, **variant))
     except Exception as error:  # as in `prove`
-        return broken(op, error)
+        return describe_failure(op, error)
     return Verdict(op, True, 0.0)
 
 
-def broken(op: str, error: Exception) -> Verdict:
+def describe_failure(op: str, error: Exception) -> Verdict:
     """The verdict of a kernel that raised."""
     why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     return Verdict(op, False, float("inf"), why)

@@ -39,7 +39,7 @@ def _(primals, cotangent, h):
     a, _, h0 = primals
     # The adjoint of a linear recurrence is the same recurrence backwards in time.
     adjoint = linear_scan(_factors_after(a)[::-1], cotangent[::-1], mx.zeros_like(h0))[::-1]
-    return adjoint * before(h, h0), adjoint, a[0] * adjoint[0]
+    return adjoint * shift_states(h, h0), adjoint, a[0] * adjoint[0]
 
 
 @custom_function
@@ -56,7 +56,7 @@ def _(primals, cotangent, S):
     P, _, S0 = primals
     transposed = P.swapaxes(-1, -2)
     adjoint = matrix_scan(_factors_after(transposed)[::-1], cotangent[::-1], mx.zeros_like(S0))[::-1]
-    return before(S, S0).swapaxes(-1, -2) @ adjoint, adjoint, adjoint[0] @ transposed[0]
+    return shift_states(S, S0).swapaxes(-1, -2) @ adjoint, adjoint, adjoint[0] @ transposed[0]
 
 
 def max_plus_scan(w: mx.array, k: mx.array, m0: mx.array) -> mx.array:
@@ -92,7 +92,7 @@ def _recurrence(times, plus, a: mx.array, b: mx.array, h0: mx.array) -> mx.array
     ends = mx.concatenate(
         _scan_serially(times, plus, tree_split(decay[-1][0]), tree_split(local[-1][0]), h0[None])
     )
-    entering = before(ends, h0)[None]
+    entering = shift_states(ends, h0)[None]
     h = mx.concatenate([plus(times(d, entering), own) for d, own in zip(decay, local)])
     return h.swapaxes(0, 1).reshape(-1, *h0.shape)[:T]
 
@@ -133,7 +133,7 @@ def _digits(n: int) -> int:
     return d
 
 
-def before(h: mx.array, h0: mx.array) -> mx.array:
+def shift_states(h: mx.array, h0: mx.array) -> mx.array:
     """The state that each step starts from: h0, h_1, ..., h_{T-1}. Shapes: h [T, ...]; h0 [...]."""
     return mx.concatenate([h0[None], h[:-1]])
 
@@ -152,14 +152,14 @@ def float32(*arrays: mx.array) -> list[mx.array]:
     return [x.astype(mx.float32) for x in arrays]
 
 
-def inside(lengths: mx.array, T: int) -> mx.array:
+def mask_tokens(lengths: mx.array, T: int) -> mx.array:
     """True where a right-padded row still has tokens. Shapes: lengths [B] -> [B, T]."""
     return mx.arange(T) < lengths[:, None]
 
 
-def begins(resets: mx.array, lengths: mx.array | None) -> mx.array:
+def mask_resets(resets: mx.array, lengths: mx.array | None) -> mx.array:
     """`resets` without those in the padding, where nothing happens. Shapes: [B, T] bool."""
-    return resets if lengths is None else resets & inside(lengths, resets.shape[1])
+    return resets if lengths is None else resets & mask_tokens(lengths, resets.shape[1])
 
 
 def in_chunks(x: mx.array, L: int) -> mx.array:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from kssm_mlx.ops import custom_function, dispatch
 from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.kernels import in_time
-from kssm_mlx.ops.scan import before, begins, float32, inside, tree_split
+from kssm_mlx.ops.scan import float32, mask_resets, mask_tokens, shift_states, tree_split
 
 # Tokens between two states that the backward pass starts again from; their states fit a core's cache.
 CHUNK = 16
@@ -61,12 +61,12 @@ def selective_scan(
         return _one_token(x, dt, A, B, C, state, resets, lengths)
     # Padding lasts no time: its decay is 1 and it adds nothing.
     if lengths is not None:
-        dt = mx.where(inside(lengths, T)[..., None], dt, 0)
+        dt = mx.where(mask_tokens(lengths, T)[..., None], dt, 0)
     # Before Δ is stretched for resets: the token itself is read as it is.
     dtx = dt * x
     if resets is not None:
         # Δ so long that nothing is left: exp(ΔA) is exactly 0.
-        dt = mx.where(begins(resets, lengths)[..., None], 1e30, dt)
+        dt = mx.where(mask_resets(resets, lengths)[..., None], 1e30, dt)
     h0 = mx.zeros((batch, *A.shape)) if state is None else state.astype(mx.float32)
     y, h = (_rows if T <= LONGEST else _rows_in_parts)(h0.swapaxes(1, 2), A.T, dt, dtx, B, C)
     return y, h.swapaxes(1, 2)
@@ -149,7 +149,7 @@ def _chunk_gradients(carry, A, B, C, h, dt, dtx, dy):
     for a_t, injected in zip(tree_split(a)[::-1], tree_split(_product(C[..., None], dy[:, :, None]))[::-1]):
         g.append(injected + carry)
         carry = a_t * g[-1]
-    g, past = mx.concatenate(g[::-1]), before(states, h)
+    g, past = mx.concatenate(g[::-1]), shift_states(states, h)
     slope = g * a * past  # dL / d(Δ_t A)
     return (
         carry[0],

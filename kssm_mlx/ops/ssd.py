@@ -12,14 +12,14 @@ import mlx.core as mx
 from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.scan import (
-    before,
-    begins,
     documents,
     float32,
     from_chunks,
     in_chunks,
-    inside,
     linear_scan,
+    mask_resets,
+    mask_tokens,
+    shift_states,
 )
 
 
@@ -70,9 +70,9 @@ def ssd(
     N, L = B.shape[-1], min(chunk, T)
     # Padding lasts no time: its decay is 1 and it adds nothing.
     if lengths is not None:
-        dt = mx.where(inside(lengths, T)[..., None], dt, 0)
+        dt = mx.where(mask_tokens(lengths, T)[..., None], dt, 0)
     if resets is not None:
-        resets = in_chunks(begins(resets, lengths), L)
+        resets = in_chunks(mask_resets(resets, lengths), L)
     causal, entered, leaves = documents(resets, L)
     dtx = in_chunks(dt[..., None] * x, L)
     log_decay = mx.cumsum(in_chunks(dt * A, L), axis=-1)
@@ -91,5 +91,5 @@ def ssd(
     carry = mx.broadcast_to(whole[..., -1, None, None], added.shape)
     h = linear_scan(carry, added, h0)
     # 4. What the entering state contributes to each token.
-    y = y + whole[..., None] * (C @ before(h, h0).swapaxes(-1, -2))
+    y = y + whole[..., None] * (C @ shift_states(h, h0).swapaxes(-1, -2))
     return from_chunks(y, T), h[-1]

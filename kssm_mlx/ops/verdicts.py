@@ -60,7 +60,7 @@ def _digest(op: str) -> str:
     return hashlib.sha256(sources).hexdigest()[:12]
 
 
-def recorded() -> dict[str, Verdict]:
+def read_verdicts() -> dict[str, Verdict]:
     """Verdicts of earlier `kssm doctor` runs by identity; none where the record cannot be read."""
     try:
         found = parse_json(_record().read_text())
@@ -74,7 +74,7 @@ def record(verdicts: dict[str, Verdict]) -> Path:
 
     Raises: RuntimeError when the user's cache folder cannot be had.
     """
-    kept = {**recorded(), **verdicts}
+    kept = {**read_verdicts(), **verdicts}
     files.replace(_record(), json.dumps({name: asdict(v) for name, v in kept.items()}, indent=1))
     return _record()
 

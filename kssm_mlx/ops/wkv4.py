@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
 from kssm_mlx.ops.elementary import exp
-from kssm_mlx.ops.scan import before, begins, float32, inside, linear_scan, max_plus_scan
+from kssm_mlx.ops.scan import float32, linear_scan, mask_resets, mask_tokens, max_plus_scan, shift_states
 
 # Not -inf: where two empty sums meet, -inf less -inf is NaN. exp makes 0 of either.
 EMPTY = -1e38
@@ -90,12 +90,12 @@ def wkv4(
 
     # m is the running maximum of the exponents; with it every factor below is at most 1.
     m = max_plus_scan(step, key, state.max)
-    m_past = before(m, state.max)
+    m_past = shift_states(m, state.max)
     decay, weight = exp((m_past - m) + step), exp(key - m)
     sums0 = mx.stack([state.num, state.den])
     sums = linear_scan(mx.stack([decay, decay], axis=1), mx.stack([weight * v, weight], axis=1), sums0)
 
-    num, den = before(sums, sums0).swapaxes(0, 1)
+    num, den = shift_states(sums, sums0).swapaxes(0, 1)
     if resets is not None:
         m_past = mx.where(resets.T[..., None], EMPTY, m_past)
     # The stabiliser cancels in the quotient: its gradient would be rounding alone.
@@ -108,8 +108,8 @@ def wkv4(
 def _mask_inputs(w: mx.array, k: mx.array, resets, lengths) -> tuple[mx.array, mx.array]:
     """A reset leaves nothing of the past; padding has no decay and no weight. Shapes: w, k [T, B, C]."""
     if lengths is not None:
-        valid = inside(lengths, k.shape[0]).T[..., None]
+        valid = mask_tokens(lengths, k.shape[0]).T[..., None]
         w, k = mx.where(valid, w, 0), mx.where(valid, k, -mx.inf)
     if resets is not None:
-        w = mx.where(begins(resets, lengths).T[..., None], -mx.inf, w)
+        w = mx.where(mask_resets(resets, lengths).T[..., None], -mx.inf, w)
     return w, k

@@ -17,14 +17,14 @@ import mlx.core as mx
 from kssm_mlx.ops import custom_function, dispatch
 from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.scan import (
-    before,
-    begins,
     documents,
     float32,
     from_chunks,
     in_chunks,
-    inside,
+    mask_resets,
+    mask_tokens,
     matrix_scan,
+    shift_states,
 )
 
 
@@ -76,11 +76,11 @@ def wkv7(
     B, T, H, K = r.shape
     L = min(chunk, T)
     if lengths is not None:
-        valid = inside(lengths, T)[..., None, None]
+        valid = mask_tokens(lengths, T)[..., None, None]
         # Decay 1 and nothing written leave the state alone; what padding reads out is nobody's.
         log_w, k, b = (mx.where(valid, x, 0) for x in (log_w, k, b))
     if resets is not None:
-        resets = in_chunks(begins(resets, lengths), L)
+        resets = in_chunks(mask_resets(resets, lengths), L)
     S0 = mx.zeros((B, H, v.shape[-1], K)) if state is None else state
     r, log_w, k, v, a, b = (in_chunks(x, L) for x in (r, log_w, k, v, a, b))
     y, S = _chunks(r, log_w, k, v, a, b, S0, *documents(resets, L))
@@ -114,7 +114,7 @@ def _chunks(r, log_w, k, v, a, b, S0, causal, entered, leaves) -> tuple[mx.array
     S = matrix_scan(carry, added, S0)
 
     M_rb, M_rk = mx.where(causal, r @ _T(b_in), 0), mx.where(causal, r @ _T(k_in), 0)
-    y = (r0 + M_rb @ u_state) @ _T(before(S, S0)) + M_rb @ u_own + M_rk @ v
+    y = (r0 + M_rb @ u_state) @ _T(shift_states(S, S0)) + M_rb @ u_own + M_rk @ v
     return y, S[-1]
 
 

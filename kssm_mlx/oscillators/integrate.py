@@ -137,7 +137,7 @@ def _stepper(
     if noise is not None and key is None:
         raise ConfigError("noise was given without a key; pass key=mx.random.key(seed)")
     step = compiled_step(system, method, noise is not None)
-    tau, amount, *rest = (_as_array(a, dtype) for a in (dt, 0.0 if noise is None else noise, *args))
+    tau, amount, *rest = (_to_array(a, dtype) for a in (dt, 0.0 if noise is None else noise, *args))
     if noise is None or key is None:
         # Not None, which would be another signature and another compilation.
         silent = mx.zeros((1,))
@@ -146,7 +146,7 @@ def _stepper(
     return lambda state, i: step(state, tau, amount, keys[i], *rest)
 
 
-def _as_array(value: Any, dtype: mx.Dtype) -> mx.array:
+def _to_array(value: Any, dtype: mx.Dtype) -> mx.array:
     return value if isinstance(value, mx.array) else mx.array(value, dtype=dtype)
 
 

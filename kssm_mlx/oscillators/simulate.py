@@ -198,13 +198,16 @@ def _begin(setup: Setup) -> tuple[mx.array, mx.array, mx.array]:
     """(state, omega, K) of all rows. Shapes: [rows, N] (or [2, rows, N], [rows, N, 3]), [N], [rows, 1]."""
     starts, system = setup.case.starts, setup.case.system
     first, second = mx.random.split(mx.random.key(setup.seed))
+    # One draw for all rows: couplings and starts are compared on the same oscillators.
     K = mx.array([k for k in setup.K for _ in starts])[:, None]
+    # From one pole: without a field nothing would choose a direction.
     if setup.model == "sphere":
         x = mx.broadcast_to(mx.array([0.0, 0.0, 1.0]), (len(K), setup.n, 3))
         return x, setup.width * mx.random.normal((setup.n, 3), key=second), K
     scattered = mx.random.uniform(-math.pi, math.pi, (setup.n,), key=first)
     theta = mx.stack([scattered if start == "random" else mx.zeros_like(scattered) for start in starts])
     theta = mx.tile(theta, (len(setup.K), 1))
+    # Quantiles, not draws: a mean field of so many samples would be off by its own noise.
     omega = mx.array(setup.frequencies.quantiles(setup.n), dtype=mx.float32)
     if isinstance(system, Inertial):
         return mx.stack([theta, mx.broadcast_to(omega, theta.shape)]), omega, K

@@ -231,6 +231,7 @@ def chimera(A: float, beta: float, guess: tuple[float, float] = (0.7, 0.2)) -> C
 
     found: Any = fsolve(lambda x: chimera_velocity(x[0], x[1], A, beta), guess, xtol=1e-13)
     r, psi = map(float, found)
+    # Central differences lose half of the digits, and an eigenvalue is wanted to six.
     step = 1e-6
     columns = [
         (chimera_velocity(r + a, psi + b, A, beta) - chimera_velocity(r - a, psi - b, A, beta)) / (2 * step)

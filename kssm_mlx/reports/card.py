@@ -86,6 +86,7 @@ def result_rows(run: Run) -> list[tuple[str, str]]:
     best = run.best
     if best is None:
         return [("validation", "no evaluation yet")]
+    # The error is of nats; in other units it is as large a part of the value.
     nats, bits, se = best["nats_per_token"], best.get("bits_per_byte"), best.get("se")
     return [
         ("validation loss, nats/token", format_measure(nats, se)),
@@ -95,13 +96,13 @@ def result_rows(run: Run) -> list[tuple[str, str]]:
             "context gain, nats",
             format_measure(run.measured("context_gain"), run.measured("context_gain_se"), 3),
         ),
-        *of_task(best),
+        *describe_task_scores(best),
         *length_rows(run),
         *((f"{rung} of the same text, nats/token", f"{value:.4f}") for rung, value in run.ladder.items()),
     ]
 
 
-def of_task(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+def describe_task_scores(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What an evaluation on a task has beside its loss; of text, nothing."""
     names = {
         "accuracy": "accuracy",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kssm_mlx import files
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.metrics.stats import Comparison
 from kssm_mlx.reports.card import markdown_table
 from kssm_mlx.reports.page import write_page
@@ -92,7 +92,7 @@ class Summary:
 
 def write_report(summary: Summary, folder: Path) -> list[Path]:
     """report.md, report.html and the pictures in `folder`; returns their paths."""
-    with writing("the report", folder):
+    with explain_write_errors("the report", folder):
         folder.mkdir(parents=True, exist_ok=True)
         pictures = [plot_arms(summary, folder / ARMS)] if any(arm.curves for arm in summary.arms) else []
         if any(arm.lengths for arm in summary.arms):
@@ -114,14 +114,15 @@ def describe_claim(claim: ClaimSummary) -> str:
     c = claim.comparison
     if not math.isfinite(c.low):
         known = (
-            f"difference {_signed(c.difference)} {claim.unit}".rstrip()
+            f"difference {_format_signed(c.difference)} {claim.unit}".rstrip()
             if math.isfinite(c.difference)
             else "no run of both"
         )
         text = f"{known}, {c.n} seed{'s' * (c.n != 1)} without a spread"
     else:
         text = (
-            f"{f'{_signed(c.difference)} {claim.unit}'.rstrip()} [{_signed(c.low)}, {_signed(c.high)}], "
+            f"{f'{_format_signed(c.difference)} {claim.unit}'.rstrip()} "
+            f"[{_format_signed(c.low)}, {_format_signed(c.high)}], "
             f"p {c.p:.2g}{'' if claim.test == 't' else f' by {claim.test}'}"
             f"{f' (permutation {claim.permutation:.2g})' if math.isfinite(claim.permutation) else ''}, "
             f"{claim.seeds} seeds{' paired' if claim.paired else ''}, level {claim.level:.3g}; "
@@ -178,13 +179,15 @@ def _verdict_row(claim: ClaimSummary) -> tuple[str, ...]:
     return (
         claim.sentence,
         claim.word,
-        f"{_signed(c.difference)} {claim.unit}".strip(),
+        f"{_format_signed(c.difference)} {claim.unit}".strip(),
         _interval(c.low, c.high, signed=True),
         _p(c.p) + ("" if claim.test == "t" else f", {claim.test}"),
         _p(claim.permutation),
         f"{claim.seeds}{' paired' if claim.paired else ''}",
         _number(c.mde),
-        "" if w is None else f"{_signed(w.difference)} {_interval(w.low, w.high, signed=True)}, {w.n} units",
+        ""
+        if w is None
+        else f"{_format_signed(w.difference)} {_interval(w.low, w.high, signed=True)}, {w.n} units",
     )
 
 
@@ -305,12 +308,12 @@ def _number(x: float) -> str:
     return f"{x:.4g}" if math.isfinite(x) else ""
 
 
-def _signed(x: float) -> str:
+def _format_signed(x: float) -> str:
     return f"{x:+.4g}" if math.isfinite(x) else ""
 
 
 def _interval(low: float, high: float, signed: bool = False) -> str:
-    shown = _signed if signed else _number
+    shown = _format_signed if signed else _number
     return f"[{shown(low)}, {shown(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
 
 

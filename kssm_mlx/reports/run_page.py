@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import files
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.reports import card, curves, page
 from kssm_mlx.reports.claims import state_claims
 from kssm_mlx.reports.comparison import HEADER, summary_rows
@@ -28,7 +28,7 @@ def write_run_page(runs: Sequence[Run], folder: Path) -> Path:
     """
     page.require_plotly()
     title = runs[0].name if len(runs) == 1 else "Comparison"
-    with writing("the page", folder):
+    with explain_write_errors("the page", folder):
         folder.mkdir(parents=True, exist_ok=True)
         parts = list(_describe(runs[0]) if len(runs) == 1 else _describe_all(runs))
         files.replace(folder / PAGE, page.document(title, parts))

@@ -86,6 +86,7 @@ def convert(
     model = fuse_lora(trained.model)
     bytes_before, loss_before = _count_bytes(model), _score_text(trained, text)
     modules = quantize(model, bits, mode, group_size)
+    # Of the arrays in memory, which are those that are written.
     loss_after = _score_text(trained, text)
     _write(trained, folder, "mlx-lm", tokenizer)
     return Conversion(modules, (bytes_before, _count_bytes(model)), (loss_before, loss_after))
@@ -124,7 +125,7 @@ def _write(trained: Trained, folder: str | Path, format: str, tokenizer: bool) -
     source = trained.notes.get("path")  # of a model that others wrote: its side files are carried unchanged
     own = source is not None and bool(written) and side_files.has_huggingface_tokenizer(Path(source))
     made = tokenizer_files(written) if written and not own else {}
-    beside = side_files.carried(Path(source), tokenizer=own) if source else {}
+    beside = side_files.collect_side_files(Path(source), tokenizer=own) if source else {}
     named = side_files.token_ids(Path(source)) if source else {}
     return folders.export(
         trained.model,

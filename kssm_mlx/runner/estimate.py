@@ -97,11 +97,11 @@ def estimate(target: str | Path, *, recipe: Recipe | None = None, measure: bool 
     if kind == "weights" and recipe is None:
         return describe_model(str(target), open_model(target, verify=False).model)
     if kind == "run" and recipe is None:
-        return _of_run(Path(target).expanduser(), measure)
+        return _estimate_run(Path(target).expanduser(), measure)
     recipe = recipe or recipes.load(target)
     with tempfile.TemporaryDirectory(prefix="kssm-estimate-") as folder:
         data = prepare(recipe.data, Path(folder) / "data")
-        return _of_recipe(str(target), recipe, data, measure)
+        return _estimate_recipe(str(target), recipe, data, measure)
 
 
 def describe_model(name: str, model: LanguageModel) -> Estimate:
@@ -134,13 +134,14 @@ def estimate_training(
     )
 
 
-def _of_run(folder: Path, measure: bool) -> Estimate:
+def _estimate_run(folder: Path, measure: bool) -> Estimate:
     recipe, data = read_run_recipe(folder), TokenData.open(folder / "data")
+    # Sizes are the same whether or not the base model is good.
     model = rebuild_initial_model(recipe, data, read_recipe(folder), verify=False).model
     return estimate_training(str(folder), recipe, model, data if measure else None)
 
 
-def _of_recipe(name: str, recipe: Recipe, data: TokenData, measure: bool) -> Estimate:
+def _estimate_recipe(name: str, recipe: Recipe, data: TokenData, measure: bool) -> Estimate:
     if not isinstance(recipe.model, Pretrained):
         outline = models.outline(configure_fresh(recipe, data.vocab_size))
         # A step would end this process where not even the sums fit.

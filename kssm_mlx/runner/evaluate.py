@@ -15,6 +15,8 @@ from kssm_mlx.checks.pretrained.behaviour import count_ngrams
 from kssm_mlx.checks.pretrained.subject import TOKENS, Subject
 from kssm_mlx.data.batches import Batch, evaluation_windows
 from kssm_mlx.data.corpora.sources import open_corpus
+from kssm_mlx.data.streams.cuts import encode_pieces
+from kssm_mlx.data.streams.documents import Stream, open_streams
 from kssm_mlx.data.tasks import Task
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.data.tokens import TokenData, TokenSplit, bytes_per_target, encode_documents
@@ -51,7 +53,7 @@ def evaluate(
     Raises: CheckpointError, DataError for a run or a text that cannot be used.
     """
     folder = find_run(Path(path))
-    reading = _of_run(trained, folder, source) if folder else _of_model(trained, source)
+    reading = _evaluate_run(trained, folder, source, tokens) if folder else _evaluate_model(trained, source)
     tokens = tokens or reading.tokens
     windows = reading.windows(tokens)
     numbers = evaluation.evaluate(trained.model, windows, reading.bytes_per_target, reading.task)
@@ -64,12 +66,14 @@ def evaluate(
     }
 
 
-def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
+def _evaluate_run(trained: Trained, folder: Path, source: str | None, tokens: int | None) -> Reading:
     recipe = read_recipe(folder)
     data = TokenData.open(folder / "data")
-    special = data.index["special_tokens"]
-    split = data.validation if source is None else _read_foreign(source, trained.tokenizer, special)
-    if recipe["model"].get("train") == "state":
+    special, by_document = data.index["special_tokens"], recipe["model"].get("train") == "state"
+    # Of each document a row is scored there, so that how much text it takes is not known beforehand.
+    most = None if by_document else tokens or recipe["eval"]["tokens"]
+    split = data.validation if source is None else _read_foreign(source, trained.tokenizer, special, most)
+    if by_document:
         context = recipe["train"]["context"]
         data, split = data.cut_at_documents(context), split.cut_at_documents(context)
 
@@ -85,7 +89,7 @@ def _of_run(trained: Trained, folder: Path, source: str | None) -> Reading:
     return Reading(name, windows, recipe["eval"]["tokens"], per_target, ladder, task)
 
 
-def _of_model(trained: Trained, source: str | None) -> Reading:
+def _evaluate_model(trained: Trained, source: str | None) -> Reading:
     """The text as L5 of `kssm verify-weights` reads it. Raises: DataError without a tokenizer for it."""
     text = None if source is None else "\n".join(open_corpus(source).scored)
     subject = Subject(model=trained.model, tokenizer=trained.tokenizer, text=text)
@@ -104,6 +108,28 @@ def _of_model(trained: Trained, source: str | None) -> Reading:
     )
 
 
-def _read_foreign(source: str, tokenizer: Tokenizer, special_tokens: bool) -> TokenSplit:
-    """All of another corpus, or its own validation, as one split; special_tokens as in the run's text."""
-    return encode_documents(source, open_corpus(source).scored, tokenizer, special_tokens=special_tokens)
+def _read_foreign(source: str, tokenizer: Tokenizer, special_tokens: bool, most: int | None) -> TokenSplit:
+    """All of another corpus, or its own validation, as one split; special_tokens as in the run's text. Of a
+    large one no more than what `most` targets need, where it is given.
+    """
+    streams = [] if most is None else open_streams([source])
+    if most is None or not streams:
+        texts = open_corpus(source).scored
+    else:
+        texts = list(_read_beginning(streams[0], tokenizer, special_tokens, most))
+    return encode_documents(source, texts, tokenizer, special_tokens=special_tokens)
+
+
+def _read_beginning(stream: Stream, tokenizer: Tokenizer, special_tokens: bool, most: int) -> Iterator[str]:
+    """The first documents, the last of them cut where more than `most` tokens are there."""
+    found = 0
+    for document in stream.documents():
+        parts = []
+        for text, ids in encode_pieces(document.pieces(), tokenizer, special_tokens):
+            parts.append(text)
+            found += ids.size
+            if found > most:
+                break
+        yield "".join(parts)
+        if found > most:
+            return

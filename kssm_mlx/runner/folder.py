@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx import environment, files, models
-from kssm_mlx.checks.core.registry import Context, given
+from kssm_mlx.checks.core.registry import Context, require_value
 from kssm_mlx.checks.pretrained.files import base_model_verdict
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.models.base import sizes_of
 from kssm_mlx.runs.arms import DERIVED
 from kssm_mlx.runs.layout import MANIFEST, RECIPE, is_run
@@ -28,7 +28,7 @@ def write_description(
 
     waivers, verify: which checks may fail and why, and whether any check may stop the run.
     """
-    initial = given(context.initial, "initial")
+    initial = require_value(context.initial, "initial")
     described = {**recipe.model_dump(), "configuration": models.config_to_dict(context.config)}
     if context.base_digest:
         described["host_digest"] = context.base_digest
@@ -45,7 +45,7 @@ def write_description(
         "waivers": waivers,
         "verify": verify,
     }
-    with writing("the run", folder):
+    with explain_write_errors("the run", folder):
         for name, value in ((RECIPE, described), (MANIFEST, manifest)):
             files.replace(folder / name, json.dumps(value, indent=1) + "\n")
 

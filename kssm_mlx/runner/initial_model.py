@@ -92,6 +92,7 @@ def load_trained_parameters(model: LanguageModel, trained: dict[str, mx.array]) 
 
     Raises: CheckpointError that names what is missing or unknown.
     """
+    # Knobs and buffers are no parameters, and a run goes on with what they had become.
     beside = (*getattr(model, "knobs", ()), *getattr(model, "buffers", ()))
     moving = {*flatten(model.trainable_parameters()), *beside}
     if other := trained.keys() ^ moving:
@@ -100,6 +101,7 @@ def load_trained_parameters(model: LanguageModel, trained: dict[str, mx.array]) 
             "the recipe.json beside it is not the one it was trained with"
         )
     model.load_weights(list(trained.items()), strict=False)
+    # Arrays are read when they are used first, and the checkpoint may be gone by then.
     mx.eval(model.parameters())
 
 

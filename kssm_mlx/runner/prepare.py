@@ -125,6 +125,7 @@ def prepare_context(recipe: Recipe, folder: Path, data: TokenData, base_digest: 
 
 
 def _make_context(recipe: Recipe, folder: Path, data: TokenData, began: InitialModel) -> Context:
+    # A learned initial state is of a document's beginning; a window from its middle would teach it another.
     data = data.cut_at_documents(recipe.train.context) if recipe.reads_beginnings else data
     held = build_constraints(recipe, began.model)
     context = Context(

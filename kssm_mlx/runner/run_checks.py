@@ -17,7 +17,7 @@ from rich.console import Console
 from kssm_mlx import files
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import REGISTRY, Check, Context, require_no_failure
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.models.base import with_parameters
 from kssm_mlx.runs.layout import PROBES
 from kssm_mlx.runs.records import read_metrics, read_rows, write_checks
@@ -68,7 +68,7 @@ class RunChecks:
         """smoke: whether what was not learned stops nothing."""
         found = suite.run_suite(self._context_now(level), level, self.waivers)
         write_checks(Path(self.context.run_folder), stage, [c.to_json() for c in found])
-        spared = [c for c in found if not self.verify or (smoke and _of_learning(c))]
+        spared = [c for c in found if not self.verify or (smoke and _judges_learning(c))]
         require_no_failure(c for c in found if c not in spared)
         for check in spared:
             if not check.ok:
@@ -100,6 +100,7 @@ def select_probes(ids: list[str]) -> tuple[str, ...]:
 def write_probes(folder: Path | None, step: int, checks: list[Check]) -> None:
     """Add their numbers to probes.jsonl, in place of what a run that was cut off had written of this step."""
     assert folder is not None
+    # A run that goes on from a checkpoint passes these steps once more.
     kept = [row for row in read_rows(folder / PROBES) if row["step"] < step]
     rows = [
         {
@@ -113,7 +114,7 @@ def write_probes(folder: Path | None, step: int, checks: list[Check]) -> None:
         for c in checks
     ]
     text = "".join(json.dumps(row) + "\n" for row in (*kept, *rows))
-    with writing(PROBES, folder):
+    with explain_write_errors(PROBES, folder):
         files.replace(folder / PROBES, text)
 
 
@@ -128,5 +129,5 @@ def _numbers(check: Check) -> dict[str, float]:
     return {n: x for n, x in plain.items() if isinstance(x, int | float) and not isinstance(x, bool)}
 
 
-def _of_learning(check: Check) -> bool:
+def _judges_learning(check: Check) -> bool:
     return REGISTRY[check.id].needs_training or check.id in LEARNING

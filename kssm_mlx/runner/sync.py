@@ -19,7 +19,7 @@ from pathlib import Path
 from kssm_mlx.digest import file_digest
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.runs.layout import BEST, CHECKPOINTS, LATEST, RECIPE, is_step_name
-from kssm_mlx.runs.remote import Place, copy, quoted, shell
+from kssm_mlx.runs.remote import Place, copy, quote_path, shell
 from kssm_mlx.training.checkpoints import manifest
 
 STAGING = ".sync"
@@ -102,7 +102,7 @@ def sync(source: Place, target: Place, say: Callable[[str], None] = lambda text:
 
 def _make_target(target: Place) -> None:
     """The folder, if it is not there. Raises: CheckpointError for one that holds anything but a run."""
-    folder, staging = quoted(target.path), quoted(f"{target.path}/{CHECKPOINTS}/{STAGING}")
+    folder, staging = quote_path(target.path), quote_path(f"{target.path}/{CHECKPOINTS}/{STAGING}")
     # A copy that broke off before the recipe had arrived has a staging folder.
     script = (
         f"if [ -d {folder} ] && [ ! -f {folder}/{RECIPE} ] && [ ! -d {staging} ]; then\n"
@@ -138,7 +138,7 @@ def _carry(source: Place, target: Place, name: str) -> None:
     expected = _expected_files(own)
     sums = "".join(f"{digest}  {file}\n" for file, digest in expected.items())
     verify = (
-        f"cd {quoted(f'{STAGING}/{name}')}\n"
+        f"cd {quote_path(f'{STAGING}/{name}')}\n"
         f"if [ $(ls -A | wc -l) -ne {len(expected)} ]; then echo 'it has other files'; exit 1; fi\n"
         f"sum -c - <<'END' | grep -v ': OK$' || true\n{sums}END\n"
         f"sum -c - >/dev/null 2>&1 <<'END'\n{sums}END\n"

@@ -15,11 +15,11 @@ from typing import Any
 import mlx.core as mx
 from rich.console import Console
 
-from kssm_mlx.checks.core.registry import Context, given
+from kssm_mlx.checks.core.registry import Context, require_value
 from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import ConfigError, DataError
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import sizes_of
 from kssm_mlx.runner.base_models import ensure_base_model
@@ -77,8 +77,9 @@ def train(
         """Of rank 0, or of one process."""
         require_tracker(track)
         require_known_names(recipe, waivers)
-        with writing("the run", folder):
+        with explain_write_errors("the run", folder):
             folder.mkdir(parents=True, exist_ok=True)
+        # Held until the last check: two processes in one folder would mix their rows and checkpoints.
         held.enter_context(lock.hold(folder))
         if not resume:
             refuse_second_run(folder)
@@ -94,19 +95,21 @@ def train(
             console.print(line, soft_wrap=True, markup=False)
         return context
 
-    with ranks.guarded(partial(_describe_saved, folder)), contextlib.ExitStack() as held:
-        with ranks.settled():
+    with ranks.explain_lost_rank(partial(_describe_saved, folder)), contextlib.ExitStack() as held:
+        with ranks.end_together():
             began = begin() if ranks.first else None
+        # Digests, since a text of the same name may be another on another machine.
         files = ranks.gather(began and began.data.index["files"])[0]
-        with ranks.settled():
+        with ranks.end_together():
             context = began or _follow(recipe, folder, files)
         constraints = build_constraints(recipe, context.model)
         said = constraints.intervention.describe() if constraints.intervention else ()
         for line in (*said, *constraints.warnings):
             console.print(line, soft_wrap=True, markup=False)
         examination = RunChecks(context, waivers, verify, console)
-        with ranks.settled():
+        with ranks.end_together():
             if ranks.first:
+                # Once: all ranks begin with the same parameters, and would come to the same verdict.
                 examination.before()
         with open_tracker(track if ranks.first else None, folder, recipe, resume=resume) as log:
 
@@ -132,7 +135,7 @@ def train(
                 ranks=ranks,
             )
         console.print("checking what came out", soft_wrap=True)
-        with ranks.settled():
+        with ranks.end_together():
             if ranks.first:
                 examination.after()
     return result
@@ -220,7 +223,7 @@ def _warn_of_warmup(train: Train) -> list[str]:
 
 def _summary(context: Context) -> str:
     """One line on what is about to be trained on what."""
-    trained = sum(array.size for array in given(context.initial, "initial").values())
+    trained = sum(array.size for array in require_value(context.initial, "initial").values())
     size = sum(sizes_of(context.model).values())
     adapters = f", {trained:,} of them trained" if trained < size else ""
     splits = context.data.index["splits"]

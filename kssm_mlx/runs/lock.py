@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.parsing import parse_json
 
 NAME = "run.lock"
@@ -42,7 +42,7 @@ class Owner(NamedTuple):
     machine: str = ""
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process of this host exists. Not being allowed to signal it means that it does."""
     try:
         os.kill(pid, 0)
@@ -111,7 +111,7 @@ def _is_elsewhere(owner: Owner, here: Owner) -> bool:
     return owner.host != here.host and not (sys.platform == "darwin" and owner.machine == here.machine != "")
 
 
-def mine(folder: str | Path) -> bool:
+def is_held_here(folder: str | Path) -> bool:
     """Whether this very process holds the lock of `folder`."""
     return _read_owner(Path(folder) / NAME) == this_process()
 
@@ -121,7 +121,7 @@ def is_held(folder: str | Path) -> bool:
     owner = _read_owner(Path(folder) / NAME)
     if owner is None or _is_elsewhere(owner, this_process()):
         return False
-    return alive(owner.pid) and start_time(owner.pid) in (owner.start, "")
+    return is_alive(owner.pid) and start_time(owner.pid) in (owner.start, "")
 
 
 def is_elsewhere(folder: str | Path) -> bool:
@@ -137,14 +137,14 @@ def hold(folder: str | Path) -> Iterator[Path]:
     Raises: CheckpointError if another run holds it, naming the holder and what to do.
     """
     path = Path(folder) / NAME
-    with writing(NAME, folder):
+    with explain_write_errors(NAME, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire_lock(path)
     try:
         yield path
     finally:
         # Not if somebody has deleted the file, and another run has the folder by now.
-        if mine(folder):
+        if is_held_here(folder):
             path.unlink(missing_ok=True)
 
 
@@ -189,7 +189,7 @@ def _refuse_if_held(path: Path) -> None:
             f"if it is over, delete {path}"
         )
     # A start that cannot be read counts as the same process: better a folder refused than one shared.
-    if alive(owner.pid) and start_time(owner.pid) in (owner.start, ""):
+    if is_alive(owner.pid) and start_time(owner.pid) in (owner.start, ""):
         raise CheckpointError(
             f"{path.parent} is in use by {who}, which is running; wait for it or choose another folder"
         )

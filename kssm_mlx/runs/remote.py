@@ -74,10 +74,10 @@ def shell(place: Place, script: str, about: Place | None = None) -> str:
     Raises: NoFolder; CheckpointError with what it said where its exit code is not 0.
     """
     command = ["sh", "-s"] if not place.host else [*_find_program("ssh"), place.host, "sh -s"]
-    return _run(command, str(about or place), _ENTER.format(quoted(place.path)) + script)
+    return _run(command, str(about or place), _ENTER.format(quote_path(place.path)) + script)
 
 
-def quoted(path: str) -> str:
+def quote_path(path: str) -> str:
     """A path for a shell; ~ at its beginning is the home there."""
     if path == "~" or path.startswith("~/"):
         return f'"$HOME"{shlex.quote(path[1:])}' if path != "~" else '"$HOME"'

@@ -40,7 +40,7 @@ def build_constraints(recipe: Recipe, model: LanguageModel) -> Constraints:
     """
     freeze, clamp, noise = recipe.freeze, recipe.clamp, recipe.noise
     acts = (
-        *(_of_units(freeze) if freeze else ()),
+        *(_select_unit_acts(freeze) if freeze else ()),
         *(_amplitude(clamp) if clamp else ()),
         *(_noise(noise) if noise else ()),
     )
@@ -68,7 +68,7 @@ def _mask_head(model: LanguageModel) -> dict[str, mx.array]:
     return {name: mx.zeros((1,) * arrays[name].ndim, mx.bool_) for name in held}
 
 
-def _of_units(freeze: Freeze) -> tuple[Act, ...]:
+def _select_unit_acts(freeze: Freeze) -> tuple[Act, ...]:
     act = ACTS.get(freeze.mode)
     return (act(units=tuple(freeze.units), of=freeze.of),) if act else ()
 

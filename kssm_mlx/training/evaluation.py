@@ -170,7 +170,7 @@ def ladder_of(data: TokenData, targets: int, period: int | None = None) -> dict[
     """
     answers, scored = data.validation.first(targets)
     if data.validation.labels is None:
-        return ngram_ladder(np.asarray(data.train.ids), answers, data.vocab_size, period, scored)
+        return ngram_ladder(data.train.ids, answers, data.vocab_size, period, scored)
     labels = (_pick_labels(data.train, data.train.ids.size), _pick_labels(data.validation, targets))
     train, held_out = data.train.ids[: labels[0].size], data.validation.ids[: labels[1].size]
     return ngram_ladder(train, held_out, data.vocab_size, period, scored, labels)
@@ -209,12 +209,12 @@ def _make_score(model: LanguageModel, compile: bool, intervention: Intervention 
 
     scored = mx.compile(score) if compile else score
 
-    def evaluated(params, tokens: mx.array, resets: mx.array | None) -> Scores:
+    def score_batch(params, tokens: mx.array, resets: mx.array | None) -> Scores:
         # One batch of logits in memory at a time; float64, so that the order of the sum does not matter.
         nats, hits = np.array(scored(params, tokens, resets)).astype(np.float64)
         return Scores(np.array(tokens), nats, hits)
 
-    return evaluated
+    return score_batch
 
 
 def _token_scores(model: LanguageModel, tokens: mx.array, resets: mx.array | None, intervention) -> mx.array:

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from kssm_mlx import files
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.parsing import parse_json
 
 
@@ -26,7 +26,7 @@ class Rows:
 
     def __init__(self, path: str | Path, step: int):
         self.path = Path(path)
-        with writing(self.path.name, self.path.parent):
+        with explain_write_errors(self.path.name, self.path.parent):
             files.replace(self.path, "".join(_lines_until(self.path, step)))
             self._file = open(self.path, "a")  # noqa: SIM115  open as long as the run
 
@@ -41,13 +41,13 @@ class Rows:
                 f"in {self.path.parent} cannot be continued: train again into another folder"
             )
         line = json.dumps({name: to_plain(value) for name, value in row.items()}, allow_nan=False)
-        with writing(self.path.name, self.path.parent):
+        with explain_write_errors(self.path.name, self.path.parent):
             self._file.write(line + "\n")
             self._file.flush()
 
     def sync(self) -> None:
         """Push the rows to disk: a checkpoint must not outlive the rows that lead up to it."""
-        with writing(self.path.name, self.path.parent):
+        with explain_write_errors(self.path.name, self.path.parent):
             files.sync(self._file.fileno())
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from kssm_mlx.data.batches import count_sources, evaluation_windows, random_batch, track_batch
 from kssm_mlx.errors import CheckFailed, CheckpointError
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.models.base import Intervention, LanguageModel, flatten
 from kssm_mlx.runs import layout, lock
 from kssm_mlx.training.checkpoints import checkpoint, identity
@@ -110,14 +110,14 @@ def train_loop(
     """
     _set_cache_limit()
     # kssm train took the lock before it prepared the data; taken twice, it would refuse itself.
-    held = contextlib.nullcontext() if not ranks.first or lock.mine(folder) else lock.hold(folder)
+    held = contextlib.nullcontext() if not ranks.first or lock.is_held_here(folder) else lock.hold(folder)
     progress = Progress(recipe.train.steps, console, clock)
     with (
         held,
         StopRequest(ranks.first) as stop,
         progress,
         contextlib.ExitStack() as open_files,
-        ranks.shielded(),
+        ranks.ignore_sigterm(),
     ):
         run = _Run(model, recipe, data, Path(folder), hooks, progress, clock, masks, intervention, ranks)
         run.begin(resume, allow_config_change)
@@ -193,10 +193,12 @@ class _Run:
         """Start from step 0 or, `again`, from the last good checkpoint."""
         if self.ranks.size > 1:
             self.ranks.require_same("run", self._describe_run(again))
-        with self.ranks.settled():
+            # Last, since another seed or size, which is what to mend, gives other parameters as well.
+            self.ranks.require_same("run", self._describe_parameters())
+        with self.ranks.end_together():
             loaded = self._load(again) if self.ranks.first else None
         loaded = share_checkpoint(loaded, self.ranks)
-        with self.ranks.settled():
+        with self.ranks.end_together():
             if loaded:
                 self._restore(loaded, allow_change)
             elif again:
@@ -205,15 +207,17 @@ class _Run:
         self.best = self.ranks.gather(self.best)[0]
 
     def _describe_run(self, again: bool) -> dict[str, Any]:
-        """What all ranks must have alike before the first step."""
-        begun = {f"parameter {n}": value for n, value in fingerprint(flatten(self.state.params)).items()}
+        """What all ranks must have alike before the first step, beside their parameters."""
         kept = {name: self.environment[name] for name in ("kssm_mlx", "mlx", "device")}
-        return {**self.identity["config"], "--resume": again, **kept, **begun}
+        return {**self.identity["config"], "--resume": again, **kept}
+
+    def _describe_parameters(self) -> dict[str, Any]:
+        return {f"parameter {n}": value for n, value in fingerprint(flatten(self.state.params)).items()}
 
     def _load(self, again: bool) -> checkpoint.Loaded | None:
         if not again:
             refuse_second_run(self.folder)
-        with writing("checkpoints", self.checkpoints):
+        with explain_write_errors("checkpoints", self.checkpoints):
             checkpoint.remove_leftovers(self.checkpoints)
         return checkpoint.load_latest(self.checkpoints)
 
@@ -237,7 +241,7 @@ class _Run:
         self.place = Place(**saved.state.get("phase", {}))
         self._log_restored(loaded, changed)
         if self.ranks.first:
-            with writing("checkpoints", self.checkpoints):
+            with explain_write_errors("checkpoints", self.checkpoints):
                 self._repair_checkpoints(loaded)
 
     def _log_restored(self, loaded: checkpoint.Loaded, changed: list[str]) -> None:
@@ -426,7 +430,7 @@ class _Run:
         self.best = self.evaluation if improved else self.best
         self.metrics.write({**self.evaluation, "seconds": self.clock() - began})
         self.progress.evaluation(self.evaluation)
-        self._apply_early_stopping(self.course.evaluated(self.evaluation))
+        self._apply_early_stopping(self.course.judge_evaluation(self.evaluation))
         self._write_samples()
         self._run_eval_checks(improved)
         return improved

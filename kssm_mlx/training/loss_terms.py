@@ -58,12 +58,12 @@ def loss_term(name: str, *, reads_logits: bool = False, legacy: bool = False):
 
 
 def _constant(term: Callable[..., Value]) -> Callable[..., Value]:
-    def held(logits, targets, trace, **options) -> Value:
+    def detach_value(logits, targets, trace, **options) -> Value:
         value, parts = term(logits, targets, trace, **options)
         return mx.stop_gradient(value), parts
 
-    held.__wrapped__ = term
-    return held
+    detach_value.__wrapped__ = term
+    return detach_value
 
 
 @loss_term("uncertainty", reads_logits=True, legacy=True)

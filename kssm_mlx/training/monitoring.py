@@ -95,7 +95,7 @@ class EarlyStopping:
             self.memory["loss"] += row["loss"]
             self.memory["rows"] += 1
 
-    def evaluated(self, row: Row) -> Advice | None:
+    def judge_evaluation(self, row: Row) -> Advice | None:
         """What is to be done after an evaluation; None without rules, or where nothing is."""
         known, rows = self.memory, self.memory["rows"]
         if not self.options or row["nats_per_token"] is None or not rows:

@@ -16,6 +16,7 @@ from typing import Any
 from kssm_mlx.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNCOMPILED = ("Could not load C++ shared library", "[Compile::eval_cpu]")  # how MLX says it
 _SHOW_CURSOR = (
     "\x1b[?25h"  # a progress bar hides it, and a process killed by the second signal cannot restore it
 )
@@ -40,11 +41,16 @@ class StopRequest:
             self._previous = {s: signal.signal(s, self._handle_first) for s in caught}
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        del kind, traceback
         for s, handler in self._previous.items():
             # Ignored meanwhile by a process that is to end with a message, whatever its launcher does.
             if signal.getsignal(s) != signal.SIG_IGN:
                 signal.signal(s, handler)
+        # Ctrl-C ends g++ as well, which compiles the kernels of a first step, and then that step fails.
+        if self.signal and isinstance(error, RuntimeError) and str(error).startswith(UNCOMPILED):
+            lost = "while a step was compiled, which is not taken; what was saved before is there"
+            raise make_interrupted(self.signal, lost) from None
 
     @staticmethod
     def of(number: int) -> signal.Signals | None:

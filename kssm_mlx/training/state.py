@@ -59,7 +59,9 @@ def initial_state(model: LanguageModel, train: Train) -> TrainState:
 
     Raises: ConfigError for a knob of the model that is not a frozen array [].
     """
-    params = _sorted_tree({name: _as_master(a) for name, a in flatten(model.trainable_parameters()).items()})
+    params = _sorted_tree(
+        {name: _cast_to_master(a) for name, a in flatten(model.trainable_parameters()).items()}
+    )
     state = TrainState(
         params=params,
         opt=updates.initial_moments(updates.make_optimizer(model, train), params),
@@ -144,5 +146,5 @@ def _sorted_tree(arrays: dict[str, mx.array]) -> dict[str, Any]:
     return tree_unflatten(sorted(arrays.items())) if arrays else {}
 
 
-def _as_master(array: mx.array) -> mx.array:
+def _cast_to_master(array: mx.array) -> mx.array:
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array

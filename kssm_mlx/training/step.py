@@ -301,10 +301,10 @@ def _make_hold(masks: dict[str, mx.array], params: dict[str, mx.array]):
     def hold(new: dict[str, Any], old: dict[str, Any] | None):
         kept = flatten(old) if old else dict.fromkeys(masks, 0.0)
 
-        def chosen(name: str, moved: mx.array) -> mx.array:
+        def keep_masked(name: str, moved: mx.array) -> mx.array:
             return mx.where(masks[name], moved, kept[name]) if name in masks else moved
 
-        return tree_map_with_path(chosen, new) if masks else new
+        return tree_map_with_path(keep_masked, new) if masks else new
 
     return hold
 

@@ -51,13 +51,13 @@ def quantize(
         raise ConfigError("the model is quantised already; quantise the one it was made from")
     allows = model.quant_predicate
 
-    def wanted(path: str, module: nn.Module) -> bool:
+    def is_quantizable(path: str, module: nn.Module) -> bool:
         if not hasattr(module, "to_quantized"):
             return False
         weight: mx.array = module["weight"]
         return weight.shape[-1] % chosen["group_size"] == 0 and bool(allows(path, module))
 
-    nn.quantize(model, **chosen, class_predicate=wanted)
+    nn.quantize(model, **chosen, class_predicate=is_quantizable)
     names = _describe_quantized(model)
     if not names:
         raise ConfigError(

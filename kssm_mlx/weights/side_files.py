@@ -74,7 +74,7 @@ def token_ids(folder: Path) -> dict[str, Any]:
     return {key: table[key] for key in TOKEN_IDS if table.get(key) is not None}
 
 
-def carried(folder: Path, tokenizer: bool) -> dict[str, bytes]:
+def collect_side_files(folder: Path, tokenizer: bool) -> dict[str, bytes]:
     """Name -> content of the files that a conversion leaves as they are. tokenizer: also the tokenizer's.
 
     Raises: ConfigError for one that cannot be read.

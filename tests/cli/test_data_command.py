@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from kssm_mlx.data.corpora import sources
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.corpora.themes import themed_samples
+from kssm_mlx.data.streams import cuts, documents
 from kssm_mlx.data.tokenizers.factory import make_tokenizer
 from tests.support.cli_fakes import kssm, refused
 
@@ -63,6 +65,21 @@ def test_a_bpe_is_written_as_recipes_read_it(tmp_path):
     tokenizer = make_tokenizer(f"hf:{out}")
     assert result.exit_code == 0 and tokenizer.vocab_size == 700
     assert result.stdout == f"written: {out}, 700 tokens, digest {tokenizer.digest[:12]}\n"
+
+
+@pytest.mark.parametrize("kind", ["file", "jsonl"])
+def test_a_bpe_of_a_text_that_is_not_read_at_once_is_the_same(kind, tmp_path, monkeypatch):
+    path, out = tmp_path / "text", tmp_path / "bpe.json"
+    texts = [sample.text for sample in themed_samples(0, 720)]
+    lines = [json.dumps({"text": text}) if kind == "jsonl" else text for text in texts]
+    path.write_text("\n".join(lines) + "\n")
+    at_once = kssm("data", "bpe", f"{kind}:{path}", out, "--vocab", 600)
+    written = out.read_bytes()
+    for module, name, value in ((documents, "LARGE", 0), (documents, "BLOCK", 5000), (cuts, "PIECE", 3000)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(sources, "read_text", lambda path: pytest.fail("read at once"))
+    streamed = kssm("data", "bpe", f"{kind}:{path}", out, "--vocab", 600)
+    assert streamed.exit_code == 0 and streamed.stdout == at_once.stdout and out.read_bytes() == written
 
 
 def test_describe_counts_and_finds_what_is_there_twice(tmp_path):

@@ -116,7 +116,7 @@ def test_brackets_are_nested_as_deep_as_they_may_and_no_deeper():
 
 def test_the_guess_of_a_bracket_is_measured():
     task = make_task("dyck", {"kinds": 2, "depth": 3, "train_length": 9})
-    labels = np.stack([task.answers(task.sample(0, "train", i).ids)[1:] for i in range(20_000)])
+    labels = np.stack([task.answers(task.sample(0, "train", i).ids)[1:] for i in range(6_000)])
     sampled = np.mean([np.bincount(place).max() / len(place) for place in labels.T])
     assert task.chance == pytest.approx(sampled, abs=0.01)
 

@@ -62,6 +62,24 @@ begun, `kssm train RECIPE --dry-run` prints the resolved recipe as well, and `ks
 together are more than MLX's limit of memory, or the checkpoints that are kept more than is free on the disk.
 Where only the predicted peak is too much it warns, and says which `train.accumulation` would fit.
 
+## Text larger than memory
+
+Token files are mapped into memory. What reads all of them does so in blocks: preparation, C14, C15, and the
+n-gram ladder of C17 and `kssm eval RUN`. The ladder keeps two counts for each context that the scored tokens
+ask for, so it grows with `eval.tokens`, and at most 2^24 different n-grams behind them; where there are more
+it reads the files again, which costs time and changes no number. `kssm eval RUN --source` reads of a file of
+32 MB and more what it scores, `kssm data bpe` reads it in pieces.
+
+What does grow with the text:
+
+- 8 bytes for each document, and for each window of `train.context` tokens in an epoch, whose order is drawn.
+- State tuning: its rows, the beginnings of all documents, 3 to 5 bytes a token.
+- `data.deduplicate`: [what is repeated](recipes.md#text-and-tokenizers). Which paragraph goes depends on all
+  before it.
+- What is read at once: `gutenberg:`, `wikitext:`, `hf:`, the rows of a task, `kssm data describe`, which
+  looks for what is there twice, and `kssm verify-weights --text` and `kssm eval MODEL --source`, which count
+  on the same text that they score.
+
 """
 
 

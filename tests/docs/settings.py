@@ -1,12 +1,13 @@
 """Memory per setting: one Mamba of random weights under each way of training it, a section of docs/scale.md.
 
-As a module it measures all and writes the section; takes some minutes.
+As a module it measures all and writes the section; takes some minutes. `python -m tests.docs.settings large`
+measures the second table alone.
 """
 
 from __future__ import annotations
 
 import gc
-import re
+import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from kssm_mlx import files, models
 from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.runner.initial_model import adapt_base
 from kssm_mlx.training.budget.fit import show_bytes
+from kssm_mlx.training.budget.measured import StepCost, predict_step
 from kssm_mlx.training.budget.sums import sum_bytes
 from kssm_mlx.training.recipe_sections import Pretrained, Train
 from kssm_mlx.training.state import initial_state
@@ -47,6 +49,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 # Of these also at six times the size, where fp32 training of all of it would need more than 16 GB.
 LARGE = {"hidden_size": 1536, "num_hidden_layers": 48}
+FEW, ROWS = (1, 2), 4  # rows of the steps behind a prediction, and of the one that it is of
+FAR = 0.15
+TITLE, LARGE_TITLE, NEXT = "## Memory per setting\n", "### At 793 million\n", "## A base model"
 LARGE_SETTINGS = ("train=lora", "train=qlora quantize={bits=4}", "train=frozen graft={core=hook}")
 
 
@@ -59,13 +64,35 @@ class Row(NamedTuple):
     peak: int
 
 
-def measure(setting: str, size: str = "l", context: int = CONTEXT, **widths: int) -> Row:
-    """The peak of a few steps with one row, after a first, which compiles."""
+class Foretold(NamedTuple):
+    """predicted: the peak of `row` on the line that `kssm estimate` draws, from steps with fewer rows."""
+
+    row: Row
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.row.peak - 1
+
+
+def foretell(setting: str, size: str = "l", context: int = CONTEXT, **widths: int) -> Foretold:
+    """The peak with `ROWS` rows, predicted and measured."""
+    few = [measure(setting, size, context, rows, **widths) for rows in FEW]
+    costs = [StepCost(rows, row.peak, 0.0) for rows, row in zip(FEW, few, strict=True)]
+    row = measure(setting, size, context, ROWS, **widths)
+    train = Train(batch_size=ROWS, context=context)
+    return Foretold(row, predict_step(costs, train, row.least).peak)
+
+
+def measure(setting: str, size: str = "l", context: int = CONTEXT, rows: int = 1, **widths: int) -> Row:
+    """The peak of a few steps, after a first, which compiles."""
+    gc.collect()
+    mx.clear_cache()
     asked = SETTINGS[setting]
     model = prepared(asked, size, widths)
-    train = Train(batch_size=1, context=context, **asked.get("train", {}))
+    train = Train(batch_size=rows, context=context, **asked.get("train", {}))
     sums, step = sum_bytes(model, train), make_step(model, train)
-    tokens = mx.random.randint(0, model.args.vocab_size, (1, context + 1), key=mx.random.key(0))
+    tokens = mx.random.randint(0, model.args.vocab_size, (rows, context + 1), key=mx.random.key(0))
     state, metrics = step(initial_state(model, train), tokens.astype(mx.int32), None)
     mx.eval(state, metrics)
     # The parameters that the model began with would be in memory beside those of the state.
@@ -91,11 +118,10 @@ def prepared(asked: dict[str, Any], size: str, widths: dict[str, int]) -> Langua
     return adapt_base(model, Pretrained(base="random", **asked["model"]), seed=0)
 
 
-def section(rows: Iterable[Row], large: Iterable[Row] = ()) -> str:
-    """The section of the page. large: at the size `LARGE`."""
+def section(rows: Iterable[Row]) -> str:
+    """The first table of the page, under its title."""
     lines = [
-        "## Memory per setting",
-        "",
+        TITLE,
         "Made by `python -m tests.docs.settings`: a Mamba of random weights, 129 million parameters, one row",
         f"of {CONTEXT} tokens, fp32 where nothing else is said, compiled. What is frozen has neither gradient"
         " nor",
@@ -105,30 +131,59 @@ def section(rows: Iterable[Row], large: Iterable[Row] = ()) -> str:
         "| setting | trained | weights, optimizer, gradients | counter |",
         "|---|---|---|---|",
         *(f"| `{r.setting}` | {r.trained:,} | {show_bytes(r.least)} | {show_bytes(r.peak)} |" for r in rows),
-        *(
-            f"| 793 million: `{r.setting}` | {r.trained:,} | {show_bytes(r.least)} | {show_bytes(r.peak)} |"
-            for r in large
-        ),
     ]
     return "\n".join(lines) + "\n\n"
 
 
-def main() -> None:
-    rows = []
-    for setting in SETTINGS:
-        gc.collect()
-        mx.clear_cache()
-        rows.append(measure(setting))
-        print(rows[-1], flush=True)
-    large = []
-    for setting in LARGE_SETTINGS:
-        gc.collect()
-        mx.clear_cache()
-        large.append(measure(setting, **LARGE))
-        print(large[-1], flush=True)
-    new, old = section(rows, large), r"## Memory per setting\n.*?(?=## )"
-    files.replace(PAGE, re.sub(old, lambda _: new, PAGE.read_text("utf-8"), flags=re.DOTALL))
+def large_section(found: Iterable[Foretold]) -> str:
+    """The second table, under its own."""
+    lines = [
+        LARGE_TITLE,
+        "Made by `python -m tests.docs.settings large`: the same with 48 blocks of width 1,536 and "
+        f"{ROWS} rows.",
+        f"Predicted: as `kssm estimate` does, by the line through steps with {FEW[0]} and {FEW[1]} rows.",
+        "",
+        "| setting | trained | weights, optimizer, gradients | predicted | counter | error |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        sizes = " | ".join(map(show_bytes, (one.row.least, one.predicted, one.row.peak)))
+        lines.append(f"| `{one.row.setting}` | {one.row.trained:,} | {sizes} | {one.error:+.1%} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def replace_part(text: str, title: str, following: str, new: str) -> str:
+    """A page with `new` in place of what goes from a title, if it is there, to the one that follows."""
+    end = text.index(following)
+    begin = text.index(title) if title in text else end
+    return text[:begin] + new + text[end:]
+
+
+def main(only_large: bool) -> None:
+    if not only_large:
+        rows = [said(measure(setting)) for setting in SETTINGS]
+        text = PAGE.read_text("utf-8")
+        following = LARGE_TITLE if LARGE_TITLE in text else NEXT
+        files.replace(PAGE, replace_part(text, TITLE, following, section(rows)))
+    found = [said(foretell(setting, **LARGE)) for setting in LARGE_SETTINGS]
+    refuse_far(found)
+    files.replace(PAGE, replace_part(PAGE.read_text("utf-8"), LARGE_TITLE, NEXT, large_section(found)))
+
+
+def refuse_far(found: Iterable[Foretold]) -> None:
+    """Raises: SystemExit for a prediction that is too far off to be shown as one."""
+    for one in found:
+        if abs(one.error) > FAR:
+            raise SystemExit(
+                f"{one.row.setting}: predicted {one.error:+.1%} of the counter; {FAR:.0%} at most"
+            )
+
+
+def said(row: Any) -> Any:
+    """The same, which is printed."""
+    print(row, flush=True)
+    return row
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] == ["large"])

@@ -40,9 +40,31 @@ def test_every_setting_was_measured_and_what_is_frozen_costs_less():
     assert peak["train=qlora quantize={bits=4}"] < peak["train=lora"] < full / 2
 
 
+def test_a_prediction_that_is_far_off_is_not_written():
+    row = settings.Row("a", 8, 10**6, 2 * 10**6)
+    settings.refuse_far([settings.Foretold(row, 2.29e6), settings.Foretold(row, 1.71e6)])
+    for far in (2.31e6, 1.69e6):
+        with pytest.raises(SystemExit, match=r"^a: predicted [+-]15\.5% of the counter; 15% at most"):
+            settings.refuse_far([settings.Foretold(row, far)])
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_peak_is_foretold_from_fewer_rows():
+    found = settings.foretell("train=lora", "xs", 16)
+    assert found.error == pytest.approx(0, abs=0.15)
+    row = settings.large_section([settings.Foretold(settings.Row("a", 8, 10**6, 2 * 10**6), 3e6)])
+    assert row.splitlines()[-2] == "| `a` | 8 | 1 MB | 3 MB | 2 MB | +50.0% |"
+
+
 def test_the_section_of_settings_survives_the_rest_of_the_page():
     rows = [settings.Row("a", 8, 10**6, 2 * 10**6)]
     assert "| `a` | 8 | 1 MB | 2 MB |" in settings.section(rows)
+    page = settings.replace_part(TEXT, settings.TITLE, settings.NEXT, settings.section(rows))
+    large = settings.large_section([settings.Foretold(rows[0], 2e6)])
+    for _ in range(2):  # where there is none yet, and in place of one
+        page = settings.replace_part(page, settings.LARGE_TITLE, settings.NEXT, large)
+    assert page.count(settings.LARGE_TITLE) == 1 and page.count("| `a` | 8 |") == 2
+    assert page.endswith(TEXT[TEXT.index(settings.NEXT) :])
     assert "## Memory per setting\n" in render([Row("a", 8, (1, 2, 4), 10**6, 3e6, 2e6)])
 
 

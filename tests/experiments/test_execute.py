@@ -168,12 +168,21 @@ def test_a_result_of_other_settings_is_refused(begin):
         begin(other).run(Quiet())
 
 
-def test_a_result_from_before_a_setting_there_was_goes_on(begin):
-    """A new key of recipes has a default that means what there was; it does not make old runs others."""
+@pytest.mark.parametrize(
+    "change",
+    [
+        # A new key of recipes has a default that means what there was.
+        lambda settings: settings["train"].pop("optimizer"),
+        # The recipe has learned since how long it takes.
+        lambda settings: settings["about"].update(minutes=77.0),
+    ],
+    ids=["a key is new", "it says something else of itself"],
+)
+def test_a_recipe_that_computes_the_same_does_not_make_old_runs_others(change, begin):
     begin().run(Quiet(), seeds=1)
     part = begin().folder / "parts/good/seed0.json"
     row = json.loads(part.read_text())
-    del row["settings"]["train"]["optimizer"]
+    change(row["settings"])
     part.write_text(json.dumps(row))
     watch = Quiet()
     begin().run(watch)

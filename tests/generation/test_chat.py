@@ -81,8 +81,8 @@ def test_the_token_that_ends_an_answer_is_not_read_twice():
 
 def test_other_random_numbers_from_a_turn_on():
     first = answer(trained(), Conversation(), "one", **OPTIONS)
-    texts = [answer(trained(), talk, "two", **OPTIONS).messages[-1] for talk in (first, first.reseeded(7))]
-    assert texts[0] != texts[1] and Conversation().reseeded(3) == Conversation()
+    texts = [answer(trained(), talk, "two", **OPTIONS).messages[-1] for talk in (first, first.reseed(7))]
+    assert texts[0] != texts[1] and Conversation().reseed(3) == Conversation()
 
 
 def test_a_conversation_goes_on_from_its_file(tmp_path):

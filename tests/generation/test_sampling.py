@@ -6,7 +6,7 @@ import pytest
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.generation import Sampling
-from kssm_mlx.generation.sampling import filtered, min_p, repetition_penalty, sample, top_k, top_p
+from kssm_mlx.generation.sampling import apply_filters, min_p, repetition_penalty, sample, top_k, top_p
 
 B, V = 5, 37
 LOGITS = np.random.default_rng(0).normal(0, 2, (B, V)).astype(np.float32)
@@ -74,7 +74,7 @@ def test_filters_compose_in_the_documented_order():
     history = mx.array(np.tile(np.arange(4, dtype=np.int32), (B, 1)))
     by_hand = repetition_penalty(mx.array(LOGITS), history, 1.3) / 0.7
     by_hand = min_p(top_p(top_k(by_hand, 12), 0.9), 0.05)
-    got = filtered(mx.array(LOGITS), history, settings)
+    got = apply_filters(mx.array(LOGITS), history, settings)
     np.testing.assert_array_equal(np.array(got), np.array(by_hand))
     assert 1 < np.isfinite(np.array(got)[0]).sum() < 12
 
@@ -83,14 +83,14 @@ def test_temperature_R_is_each_rows_own_coherence():
     """1.5 - 0.5 R of the last token, R averaged over blocks and groups."""
     R = np.random.default_rng(1).uniform(size=(2, B, 3, 4)).astype(np.float32)
     trace = {"block00/R": mx.array(R[0]), "block01/R": mx.array(R[1]), "block01/psi": mx.ones((B, 3, 4))}
-    got = filtered(mx.array(LOGITS), NO_HISTORY, Sampling(temperature="R", top_k=5), trace)
+    got = apply_filters(mx.array(LOGITS), NO_HISTORY, Sampling(temperature="R", top_k=5), trace)
     T = 1.5 - 0.5 * R[:, :, -1].mean(axis=(0, 2))
     np.testing.assert_allclose(got, top_k(mx.array(LOGITS / T[:, None]), 5), rtol=1e-5)
 
 
 def test_temperature_R_needs_a_model_with_R():
     with pytest.raises(ConfigError, match="this model has none; give a number"):
-        filtered(mx.array(LOGITS), NO_HISTORY, Sampling(temperature="R"), {"block00/state": mx.ones(1)})
+        apply_filters(mx.array(LOGITS), NO_HISTORY, Sampling(temperature="R"), {"block00/state": mx.ones(1)})
 
 
 def test_greedy_takes_the_largest_and_spends_no_randomness():

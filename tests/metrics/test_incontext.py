@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -50,6 +51,11 @@ def test_interleaved_streams_are_found_by_stride_two():
     assert best.code_length == pytest.approx(0.666, abs=0.04)
     assert best.gain == pytest.approx(0.92, abs=0.005)
     assert best.code_lengths[2, 1] == pytest.approx(2.165, abs=0.06)
+
+
+def test_orders_one_to_three_are_tried_at_strides_one_to_four():
+    found = in_context(np.zeros((1, 20), np.int64), 2)
+    assert found.code_lengths.keys() == set(itertools.product((1, 2, 3), (1, 2, 3, 4)))
 
 
 def test_independent_streams_have_no_gain():

@@ -171,7 +171,7 @@ def test_dora_is_mlx_lms(bias):
     for name in NAMES:
         theirs[name] = adapter[name]
     assert mx.allclose(theirs(x), adapter(x), atol=1e-5)
-    assert mx.allclose(theirs.fuse().weight, adapter.fused().weight, atol=1e-5)
+    assert mx.allclose(theirs.fuse().weight, adapter.fuse().weight, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["mamba", "rwkv", "kssm"])

@@ -16,7 +16,7 @@ from kssm_mlx.models.base import (
     LanguageModel,
     Trained,
     clamp_output,
-    held,
+    mask_clamped,
     with_parameters,
     write_back,
 )
@@ -127,7 +127,7 @@ def test_clamps_are_found_by_site_and_block_in_their_order():
     ],
 )
 def test_held_tokens_and_units(clamp, first, expected):
-    assert held(clamp, first, 4, 3).astype(mx.int32).tolist() == expected
+    assert mask_clamped(clamp, first, 4, 3).astype(mx.int32).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_a_state_view_goes_back_and_noise_turns_by_its_angle():
         entry = model.forward(tokens(2, 6)).cache[0]
         view = model.state_view(entry)
         assert_close(model.with_state(entry, view), entry, 1e-6)
-        turned = model.with_state(entry, model.disturbed(view, 0.3 * mx.ones_like(view)))
+        turned = model.with_state(entry, model.perturb_state(view, 0.3 * mx.ones_like(view)))
         for before, after in zip(entry[1:], turned[1:]):
             sizes = [mx.linalg.norm(x, axis=1) for x in (before, after)]
             np.testing.assert_allclose(*sizes, atol=1e-5)

@@ -12,7 +12,7 @@ from tests.support.dialects import PARAMETERS, kernels_in
 @pytest.fixture(autouse=True)
 def compiled_forms():
     """What is tested is the compiled form, unless a test asks for a dialect."""
-    with gpu.speaking(None):
+    with gpu.use_dialect(None):
         yield
 
 
@@ -45,9 +45,9 @@ def called(monkeypatch) -> list[str]:
 @pytest.fixture(params=[None, "cpp"], ids=["compiled", "kernel"])
 def form(request, called):
     """Without kernels and with them; a test that meant to run one and did not, fails."""
-    with gpu.speaking(request.param):
+    with gpu.use_dialect(request.param):
         if request.param:
-            assert all(map(dispatch.trusted, ("elementary", "norms", "token_mix")))
+            assert all(map(dispatch.is_trusted, ("elementary", "norms", "token_mix")))
             called.clear()  # the proofs of first uses
         yield
     assert bool(called) == (request.param == "cpp")

@@ -14,7 +14,7 @@ SPOKEN = {"cpp": "cpp", "metal-text": "metal", "metal": "metal", "gpu": "cuda"}
 @pytest.mark.parametrize("name", SPOKEN)
 def test_the_dialect_that_is_asked_for_is_spoken(name):
     """On any machine, and whatever was spoken before: on a Mac all kernel tests depend on it."""
-    with gpu.speaking(None):
+    with gpu.use_dialect(None):
         with dialects.kernels_in(name):
             assert gpu.dialect() == SPOKEN[name]
         assert gpu.dialect() is None

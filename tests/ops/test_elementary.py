@@ -68,7 +68,7 @@ def domain(name: str) -> np.ndarray:
 @pytest.fixture
 def kernel(cpp, called):
     """The functions run as kernels; `compiled_forms` of conftest has switched them off otherwise."""
-    assert dispatch.trusted("elementary")
+    assert dispatch.is_trusted("elementary")
     called.clear()  # the proof of the first use
     yield
     assert called
@@ -141,7 +141,7 @@ def test_bf16_in_bf16_out(name, kernel):
 @pytest.mark.parametrize("dialect, dtype", [(None, mx.float32), ("metal", mx.float32), ("cpp", mx.float64)])
 def test_elsewhere_they_are_mlx_itself(name, dialect, dtype, monkeypatch):
     monkeypatch.setattr(kernels, "elementary", None)  # a kernel would fail
-    with gpu.speaking(dialect), mx.stream(mx.cpu):
+    with gpu.use_dialect(dialect), mx.stream(mx.cpu):
         y = FUNCTIONS[name](mx.array([0.3, 2.0], dtype))
         assert y.dtype == dtype
         np.testing.assert_allclose(np.array(y), TRUTH[name](np.array([0.3, 2.0])), rtol=1e-6)
@@ -175,7 +175,7 @@ def test_logsumexp_and_its_gradient_are_float64s(dialect):
     wide = np.array(x, np.float64)
     top = wide.max(-1, keepdims=True)
     expected = (top + np.log(np.exp(wide - top).sum(-1, keepdims=True))).squeeze(-1)
-    with gpu.speaking(dialect):
+    with gpu.use_dialect(dialect):
         np.testing.assert_allclose(np.array(logsumexp(x)), expected, rtol=1e-6)
         slope = mx.grad(lambda x: logsumexp(x).sum())(x)
     np.testing.assert_allclose(np.array(slope), np.exp(wide - expected[:, None]), atol=2e-5)

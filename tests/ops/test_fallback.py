@@ -21,7 +21,7 @@ def trusted_kernels(monkeypatch):
     """The C++ dialect plays a GPU whose kernels have all agreed with the compiled forms."""
     monkeypatch.setattr(dispatch, "_off", {})
     monkeypatch.setattr(dispatch, "_verdict", lambda op, *_: Verdict(op, True, 0.0))
-    with gpu.speaking("cpp"):
+    with gpu.use_dialect("cpp"):
         yield
 
 
@@ -46,8 +46,8 @@ def test_the_compiled_form_goes_on(calls):
         warnings.simplefilter("error")
         assert mx.array_equal(causal_conv(X, WEIGHT)[0], expected)
     assert calls == ["conv"]
-    assert not dispatch.trusted("conv", W=4)
-    assert dispatch.trusted("wkv4")
+    assert not dispatch.is_trusted("conv", W=4)
+    assert dispatch.is_trusted("wkv4")
 
 
 def test_gradients_are_those_of_the_compiled_form(calls):
@@ -59,15 +59,15 @@ def test_gradients_are_those_of_the_compiled_form(calls):
 def test_another_device_is_another_kernel(calls):
     with pytest.warns(KssmWarning, match="conv: the kernel is off"):
         causal_conv(X, WEIGHT)
-    with gpu.speaking("metal"):
-        assert dispatch.trusted("conv", W=4)
+    with gpu.use_dialect("metal"):
+        assert dispatch.is_trusted("conv", W=4)
 
 
 def test_wrong_arguments_are_not_the_kernels_fault(calls):
     """The compiled form refuses them as well."""
     with pytest.raises(ValueError, match="broadcast"):
         causal_conv(X, mx.ones((7, 4)))
-    assert dispatch.trusted("conv", W=4)
+    assert dispatch.is_trusted("conv", W=4)
 
 
 def test_an_array_that_is_too_long_is_not_the_kernels_fault(monkeypatch):
@@ -76,13 +76,13 @@ def test_an_array_that_is_too_long_is_not_the_kernels_fault(monkeypatch):
 
     monkeypatch.setattr(dispatch.module("conv"), "conv", conv)
     assert mx.array_equal(causal_conv(X, WEIGHT)[0], causal_conv(X, WEIGHT, impl="compiled")[0])
-    assert dispatch.trusted("conv", W=4)
+    assert dispatch.is_trusted("conv", W=4)
 
 
 def test_who_asks_for_the_kernel_is_told(calls):
     with pytest.raises(RuntimeError, match="the device is lost"):
         causal_conv(X, WEIGHT, impl="kernel")
-    assert dispatch.trusted("conv", W=4)
+    assert dispatch.is_trusted("conv", W=4)
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ def test_a_variant_has_a_verdict_of_its_own(monkeypatch):
         proof, "prove", lambda op, case, **v: asked.append(v) or Verdict(op, v["K"] != 48, 0.0)
     )
     monkeypatch.setattr(dispatch, "PROVEN", ())
-    monkeypatch.setattr(verdicts, "recorded", dict)
+    monkeypatch.setattr(verdicts, "read_verdicts", dict)
     dispatch.forget()
     with pytest.warns(KssmWarning, match="wkv7: the kernel is off"):
-        assert [dispatch.trusted("wkv7", K=K) for K in (64, 48, 64)] == [True, False, True]
+        assert [dispatch.is_trusted("wkv7", K=K) for K in (64, 48, 64)] == [True, False, True]
     assert asked == [{"K": 64}, {"K": 48}]
     dispatch.forget()
 
@@ -143,7 +143,7 @@ def test_a_text_that_metal_does_not_compile_is_met_when_the_kernel_is_called(com
     built: list[float | None] = []
     monkeypatch.setattr(mx.fast, "metal_kernel", metal_kernel)
     gpu._gpu_kernel.cache_clear()
-    with gpu.speaking("metal"):
+    with gpu.use_dialect("metal"):
         function = lambda x: causal_conv(x, WEIGHT)[0]  # noqa: E731
         with pytest.warns(
             UserWarning, match="conv_forward cannot be built here .*Unable to build metal library"
@@ -180,7 +180,7 @@ def test_a_step_whose_backward_pass_raises_is_taken_again_without_the_kernel(no_
     with pytest.warns(KssmWarning, match=r"conv: the kernel is off \(RuntimeError: the device is lost\)"):
         assert mx.array_equal(step(X), expected)
     assert mx.array_equal(step(X), expected)
-    assert no_backward == ["conv_backward"] and not dispatch.trusted("conv", W=4)
+    assert no_backward == ["conv_backward"] and not dispatch.is_trusted("conv", W=4)
 
 
 def test_an_error_of_no_kernel_is_raised_as_it_is():

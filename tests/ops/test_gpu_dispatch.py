@@ -19,7 +19,7 @@ def record(tmp_path, monkeypatch, library_folder):
     monkeypatch.setattr(verdicts, "_record", lambda: tmp_path / "kernels.json")
     monkeypatch.setattr(dispatch, "PROVEN", ())
     dispatch.forget()
-    with gpu.speaking("cpp"):
+    with gpu.use_dialect("cpp"):
         yield tmp_path / "kernels.json"
     dispatch.forget()
 
@@ -80,7 +80,7 @@ def test_kernels_are_lazy(op, monkeypatch):
     case, masks = dispatch.case(op), proof.documents(3, 37)
     arrays = case.arguments(3, 37, 6)
     gpu._gpu_kernel.cache_clear()
-    with gpu.speaking("metal"):
+    with gpu.use_dialect("metal"):
         gradients = mx.compile(lambda *x: proof.outcome(case, "kernel", list(x), masks)[-len(x) :])(*arrays)
     gpu._gpu_kernel.cache_clear()
     assert [g.shape for g in gradients] == [x.shape for x in arrays]
@@ -107,27 +107,27 @@ def test_a_recorded_verdict_stands(record, monkeypatch):
     monkeypatch.setattr(proof, "prove", lambda *_: pytest.fail("there is a verdict already"))
     wrong, right = Verdict("conv", False, 0.5, "wrong on this device"), Verdict("wkv4", True, 1e-7)
     dispatch.record({verdicts.identity(v.op): v for v in (wrong, right)})
-    assert not dispatch.trusted("conv")
-    assert dispatch.trusted("wkv4")
+    assert not dispatch.is_trusted("conv")
+    assert dispatch.is_trusted("wkv4")
 
 
 def test_a_verdict_does_not_outlive_the_device(record, monkeypatch):
     dispatch.record({verdicts.identity("conv"): Verdict("conv", False, 0.5, "wrong")})
     monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "another one"})
-    assert dispatch.trusted("conv")
+    assert dispatch.is_trusted("conv")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"x": 3}', '{"x": {"op": "conv"}}'])
 def test_a_broken_record_is_as_good_as_none(record, text):
     record.write_text(text)
-    assert verdicts.recorded() == {}
+    assert verdicts.read_verdicts() == {}
     dispatch.record({"here": Verdict("conv", True, 0.0)})
-    assert verdicts.recorded() == {"here": Verdict("conv", True, 0.0)}
+    assert verdicts.read_verdicts() == {"here": Verdict("conv", True, 0.0)}
 
 
 @pytest.mark.parametrize("op", dispatch.FOR_CPUS)
 def test_a_kernel_for_cpus_is_not_run_on_a_gpu(op):
-    with gpu.speaking("metal"):
+    with gpu.use_dialect("metal"):
         assert dispatch.kernel(op, "auto") is None
         with pytest.raises(ConfigError, match=rf"{op}: impl='kernel' cannot run on .*; use 'auto'"):
             dispatch.kernel(op, "kernel")

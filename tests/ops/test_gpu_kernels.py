@@ -171,7 +171,7 @@ def test_lanes_that_share_a_row(share, T, V, K, dialect):
         pytest.skip("the CPU's kernel has one lane for a row, so lanes never share one there")
     if K % share:
         pytest.skip(f"{share} lanes cannot share a row of {K} columns evenly, and dispatch never asks for it")
-    with dispatch.taking("wkv7", {"share": share}):
+    with dispatch.use_variant("wkv7", {"share": share}):
         assert error("wkv7", 3, T, V, K=K, masked=True) <= CLOSE
 
 

@@ -16,7 +16,7 @@ from kssm_mlx.ops.dialects import cpp
 
 @pytest.fixture(autouse=True)
 def spoken():
-    with gpu.speaking("cpp"):
+    with gpu.use_dialect("cpp"):
         yield
 
 
@@ -37,7 +37,7 @@ def test_this_machine_has_it():
 def test_a_kernel_is_a_node_of_the_graph(monkeypatch):
     """Nothing is computed while a compiled function is traced, and it is traced once."""
     traces, case = [], dispatch.case("mobius_scan")
-    assert all(dispatch.trusted(op) for op in ("mobius_scan", "elementary"))  # first uses build and run
+    assert all(dispatch.is_trusted(op) for op in ("mobius_scan", "elementary"))  # first uses build and run
 
     @mx.compile
     def gradients(*arrays):

@@ -19,30 +19,22 @@ OPS = [op for op in dispatch.OPS if op not in dispatch.FOR_CPUS]
 
 @pytest.mark.linux
 @pytest.mark.parametrize("op", OPS)
-def test_everything_that_doctor_proves_on_a_mac_is_so(op):
-    """The text of Metal, in every variant and size of the proof, and each kernel of the op among it."""
-    case = dispatch.case(op)
+def test_everything_that_doctor_proves_on_a_mac_is_so(op, called):
+    """The text of Metal, in every variant and size of the proof; and every kernel of the op is among it, also
+    those that only a GPU with few lanes runs.
+    """
+    case, module = dispatch.case(op), dispatch.module(op)
     with kernels_in("metal-text"):
         verdicts = [dispatch.judge(op, **variant) for variant in case.variants]
     assert [v.why for v in verdicts] == [""] * len(case.variants)
-
-
-@pytest.mark.linux
-@pytest.mark.parametrize("op", OPS)
-def test_the_proof_runs_every_kernel_of_an_op(op, called):
-    """Also those that only a GPU with few lanes runs."""
-    module = dispatch.module(op)
-    mine = {x.name for x in vars(module).values() if isinstance(x, gpu.Kernel)}
-    with kernels_in("metal-text"):
-        proof.prove(op, dispatch.case(op))
-    assert mine <= set(called)
+    assert {x.name for x in vars(module).values() if isinstance(x, gpu.Kernel)} <= set(called)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_time_in_parts_is_proved_where_it_is_used(op):
     cuts = re.search(r"\bin_time\.parts\(", Path(dispatch.module(op).__file__).read_text()) or op == "ssd"
     B, T, width = proof.IN_PARTS
-    with gpu.speaking("metal"):
+    with gpu.use_dialect("metal"):
         assert in_time.parts(T, B * width) > 1
     assert (proof.IN_PARTS in dispatch.case(op).sizes) == bool(cuts)
 
@@ -88,12 +80,12 @@ def test_a_way_that_raises_on_larger_arrays_is_not_taken(monkeypatch):
 def test_the_way_that_was_found_is_the_one_that_runs(monkeypatch):
     """By "auto" and by "kernel", from the record as well as from a first use."""
     verdict = Verdict("wkv7", True, 0.0, way={"share": 4})
-    monkeypatch.setattr(verdicts, "recorded", lambda: {verdicts.identity("wkv7", K=64): verdict})
+    monkeypatch.setattr(verdicts, "read_verdicts", lambda: {verdicts.identity("wkv7", K=64): verdict})
     dispatch.forget()
-    with gpu.speaking("metal"):
+    with gpu.use_dialect("metal"):
         found = [dispatch.kernel("wkv7", impl, K=64) for impl in ("auto", "kernel")]
         assert [kernel.keywords for kernel in found] == [{"share": 4}] * 2
-        with dispatch.taking("wkv7", {"share": 32}):
+        with dispatch.use_variant("wkv7", {"share": 32}):
             assert dispatch.kernel("wkv7", "kernel", K=64).keywords == {"share": 32}
     dispatch.forget()
 

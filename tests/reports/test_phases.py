@@ -29,7 +29,7 @@ def monitored(folder, rule=True):
     return folder
 
 
-def test_a_monitored_run_gets_its_pictures(tmp_path):
+def test_a_monitored_run_gets_its_pictures(tmp_path, fine_pictures):
     for rule in (True, False):
         drawn = plot_phases(open_run_with_plots(monitored(tmp_path / f"run{rule}", rule)))
         names = ["loss_metrics.png", "phase_dynamics.png", "tone_progression.png", "frequencies.png"]

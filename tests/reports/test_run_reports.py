@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.reports import compare, comparison, report, state_claims
-from kssm_mlx.reports.card import against_expected, of_task, result_rows
+from kssm_mlx.reports.card import against_expected, describe_task_scores, result_rows
 from kssm_mlx.reports.plots import plot_loss
 from kssm_mlx.reports.run import open_run
 from kssm_mlx.reports.style import moving_average
@@ -60,7 +60,7 @@ def test_what_is_not_a_run_folder_is_refused(tmp_path):
         open_run(tmp_path)
 
 
-def test_report_draws_every_picture_and_the_card(tmp_path):
+def test_report_draws_every_picture_and_the_card(tmp_path, fine_pictures):
     folder = write_run(tmp_path / "run")
     written = report(folder)
     assert [p.name for p in written] == ["loss.png", "dynamics.png", "optimisation.png", "card.md"]
@@ -166,8 +166,8 @@ def test_smoothing_keeps_a_line_level_and_averages_noise():
 
 def test_an_evaluation_on_a_task_shows_what_anybody_can_reach():
     numbers = {"accuracy": 0.5, "ceiling": 0.75, "floor": 2.1914, "skill": 0.6667}
-    assert [value for _, value in of_task(numbers)] == ["0.5000", "0.7500", "2.1914", "0.6667"]
-    assert of_task({"accuracy": 0.5}) == []
+    assert [value for _, value in describe_task_scores(numbers)] == ["0.5000", "0.7500", "2.1914", "0.6667"]
+    assert describe_task_scores({"accuracy": 0.5}) == []
 
 
 @pytest.mark.filterwarnings("error")

@@ -48,7 +48,7 @@ def test_every_character_has_its_place_and_its_token():
 
 
 @pytest.mark.parametrize("names", [("R", "psi", "U"), ("psi",), ("U",), ("omega",)])
-def test_the_picture_is_drawn_also_of_odd_texts(tmp_path, names):
+def test_the_picture_is_drawn_also_of_odd_texts(tmp_path, names, fine_pictures):
     path = plot_written(rows(["The ", "$x$ ", "", "é\n"]), names, tmp_path / "t.png", "a\x1b run")
     image = matplotlib.image.imread(path)
     assert image.shape[1] == 1350 and image.std() > 0.05

@@ -1,5 +1,6 @@
 """`kssm eval`: the numbers are those of the parts, on the run's own text and on another."""
 
+import json
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.preparation.prepare import prepare
+from kssm_mlx.data.streams import cuts, documents
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import DataError
@@ -75,6 +77,22 @@ def test_another_text_is_read_as_the_run_s_own(tmp_path):
         trained = Trained(TinyRecurrent(data.vocab_size), data.tokenizer, str(folder), "d" * 64)
         counts[special] = evaluate(trained, folder, source=f"file:{text}", tokens=10_000)["tokens"]
     assert counts[True] < 0.6 * counts[False]
+
+
+@pytest.mark.parametrize("kind", ["file", "jsonl"])
+def test_of_another_text_that_is_large_only_what_is_scored_is_read(kind, run, tmp_path, monkeypatch):
+    """The numbers are those of the whole text, of which NUL at the end, refused elsewhere, is never read."""
+    folder, trained = run
+    texts, own = ["Quite another text. " * 40 + str(i) for i in range(20)], tmp_path / "large.txt"
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    own.write_text(lines if kind == "jsonl" else " ".join(texts))
+    expected = evaluate(trained, folder, source=f"{kind}:{own}", tokens=1000)
+    own.write_text(own.read_text() + "\0")
+    with pytest.raises(DataError, match="NUL"):
+        evaluate(trained, folder, source=f"{kind}:{own}", tokens=1000)
+    for module, name, value in ((documents, "LARGE", 0), (documents, "BLOCK", 500), (cuts, "PIECE", 300)):
+        monkeypatch.setattr(module, name, value)
+    assert evaluate(trained, folder, source=f"{kind}:{own}", tokens=1000) == expected
 
 
 def test_what_cannot_be_used_is_refused(run, tmp_path):

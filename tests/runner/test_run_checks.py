@@ -154,7 +154,7 @@ def test_a_smoke_run_is_spared_what_it_cannot_have_learned(tmp_path, levels, lea
 @pytest.mark.parametrize("id, spared", [("C37", True), ("N18", True), ("C18", True), ("C8", False),
                                         ("C32", False), ("C33", False), ("C4", False)])  # fmt: skip
 def test_which_checks_are_of_what_was_learned(id, spared):
-    assert run_checks._of_learning(Check(id, "", "S", "fail", "", "")) == spared
+    assert run_checks._judges_learning(Check(id, "", "S", "fail", "", "")) == spared
 
 
 def test_no_verify_says_what_it_lets_pass_and_records_it_as_it_is(tmp_path, levels):

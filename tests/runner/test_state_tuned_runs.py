@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tracemalloc
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import kssm_mlx
 from kssm_mlx.cli import app
+from kssm_mlx.data import tokens
 from kssm_mlx.data.batches import evaluation_windows, random_batch
 from kssm_mlx.data.tokens import TokenSplit
 from kssm_mlx.errors import CheckpointError, ConfigError
@@ -118,6 +120,20 @@ def test_rows_are_the_beginnings_of_documents():
     assert random_batch(cut, 0, 0, 2, 5).tokens.shape == (2, 6)
     one = TokenSplit("train", split.ids, np.array([0]))
     assert one.cut_at_documents(5) is one and cut.cut_at_documents(5) is cut
+
+
+def test_documents_are_cut_some_at_a_time(monkeypatch):
+    """Few at once are the same rows, and many take little more memory than the rows themselves."""
+    starts = np.arange(0, 400_000, 40)
+    split = TokenSplit("train", np.arange(400_000).astype(np.uint16), starts)
+    tracemalloc.start()
+    cut = split.cut_at_documents(63)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert cut.scored is not None and peak < 2.5 * (cut.ids.nbytes + cut.scored.nbytes)
+    monkeypatch.setattr(tokens, "TOGETHER", 3)
+    few = split.cut_at_documents(63)
+    assert (few.ids[:] == cut.ids[:]).all() and (few.scored == cut.scored).all()
 
 
 def test_a_text_of_documents_is_read_by_their_beginnings(base_model, tmp_path):

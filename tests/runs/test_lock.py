@@ -26,7 +26,7 @@ def forge(folder, **changes) -> Path:
 
 def assert_taken_over(folder):
     with lock.hold(folder):
-        assert lock.mine(folder)
+        assert lock.is_held_here(folder)
     assert not (folder / lock.NAME).exists()
 
 
@@ -38,8 +38,8 @@ def test_holds_and_lets_go(tmp_path):
             "host": socket.gethostname(),
             "machine": lock.machine_id(),
         }
-        assert lock.mine(tmp_path / "run")
-    assert not path.exists() and not lock.mine(tmp_path / "run")
+        assert lock.is_held_here(tmp_path / "run")
+    assert not path.exists() and not lock.is_held_here(tmp_path / "run")
 
 
 def test_lets_go_after_an_error(tmp_path):
@@ -55,7 +55,7 @@ def test_the_second_is_refused_with_the_name_of_the_first(tmp_path):
             lock.hold(tmp_path),
         ):
             pass
-        assert lock.mine(tmp_path)
+        assert lock.is_held_here(tmp_path)
 
 
 def test_a_dead_holder_is_succeeded(tmp_path, dead_pid):
@@ -173,7 +173,7 @@ def test_start_times_tell_processes_apart():
         unreaped = lock.start_time(first.pid)
         first.wait()
     assert unreaped == "ended"
-    assert not lock.alive(first.pid)
+    assert not lock.is_alive(first.pid)
 
 
 RACER = """
@@ -240,4 +240,4 @@ def test_of_eight_that_start_together_one_wins(tmp_path, dead_pid, stale):
 def test_a_lock_that_nobody_can_have_written_is_no_lock(tmp_path, content):
     (tmp_path / lock.NAME).write_bytes(content if isinstance(content, bytes) else content.encode())
     with lock.hold(tmp_path):
-        assert lock.mine(tmp_path)
+        assert lock.is_held_here(tmp_path)

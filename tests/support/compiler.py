@@ -10,6 +10,7 @@ and subprocess.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import sys
@@ -48,13 +49,16 @@ def main(real: str, cache: str, arguments: list[str]) -> int:
     if made is None or key is None:
         return run([real, *arguments])
     kept = f"{cache}/{key}"
-    if not os.path.exists(kept):
+    with open(f"{kept}.lock", "w") as lock:
+        # Workers often want the same at the same time; who comes second waits, and copies.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.exists(kept):
+            _copy(kept, made)
+            return 0
         code = run([real, *_preamble(real, cache, arguments), *arguments])
         if code == 0:
             _copy(made, kept)
         return code
-    _copy(kept, made)
-    return 0
 
 
 def run(command: list[str]) -> int:

@@ -24,11 +24,11 @@ def kernels_in(name: str) -> AbstractContextManager[None]:
     """`impl="kernel"` runs the dialect of this name: one of "cpp", "metal-text", "metal" and "gpu"."""
     if name in ("cpp", "metal-text"):
         return _on_the_cpu(name)
-    return gpu.speaking({"metal": "metal", "gpu": "cuda"}[name])
+    return gpu.use_dialect({"metal": "metal", "gpu": "cuda"}[name])
 
 
 @contextmanager
 def _on_the_cpu(name: str) -> Iterator[None]:
     """Forms of MLX run uncompiled, which saves g++ seconds."""
-    with uncompiled(), gpu.speaking("cpp") if name == "cpp" else metal_text.standing_in():
+    with uncompiled(), gpu.use_dialect("cpp") if name == "cpp" else metal_text.standing_in():
         yield

@@ -47,7 +47,7 @@ def sweep(op: str) -> Row:
     with kernels_in("metal-text"):
         for variant in case.variants:
             for way in case.ways(**variant):
-                with dispatch.taking(op, way):
+                with dispatch.use_variant(op, way):
                     _sizes(row, case, variant)
     row.texts, row.launches = set(metal_text.LAUNCHES), metal_text.LAUNCHES.total()
     return row

@@ -71,7 +71,7 @@ def standing_in() -> Iterator[None]:
         with (
             mock.patch.object(mx.fast, "metal_kernel", metal_kernel),
             mock.patch.object(proof, "TIMED", TIMED),
-            gpu.speaking("metal"),
+            gpu.use_dialect("metal"),
         ):
             yield
     finally:

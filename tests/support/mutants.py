@@ -11,11 +11,13 @@ import argparse
 import ast
 import copy
 import random
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +36,9 @@ SWAPS: dict[type, type] = {ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: a
 SWAPS |= dict(PAIRS) | {b: a for a, b in PAIRS}
 # What messages say has no effect on what is computed.
 SILENT = (ast.JoinedStr, ast.Raise)
-SECONDS = 240  # a mutant that makes the tests hang is noticed
+# A mutant that makes the tests hang is noticed: by what they compute, which a busy machine does not change,
+# and, of those that wait for what never comes, by the clock.
+SECONDS, WAITED = 240, 3600
 
 
 class Mutant(NamedTuple):
@@ -95,25 +99,34 @@ def mutants(path: Path) -> Iterator[Mutant]:
             put(holder, place, node)
 
 
-def sample(target: Path, number: int, seed: int) -> tuple[list[Mutant], int]:
-    """A sample of the mutants of a file or folder, in order, and how many there are."""
+def sample(target: Path, number: int, seed: int, without: Sequence[str] = ()) -> tuple[list[Mutant], int]:
+    """A sample of the mutants of a file, or a folder without some in it, in order, and how many there are."""
     files = sorted(target.rglob("*.py")) if target.is_dir() else [target]
+    files = [path for path in files if not {*path.relative_to(target).parts} & {*without}]
     every = [mutant for path in files for mutant in mutants(path)]
     chosen = sorted(random.Random(seed).sample(range(len(every)), min(number, len(every))))
     return [every[i] for i in chosen], len(every)
 
 
 def run_tests(copied: Path, tests: list[str], *flags: str) -> bool:
-    """Whether the tests pass in a copy of the tree. An exit code that is no verdict on tests ends it all."""
+    """Whether the tests pass in a copy of the tree, in less than `SECONDS` of CPU. An exit code that is no
+    verdict on tests ends it all.
+    """
     pytest = ["-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:xdist"]
     command = [sys.executable, *flags, *pytest, *tests]
     try:
-        code = subprocess.run(command, cwd=copied, capture_output=True, timeout=SECONDS).returncode
+        code = subprocess.run(
+            command, cwd=copied, capture_output=True, timeout=WAITED, preexec_fn=limit_computing
+        ).returncode
     except subprocess.TimeoutExpired:
         return False
-    if code not in (0, 1, 2, 4):  # 2 and 4: the mutant cannot even be imported
+    if code not in (0, 1, 2, 4, -signal.SIGXCPU):  # 2 and 4: the mutant cannot even be imported
         raise SystemExit(f"pytest ended with exit code {code}: is {' '.join(tests)} what you meant?")
     return code == 0
+
+
+def limit_computing() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, resource.RLIM_INFINITY))
 
 
 def mirrored_first(mutant: Mutant, tests: list[str], copied: Path) -> list[str]:
@@ -141,8 +154,9 @@ def main() -> None:
     parser.add_argument("tests", nargs="+", help="the test files or folders that should notice")
     parser.add_argument("--number", type=int, default=50, help="how many mutants are tried")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--without", action="append", default=[], help="a folder in it that is left out")
     args = parser.parse_args()
-    chosen, total = sample((ROOT / args.target).resolve(), args.number, args.seed)
+    chosen, total = sample((ROOT / args.target).resolve(), args.number, args.seed, args.without)
     with tempfile.TemporaryDirectory(prefix="kssm-mlx-mutants-") as folder:
         copied = Path(folder) / "tree"
         shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__"))

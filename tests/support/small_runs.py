@@ -20,7 +20,7 @@ def sentences(count: int, seed: int) -> str:
     """Lines such as "nora remembers karl by the river." in a seeded order."""
     rng = np.random.default_rng(seed)
     return "".join(
-        f"{rng.choice(NAMES)} {rng.choice(VERBS)} {rng.choice(NAMES)} {rng.choice(PLACES)}.\n"
+        " ".join(words[rng.integers(len(words))] for words in (NAMES, VERBS, NAMES, PLACES)) + ".\n"
         for _ in range(count)
     )
 

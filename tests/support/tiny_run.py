@@ -155,7 +155,7 @@ def main() -> None:
     stop_at = options.pop("announce", None)
     hooks = Callbacks(on_step=lambda step, row: step == stop_at and _announce(step))
     try:
-        with ranks.guarded(lambda: f"what there is: {saved(folder).path.name}"):
+        with ranks.explain_lost_rank(lambda: f"what there is: {saved(folder).path.name}"):
             tiny_run(folder, hooks=hooks, out=sys.stdout, ranks=ranks, **options)
     except Settled as e:
         raise SystemExit(e.exit_code) from None

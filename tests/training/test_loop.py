@@ -291,7 +291,7 @@ def test_a_lock_held_for_the_whole_run_is_kept(tmp_path):
     folder = tmp_path / "run"
     with lock.hold(folder):
         tiny_run(folder, train={"steps": 1})
-        assert lock.mine(folder)
+        assert lock.is_held_here(folder)
 
 
 def test_a_changed_recipe_is_refused_with_both_values(tmp_path):

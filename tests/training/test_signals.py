@@ -1,6 +1,7 @@
 """The first signal asks, the second ends; afterwards everything is as it was."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 
 import pytest
 
+from kssm_mlx.errors import Interrupted
 from kssm_mlx.training.parallel.ranks import Ranks
 from kssm_mlx.training.signals import SIGNALS, StopRequest, make_interrupted
 
@@ -52,6 +54,29 @@ def test_the_second_signal_ends_the_process():
     assert done.stdout == "still here\n"
 
 
+def fail_to_compile(message, number=None):
+    """A step that ends with `message`, after a signal where a number is given."""
+    with StopRequest():
+        if number:
+            os.kill(os.getpid(), number)
+        raise RuntimeError(message)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_compiler_that_the_signal_ended_too_is_no_bug(number, code, capfd):
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}; while a step was compiled") as e:
+        fail_to_compile("Could not load C++ shared library a.so: cannot open shared object file", number)
+    assert e.value.exit_code == code and "finishing this step" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_other_faults_and_a_compiler_that_fails_by_itself_stay_what_they_are(number, capfd):
+    message = "a bug" if number else "Could not load C++ shared library"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        fail_to_compile(message, number)
+    assert ("finishing this step" in capfd.readouterr().err) is bool(number)
+
+
 def test_in_another_thread_it_leaves_signals_alone():
     before, seen = signal.getsignal(signal.SIGINT), []
 
@@ -93,6 +118,6 @@ def test_what_was_ignored_stays_ignored(capfd):
 @pytest.mark.parametrize("size, action", [(2, signal.SIG_IGN), (1, signal.default_int_handler)])
 def test_sigterm_cannot_come_before_the_word_that_a_rank_is_gone(size, action):
     """The launcher sends it to those that are left, between the loop and the message."""
-    with pytest.raises(RuntimeError), StopRequest(), Ranks(0, size).shielded():
+    with pytest.raises(RuntimeError), StopRequest(), Ranks(0, size).ignore_sigterm():
         raise RuntimeError("[ring] Too many send/recv errors. Failing pending tasks...")
     assert signal.getsignal(signal.SIGTERM) == action

@@ -26,7 +26,7 @@ def kernels(monkeypatch) -> Counter:
     """How often each kernel became a node of a graph, which under `mx.compile` it does while tracing."""
     if gpu.dialect() is None:
         pytest.skip(f"{mx.default_device()} runs no kernels, so there are none to count: {native.why_not()}")
-    assert all(dispatch.trusted(op) for op in SCANS.values())  # the proof makes nodes too
+    assert all(dispatch.is_trusted(op) for op in SCANS.values())  # the proof makes nodes too
     made, call = Counter(), gpu.Kernel.__call__
 
     def counted(kernel, *args, **options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kssm_mlx.checks.core.model_size import count_parameters
 from kssm_mlx.checks.core.probes import as_run
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, given, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, require_value, verdict
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.digest import root_digest
 from kssm_mlx.errors import ConfigError
@@ -33,7 +33,7 @@ def fair_comparison(ctx: Context) -> Check:
     nats/token of v3.
     Sabotage: runs of two tokenizers; of two texts; a loss with a regulariser in it; twice the tokens.
     """
-    runs = [*given(ctx.runs, "runs"), *(ctx.baseline or ())]
+    runs = [*require_value(ctx.runs, "runs"), *(ctx.baseline or ())]
     if len(runs) < 2:
         raise NotMeasurable("one run compares with nothing")
     unit, problems = _common_unit(runs)

@@ -8,7 +8,15 @@ import numpy as np
 
 from kssm_mlx.checks.core.evidence import group_contexts
 from kssm_mlx.checks.core.probes import as_run
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, Verdict, check, given, verdict
+from kssm_mlx.checks.core.registry import (
+    Check,
+    Context,
+    NotMeasurable,
+    Verdict,
+    check,
+    require_value,
+    verdict,
+)
 from kssm_mlx.data.batches import evaluation_windows
 from kssm_mlx.metrics import stats
 from kssm_mlx.metrics.stats import Comparison
@@ -37,7 +45,7 @@ def arms_differ(ctx: Context) -> Check:
     texts called "no effect"; verdicts by counting significant tests.
     Sabotage: two seeds of one arm; the same run twice; a text of fewer than 30 windows.
     """
-    runs, baseline = given(ctx.runs, "runs"), given(ctx.baseline, "baseline")
+    runs, baseline = require_value(ctx.runs, "runs"), require_value(ctx.baseline, "baseline")
     _refuse_other_tokens([*runs, *baseline])
     base = _losses(baseline)
     losses = {name: _losses(arm) for name, arm in group_contexts(runs).items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx.checks.core.model_size import count_parameters
-from kssm_mlx.checks.core.registry import Check, Context, check, given, verdict
+from kssm_mlx.checks.core.registry import Check, Context, check, require_value, verdict
 from kssm_mlx.digest import root_digest, tensor_digest
 from kssm_mlx.errors import CheckpointError
 from kssm_mlx.runs.layout import CHECKPOINTS, list_checkpoints
@@ -61,24 +61,24 @@ def _read_recorded(run: Context) -> dict[str, Any]:
     manifest = _manifest(run)
     index = manifest["data"]
     return {
-        **_of_data(index),
+        **_describe_data(index),
         "parameters": manifest["parameters"],
         "trained parameters": manifest["trained_parameters"],
         "weights before step 1": manifest["initial_digest"],
         "base model": (manifest["host"] or {}).get("root"),
-        **_of_checkpoint(run),
+        **_read_newest_step(run),
     }
 
 
 def _manifest(run: Context) -> dict[str, Any]:
-    return given(run.manifest, "manifest")
+    return require_value(run.manifest, "manifest")
 
 
 def _digest_now(run: Context) -> dict[str, Any]:
-    initial = given(run.initial, "initial")
+    initial = require_value(run.initial, "initial")
     own = identity.describe_identity(run.model, run.recipe, run.data)
     return {
-        **_of_data(run.data.index),
+        **_describe_data(run.data.index),
         "parameters": count_parameters(run.model),
         "trained parameters": sum(array.size for array in initial.values()),
         "weights before step 1": root_digest({n: tensor_digest(a) for n, a in initial.items()}),
@@ -88,7 +88,7 @@ def _digest_now(run: Context) -> dict[str, Any]:
     }
 
 
-def _of_data(index: dict[str, Any]) -> dict[str, Any]:
+def _describe_data(index: dict[str, Any]) -> dict[str, Any]:
     files = {f"file {name}": entry["sha256"] for name, entry in index["files"].items()}
     return {
         "corpus": index["corpus"]["digest"],
@@ -98,7 +98,7 @@ def _of_data(index: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_checkpoint(run: Context) -> dict[str, Any]:
+def _read_newest_step(run: Context) -> dict[str, Any]:
     """What the newest checkpoint says it is of; nothing where there is none."""
     there = list(list_checkpoints(Path(run.run_folder) / CHECKPOINTS).values())
     if not there:

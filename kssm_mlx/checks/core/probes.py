@@ -75,7 +75,7 @@ def perturb_zero_init(measure: Callable[[Context], Check]) -> Callable[[Context]
         asleep = _zero_matrices(ctx.model) if ctx.step == 0 else []
         if not asleep:
             return measure(ctx)
-        ctx.model.update(tree_unflatten(_randomized(asleep, ctx.seed)))
+        ctx.model.update(tree_unflatten(_draw_matrices(asleep, ctx.seed)))
         try:
             return measure(ctx)
         finally:
@@ -89,7 +89,7 @@ def _zero_matrices(model: LanguageModel | None) -> list[tuple[str, mx.array]]:
     return [(name, p) for name, p in arrays.items() if p.ndim == 2 and not mx.any(p != 0)]
 
 
-def _randomized(asleep: list[tuple[str, mx.array]], seed: int) -> list[tuple[str, mx.array]]:
+def _draw_matrices(asleep: list[tuple[str, mx.array]], seed: int) -> list[tuple[str, mx.array]]:
     """The same matrices, normal, of half the size that passes signals on."""
     keys = mx.random.split(mx.random.key(seed), len(asleep) + 1)
     return [

@@ -51,7 +51,7 @@ class NotMeasurable(Exception):
     """Raised inside a check when something it needs is absent; the message says what."""
 
 
-def given(value: Given | None, name: str) -> Given:
+def require_value(value: Given | None, name: str) -> Given:
     """The value. Raises: NotMeasurable that says what is absent."""
     if value is None:
         raise NotMeasurable(f"needs {name}, none given")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, given, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, require_value, verdict
 from kssm_mlx.data.tasks import Task
 from kssm_mlx.data.tokens import TokenSplit
 from kssm_mlx.metrics.incontext import in_context
@@ -180,7 +180,7 @@ def above_chance(ctx: Context) -> Check:
 
 def evaluations(ctx: Context) -> list[dict]:
     """The rows of the evaluations of a run. Raises: NotMeasurable where there was none."""
-    found = [row for row in given(ctx.history, "history") if row.get("kind") == "eval"]
+    found = [row for row in require_value(ctx.history, "history") if row.get("kind") == "eval"]
     if not found:
         raise NotMeasurable("the run has no evaluation yet")
     return found

@@ -70,7 +70,7 @@ def list_dialects() -> list[str]:
 
 
 def _examine(dialect: str, own: bool) -> list[Check]:
-    with gpu.speaking(dialect):
+    with gpu.use_dialect(dialect):
         proofs = [prove_op(op) for op in dispatch.OPS if dispatch.runs(op)]
         remembered = _remember({name: v for found in proofs for name, v in found.items()}) if own else ""
         worst = [max(found.values(), key=lambda v: (not v.ok, v.error)) for found in proofs]

@@ -16,7 +16,7 @@ from kssm_mlx.checks.core.probes import (
     to_numpy,
     vocabulary_size,
 )
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, given, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, require_value, verdict
 from kssm_mlx.models.base import LanguageModel, component_of, flatten, number, training_mode, with_parameters
 from kssm_mlx.runs.layout import CHECKPOINTS
 from kssm_mlx.training.loss_terms import Term, parse_terms
@@ -100,13 +100,13 @@ def _term_gradients(ctx: Context) -> dict[str, tuple[float, float]]:
 
 
 def _term_gradient(model: LanguageModel, term: Term, tokens: mx.array) -> tuple[float, float]:
-    def weighted(parameters) -> mx.array:
+    def weigh(parameters) -> mx.array:
         out = with_parameters(model, parameters, lambda: model.forward(tokens[:, :-1]))
         return term.weight * term.function(out.logits, tokens[:, 1:], out.trace)[0]
 
     with training_mode(model, True):
         # The weighted value: a weight of 0 makes a term that is not at work.
-        value, gradient = mx.value_and_grad(weighted)(model.trainable_parameters())
+        value, gradient = mx.value_and_grad(weigh)(model.trainable_parameters())
     return number(value), number(global_norm(gradient))
 
 
@@ -157,7 +157,7 @@ def weights_moved(ctx: Context) -> Check:
     Sabotage: a tensor that stays; an optimiser file of zeros; a frozen tensor that weight decay shrinks.
     """
     ctx.need("model", "initial")
-    initial = given(ctx.initial, "initial")
+    initial = require_value(ctx.initial, "initial")
     if ctx.history is not None and ctx.step < 20:
         raise NotMeasurable(f"{ctx.step} steps done, 20 needed")
     now = flatten(ctx.model.trainable_parameters())

@@ -48,7 +48,7 @@ def has_two_states(ctx: Context) -> Check:
     they rest.
 
     Protocol: `model.free_states(block, steps, z0)`, the states after `steps` tokens of zero field, [S, 2, G];
-    `model.settled(block, starts)`, where wells take starts [S, 3] to, [S, 3, G].
+    `model.settle_in_wells(block, starts)`, where wells take starts [S, 3] to, [S, 3, G].
     Threshold: two clusters > 0.1 apart with > 5 % of the starts each and > 80 % together, to which kicked
     states come back at least half of the way, in one population of every block or more: slow ones need more
     than 200 tokens. Otherwise the model must not be called bistable. Of wells two clusters with > 1 % of the
@@ -84,7 +84,7 @@ def has_two_states(ctx: Context) -> Check:
 
 def _judge_wells(model: Any, wells: int) -> Check:
     """How many of a population's wells hold it: the mean over populations, in the worst block."""
-    held = {b: _count_basins(np.array(model.settled(b, _spread()))) for b in range(len(model.layers))}
+    held = {b: _count_basins(np.array(model.settle_in_wells(b, _spread()))) for b in range(len(model.layers))}
     worst = min(held, key=lambda b: held[b].max())
     counts = held[worst]
     return verdict(

@@ -47,7 +47,7 @@ def decay_null(ctx: Context) -> Check:
     texts = read_passage(ctx, rows=4)
     now = _coherence(ctx, texts)
     if ctx.initial is None or not ctx.step:
-        return _of_the_recipe(_find_shrinking_parameters(ctx.model, decays))
+        return _judge_decay(_find_shrinking_parameters(ctx.model, decays))
     lr = np.array(schedule(ctx.recipe.train)(mx.arange(ctx.step)), np.float64)
     start = {name: mx.array(p) for name, p in ctx.initial.items()}
     left = {decay: _share_left(lr * decay, ctx.recipe.train.ema) for decay in {*decays.values()}}
@@ -102,7 +102,7 @@ def _find_shrinking_parameters(model, decays: dict[str, float]) -> list[str]:
     return [n for n, p in arrays.items() if decays[n] > 0 and (p.ndim < 2 or n.endswith(PHYSICS))]
 
 
-def _of_the_recipe(shrinking: list[str]) -> Check:
+def _judge_decay(shrinking: list[str]) -> Check:
     return verdict(
         "C9",
         "warn" if shrinking else "pass",

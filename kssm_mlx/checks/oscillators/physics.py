@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, verdict
-from kssm_mlx.ops.kuramoto_bank import wrapped
+from kssm_mlx.ops.kuramoto_bank import wrap_phases
 from kssm_mlx.oscillators.integrate import EVALUATE_EVERY, METHODS
 from kssm_mlx.oscillators.kuramoto import Phases, mean_field
 
@@ -75,10 +75,10 @@ def package_step(method: str, theta: mx.array, omega: mx.array, K: mx.array, dt:
 
 def kuramoto_laws(step: Step, seed: int = 0) -> dict[str, float]:
     """The five numbers of C40, each the worst of 5 random starts."""
-    theta = wrapped(mx.array(np.random.default_rng((seed, 40)).normal(0, WIDTH, (ROWS, N)), mx.float32))
+    theta = wrap_phases(mx.array(np.random.default_rng((seed, 40)).normal(0, WIDTH, (ROWS, N)), mx.float32))
     together, still = mx.broadcast_to(theta[:, :1], theta.shape), mx.zeros((ROWS, N))
     spread = mx.broadcast_to(mx.linspace(-1, 1, N), (ROWS, N))
-    starts = mx.concatenate([theta, wrapped(theta + 2.5), together, theta, mx.zeros((1, N))])
+    starts = mx.concatenate([theta, wrap_phases(theta + 2.5), together, theta, mx.zeros((1, N))])
     omega = mx.concatenate([still, still, still, spread, mx.ones((1, N))])
     K = mx.array([1.0] * 3 * ROWS + [2.0] * ROWS + [1.0])[:, None]
     Z = path(step, starts, omega, K, DT, STEPS)

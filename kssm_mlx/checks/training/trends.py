@@ -12,7 +12,7 @@ import numpy as np
 
 from kssm_mlx.checks.core.conditions import mean_R, noise
 from kssm_mlx.checks.core.probes import short_context
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, given, verdict
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check, require_value, verdict
 from kssm_mlx.data.batches import random_batch
 from kssm_mlx.metrics.stats import autocorrelation, fit_trend
 from kssm_mlx.models.base import number, training_mode
@@ -45,7 +45,7 @@ def loss_trend(ctx: Context) -> Check:
     Sabotage: a loss of noise around a constant; one that climbs; one that is not finite.
     """
     ctx.need("history", "recipe")
-    history = given(ctx.history, "history")
+    history = require_value(ctx.history, "history")
     rows = [row for row in history if row.get("kind") == "train" and row["step"] > ctx.recipe.train.warmup]
     if len(rows) < FEWEST:
         raise NotMeasurable(f"{len(rows)} steps after the warm-up, {FEWEST} needed")

@@ -144,7 +144,7 @@ class Session:
         if not text.isdecimal():
             raise ConfigError(f"/seed takes a whole number from 0 on, got {text!r}")
         self.settings = {**self.settings, "seed": int(text)}
-        self.talk = self.talk.reseeded(int(text))
+        self.talk = self.talk.reseed(int(text))
 
     def temp(self, text: str) -> None:
         from kssm_mlx.cli.generate import temperature_of

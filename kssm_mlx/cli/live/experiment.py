@@ -54,6 +54,7 @@ class Watcher:
         self.seconds.append(seconds)
         text = describe_row(self.design, row) if row else why
         self.said[job.arm, job.seed] = text
+        # What went wrong is told for good; a cell of the table has 40 characters.
         if not self.live or row is None or row["failed"]:
             self.screen.print(f"{job.arm}, seed {job.seed}: {text}", soft_wrap=True, markup=False)
 
@@ -73,6 +74,7 @@ class Watcher:
         cost = f"cost {_minutes(spent_seconds(self.folder))}"
         if not self.seconds:
             return f"{done} of {all_} runs, {cost}"
+        # Of this session: earlier ones may have had another machine, or the whole of it.
         left = (all_ - done) * sum(self.seconds) / len(self.seconds) / max(1, len(self.running))
         return f"{done} of {all_} runs, {cost}, about {_minutes(left)} left"
 
@@ -88,6 +90,7 @@ class Watcher:
 def watch_experiment(screen: Console, design: Design, folder: Path) -> Iterator[Watcher]:
     """A watcher for one session of an experiment."""
     watcher = Watcher(screen, design, folder)
+    # A table that is redrawn is noise in a file.
     live = Live(console=screen, refresh_per_second=4, transient=True) if screen.is_terminal else None
     with live or nullcontext():
         watcher.live = live
@@ -137,6 +140,7 @@ def describe_progress(run: Path, steps: int | None) -> str:
     try:
         with open(run / METRICS, "rb") as file:
             file.seek(0, 2)
+            # The end alone: a long run has megabytes of rows, and this is asked four times a second.
             file.seek(max(0, file.tell() - TAIL))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:

@@ -13,9 +13,9 @@ from kssm_mlx import files
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.index import FILES, FORMAT, INDEX, LABELS, MIXED, SCORED
 from kssm_mlx.data.preparation.making import Source, Written, mixed_sources
-from kssm_mlx.data.preparation.streamed import WORK, of_streams
-from kssm_mlx.data.preparation.tasks import of_task
-from kssm_mlx.data.preparation.texts import of_texts
+from kssm_mlx.data.preparation.streamed import WORK, prepare_streams
+from kssm_mlx.data.preparation.tasks import prepare_task
+from kssm_mlx.data.preparation.texts import prepare_texts
 from kssm_mlx.data.shards import find_shards, shards_digest
 from kssm_mlx.data.streams.documents import Stream, open_streams
 from kssm_mlx.data.streams.survey import survey
@@ -52,10 +52,10 @@ def prepare(recipe: DataRecipe, folder: str | Path) -> TokenData:
     """
     folder, sources = Path(folder), mixed_sources(recipe)
     if not sources and recipe.source.startswith(PREFIX):
-        return _prepare(of_task(recipe), folder)
+        return _prepare(prepare_task(recipe), folder)
     if streams := open_streams([each.source for each in sources] or [recipe.source]):
         return _prepare_streams(recipe, streams, folder)
-    return _prepare(of_texts(recipe), folder)
+    return _prepare(prepare_texts(recipe), folder)
 
 
 def read_digest(source: str) -> str:
@@ -84,7 +84,7 @@ def _prepare_streams(recipe: DataRecipe, streams: list[Stream], folder: Path) ->
     with Bytes() as meter:
         meter.start(2 * sum(stream.nbytes for stream in streams))
         with _written_in(folder):
-            source = of_streams(recipe, streams, folder, meter.advance)
+            source = prepare_streams(recipe, streams, folder, meter.advance)
         data = _prepare(source, folder)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     return data

@@ -63,8 +63,8 @@ class _All:
         return (piece for text in self._texts for piece in text)
 
 
-def of_streams(recipe: Any, streams: Sequence[Stream], folder: Path, advance: Advance) -> Source:
-    """As `of_texts`, with equal ids and digests."""
+def prepare_streams(recipe: Any, streams: Sequence[Stream], folder: Path, advance: Advance) -> Source:
+    """As `prepare_texts`, with equal ids and digests."""
     sources = mixed_sources(recipe)
     weights = [each.weight for each in sources]
     if sources:

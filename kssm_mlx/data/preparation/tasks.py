@@ -15,7 +15,7 @@ from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.data.tokens import TokenSplit
 
 
-def of_task(recipe: Any) -> Source:
+def prepare_task(recipe: Any) -> Source:
     name = recipe.source.removeprefix(PREFIX)
     task = make_task(name, recipe.task)
     tokenizer = cast(Tokenizer, IdTokenizer(task.vocab_size))

@@ -40,7 +40,7 @@ class _Text(NamedTuple):
     sides: dict[str, list[str]]
 
 
-def of_texts(recipe: Any) -> Source:
+def prepare_texts(recipe: Any) -> Source:
     """With one tokenizer, which is learned from what all sources train on, if it is learned."""
     sources = mixed_sources(recipe)
     weights = [each.weight for each in sources]

@@ -101,13 +101,13 @@ def without_repeats(stream: Stream, work: Path) -> WithoutRepeats:
 def left_of(document: Document, first: int, gone: np.ndarray) -> Iterator[str]:
     """What is left of a document whose first paragraph is number `first`, in pieces."""
     gap = ""
-    for paragraph in _stays(document, first, gone):
+    for paragraph in _keep_paragraphs(document, first, gone):
         if paragraph:
             yield gap + paragraph
             gap = GAP
 
 
-def _stays(document: Document, first: int, gone: np.ndarray) -> Iterator[str]:
+def _keep_paragraphs(document: Document, first: int, gone: np.ndarray) -> Iterator[str]:
     """Each paragraph of a document, empty where it goes."""
     for number, paragraph in enumerate(paragraphs(document), first):
         at = np.searchsorted(gone, number)
@@ -132,7 +132,7 @@ def _measure(stream: Stream, gone: np.ndarray) -> dict[str, np.ndarray]:
     for document in stream.documents():
         firsts.append(number)
         nbytes, blank = 0, True
-        for paragraph in _stays(document, number, gone):
+        for paragraph in _keep_paragraphs(document, number, gone):
             number += 1
             if paragraph:
                 nbytes += len(paragraph.encode()) + len(GAP) * (nbytes > 0)
@@ -146,10 +146,12 @@ def _find_repeats(stream: Stream, scratch: Path) -> np.ndarray:
     anchors = _Scattered(scratch / "anchors", stream.nbytes)
     for block in _read(stream):
         anchors.add(block.anchors[block.begins_run, None])
-    known = np.concatenate([_twice(records[:, 0]) for records in anchors.read()] or [np.empty(0, np.uint64)])
+    known = np.concatenate(
+        [_list_repeats(records[:, 0]) for records in anchors.read()] or [np.empty(0, np.uint64)]
+    )
     passages = _Scattered(scratch / "passages", 16 * stream.nbytes)
     for block in _read(stream):
-        runs = _among(known, block.anchors[block.begins_run])
+        runs = _find_known(known, block.anchors[block.begins_run])
         chosen = runs[np.cumsum(block.begins_run) - 1]
         passages.add(np.stack([block.hashes[chosen], block.paragraphs[chosen]], axis=1))
     groups: dict[int, np.ndarray] = {}
@@ -229,7 +231,7 @@ class _Scattered:
             path.unlink()
 
 
-def _among(known: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def _find_known(known: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Whether each number is among the known, which are ascending."""
     if not known.size:
         return np.zeros(numbers.size, bool)
@@ -242,7 +244,7 @@ def _unique_rows(rows: np.ndarray) -> np.ndarray:
     return rows[np.append(True, (rows[1:] != rows[:-1]).any(axis=1))[: len(rows)]]
 
 
-def _twice(numbers: np.ndarray) -> np.ndarray:
+def _list_repeats(numbers: np.ndarray) -> np.ndarray:
     """The numbers that come more than once, ascending."""
     found, counts = np.unique(numbers, return_counts=True)
     return found[counts > 1]

@@ -23,6 +23,7 @@ from kssm_mlx.data.tasks.rules import Counting, Modular
 from kssm_mlx.data.tasks.streams import Interleaved, Toy
 from kssm_mlx.data.tasks.tracking import Dyck, Parity, WordProblem
 from kssm_mlx.errors import ConfigError, nearest, quote
+from kssm_mlx.parsing import adapter_of
 
 __all__ = ["PREFIX", "TASKS", "Row", "Task", "make_generator", "make_task"]
 
@@ -53,7 +54,7 @@ def make_task(name: str, options: dict[str, Any] | None = None) -> Task:
 
     Raises: ConfigError for an unknown name or field (with the nearest) and for a value of a wrong type.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if name not in TASKS:
         raise ConfigError(f"no task {name!r}; known: {', '.join(TASKS)}{nearest(name, TASKS)}")
@@ -63,7 +64,7 @@ def make_task(name: str, options: dict[str, Any] | None = None) -> Task:
             raise ConfigError(f"unknown key 'data.task.{key}' for {name}{nearest(key, known)}")
     try:
         # By way of JSON, where a list is the only tuple.
-        return TypeAdapter(TASKS[name]).validate_json(json.dumps(options or {}), strict=True)
+        return adapter_of(TASKS[name]).validate_json(json.dumps(options or {}), strict=True)
     except ValidationError as e:
         error = e.errors()[0]
         raise ConfigError(

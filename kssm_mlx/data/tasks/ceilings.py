@@ -55,7 +55,7 @@ def forecast(stream: np.ndarray, low: int, high: int, vocab: int) -> Forecast:
     return Forecast(np.maximum(says[chosen, m], 0), shares.max(axis=0), truth.sum(axis=0) + uniform[:n])
 
 
-def tiled(m: int, low: int, high: int, vocab: int) -> Bound:
+def bound_tiled(m: int, low: int, high: int, vocab: int) -> Bound:
     """Expected accuracy and nats of the Bayes predictor after m tokens of a stream, up to O(1/vocab)."""
     periods, left = high - low + 1, high - m + 1
     if m < low:

@@ -97,7 +97,9 @@ class Toy(Task):
         ids, _ = self.sample(0, "validation", 0)
         chosen = self.places(ids)[metric] if metric != "scored" else np.ones(self.length, bool)
         before = (np.flatnonzero(chosen) + 1) // self.streams
-        return ceilings.mean(ceilings.tiled(m, self.low, self.high, self.vocab) for m in before.tolist())
+        return ceilings.mean(
+            ceilings.bound_tiled(m, self.low, self.high, self.vocab) for m in before.tolist()
+        )
 
     def bayes(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(probability of the best guess, nats of the truth) per target, where it is not noise, else 0."""

@@ -9,7 +9,7 @@ from typing import Any
 from kssm_mlx.data.tokenizers.bpe import train_bpe
 from kssm_mlx.data.tokenizers.control_chars import ControlCharTokenizer
 from kssm_mlx.data.tokenizers.hf_backend import HFTokenizer
-from kssm_mlx.data.tokenizers.huggingface import ours
+from kssm_mlx.data.tokenizers.huggingface import match_own_tokenizer
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer, IdTokenizer
 from kssm_mlx.data.tokenizers.protocol import (
     FILE,
@@ -20,7 +20,7 @@ from kssm_mlx.data.tokenizers.protocol import (
     encode_utf8,
     read_tokenizer_file,
 )
-from kssm_mlx.data.tokenizers.published import published
+from kssm_mlx.data.tokenizers.published import load_published
 from kssm_mlx.data.tokenizers.rwkv_world import WorldTokenizer
 from kssm_mlx.errors import ConfigError, DataError, nearest
 from kssm_mlx.parsing import parse_json
@@ -65,7 +65,7 @@ def make_tokenizer(
         return _huggingface(_hf_content(target), spec)
     if kind == "world":
         return WorldTokenizer.from_file(target, spec)
-    return published(kind, target)
+    return load_published(kind, target)
 
 
 def require_known_tokenizer(spec: str) -> None:
@@ -146,7 +146,7 @@ def _huggingface(content: str, name: str) -> DescribedTokenizer:
     """The tokenizer of a tokenizer.json: bytes or characters where it is an export of ours."""
     tokenizer = HFTokenizer(content, name)
     try:
-        return ours(parse_json(content)) or tokenizer
+        return match_own_tokenizer(parse_json(content)) or tokenizer
     except ValueError as e:
         raise DataError(f"{name} is not a Hugging Face tokenizer.json: {e}") from None
 

@@ -39,7 +39,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
     }
 
 
-def ours(table: dict[str, Any]) -> DescribedTokenizer | None:
+def match_own_tokenizer(table: dict[str, Any]) -> DescribedTokenizer | None:
     """The byte or character tokenizer that a tokenizer.json describes; None for any other."""
     model = table["model"]
     vocabulary = model.get("vocab")

@@ -57,7 +57,7 @@ PUBLISHED = {
 }
 
 
-def published(name: str, target: str) -> HFTokenizer:
+def load_published(name: str, target: str) -> HFTokenizer:
     """The tokenizer `name` from the file `target`.
 
     Raises: DataError for a file that cannot be read or has another number of tokens.

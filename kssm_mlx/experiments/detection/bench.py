@@ -83,7 +83,7 @@ class Bench:
         folder.mkdir(exist_ok=True)
         return replace(prepare_context(recipe, folder, self.data(recipe)), history=[], seed=seed)
 
-    def trained(self, family: str, seed: int = 0, name: str = "", **sections: dict[str, Any]) -> Context:
+    def train_run(self, family: str, seed: int = 0, name: str = "", **sections: dict[str, Any]) -> Context:
         """name: of a run that is not as its recipe says, because something is patched."""
         folder = self.home / "runs" / f"{family}-{seed}{name and f'-{name}'}"
         if not folder.exists():

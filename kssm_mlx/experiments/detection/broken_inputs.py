@@ -57,7 +57,7 @@ def validation_of_another_domain(bench: Bench) -> Context:
     return with_ids(bench.fresh("kssm"), validation=digits)
 
 
-def copied(bench: Bench, context: Context, name: str):
+def copy_token_files(bench: Bench, context: Context, name: str):
     """A folder with the context's token files, which may be damaged."""
     return shutil.copytree(context.data.folder, bench.home / name, dirs_exist_ok=True)
 
@@ -66,7 +66,7 @@ def copied(bench: Bench, context: Context, name: str):
 def id_beyond_the_vocabulary(bench: Bench) -> Context:
     """One id of the validation file is as large as the vocabulary; MLX gathers it without a word."""
     context = bench.fresh("rwkv")
-    folder, ids = copied(bench, context, "beyond"), np.array(context.data.validation.ids)
+    folder, ids = copy_token_files(bench, context, "beyond"), np.array(context.data.validation.ids)
     ids[17] = context.data.vocab_size
     ids.tofile(folder / "validation.bin")
     return replace(context, data=TokenData.open(folder))
@@ -76,7 +76,7 @@ def id_beyond_the_vocabulary(bench: Bench) -> Context:
 def flipped_bit(bench: Bench) -> Context:
     """One bit of the training file."""
     context = bench.fresh("kssm")
-    folder = copied(bench, context, "flipped")
+    folder = copy_token_files(bench, context, "flipped")
     raw = bytearray((folder / "train.bin").read_bytes())
     raw[1000] ^= 1
     (folder / "train.bin").write_bytes(raw)
@@ -136,11 +136,11 @@ def targets_are_the_inputs(bench: Bench) -> Context:
 def shuffled_targets(bench: Bench) -> Context:
     """Every row is asked for the targets of another."""
 
-    def shuffled(rows):
+    def swap_targets(rows):
         inputs, targets = losses.split_rows(rows)
         return inputs, targets[::-1]
 
-    bench.patch(step, "split_rows", shuffled)
+    bench.patch(step, "split_rows", swap_targets)
     return bench.fresh("mamba")
 
 
@@ -160,18 +160,18 @@ def optimizer_on_stale_parameters(bench: Bench) -> Context:
 @sabotage("C8", "C37")
 def learning_rate_zero(bench: Bench) -> Context:
     """A run at 1e-30."""
-    return bench.trained("mamba", name="still", train={"learning_rate": 1e-30})
+    return bench.train_run("mamba", name="still", train={"learning_rate": 1e-30})
 
 
 @sabotage("C17")
 def one_batch_for_ever(bench: Bench) -> Context:
     """The loader forgets which step it is."""
 
-    def same(split, seed, step, batch_size, context):
+    def repeat_first_batch(split, seed, step, batch_size, context):
         return random_batch(split, seed, 0, batch_size, context)
 
-    bench.patch(loop, "random_batch", same)
-    return bench.trained("kssm", name="same")
+    bench.patch(loop, "random_batch", repeat_first_batch)
+    return bench.train_run("kssm", name="same")
 
 
 @sabotage("C33")

@@ -20,7 +20,7 @@ from kssm_mlx.models.transformer import Transformer
 from kssm_mlx.runner.failures import recast_model
 
 
-def as_kind(context: Context, *defects: type) -> Context:
+def recast_context(context: Context, *defects: type) -> Context:
     recast_model(context.model, *defects)
     return context
 
@@ -34,7 +34,7 @@ class FutureMean(LanguageModel):
 @sabotage("C2")
 def future_leak_by_mean(bench: Bench) -> Context:
     """The mean of the logits over time is added to every position."""
-    return as_kind(bench.fresh("mamba"), FutureMean)
+    return recast_context(bench.fresh("mamba"), FutureMean)
 
 
 class BatchMean(LanguageModel):
@@ -46,7 +46,7 @@ class BatchMean(LanguageModel):
 @sabotage("C3")
 def batch_leak(bench: Bench) -> Context:
     """Every row sees the mean of the batch."""
-    return as_kind(bench.fresh("rwkv"), BatchMean)
+    return recast_context(bench.fresh("rwkv"), BatchMean)
 
 
 class Counting(LanguageModel):
@@ -61,7 +61,7 @@ class Counting(LanguageModel):
 @sabotage("C3", "C33")
 def hidden_buffer(bench: Bench) -> Context:
     """A number beside the parameters changes with every call."""
-    return as_kind(bench.fresh("transformer"), Counting)
+    return recast_context(bench.fresh("transformer"), Counting)
 
 
 class Memoryless(LanguageModel):
@@ -73,7 +73,7 @@ class Memoryless(LanguageModel):
 @sabotage("C1")
 def memoryless(bench: Bench) -> Context:
     """Every token is read alone."""
-    return as_kind(bench.fresh("mamba"), Memoryless)
+    return recast_context(bench.fresh("mamba"), Memoryless)
 
 
 class IdleInEvaluation(LanguageModel):
@@ -85,7 +85,7 @@ class IdleInEvaluation(LanguageModel):
 @sabotage("C4")
 def idle_in_evaluation(bench: Bench) -> Context:
     """The blocks work in training mode only."""
-    return as_kind(bench.fresh("kssm"), IdleInEvaluation)
+    return recast_context(bench.fresh("kssm"), IdleInEvaluation)
 
 
 class LeftInTraining(LanguageModel):
@@ -96,7 +96,7 @@ class LeftInTraining(LanguageModel):
 @sabotage("C4", "C6")
 def dropout_left_on_in_evaluation(bench: Bench) -> Context:
     """model.eval() changes nothing."""
-    return as_kind(bench.fresh("transformer", model={"dropout": 0.1}), LeftInTraining)
+    return recast_context(bench.fresh("transformer", model={"dropout": 0.1}), LeftInTraining)
 
 
 class DropsInEvaluation(LanguageModel):
@@ -109,7 +109,7 @@ class DropsInEvaluation(LanguageModel):
 @sabotage("C4", "C6")
 def dropout_in_evaluation_only(bench: Bench) -> Context:
     """The branch on `training` is the wrong way round."""
-    return as_kind(bench.fresh("mamba"), DropsInEvaluation)
+    return recast_context(bench.fresh("mamba"), DropsInEvaluation)
 
 
 class Noisy(LanguageModel):
@@ -121,7 +121,7 @@ class Noisy(LanguageModel):
 @sabotage("C6")
 def noise_in_evaluation(bench: Bench) -> Context:
     """Noise of 1e-3 on the logits, whatever the mode."""
-    return as_kind(bench.fresh("kssm"), Noisy)
+    return recast_context(bench.fresh("kssm"), Noisy)
 
 
 class Forgetful(LanguageModel):
@@ -132,7 +132,7 @@ class Forgetful(LanguageModel):
 @sabotage("C5")
 def cache_ignored(bench: Bench) -> Context:
     """The state that is handed in is accepted and not used."""
-    return as_kind(bench.fresh("hybrid"), Forgetful)
+    return recast_context(bench.fresh("hybrid"), Forgetful)
 
 
 class Lagging(LanguageModel):
@@ -146,7 +146,7 @@ class Lagging(LanguageModel):
 @sabotage("C5")
 def cache_off_by_one(bench: Bench) -> Context:
     """The state that is handed on lacks the last token."""
-    return as_kind(bench.fresh("rwkv"), Lagging)
+    return recast_context(bench.fresh("rwkv"), Lagging)
 
 
 class PositionsAnew(Transformer):
@@ -157,7 +157,7 @@ class PositionsAnew(Transformer):
 @sabotage("C5")
 def positions_from_zero_in_every_call(bench: Bench) -> Context:
     """Learned positions begin again in every piece of a text."""
-    return as_kind(bench.fresh("transformer"), PositionsAnew)
+    return recast_context(bench.fresh("transformer"), PositionsAnew)
 
 
 class NoResets(LanguageModel):
@@ -168,7 +168,7 @@ class NoResets(LanguageModel):
 @sabotage("D13")
 def state_not_reset(bench: Bench) -> Context:
     """Where a document begins, the state of the one before stays."""
-    return as_kind(bench.fresh("mamba"), NoResets)
+    return recast_context(bench.fresh("mamba"), NoResets)
 
 
 class DeadGate(LanguageModel):
@@ -180,7 +180,7 @@ class DeadGate(LanguageModel):
 @sabotage("C7")
 def dead_gate(bench: Bench) -> Context:
     """The gate of the second block is closed for good."""
-    return as_kind(bench.fresh("rwkv"), DeadGate)
+    return recast_context(bench.fresh("rwkv"), DeadGate)
 
 
 class HalfBranch(LanguageModel):
@@ -195,7 +195,7 @@ class HalfBranch(LanguageModel):
 @sabotage("C7")
 def no_gradient_in_one_branch(bench: Bench) -> Context:
     """The gradient stops at the parameters of the Mamba branch."""
-    return as_kind(bench.fresh("hybrid"), HalfBranch)
+    return recast_context(bench.fresh("hybrid"), HalfBranch)
 
 
 @sabotage("C7")
@@ -215,7 +215,7 @@ class HalfNorm:
 @sabotage("C7")
 def fp16_overflow_in_a_norm(bench: Bench) -> Context:
     """Squares of some hundreds are summed in half precision; the norm divides by infinity."""
-    return as_kind(bench.fresh("kssm"), HalfNorm)
+    return recast_context(bench.fresh("kssm"), HalfNorm)
 
 
 @sabotage("C6", "C16")
@@ -245,7 +245,7 @@ class TwiceNormalised(LanguageModel):
 @sabotage("N18")
 def double_softmax(bench: Bench) -> Context:
     """The model puts out probabilities, the loss takes them for logits."""
-    return as_kind(bench.fresh("mamba"), TwiceNormalised)
+    return recast_context(bench.fresh("mamba"), TwiceNormalised)
 
 
 class CommonShift(LanguageModel):
@@ -260,7 +260,7 @@ class CommonShift(LanguageModel):
 @sabotage("C23")
 def common_shift(bench: Bench) -> Context:
     """The token turns all phases by one angle."""
-    return as_kind(bench.fresh("kssm"), CommonShift)
+    return recast_context(bench.fresh("kssm"), CommonShift)
 
 
 class Repelling:
@@ -271,7 +271,7 @@ class Repelling:
 @sabotage("C40")
 def sign_of_the_coupling(bench: Bench) -> Context:
     """The sine of theta_i - theta_j: attraction repels."""
-    return as_kind(bench.fresh("kssm"), Repelling)
+    return recast_context(bench.fresh("kssm"), Repelling)
 
 
 class Clipped:
@@ -282,7 +282,7 @@ class Clipped:
 @sabotage("C40")
 def wrapped_angle_clipped(bench: Bench) -> Context:
     """A clip at two turns in place of a wrap."""
-    return as_kind(bench.fresh("kssm"), Clipped)
+    return recast_context(bench.fresh("kssm"), Clipped)
 
 
 class TimeForgotten:
@@ -293,7 +293,7 @@ class TimeForgotten:
 @sabotage("C40")
 def frequency_without_dt(bench: Bench) -> Context:
     """The frequencies are added once per step, however short a step is."""
-    return as_kind(bench.fresh("kssm"), TimeForgotten)
+    return recast_context(bench.fresh("kssm"), TimeForgotten)
 
 
 @sabotage("C26", level="P")
@@ -307,7 +307,7 @@ def bistable_in_name_only(bench: Bench) -> Context:
 @sabotage("C12")
 def graft_that_overrides_its_base_model(bench: Bench) -> Context:
     """The published phase block in a base model that reads: every channel halved, the rest standardised."""
-    base = bench.trained("mamba").model
+    base = bench.train_run("mamba").model
     base.freeze()
     grafted = graft(base, configure({"core": "phase_block", "legacy": True}))
     context = bench.fresh("mamba")
@@ -339,4 +339,4 @@ def controller_backwards(bench: Bench) -> Context:
     """More coupling, less order."""
     control, monitor = {"rule": "drift"}, {"target": "drift"}
     context = bench.fresh("kssm", model={"controlled": True}, control=control, monitor=monitor)
-    return as_kind(context, Backwards)
+    return recast_context(context, Backwards)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.experiments.detection.bench import Bench
-from kssm_mlx.experiments.detection.broken_models import Memoryless, as_kind
+from kssm_mlx.experiments.detection.broken_models import Memoryless, recast_context
 from kssm_mlx.experiments.detection.sabotage import sabotage
 
 ROWS = {"vocab": 64, "length": 32, "train_rows": 400, "validation_rows": 100}
@@ -27,4 +27,4 @@ def validation_rows_are_training_rows(bench: Bench) -> Context:
 @sabotage("G7", "C1", level="P")
 def task_beyond_the_reach(bench: Bench) -> Context:
     """The rule looks back 14 tokens, the model none."""
-    return as_kind(bench.fresh("mamba", data=INTERLEAVED), Memoryless)
+    return recast_context(bench.fresh("mamba", data=INTERLEAVED), Memoryless)

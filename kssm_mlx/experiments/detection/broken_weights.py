@@ -10,7 +10,7 @@ from mlx.utils import tree_unflatten
 
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.experiments.detection.bench import Bench
-from kssm_mlx.experiments.detection.broken_models import Memoryless, as_kind
+from kssm_mlx.experiments.detection.broken_models import Memoryless, recast_context
 from kssm_mlx.experiments.detection.sabotage import sabotage
 from kssm_mlx.models.base import LanguageModel, flatten
 from kssm_mlx.models.recurrent import Stack
@@ -32,13 +32,13 @@ class NoResidual(Stack):
 @sabotage("C17")
 def dropped_residual(bench: Bench) -> Context:
     """Every block replaces the stream in place of adding to it."""
-    return as_kind(bench.trained("transformer"), NoResidual)
+    return recast_context(bench.train_run("transformer"), NoResidual)
 
 
 @sabotage("C32")
 def wrong_norm_epsilon(bench: Bench) -> Context:
     """1 in place of 1e-6 in the last norm."""
-    context = bench.trained("kssm")
+    context = bench.train_run("kssm")
     context.model.norm.eps = 1.0
     return context
 
@@ -46,20 +46,20 @@ def wrong_norm_epsilon(bench: Bench) -> Context:
 @sabotage("C17", "C32")
 def weight_tying_broken(bench: Bench) -> Context:
     """The head keeps the embedding of before step 1."""
-    context = bench.trained("transformer")
+    context = bench.train_run("transformer")
     head = (context.initial or {})["embedding.weight"]
 
     class Untied:
         def project(self, hidden):
             return hidden @ head.T
 
-    return as_kind(context, Untied)
+    return recast_context(context, Untied)
 
 
 @sabotage("C32")
 def swapped_B_and_C(bench: Bench) -> Context:
     """The state is written by what should read it, and the other way round."""
-    context = bench.trained("mamba")
+    context = bench.train_run("mamba")
     for block in context.model.layers:
         rows = mx.split(block.mixer.x_proj.weight, block.mixer._split)
         block.mixer.x_proj.weight = mx.concatenate([rows[0], rows[2], rows[1]])
@@ -69,7 +69,7 @@ def swapped_B_and_C(bench: Bench) -> Context:
 @sabotage("C32")
 def wrong_decay_orientation(bench: Bench) -> Context:
     """What should be kept is forgotten: every decay w becomes 1 - w."""
-    context = bench.trained("rwkv")
+    context = bench.train_run("rwkv")
     for block in context.model.layers:
         kept = mx.exp(-mx.exp(block.attention.time_decay))
         block.attention.time_decay = mx.log(-mx.log(mx.clip(1 - kept, 1e-6, 1 - 1e-6)))
@@ -79,7 +79,7 @@ def wrong_decay_orientation(bench: Bench) -> Context:
 @sabotage("C17", "C18")
 def evaluated_without_state(bench: Bench) -> Context:
     """A model with memory is measured one token at a time, without it."""
-    return as_kind(bench.trained("kssm"), Memoryless)
+    return recast_context(bench.train_run("kssm"), Memoryless)
 
 
 class Whispering:
@@ -91,7 +91,7 @@ class Whispering:
 @sabotage("D3", "D4")
 def one_mixer_at_a_thousandth(bench: Bench) -> Context:
     """The RWKV branch is there, and too quiet to be heard or taught."""
-    context = bench.trained("hybrid")
+    context = bench.train_run("hybrid")
     for block in context.model.layers:
         recast_model(block.rwkv, Whispering)
     return context
@@ -100,7 +100,7 @@ def one_mixer_at_a_thousandth(bench: Bench) -> Context:
 @sabotage("C8")
 def frozen_layer(bench: Bench) -> Context:
     """The first block is as it was before step 1."""
-    context = bench.trained("hybrid")
+    context = bench.train_run("hybrid")
     still = [(n, a) for n, a in (context.initial or {}).items() if n.startswith("blocks.0.")]
     context.model.update(tree_unflatten(still))
     return context
@@ -109,7 +109,7 @@ def frozen_layer(bench: Bench) -> Context:
 @sabotage("C32")
 def checkpoint_before_the_last_update(bench: Bench) -> Context:
     """What is saved is not what was evaluated."""
-    context = bench.trained("mamba")
+    context = bench.train_run("mamba")
     moved = [(n, a + 1e-3) for n, a in flatten(context.model.parameters()).items()]
     context.model.update(tree_unflatten(moved))
     return context
@@ -119,7 +119,7 @@ def checkpoint_before_the_last_update(bench: Bench) -> Context:
 def best_checkpoint_pruned(bench: Bench) -> Context:
     """Retention does not know which checkpoint is the best."""
     bench.patch(checkpoint, "read_pointer", lambda folder, name: None)
-    return bench.trained("rwkv")
+    return bench.train_run("rwkv")
 
 
 class ConstantR(LanguageModel):
@@ -131,7 +131,7 @@ class ConstantR(LanguageModel):
 @sabotage("C22")
 def constant_R(bench: Bench) -> Context:
     """R is written into the trace as a constant."""
-    return as_kind(bench.trained("kssm"), ConstantR)
+    return recast_context(bench.train_run("kssm"), ConstantR)
 
 
 class DriftingR(LanguageModel):
@@ -147,7 +147,7 @@ class DriftingR(LanguageModel):
 @sabotage("C38")
 def R_of_a_buffer(bench: Bench) -> Context:
     """R drifts from call to call, whatever is read."""
-    return as_kind(bench.trained("kssm"), DriftingR)
+    return recast_context(bench.train_run("kssm"), DriftingR)
 
 
 class ClampsInTraining(LanguageModel):
@@ -158,7 +158,7 @@ class ClampsInTraining(LanguageModel):
 @sabotage("C20", "C21")
 def treatment_not_applied(bench: Bench) -> Context:
     """Interventions act in training mode only, and experiments are evaluations."""
-    return as_kind(bench.trained("kssm"), ClampsInTraining)
+    return recast_context(bench.train_run("kssm"), ClampsInTraining)
 
 
 class Looping(LanguageModel):
@@ -173,13 +173,13 @@ class Looping(LanguageModel):
 @sabotage("C19")
 def generation_in_a_loop(bench: Bench) -> Context:
     """Token by token the model goes round five tokens; in one piece it reads well."""
-    return as_kind(bench.trained("transformer"), Looping)
+    return recast_context(bench.train_run("transformer"), Looping)
 
 
 @sabotage("C37")
 def loss_not_finite(bench: Bench) -> Context:
     """From step 60 on the log has no loss, and the run went on."""
-    context = bench.trained("mamba")
+    context = bench.train_run("mamba")
     rows = [{**row, "loss": None} if row["step"] > 60 else row for row in context.history or []]
     return replace(context, history=rows)
 
@@ -188,4 +188,4 @@ def loss_not_finite(bench: Bench) -> Context:
 def decay_on_frequencies(bench: Bench) -> Context:
     """Weight decay on every parameter of K-SSM v3, ten times as published: R climbs by itself."""
     train = {"decay": "all", "weight_decay": 2.0, "batch_size": 4}
-    return bench.trained("kssm_v3", name="decay", model={"noise": "off"}, train=train)
+    return bench.train_run("kssm_v3", name="decay", model={"noise": "off"}, train=train)

@@ -74,7 +74,7 @@ def _select_ids(row: Sabotage) -> list[str]:
 
 def healthy(family: str, seed: int, bench: Bench) -> Said:
     """What all checks say of a family's finished run, and those of level P before its step 1."""
-    done = suite.run_suite(bench.trained(family, seed), list(run_checks()))
+    done = suite.run_suite(bench.train_run(family, seed), list(run_checks()))
     begun = suite.run_suite(bench.fresh(family, seed), "P")
     gc.collect()
     return _list_verdicts([*done, *begun])

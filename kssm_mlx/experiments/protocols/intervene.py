@@ -27,7 +27,7 @@ def run(job: Job, folder: Path, options: Options, console: Console) -> Measured:
     holds = parse_holds(options.hold, options.block, options.tokens, options.where, options.units)
     done = training.train_run(job, folder, console)
     measured = training.measure_run(done)
-    windows = training.held_out(done.folder, done.data)
+    windows = training.open_windows(done.folder, done.data)
     effects = measure_effects(done.trained.model, windows, holds, seed=job.seed)
     for effect in effects:
         _add(measured, f"do_{effect.hold.name.replace('=', '_')}", effect)

@@ -61,6 +61,7 @@ def train_run(job: Job, folder: Path, console: Console) -> TrainedRun:
         shutil.rmtree(folder)  # cut off before its first checkpoint: it begins again
     result = train(job.recipe, folder, resume=resume, console=console)
     evaluations = [row for row in read_metrics(folder) if row.get("kind") == "eval"]
+    # By step, since a run that was cut off has evaluated some steps twice; the last row counts.
     by_step = {row["step"]: row for row in evaluations}
     # The last row of metrics.jsonl, not the result's: a finished run that is opened again has none.
     row = result.best if job.at == "best" else by_step[max(by_step)]
@@ -82,7 +83,7 @@ def measure_run(done: TrainedRun) -> Measured:
         **_coherence(done.folder),
         **_find_longest_length(kept),
     }
-    nats = window_losses(done.trained.model, held_out(done.folder, done.data), compile=False)
+    nats = window_losses(done.trained.model, open_windows(done.folder, done.data), compile=False)
     return Measured(metrics, {"nats_per_token": nats.tolist()}, done.curve)
 
 
@@ -112,7 +113,7 @@ def _find_longest_length(metrics: dict[str, float]) -> dict[str, float]:
     return {"longest": float(longest)} if last else {}
 
 
-def held_out(folder: Path, data: TokenData):
+def open_windows(folder: Path, data: TokenData):
     """The windows on which the run evaluates itself."""
     recipe = read_recipe(folder)
     size = recipe["train"]["context"], recipe["train"]["batch_size"]

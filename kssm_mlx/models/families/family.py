@@ -70,7 +70,7 @@ class Family:
         return module, getattr(module, self.config), getattr(module, self.model)
 
 
-def same(*names: str) -> KeyMap:
+def keep_names(*names: str) -> KeyMap:
     """Names that are ours already."""
     return {name: (name, "same") for name in names}
 

@@ -11,11 +11,11 @@ from kssm_mlx.models.families.config_keys import (
     run_time,
     transformers_keys,
 )
-from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, ratio, rows, same
+from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, keep_names, ratio, rows
 
-HEAD = same("backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight")
+HEAD = keep_names("backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight")
 BLOCK = {
-    **same(
+    **keep_names(
         "backbone.layers.{N}.norm.weight",
         "backbone.layers.{N}.mixer.in_proj.weight",
         "backbone.layers.{N}.mixer.in_proj.bias",
@@ -34,7 +34,7 @@ KEYS: KeyMap = {
     **HEAD,
     **OLD_EMBEDDING,
     **BLOCK,
-    **same(
+    **keep_names(
         "backbone.layers.{N}.mixer.x_proj.weight",
         "backbone.layers.{N}.mixer.dt_proj.weight",
         "backbone.layers.{N}.mixer.dt_proj.bias",

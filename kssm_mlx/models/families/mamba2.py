@@ -10,7 +10,7 @@ from kssm_mlx.models.families.config_keys import (
     run_time,
     transformers_keys,
 )
-from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, ratio, rows, same
+from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, keep_names, ratio, rows
 from kssm_mlx.models.families.mamba import (
     BLOCK,
     HEAD,
@@ -27,7 +27,7 @@ KEYS: KeyMap = {
     **HEAD,
     **OLD_EMBEDDING,
     **BLOCK,
-    **same("backbone.layers.{N}.mixer.dt_bias", "backbone.layers.{N}.mixer.norm.weight"),
+    **keep_names("backbone.layers.{N}.mixer.dt_bias", "backbone.layers.{N}.mixer.norm.weight"),
 }
 
 CONFIG_KEYS = transformers_keys(

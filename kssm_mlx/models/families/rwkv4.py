@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from kssm_mlx.models.families.config_keys import run_time, transformers_keys
-from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, rows, same
+from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, keep_names, rows
 
-KEYS: KeyMap = same(
+KEYS: KeyMap = keep_names(
     "rwkv.embeddings.weight",
     "rwkv.blocks.{N}.pre_ln.weight",
     "rwkv.blocks.{N}.pre_ln.bias",

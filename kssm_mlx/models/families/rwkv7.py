@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from kssm_mlx.models.families.config_keys import run_time, transformers_keys
-from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, rows, same
+from kssm_mlx.models.families.family import Family, KeyMap, UnitTable, keep_names, rows
 
-AROUND = same(
+AROUND = keep_names(
     "model.embeddings.weight",
     "model.layers.{N}.pre_norm.weight",
     "model.layers.{N}.pre_norm.bias",
@@ -31,8 +31,8 @@ LORAS = {
 KEYS: KeyMap = {
     **AROUND,
     **LORAS,
-    **same(*(f"model.layers.{{N}}.attn.x_{c}" for c in "rwkvag")),
-    **same(*(f"model.layers.{{N}}.attn.{c}_proj.weight" for c in "rkvo")),
+    **keep_names(*(f"model.layers.{{N}}.attn.x_{c}" for c in "rwkvag")),
+    **keep_names(*(f"model.layers.{{N}}.attn.{c}_proj.weight" for c in "rkvo")),
     # mlx-lm keeps these as [H, K].
     "model.layers.{N}.attn.k_k": ("model.layers.{N}.attn.k_k", "flat"),
     "model.layers.{N}.attn.k_a": ("model.layers.{N}.attn.k_a", "flat"),

@@ -19,6 +19,7 @@ from kssm_mlx.models import FAMILIES
 from kssm_mlx.models.base import refuse_counts_below_one
 from kssm_mlx.models.grafts.phase_cores import CarriedCore, HookCore, LogitCore, PhaseBlock, PhaseCore
 from kssm_mlx.models.recurrent import RecurrentModel
+from kssm_mlx.parsing import adapter_of
 
 Layers = int | tuple[int, ...] | Literal["all"] | None
 Inside = Literal["residual", "mixer", "final"]
@@ -160,7 +161,7 @@ def configure(values: dict[str, Any]) -> Graft:
 
     Raises: ConfigError for an unknown core or option (naming the nearest), a wrong type or a count below 1.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     core = values.get("core", "carried")
     if not isinstance(core, str) or core not in GRAFTS:
@@ -173,7 +174,7 @@ def configure(values: dict[str, Any]) -> Graft:
             raise ConfigError(f"unknown key 'model.graft.{name}' for {core}{nearest(name, known)}")
     try:
         # Strict, so that "3" is no number; by way of JSON, where a list is the only tuple.
-        return TypeAdapter(GRAFTS[core]).validate_json(json.dumps(values, default=str), strict=True)
+        return adapter_of(GRAFTS[core]).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as e:
         error = e.errors()[0]
         raise ConfigError(

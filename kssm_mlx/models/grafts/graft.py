@@ -144,7 +144,7 @@ class _OnBase:
         carries = i in self._blocks and self.graft[0].carries
         return (*self.host.slots_of(i), *(("phases",) if carries else ()))
 
-    def own(self, i: int) -> int:
+    def count_base_arrays(self, i: int) -> int:
         """How many arrays of block i's cache entry are the base model's."""
         return len(self.host.slots_of(i))
 
@@ -156,7 +156,7 @@ class _OnBase:
         last = len(self.layers) - 1
         core = Applied(self.graft[0], last, *call)
         x = core(x)
-        new[-1] = [*new[-1][: self.own(last)], *core.phases]
+        new[-1] = [*new[-1][: self.count_base_arrays(last)], *core.phases]
         trace |= {f"block{last:02d}/{name}": value for name, value in core.trace.items()}
         return x
 
@@ -183,8 +183,8 @@ class Grafted(_OnBase, RecurrentModel):
     def with_state(self, entry: list, view: mx.array) -> list:
         return self.host.with_state(entry, view)
 
-    def disturbed(self, view: mx.array, noise: mx.array) -> mx.array:
-        return self.host.disturbed(view, noise)
+    def perturb_state(self, view: mx.array, noise: mx.array) -> mx.array:
+        return self.host.perturb_state(view, noise)
 
     def enter(self, tokens, cache, resets, lengths, key):
         """Beside what the base model carries from block to block goes the key of the noise."""
@@ -194,7 +194,7 @@ class Grafted(_OnBase, RecurrentModel):
     def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None):
         x, new, trace = super().hidden(tokens, cache, intervention, resets=resets, lengths=lengths, key=key)
         if self._site == "final":
-            phases = new[-1][self.own(len(new) - 1) :]  # as the walk found them
+            phases = new[-1][self.count_base_arrays(len(new) - 1) :]  # as the walk found them
             x = self.at_the_end(x, new, trace, phases, resets, lengths, key, intervention)
         return x, new, trace
 
@@ -207,8 +207,8 @@ class Grafted(_OnBase, RecurrentModel):
         block = self.host.runner(i, intervention)
 
         def run(x, entry, carried, resets, lengths):
-            (carried, key), n = carried, self.own(i)
-            core = self.applied(i, entry[n:], resets, lengths, key, intervention) if inside else None
+            (carried, key), n = carried, self.count_base_arrays(i)
+            core = self.apply_core(i, entry[n:], resets, lengths, key, intervention) if inside else None
             if core and self._site == "embedding":
                 x = core(x)
             tap = {"tap": core} if tapped else {}
@@ -220,7 +220,7 @@ class Grafted(_OnBase, RecurrentModel):
 
         return run
 
-    def applied(self, i: int, phases: list, resets, lengths, key, intervention) -> Applied:
+    def apply_core(self, i: int, phases: list, resets, lengths, key, intervention) -> Applied:
         """The core of block i in this call, with a key of its own."""
         n = self._blocks.index(i)
         key = None if key is None else mx.random.split(key, len(self._blocks))[n]
@@ -258,7 +258,7 @@ class GraftedWalk(_OnBase, RecurrentModel):
         self.host.checkpoint_blocks = self.checkpoint_blocks
         below = None if cache is None else [entry[:n] for entry in cache]
         call = {"resets": resets, "lengths": lengths, "key": key, "wrap": wrap}
-        x, new, trace = self.host.hidden(tokens, below, _of_the_host(intervention), **call)
+        x, new, trace = self.host.hidden(tokens, below, _select_base_acts(intervention), **call)
         if self._site == "final":
             x = cores[last](x)
         for i, core in cores.items():
@@ -267,7 +267,7 @@ class GraftedWalk(_OnBase, RecurrentModel):
         return x, new, trace
 
 
-def _of_the_host(intervention: Intervention | None) -> Intervention | None:
+def _select_base_acts(intervention: Intervention | None) -> Intervention | None:
     """What of an intervention the base model does itself."""
     clamps = tuple(c for c in intervention.clamps if c.site != "graft") if intervention else ()
     return replace(intervention, clamps=clamps) if intervention else None
@@ -286,9 +286,9 @@ class GraftedHead(_OnBase, LanguageModel):
     ) -> Output:
         """Shapes: tokens [B, T] int -> logits [B, T, V], new cache, trace."""
         refuse_unknown_clamps(intervention, self.clamp_sites, len(self.layers), self.act_sites)
-        below = _of_the_host(intervention)
+        below = _select_base_acts(intervention)
         out = self.host.forward(tokens, cache, below, resets=resets, lengths=lengths, key=key)
-        n = self.own(len(self.layers) - 1)
+        n = self.count_base_arrays(len(self.layers) - 1)
         phases = [cache[-1][n]] if cache is not None and self.graft[0].carries else []
         call = (phases, resets, lengths, key, intervention)
         return Output(self.at_the_end(out.logits, out.cache, out.trace, *call), out.cache, out.trace)

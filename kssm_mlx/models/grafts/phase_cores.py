@@ -27,7 +27,7 @@ import mlx.nn as nn
 
 from kssm_mlx.models.layers import linear
 from kssm_mlx.models.populations import Populations
-from kssm_mlx.ops.kuramoto_bank import TWO_PI, wrapped
+from kssm_mlx.ops.kuramoto_bank import TWO_PI, wrap_phases
 from kssm_mlx.ops.norms import layer_norm, rms_norm
 from kssm_mlx.oscillators.order import coherence, modulus, order_parameter
 from kssm_mlx.oscillators.planar import Planar
@@ -83,30 +83,30 @@ class PhaseBlock(PhaseCore):
 
     def __call__(self, x, phases, resets, lengths, key):
         u = x.astype(mx.float32)
-        theta = self.settled(math.pi * mx.tanh(self.encoder(u)), key)
+        theta = self.relax_phases(math.pi * mx.tanh(self.encoder(u)), key)
         y = u * mx.cos(theta) * mx.sigmoid(self.gain(u)) + 0.01 * mx.tanh(self.shift(u))
         y = layer_norm(y, None, None, 1e-5) if self._legacy else u + self.gate * (y - u)
         return y.astype(x.dtype), None, {"R": coherence(theta)[..., None], "theta": theta}
 
-    def settled(self, theta: mx.array, key: mx.array | None) -> mx.array:
+    def relax_phases(self, theta: mx.array, key: mx.array | None) -> mx.array:
         """The phases after S steps. Shapes: theta [B, T, D]."""
         keys = [None] * self._steps if key is None else mx.random.split(key, self._steps)
         for k in keys:
-            pull = self.k_scale * pulled(theta, self.U, self.V)
-            theta = self.moved(theta, self.omega, pull, self.dt, self.noise(theta.shape, k))
+            pull = self.k_scale * compute_pull(theta, self.U, self.V)
+            theta = self.step_phases(theta, self.omega, pull, self.dt, self.noise(theta.shape, k))
         return theta
 
-    def moved(self, theta, omega, pull, dt, noise: mx.array | float = 0.0) -> mx.array:
+    def step_phases(self, theta, omega, pull, dt, noise: mx.array | float = 0.0) -> mx.array:
         theta = theta + dt * (omega + mx.clip(pull, -10, 10)) + noise
-        return mx.clip(theta, -TWO_PI, TWO_PI) if self._legacy else wrapped(theta)
+        return mx.clip(theta, -TWO_PI, TWO_PI) if self._legacy else wrap_phases(theta)
 
     def oscillator_step(self, theta, omega, K, dt) -> mx.array:
         """A step with all pairs coupled alike, K / N, in place of the learned matrix."""
         alike = mx.full((theta.shape[-1], 1), theta.shape[-1] ** -0.5)
-        return self.moved(theta, omega, K * pulled(theta, alike, alike), dt)
+        return self.step_phases(theta, omega, K * compute_pull(theta, alike, alike), dt)
 
 
-def pulled(theta: mx.array, U: mx.array, V: mx.array) -> mx.array:
+def compute_pull(theta: mx.array, U: mx.array, V: mx.array) -> mx.array:
     """Σ_j (U Vᵀ)_ij sin(θ_j - θ_i), without the N x N matrix. Shapes: theta [..., N]; U, V [N, rank]."""
     sin, cos = mx.sin(theta), mx.cos(theta)
     return cos * (sin @ V @ U.T) - sin * (cos @ V @ U.T)
@@ -145,7 +145,7 @@ class HookCore(PhaseCore):
     def __call__(self, x, phases, resets, lengths, key):
         u = x.astype(mx.float32)
         if self._legacy:
-            theta = self.pooled(u, key)
+            theta = self.pool_phases(u, key)
         else:
             theta = self.walk(self.push(u, key), phases, resets, lengths)
         trace = {"R": coherence(theta)[..., None], "theta": theta}
@@ -157,7 +157,7 @@ class HookCore(PhaseCore):
         push = 0.1 * math.pi * mx.tanh(self.encoder(u))
         return push + self.noise(push.shape, key)
 
-    def pooled(self, u: mx.array, key: mx.array | None) -> mx.array:
+    def pool_phases(self, u: mx.array, key: mx.array | None) -> mx.array:
         """The legacy phases of a call, the same everywhere, which the next call in training goes on from."""
         theta = self.step(self.phases + self.push(u.mean((0, 1), keepdims=True), key)[0, 0])
         if self.training:
@@ -181,7 +181,7 @@ class HookCore(PhaseCore):
     def oscillator_step(self, theta, omega, K, dt) -> mx.array:
         """θ + dt (ω + K Im(Z e^{-iθ})), wrapped: all pairs coupled through their mean."""
         x, y = (z[..., None] for z in order_parameter(theta))
-        return wrapped(theta + dt * (omega + K * (y * mx.cos(theta) - x * mx.sin(theta))))
+        return wrap_phases(theta + dt * (omega + K * (y * mx.cos(theta) - x * mx.sin(theta))))
 
 
 class LogitCore(PhaseCore):

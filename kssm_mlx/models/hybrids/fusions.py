@@ -26,7 +26,7 @@ import mlx.nn as nn
 
 from kssm_mlx.models.layers import RMSNorm, linear
 from kssm_mlx.ops.elementary import sigmoid
-from kssm_mlx.ops.scan import begins, inside, linear_scan, tree_split
+from kssm_mlx.ops.scan import linear_scan, mask_resets, mask_tokens, tree_split
 
 EPS = 1e-6
 
@@ -173,10 +173,10 @@ class MinimalRecurrent(Fusion):
         keep, added = 1 - p, p * mx.where(c >= 0, c + 0.5, sigmoid(c))
         # Keep everything and add nothing: a state passes through padding as it is.
         if lengths is not None:
-            valid = inside(lengths, r.shape[1])[..., None]
+            valid = mask_tokens(lengths, r.shape[1])[..., None]
             keep, added = mx.where(valid, keep, 1), mx.where(valid, added, 0)
         if resets is not None:
-            keep = mx.where(begins(resets, lengths)[..., None], 0, keep)
+            keep = mx.where(mask_resets(resets, lengths)[..., None], 0, keep)
         h0 = mx.zeros_like(added[:, 0]) if state[0] is None else state[0]
         h = linear_scan(keep.swapaxes(0, 1), added.swapaxes(0, 1), h0)
         q = sigmoid(self.gate(h.swapaxes(0, 1).astype(r.dtype)))

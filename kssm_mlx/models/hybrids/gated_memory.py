@@ -30,7 +30,7 @@ from kssm_mlx.models.layers import linear
 from kssm_mlx.ops.conv import causal_conv
 from kssm_mlx.ops.elementary import sigmoid
 from kssm_mlx.ops.norms import rms_norm
-from kssm_mlx.ops.scan import begins, inside, linear_scan, tree_split
+from kssm_mlx.ops.scan import linear_scan, mask_resets, mask_tokens, tree_split
 from kssm_mlx.ops.ssd import ssd
 
 CONV_WIDTH = 4
@@ -125,12 +125,12 @@ class Memory(nn.Module):
         decay = mx.exp(log_decay)[..., None, None]
         writes = self._scale_keys(k, log_decay)[..., None] * v.astype(mx.float32)[..., None, :]
         if resets is not None:
-            begins_here = begins(resets, lengths)[..., None, None, None]
+            begins_here = mask_resets(resets, lengths)[..., None, None, None]
             # A document begins with the learned start, which decays as any state before it would.
             writes = writes + mx.where(begins_here, decay * self.start, 0)
             decay = mx.where(begins_here, 0, decay)
         if lengths is not None:
-            valid = inside(lengths, r.shape[1])[..., None, None, None]
+            valid = mask_tokens(lengths, r.shape[1])[..., None, None, None]
             decay, writes = mx.where(valid, decay, 1), mx.where(valid, writes, 0)
         # Scans have time first.
         decay = mx.broadcast_to(decay, writes.shape)

@@ -33,7 +33,7 @@ class RecurrentWalk(Protocol):
 
     def with_state(self, entry: list, view: mx.array) -> list: ...
 
-    def disturbed(self, view: mx.array, noise: mx.array) -> mx.array: ...
+    def perturb_state(self, view: mx.array, noise: mx.array) -> mx.array: ...
 
 
 def prepare_intervention(
@@ -103,7 +103,7 @@ def _act_on_state(model, entry: list, block: int, acts: tuple[Act, ...], key, t:
         if isinstance(act, Noise):
             zero = mx.zeros_like(view)[:, None]
             key = mx.random.split(mx.random.key(act.seed), t + 1)[t] if key is None else key
-            view = model.disturbed(view, carry_out(zero, (act,), key, block)[:, 0])
+            view = model.perturb_state(view, carry_out(zero, (act,), key, block)[:, 0])
         else:
             view = carry_out(view[:, None], (act,))[:, 0]
     return model.with_state(entry, view if valid is None else mx.where(valid, view, before))

@@ -201,7 +201,7 @@ class Inside:
     key: mx.array | None
     block: int
 
-    def routing(self, x: mx.array, finest: int | None = None) -> mx.array:
+    def detach_routing(self, x: mx.array, finest: int | None = None) -> mx.array:
         """A routing signal [B, T, C], without gradient in the units that are detached. finest: into how many
         parts it can be divided, C unless given; what a unit has no part of for itself stays as it is.
         """
@@ -211,7 +211,7 @@ class Inside:
                 x = mx.where(_mask_of_units(act), mx.stop_gradient(y), y).flatten(-2)
         return x
 
-    def silenced(self, x: mx.array) -> mx.array:
+    def silence_units(self, x: mx.array) -> mx.array:
         """What the units hand to the block above beside the stream [B, T, C]: of the silent ones, zero."""
         silent = [act for act in self.acts if isinstance(act, Silence) and x.shape[-1] % act.of == 0]
         return carry_out(x, silent)

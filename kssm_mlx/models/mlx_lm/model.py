@@ -77,12 +77,12 @@ class MLXLM(RecurrentModel):
         call = Call(started, tokens.shape[0], tokens.shape[1], resets, lengths)
         rows = [Rows(call, entry) for entry in started or blank]
 
-        def around(i: int, run: Run, x: mx.array) -> mx.array:
+        def wrap_block(i: int, run: Run, x: mx.array) -> mx.array:
             y = wrap(i, self._recompute_block(i, run, rows[i]))(x)
             return clamp_output(x, y, intervention, i)
 
         self._put_parts_back()
-        x = self._walk.hidden(tokens, rows, around)
+        x = self._walk.hidden(tokens, rows, wrap_block)
         trace: dict[str, Any] = {"intervention": intervention.describe()} if intervention else {}
         return x, [each.entry() for each in rows], trace
 

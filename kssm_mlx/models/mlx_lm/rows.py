@@ -12,9 +12,9 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-from kssm_mlx.models.attention import UNSEEN, of_last, positions
+from kssm_mlx.models.attention import UNSEEN, drop_ended, positions
 from kssm_mlx.models.base import Cache
-from kssm_mlx.ops.scan import begins
+from kssm_mlx.ops.scan import mask_resets
 
 
 class Call:
@@ -32,10 +32,10 @@ class Call:
         at = mx.broadcast_to(positions(past, None, lengths, T), (rows, T))
         self.at, document = at, mx.zeros_like(at)
         if resets is not None:
-            document = mx.cumsum(begins(resets, lengths).astype(mx.int32), axis=1)
+            document = mx.cumsum(mask_resets(resets, lengths).astype(mx.int32), axis=1)
         self.document = mx.broadcast_to(document, at.shape)
         self.where = at if past is None else mx.concatenate([past, at], axis=1)
-        self.left = of_last(self.where, self.document)
+        self.left = drop_ended(self.where, self.document)
         self.padded = lengths is not None
         self.mask = lru_cache(maxsize=None)(self._mask)
 

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from kssm_mlx.models.base import Clamp, held, refuse_counts_below_one
+from kssm_mlx.models.base import Clamp, mask_clamped, refuse_counts_below_one
 from kssm_mlx.models.precursors.base import Precursor, uniform_linear
 from kssm_mlx.models.precursors.oscillator_bank import (
     evenly_spread,
@@ -88,7 +88,7 @@ def force_coherence(theta: mx.array, clamps: tuple[Clamp, ...]) -> mx.array:
     for clamp in (c for c in clamps if c.site == "forced_R"):
         F = mx.array(clamp.value, theta.dtype)
         mixed = F * mean_phase(theta)[..., None] + (1 - F) * theta
-        theta = mx.where(held(clamp, 0, theta.shape[1], 1), mixed, theta)
+        theta = mx.where(mask_clamped(clamp, 0, theta.shape[1], 1), mixed, theta)
     return theta
 
 

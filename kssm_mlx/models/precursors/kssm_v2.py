@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import Clamp, Intervention, held, refuse_counts_below_one
+from kssm_mlx.models.base import Clamp, Intervention, mask_clamped, refuse_counts_below_one
 from kssm_mlx.models.precursors.base import Block, PositionedPrecursor, split, uniform_linear
 from kssm_mlx.models.precursors.oscillator_bank import evenly_spread, observe_bank, pull_together
 from kssm_mlx.models.transformer import dropout
@@ -104,10 +104,10 @@ class KSSMv2(PositionedPrecursor):
         """Behind the last block acts "forced_R", once, whatever block its clamp names."""
         run = super().runner(i, intervention)
         forced = [c for c in intervention.clamps if c.site == "forced_R"] if intervention else []
-        return forcing(run, forced) if forced and i == len(self.blocks) - 1 else run
+        return force_coherence(run, forced) if forced and i == len(self.blocks) - 1 else run
 
 
-def forcing(run, clamps: list[Clamp]):
+def force_coherence(run, clamps: list[Clamp]):
     """The last block, whose stream is scaled by F / mean R of all blocks, rows and tokens, as published."""
 
     def run_and_force(x, entry, carried, resets, lengths):
@@ -115,7 +115,7 @@ def forcing(run, clamps: list[Clamp]):
         mean_R = mx.mean(mx.stack(carried[2]))
         for clamp in clamps:
             scaled = x * (clamp.value / mean_R).astype(x.dtype)
-            x = mx.where(held(clamp, 0, x.shape[1], 1), scaled, x)
+            x = mx.where(mask_clamped(clamp, 0, x.shape[1], 1), scaled, x)
         return x, entry, carried, trace
 
     return run_and_force

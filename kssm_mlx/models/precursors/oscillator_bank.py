@@ -10,7 +10,7 @@ import math
 
 import mlx.core as mx
 
-from kssm_mlx.models.base import Clamp, held
+from kssm_mlx.models.base import Clamp, mask_clamped
 from kssm_mlx.oscillators.kuramoto import mean_field, velocity
 from kssm_mlx.oscillators.order import Pair, modulus, unit_vector
 
@@ -41,7 +41,7 @@ def hold_coherence(moments: Pair, clamps: tuple[Clamp, ...]) -> Pair:
     """
     x, y = moments
     for clamp in (c for c in clamps if c.site == "R"):
-        where, psi = held(clamp, 0, x.shape[1], 1), mx.arctan2(y[..., :1], x[..., :1])
+        where, psi = mask_clamped(clamp, 0, x.shape[1], 1), mx.arctan2(y[..., :1], x[..., :1])
         R = mx.array(clamp.value, x.dtype)
         x = mx.concatenate([mx.where(where, R * mx.cos(psi), x[..., :1]), x[..., 1:]], axis=-1)
         y = mx.concatenate([mx.where(where, R * mx.sin(psi), y[..., :1]), y[..., 1:]], axis=-1)

@@ -12,7 +12,7 @@ from kssm_mlx.ops import custom_function
 from kssm_mlx.ops import expanded_scan as compiled
 from kssm_mlx.ops.gpu import PADDING, Kernel, gradients, marks, streams
 from kssm_mlx.ops.proof import SIZES, Case, normal, valid
-from kssm_mlx.ops.scan import begins, inside
+from kssm_mlx.ops.scan import mask_resets, mask_tokens
 
 # A longer chunk's maps and states would not fit in a lane's registers.
 CHUNK = 8
@@ -43,10 +43,10 @@ def expanded_scan(x, dt, B, C, gamma, omega, kappa, state, *, resets=None, lengt
     """Shapes as in `ops.expanded_scan`."""
     rows, T, D = x.shape
     if resets is not None:
-        resets = begins(resets, lengths)
+        resets = mask_resets(resets, lengths)
     what = marks(resets, rows, T)
     if lengths is not None:
-        what = mx.where(inside(lengths, T), what, PADDING).astype(mx.uint8)
+        what = mx.where(mask_tokens(lengths, T), what, PADDING).astype(mx.uint8)
     N = gamma.shape[1]
     z0 = mx.zeros((rows, 2, N, D)) if state is None else state.astype(mx.float32).swapaxes(2, 3)
     rates = (v.astype(mx.float32).T for v in (gamma, omega, kappa))

@@ -15,7 +15,7 @@ from kssm_mlx.ops import selective_scan as compiled
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.proof import IN_PARTS, SIZES, Case, normal, valid
-from kssm_mlx.ops.scan import begins, inside
+from kssm_mlx.ops.scan import mask_resets, mask_tokens
 
 ARGUMENTS = "h0 x dt A B C marks"
 FORWARD = Kernel("selective_scan_forward", "T D N G", ARGUMENTS, "y h1 saved", "D / G", "A:N B:0 C:0")
@@ -40,9 +40,9 @@ def grouped_scan(x, dt, A, B, C, state, resets, lengths) -> tuple[mx.array, mx.a
     """
     rows, T, D = x.shape
     if lengths is not None:
-        dt = mx.where(inside(lengths, T)[..., None], dt, 0)
+        dt = mx.where(mask_tokens(lengths, T)[..., None], dt, 0)
     if resets is not None:
-        resets = begins(resets, lengths)
+        resets = mask_resets(resets, lengths)
     h0 = mx.zeros((rows, B.shape[-1], D)) if state is None else state.astype(mx.float32).swapaxes(1, 2)
     x, dt, B, C = streams(x, dt, B, C)
     y, h, _ = _scan(h0, x, dt, A.astype(mx.float32), B, C, marks(resets, rows, T))

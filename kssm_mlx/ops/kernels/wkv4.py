@@ -9,7 +9,7 @@ from kssm_mlx.ops import wkv4 as compiled
 from kssm_mlx.ops.gpu import BEGINS, CHUNK, PADDING, Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.kernels import in_time
 from kssm_mlx.ops.proof import IN_PARTS, SIZES, Case, normal, valid
-from kssm_mlx.ops.scan import begins, float32, inside
+from kssm_mlx.ops.scan import float32, mask_resets, mask_tokens
 from kssm_mlx.ops.wkv4 import EMPTY, WKV4State, empty_state
 
 FORWARD = Kernel(
@@ -30,9 +30,9 @@ def wkv4(w, u, k, v, state=None, *, resets=None, lengths=None) -> tuple[mx.array
     """Shapes as in `ops.wkv4`."""
     B, T, C = k.shape
     state = empty_state(B, C) if state is None else state
-    told = marks(None if resets is None else begins(resets, lengths), B, T)
+    told = marks(None if resets is None else mask_resets(resets, lengths), B, T)
     if lengths is not None:
-        told = mx.where(inside(lengths, T), told, PADDING)
+        told = mx.where(mask_tokens(lengths, T), told, PADDING)
     y, *state, _ = _scan(*float32(*state, w, u), *streams(k, v), told)
     return y, WKV4State(*state)
 

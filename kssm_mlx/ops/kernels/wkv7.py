@@ -21,7 +21,7 @@ from kssm_mlx.ops import wkv7 as compiled
 from kssm_mlx.ops.elementary import exp
 from kssm_mlx.ops.gpu import Kernel, chunks, gradients, marks, streams
 from kssm_mlx.ops.proof import Case, normal, valid
-from kssm_mlx.ops.scan import begins, inside
+from kssm_mlx.ops.scan import mask_resets, mask_tokens
 
 SHARED = "r:0 w:0 k:0 a:0 b:0"
 ARGUMENTS = "S0 r w k v a b marks"
@@ -47,10 +47,10 @@ def wkv7(
     """Shapes as in `ops.wkv7`; share: lanes of a row, a divisor of K."""
     (B, T, H, K), V = r.shape, v.shape[-1]
     if lengths is not None:
-        valid = inside(lengths, T)[..., None, None]
+        valid = mask_tokens(lengths, T)[..., None, None]
         log_w, k, b = (mx.where(valid, x, 0) for x in (log_w, k, b))
     if resets is not None:
-        resets = begins(resets, lengths)
+        resets = mask_resets(resets, lengths)
     S0 = _reorder_state(mx.zeros((B, H, V, K)) if state is None else state.astype(mx.float32), share)
     r, k, v, a, b = streams(r, k, v, a, b)
     y, S = _scan(share)(S0, r, exp(log_w.astype(mx.float32)), k, v, a, b, marks(resets, B, T))

@@ -23,10 +23,10 @@ from kssm_mlx.ops.maps.vectors import (
     conjugate,
     cross,
     dot,
-    scaled,
-    times,
+    multiply,
+    rotate,
+    scale,
     total,
-    turned,
 )
 
 
@@ -34,7 +34,7 @@ def _translate_back(r: Vector, a: Vector) -> Vector:
     """a (1 + r a)^-1."""
     n, across = 1 - dot(r, a), cross(r, a)
     size = 1 / (n * n + dot(across, across))
-    return scaled(size, total(scaled(n, a), cross(across, a)))
+    return scale(size, total(scale(n, a), cross(across, a)))
 
 
 # a -> q + d y(a) conj(d); p = q, r, d
@@ -42,7 +42,7 @@ def _translate_back(r: Vector, a: Vector) -> Vector:
 
 def _map_step(p: Arrays, a: Arrays) -> Arrays:
     q, r, d = p[:3], p[3:6], p[6:]
-    return total(q, turned(d, _translate_back(r, a)))
+    return total(q, rotate(d, _translate_back(r, a)))
 
 
 def _compose(after: Arrays, before: Arrays) -> Arrays:
@@ -50,8 +50,8 @@ def _compose(after: Arrays, before: Arrays) -> Arrays:
     r2, d2 = after[3:6], after[6:]
     g = (1 - dot(r2, q1), *cross(r2, q1))  # 1 + r2 q1
     size = 1 / (g[0] * g[0] + dot(g[1:], g[1:]))
-    r = total(r1, turned(conjugate(d1), scaled(size, total(r2, scaled(-dot(r2, r2), q1)))))
-    d = times(times(d2, g), d1)
+    r = total(r1, rotate(conjugate(d1), scale(size, total(r2, scale(-dot(r2, r2), q1)))))
+    d = multiply(multiply(d2, g), d1)
     return (*_map_step(after, q1), *r, *(size * x for x in d))
 
 
@@ -59,24 +59,24 @@ def _compose(after: Arrays, before: Arrays) -> Arrays:
 
 
 def _kick_step(p: Arrays, a: Arrays) -> Arrays:
-    return translated(p[4:7], turned(p[:4], a), p[7])
+    return translate(p[4:7], rotate(p[:4], a), p[7])
 
 
-def translated(k: Vector, w: Vector, kappa: float | mx.array) -> Vector:
+def translate(k: Vector, w: Vector, kappa: float | mx.array) -> Vector:
     """(w + k) (1 + kappa conj(k) w)^-1 in quaternions, the Möbius translation by k.
 
     In vectors ((1 + 2 kappa k.w + kappa |w|^2) k + (1 - kappa |k|^2) w) over 1 + 2 kappa k.w + kappa^2 |k|^2
     |w|^2, of whose differences nothing is left in fp32 where k and w are opposite on the surface.
     """
-    across, both = scaled(kappa, cross(k, w)), total(k, w)
+    across, both = scale(kappa, cross(k, w)), total(k, w)
     n = 1 + kappa * dot(k, w)
     size = 1 / (n * n + dot(across, across))
-    return scaled(size, total(scaled(n, both), cross(both, across)))
+    return scale(size, total(scale(n, both), cross(both, across)))
 
 
 def _kick_map(p: Arrays) -> Arrays:
     rotor, k, kappa = p[:4], p[4:7], p[7]
-    r = scaled(-kappa, turned(conjugate(rotor), k))
+    r = scale(-kappa, rotate(conjugate(rotor), k))
     shrink = _shrink(k, kappa)
     return (*k, *r, *(shrink * x for x in rotor))
 
@@ -90,7 +90,7 @@ def _shrink(k: Vector, kappa: mx.array) -> mx.array:
 
 
 def _affine_step(p: Arrays, a: Arrays) -> Arrays:
-    return total(turned(p[:4], a), p[4:])
+    return total(rotate(p[:4], a), p[4:])
 
 
 def _affine_map(p: Arrays) -> Arrays:
@@ -119,35 +119,35 @@ class Adjoint(NamedTuple):
 def slope(p: Arrays, a: Arrays) -> Quaternion:
     """The quaternion that the derivative of the kick step at a turns by."""
     rotor, k, kappa = p[:4], p[4:7], p[7]
-    w = turned(rotor, a)
+    w = rotate(rotor, a)
     n, size = _denominator(k, w, kappa)
     shrink = _shrink(k, kappa) * size
-    return tuple(shrink * x for x in times(n, rotor))  # type: ignore[return-value]
+    return tuple(shrink * x for x in multiply(n, rotor))  # type: ignore[return-value]
 
 
 def _denominator(k: Vector, w: Vector, kappa: mx.array) -> tuple[Quaternion, mx.array]:
     """n = 1 + kappa conj(k) w, and 1 / |n|^2."""
-    n = (1 + kappa * dot(k, w), *scaled(-kappa, cross(k, w)))
+    n = (1 + kappa * dot(k, w), *scale(-kappa, cross(k, w)))
     return n, 1 / (n[0] * n[0] + dot(n[1:], n[1:]))
 
 
 def kick_adjoint(p: Arrays, a: Arrays, a_next: Arrays, g: Arrays) -> Adjoint:
     """The gradients of one step, elementwise; a the state before it, a_next the one after it."""
     rotor, k, kappa = p[:4], p[4:7], p[7]
-    w = turned(rotor, a)
+    w = rotate(rotor, a)
     n, size = _denominator(k, w, kappa)
-    y = total(w, scaled(kappa * dot(w, w), k))  # w conj(n)
+    y = total(w, scale(kappa * dot(w, w), k))  # w conj(n)
     gw, gk, gy, gz = dot(g, w), dot(g, k), dot(g, y), dot(g, a_next)
     yz, zk, ky = dot(y, a_next), dot(a_next, k), dot(k, y)
-    direct = total(scaled(n[0] + kappa * yz, g), scaled(-kappa * gw, k), scaled(kappa * gk, w))
-    g_kick = scaled(size, total(direct, scaled(-kappa * gz, y), scaled(-kappa * gy, a_next)))
+    direct = total(scale(n[0] + kappa * yz, g), scale(-kappa * gw, k), scale(kappa * gk, w))
+    g_kick = scale(size, total(direct, scale(-kappa * gz, y), scale(-kappa * gy, a_next)))
     g_kappa = -size * (gz * ky + zk * gy - yz * gk)
-    g_w = scaled((1 - kappa * dot(k, k)) * size * size, turned(conjugate(n), g))
+    g_w = scale((1 - kappa * dot(k, k)) * size * size, rotate(conjugate(n), g))
     return Adjoint(_rotor_adjoint(rotor, a, g_w), g_kick, g_kappa)
 
 
 def _rotor_adjoint(rotor: Quaternion, a: Arrays, g_w: Vector) -> Quaternion:
     """-2 g_w p a."""
     s, u = rotor[0], rotor[1:]
-    c, m = -dot(u, a), total(scaled(s, a), cross(u, a))
-    return (2 * dot(g_w, m), *scaled(-2, total(scaled(c, g_w), cross(g_w, m))))
+    c, m = -dot(u, a), total(scale(s, a), cross(u, a))
+    return (2 * dot(g_w, m), *scale(-2, total(scale(c, g_w), cross(g_w, m))))

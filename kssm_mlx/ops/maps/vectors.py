@@ -20,7 +20,7 @@ def cross(a: Vector, b: Vector) -> Vector:
     return (a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0])
 
 
-def scaled(s: Scalar, a: Vector) -> Vector:
+def scale(s: Scalar, a: Vector) -> Vector:
     return (s * a[0], s * a[1], s * a[2])
 
 
@@ -32,17 +32,17 @@ def total(*vectors: Vector) -> Vector:
     return x, y, z
 
 
-def times(a: Quaternion, b: Quaternion) -> Quaternion:
+def multiply(a: Quaternion, b: Quaternion) -> Quaternion:
     """The product a b."""
     u, v = a[1:], b[1:]
-    return (a[0] * b[0] - dot(u, v), *total(scaled(a[0], v), scaled(b[0], u), cross(u, v)))
+    return (a[0] * b[0] - dot(u, v), *total(scale(a[0], v), scale(b[0], u), cross(u, v)))
 
 
 def conjugate(p: Quaternion) -> Quaternion:
     return (p[0], -p[1], -p[2], -p[3])
 
 
-def turned(p: Quaternion, v: Vector) -> Vector:
+def rotate(p: Quaternion, v: Vector) -> Vector:
     """p v conj(p)."""
     s, u = p[0], p[1:]
-    return total(scaled(s * s - dot(u, u), v), scaled(2 * dot(u, v), u), scaled(2 * s, cross(u, v)))
+    return total(scale(s * s - dot(u, u), v), scale(2 * dot(u, v), u), scale(2 * s, cross(u, v)))

@@ -26,7 +26,7 @@ import mlx.core as mx
 
 from kssm_mlx import files
 from kssm_mlx.errors import CheckpointError
-from kssm_mlx.files import writing
+from kssm_mlx.files import explain_write_errors
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.runs import lock
 from kssm_mlx.runs.layout import BEST, LATEST, list_checkpoints, read_pointer, step_name
@@ -67,7 +67,7 @@ def save(folder: str | Path, snapshot: Snapshot, *, keep: int = 3, best: bool = 
     folder = Path(folder)
     final = folder / step_name(snapshot.step)
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-    with writing("a checkpoint", folder):
+    with explain_write_errors("a checkpoint", folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _write_all(temporary, snapshot)
@@ -127,7 +127,7 @@ def write_pointer(folder: str | Path, name: str, to: Path) -> None:
 def set_aside(path: Path) -> None:
     """Rename a damaged checkpoint to `*.damaged`, so that a resumed run can reach its step again."""
     aside = path.with_name(f"{path.name}.damaged")
-    with writing("a checkpoint", path.parent):
+    with explain_write_errors("a checkpoint", path.parent):
         shutil.rmtree(aside, ignore_errors=True)
         if path.exists():
             os.rename(path, aside)
@@ -146,7 +146,7 @@ def remove_leftovers(folder: str | Path) -> list[str]:
 
 def _is_dead(pid: str) -> bool:
     """This process has not begun to write, so its own id is a dead namesake's (usual in containers)."""
-    return int(pid) == os.getpid() or not lock.alive(int(pid))
+    return int(pid) == os.getpid() or not lock.is_alive(int(pid))
 
 
 def _list_candidates(folder: Path) -> list[Path]:

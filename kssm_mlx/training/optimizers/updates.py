@@ -107,12 +107,12 @@ def update(optimizer: Optimizer, params: Tree, grads: Tree, opt: Tree, lr: mx.ar
     direct = {rule: rule.prepare(optimizer.train, n) for rule in dict.fromkeys(optimizer.rules.values())}
     kept: dict[str, dict[str, mx.array]] = {}
 
-    def moved(name: str, p: mx.array) -> mx.array:
+    def update_parameter(name: str, p: mx.array) -> mx.array:
         direction, kept[name] = direct[optimizer.rules[name]](gradients[name], slots[name])
         decay, rate = optimizer.decays[name], optimizer.rates[name]
         return p - (lr if rate == 1 else rate * lr) * (direction + decay * p if decay else direction)
 
-    params = tree_map_with_path(moved, params)
+    params = tree_map_with_path(update_parameter, params)
     return params, {"count": count, "skips": mx.zeros_like(opt["skips"]), **_by_slot(kept)}
 
 

@@ -149,7 +149,7 @@ class Ranks:
         return self.waits.receive(mx.distributed.all_gather(array, group=self.group))
 
     @contextlib.contextmanager
-    def settled(self) -> Iterator[None]:
+    def end_together(self) -> Iterator[None]:
         """All ranks end this block, or none goes on.
 
         Raises: on rank 0 the first error of a rank, which it names if it is another's; Settled on the others.
@@ -178,25 +178,25 @@ class Ranks:
     def in_turn(self, act: Callable[[], T]) -> T:
         """What `act` gives in this process, called when rank 0 has done it: it may find what that wrote.
 
-        Raises: as `settled`.
+        Raises: as `end_together`.
         """
         found: list[T] = []
         for turn in (True, False):
-            with self.settled():
+            with self.end_together():
                 if self.first is turn:
                     found.append(act())
         return found[0]
 
     def require_same(self, what: str, facts: dict[str, Any]) -> None:
         """Raises: KssmError on rank 0 that names what another has otherwise, Settled on the others."""
-        with self.settled():
+        with self.end_together():
             for rank, theirs in enumerate(self.gather(facts)):
                 if found := _list_differences(theirs, facts):
                     others = f"{'; '.join(found[:3])}{f' and {len(found) - 3} more' if found[3:] else ''}"
                     raise KssmError(f"rank {rank} has another {what} than rank {self.rank}: {others}")
 
     @contextlib.contextmanager
-    def guarded(self, describe: Callable[[], str]) -> Iterator[None]:
+    def explain_lost_rank(self, describe: Callable[[], str]) -> Iterator[None]:
         """MLX's word that a rank is gone as an error of ours; describe: says what there is to go on from.
 
         Raises: RankLost on rank 0, Settled on the others, as for what all ranks find or are told
@@ -207,7 +207,7 @@ class Ranks:
             return
         say = partial(self._say_lost, describe)
         try:
-            with ended_by_sigterm(self.waits, say), self.shielded():
+            with ended_by_sigterm(self.waits, say), self.ignore_sigterm():
                 yield
         except (CheckFailed, Interrupted) as e:
             if self.first:
@@ -221,9 +221,9 @@ class Ranks:
             raise RankLost(f"a process of this run is gone; {describe()}") from None
 
     @contextlib.contextmanager
-    def shielded(self) -> Iterator[None]:
+    def ignore_sigterm(self) -> Iterator[None]:
         """SIGTERM is ignored as soon as a rank is gone: the launcher sends it to those that are left, which
-        would end before `guarded` comes to say why.
+        would end before `explain_lost_rank` comes to say why.
         """
         try:
             yield

@@ -249,7 +249,7 @@ def require(findings: Iterable[Finding], source: object) -> None:
         raise WeightMismatch(f"{source}: {' | '.join(map(str, failed[:3]))}{more}")
 
 
-def some(names: Iterable[object], limit: int = 3) -> str:
+def list_some(names: Iterable[object], limit: int = 3) -> str:
     """The first few of many names: "a, b, c and 4 more"."""
     names = [str(n) for n in names]
     rest = len(names) - limit

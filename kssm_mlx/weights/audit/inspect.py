@@ -21,7 +21,7 @@ from kssm_mlx.digest import file_digest, root_digest, stored_digest
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import LanguageModel, flatten
 from kssm_mlx.models.families.config_keys import CODE, EVERYWHERE, UNUSED
-from kssm_mlx.weights.audit.findings import LAYERS, Finding, failures, some
+from kssm_mlx.weights.audit.findings import LAYERS, Finding, failures, list_some
 from kssm_mlx.weights.audit.manifest import Manifest, TensorFacts, compare
 from kssm_mlx.weights.audit.tensor_stats import Summary, summarise
 from kssm_mlx.weights.audit.value_checks import Weights, is_embedding, is_small, is_weight, judge
@@ -157,9 +157,8 @@ def _unread_keys(config: Any) -> list[Finding]:
     known = {*EVERYWHERE, *UNUSED, *CODE}
     unread = [key for key in getattr(config, "unread", ()) if key not in known]
     fix = "harmless where they say how the model was trained; compare logits where they change the model"
-    text = (
-        f"config.json has {some(unread)}, which mlx-lm's {getattr(config, 'architecture', '')} does not read"
-    )
+    architecture = getattr(config, "architecture", "")
+    text = f"config.json has {list_some(unread)}, which mlx-lm's {architecture} does not read"
     return [Finding("W6", text, fix, warning=True)] if unread else []
 
 

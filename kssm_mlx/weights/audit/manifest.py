@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from kssm_mlx import files
 from kssm_mlx.errors import ConfigError, quote
 from kssm_mlx.parsing import parse_toml
-from kssm_mlx.weights.audit.findings import Finding, some
+from kssm_mlx.weights.audit.findings import Finding, list_some
 from kssm_mlx.weights.audit.manifest_tables import (
     SHA256,
     Behaviour,
@@ -103,7 +103,7 @@ def compare(
     changed = sorted(n for n in digests.keys() & expected.keys() if digests[n] != expected[n])
     missing, extra = sorted(expected.keys() - digests.keys()), sorted(digests.keys() - expected.keys())
     parts = [
-        f"{len(names)} {word}: {some(names)}"
+        f"{len(names)} {word}: {list_some(names)}"
         for names, word in ((changed, "differ"), (missing, "missing"), (extra, f"not in {what}"))
         if names
     ]

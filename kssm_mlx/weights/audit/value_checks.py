@@ -10,7 +10,7 @@ from statistics import median_high, median_low
 
 import numpy as np
 
-from kssm_mlx.weights.audit.findings import Finding, some
+from kssm_mlx.weights.audit.findings import Finding, list_some
 from kssm_mlx.weights.audit.tensor_stats import Summary
 from kssm_mlx.weights.io.tensors import FLOATS
 from kssm_mlx.weights.naming.name_map import kind
@@ -59,7 +59,7 @@ def judge(weights: Weights) -> list[Finding]:
 
 def finite(weights: Weights) -> list[Finding]:
     bad = [f"{n} ({s.nans:,} NaN, {s.infinities:,} Inf)" for n, _, s in weights if s.nans or s.infinities]
-    return [Finding("W13", some(bad))] if bad else []
+    return [Finding("W13", list_some(bad))] if bad else []
 
 
 def constant(weights: Weights) -> list[Finding]:
@@ -76,16 +76,16 @@ def constant(weights: Weights) -> list[Finding]:
     odd = [n for n in odd if n not in zero]
     found = []
     if zero:
-        found.append(Finding("W14", f"{len(zero)} all zero: {some(zero)}", PUBLIC_BUG))
+        found.append(Finding("W14", f"{len(zero)} all zero: {list_some(zero)}", PUBLIC_BUG))
     if equal:
-        found.append(Finding("W14", f"{len(equal)} of one value: {some(equal)}", PUBLIC_BUG))
+        found.append(Finding("W14", f"{len(equal)} of one value: {list_some(equal)}", PUBLIC_BUG))
     if odd:
         fix = "harmless in a bias; compare with another source otherwise"
-        found.append(Finding("W14", f"{len(odd)} vectors of one value: {some(odd)}", fix, warning=True))
+        found.append(Finding("W14", f"{len(odd)} vectors of one value: {list_some(odd)}", fix, warning=True))
     return found
 
 
-def duplicated(weights: Weights) -> list[Finding]:
+def find_duplicates(weights: Weights) -> list[Finding]:
     """Two weights with the same bytes; an embedding and an equal head are only a tie nobody declared."""
     groups = defaultdict(list)
     for name, ours, s in weights:
@@ -98,7 +98,7 @@ def duplicated(weights: Weights) -> list[Finding]:
         if len(g) == 2 and any(is_embedding(o) for _, o in g) and any(is_head(o) for _, o in g)
     ]
     copies = [" = ".join(n for n, _ in g) for g in same if g not in ties]
-    found = [Finding("W15", some(copies))] if copies else []
+    found = [Finding("W15", list_some(copies))] if copies else []
     fix = "harmless; the configuration could tie them and save the space"
     return found + [Finding("W15", " = ".join(n for n, _ in g), fix, warning=True) for g in ties]
 
@@ -117,7 +117,7 @@ def scale(weights: Weights) -> list[Finding]:
         usual = median_low(sizes), median_high(sizes)
         for name, s in group.items():
             wrong += _scale(name, s, *usual)
-    return [Finding("W16", some(wrong, 2), PUBLIC_BUG)] if wrong else []
+    return [Finding("W16", list_some(wrong, 2), PUBLIC_BUG)] if wrong else []
 
 
 def _scale(name: str, s: Summary, low: float, high: float) -> list[str]:
@@ -138,7 +138,7 @@ def dynamics(weights: Weights) -> list[Finding]:
             if ours.endswith(suffix) and not (low <= s.low and s.high <= high) and not s.nans:
                 wrong.append(f"{name} in [{s.low:.3g}, {s.high:.3g}], allowed [{low:g}, {high:g}]: {meaning}")
     fix = "is it stored as its logarithm, as the architecture expects? compare with another source"
-    return [Finding("W17", some(wrong, 2), fix)] if wrong else []
+    return [Finding("W17", list_some(wrong, 2), fix)] if wrong else []
 
 
 def embedding_rows(weights: Weights) -> list[Finding]:
@@ -156,7 +156,7 @@ def embedding_rows(weights: Weights) -> list[Finding]:
     return found
 
 
-def untrained(weights: Weights) -> list[Finding]:
+def find_untrained(weights: Weights) -> list[Finding]:
     """Warnings; only L5 can judge. Kinds of vector that equal their initial value in every block, matrices
     whose largest singular value is that of a random one.
     """
@@ -170,10 +170,10 @@ def untrained(weights: Weights) -> list[Finding]:
     fix = "run the behavioural checks (without --quick), which tell a trained model from a random one"
     found = []
     if random:
-        got = f"{len(random)} of {measured} matrices have the spectrum of a random one: {some(random)}"
+        got = f"{len(random)} of {measured} matrices have the spectrum of a random one: {list_some(random)}"
         found.append(Finding("W19", got, fix, warning=True))
     if fresh:
-        got = f"{len(fresh)} kinds of vector have their initial value in every block: {some(fresh)}"
+        got = f"{len(fresh)} kinds of vector have their initial value in every block: {list_some(fresh)}"
         found.append(Finding("W19", got, fix, warning=True))
     return found
 
@@ -181,11 +181,11 @@ def untrained(weights: Weights) -> list[Finding]:
 RULES: tuple[Callable[[Weights], list[Finding]], ...] = (
     finite,
     constant,
-    duplicated,
+    find_duplicates,
     scale,
     dynamics,
     embedding_rows,
-    untrained,
+    find_untrained,
 )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.weights.hub.resolve import Asked, Unreachable, choose, explained, parse_reference
+from kssm_mlx.weights.hub.resolve import Asked, Unreachable, choose, explain_errors, parse_reference
 from kssm_mlx.weights.io.safetensors_header import LIMIT
 
 FIRST = 1 << 16  # bytes of the first request: the header of a small model, and of any the length of its own
@@ -49,7 +49,7 @@ def outline(source: str | Path, revision: str | None = None) -> Iterator[Outline
     asked = parse_reference(str(source), revision)
     with tempfile.TemporaryDirectory(prefix="kssm-headers-") as folder:
         try:
-            with explained(asked):
+            with explain_errors(asked):
                 found = _receive_outlines(asked, Path(folder))
         except Unreachable as e:
             raise ConfigError(f"{asked.repo}: {e}; connect and run again") from None

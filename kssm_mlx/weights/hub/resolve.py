@@ -67,7 +67,7 @@ def resolve(source: str | Path, revision: str | None = None) -> Resolved:
     if _COMMIT.fullmatch(asked.revision) and not _list_missing(_snapshot(asked.repo, asked.revision), asked):
         return _resolve_snapshot(asked, asked.revision)
     try:
-        with explained(asked):
+        with explain_errors(asked):
             return _resolve_snapshot(asked, _download_files(asked))
     except Unreachable as e:
         return _resolve_snapshot(asked, _cached_commit(asked, str(e)))
@@ -214,7 +214,7 @@ def _snapshot(repo: str, commit: str) -> Path:
 
 
 @contextmanager
-def explained(asked: Asked) -> Iterator[None]:
+def explain_errors(asked: Asked) -> Iterator[None]:
     """The hub's errors in one line each; no answer at all becomes Unreachable."""
     from huggingface_hub import errors as hub
 

@@ -19,7 +19,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.parsing import parse_json
 from kssm_mlx.runs.layout import find_run, pick_checkpoint
 from kssm_mlx.runs.records import read_manifest, read_recipe
-from kssm_mlx.weights.audit.findings import Finding, failures, some
+from kssm_mlx.weights.audit.findings import Finding, failures, list_some
 from kssm_mlx.weights.io.safetensors_header import read_safetensors
 from kssm_mlx.weights.io.tensors import TensorInfo
 from kssm_mlx.weights.io.torch_archive import check_archive, read_torch
@@ -141,7 +141,7 @@ def read_files(files: list[Path]) -> tuple[dict[str, TensorInfo], list[Finding]]
         twice = sorted(found.keys() & tensors.keys())
         findings += wrong
         if twice:
-            findings.append(Finding("W3", f"{some(twice)} in {file.name} and in another shard"))
+            findings.append(Finding("W3", f"{list_some(twice)} in {file.name} and in another shard"))
         tensors |= found
     return tensors, findings
 
@@ -159,12 +159,12 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[Finding]]:
         if len(files) == 1:
             return files, []
         if files:
-            return files, [Finding("W3", f"{some(f.name for f in files)}, and no {index.name}")]
+            return files, [Finding("W3", f"{list_some(f.name for f in files)}, and no {index.name}")]
     files = sorted(p for p in folder.iterdir() if p.suffix in (*TORCH, ".safetensors"))
     if len(files) == 1:
         return files, []
     if files:
-        raise ConfigError(f"{folder} has {some(f.name for f in files)}; name the file you mean")
+        raise ConfigError(f"{folder} has {list_some(f.name for f in files)}; name the file you mean")
     raise ConfigError(f"{folder} has no weights: no .safetensors, .bin or .pth, and it is no run folder")
 
 
@@ -179,19 +179,19 @@ def _read_index(index: Path, files: list[Path]) -> tuple[list[Path], list[Findin
     # A name with a folder in it could be any file of the disk.
     outside = sorted({file for file in wanted.values() if Path(file).name != file})
     if outside:
-        return files, [Finding("W3", f"{index.name} points out of its folder, to {some(outside)}")]
+        return files, [Finding("W3", f"{index.name} points out of its folder, to {list_some(outside)}")]
     there = {f.name: f for f in files}
     if absent := sorted(set(wanted.values()) - there.keys()):
-        findings.append(Finding("W3", f"{index.name} names {some(absent)}, which is not there"))
+        findings.append(Finding("W3", f"{index.name} names {list_some(absent)}, which is not there"))
     if stray := sorted(there.keys() - set(wanted.values())):
-        findings.append(Finding("W3", f"{some(stray)} is there, and {index.name} does not know it"))
+        findings.append(Finding("W3", f"{list_some(stray)} is there, and {index.name} does not know it"))
     held = {name: file.name for file in files for name in read_files([file])[0]}
     if lost := sorted(wanted.keys() - held.keys()):
-        findings.append(Finding("W3", f"{index.name} names {some(lost)}, which no shard has"))
+        findings.append(Finding("W3", f"{index.name} names {list_some(lost)}, which no shard has"))
     if unknown := sorted(held.keys() - wanted.keys()):
-        findings.append(Finding("W3", f"{some(unknown)} in the shards, unknown to {index.name}"))
+        findings.append(Finding("W3", f"{list_some(unknown)} in the shards, unknown to {index.name}"))
     if moved := sorted(n for n in held.keys() & wanted.keys() if held[n] != wanted[n]):
-        findings.append(Finding("W3", f"{some(moved)} in {held[moved[0]]}, not in {wanted[moved[0]]}"))
+        findings.append(Finding("W3", f"{list_some(moved)} in {held[moved[0]]}, not in {wanted[moved[0]]}"))
     return files, findings
 
 

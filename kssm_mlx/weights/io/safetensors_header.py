@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx.parsing import parse_json
-from kssm_mlx.weights.audit.findings import Finding, some
+from kssm_mlx.weights.audit.findings import Finding, list_some
 from kssm_mlx.weights.io.pointers import not_weights
 from kssm_mlx.weights.io.tensors import MOST_DIMENSIONS, TensorInfo, itemsize
 
@@ -56,7 +56,9 @@ def read_safetensors(path: Path) -> Read:
         return {}, [Finding("W1", f"the header of {path.name} is not a table of tensors")]
     header.pop("__metadata__", None)
     findings = (
-        [Finding("W1", f"{path.name} has {some(map(_shorten_text, repeated))} twice")] if repeated else []
+        [Finding("W1", f"{path.name} has {list_some(map(_shorten_text, repeated))} twice")]
+        if repeated
+        else []
     )
     tensors = {}
     for name, entry in header.items():
@@ -113,7 +115,7 @@ def _extents(tensors: dict[str, TensorInfo], path: Path, start: int, size: int) 
             findings.append(Finding("W2", f"{path.name}: {word} of {by:,} bytes between {before} and {name}"))
         at, before = max(at, t.offset + t.nbytes), name
     if at > size:
-        cut = some(n for n, t in tensors.items() if t.offset + t.nbytes > size)
+        cut = list_some(n for n, t in tensors.items() if t.offset + t.nbytes > size)
         findings.append(Finding("W2", f"{path.name} is {at - size:,} bytes short; cut off: {cut}"))
     if at < size:
         findings.append(Finding("W2", f"{path.name} has {size - at:,} bytes after the last tensor"))

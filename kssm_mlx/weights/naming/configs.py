@@ -32,7 +32,7 @@ def from_file(values: dict[str, Any]):
     if not isinstance(name, str):
         raise ConfigError(f"config.json has model_type {name!r}; known: {', '.join(models.FAMILIES)}")
     if name not in models.FAMILIES:
-        return _of_mlx_lm(name, values)
+        return _read_mlx_lm(name, values)
     family, values = models.FAMILIES[name], _untag_infinity(values)
     config_class = family.load()[1]
     keys = family.config_keys.get("hf")
@@ -45,7 +45,7 @@ def from_file(values: dict[str, Any]):
     return models.config_from_dict(values)
 
 
-def _of_mlx_lm(name: str, values: dict[str, Any]) -> MLXLMConfig:
+def _read_mlx_lm(name: str, values: dict[str, Any]) -> MLXLMConfig:
     """That of an architecture which is none of ours. Raises: ConfigError unless mlx-lm has it."""
     if not has_model(name):
         raise ConfigError(

@@ -9,7 +9,7 @@ parameter that no tensor gives and every tensor that no parameter takes.
 from __future__ import annotations
 
 from kssm_mlx.models import FAMILIES
-from kssm_mlx.models.families.family import KeyMap, same
+from kssm_mlx.models.families.family import KeyMap, keep_names
 
 # How a stored tensor becomes ours: reshapes and transpositions of numpy or MLX arrays, never arithmetic.
 TRANSFORMS = {
@@ -24,7 +24,7 @@ TRANSFORMS = {
 def table(layout: str, model_type: str, own_names: list[str]) -> KeyMap:
     """The key map of a source; for a family without foreign files, its own names."""
     source = "hf" if layout == "run" else layout
-    return FAMILIES[model_type].key_maps.get(source) or same(*own_names)
+    return FAMILIES[model_type].key_maps.get(source) or keep_names(*own_names)
 
 
 def unread(layout: str, model_type: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from kssm_mlx.models.base import LanguageModel
 from kssm_mlx.models.families.family import KeyMap
 from kssm_mlx.models.mlx_lm.model import BUFFERS, MLXLM
 from kssm_mlx.models.mlx_lm.walk import said_in_one_line
-from kssm_mlx.weights.audit.findings import Finding, some
+from kssm_mlx.weights.audit.findings import Finding, list_some
 from kssm_mlx.weights.io.container import Container
 from kssm_mlx.weights.io.tensors import FLOATS
 from kssm_mlx.weights.naming import blinkdl, keymaps
@@ -117,7 +117,7 @@ def _rules_of_mlx_lm(container: Container, model: MLXLM) -> tuple[KeyMap, tuple[
         rules, made = model.key_map(stored)
     if made:
         raise ConfigError(
-            f"mlx-lm's {model.args.architecture} makes {some(made)} out of other tensors when it loads, "
+            f"mlx-lm's {model.args.architecture} makes {list_some(made)} out of other tensors when it loads, "
             "which no digest would cover"
         )
     return rules, tuple(name for name in container.names if name.endswith(BUFFERS))
@@ -153,11 +153,11 @@ def _totality(missing: list[str], unused: list[str], rules: KeyMap) -> list[Find
     if missing:
         hint = nearest(missing[0], unused)
         fix = "the files are incomplete or of another configuration; compare config.json with its source"
-        findings.append(Finding("W7", f"{len(missing)} without a tensor: {some(missing)}{hint}", fix))
+        findings.append(Finding("W7", f"{len(missing)} without a tensor: {list_some(missing)}{hint}", fix))
     if unused:
         hint = nearest(unused[0], [*missing, *rules])
         fix = "the files are of another model or configuration; compare config.json with its source"
-        findings.append(Finding("W7", f"{len(unused)} that nothing takes: {some(unused)}{hint}", fix))
+        findings.append(Finding("W7", f"{len(unused)} that nothing takes: {list_some(unused)}{hint}", fix))
     return findings
 
 
@@ -166,13 +166,13 @@ def _shapes(container: Container, pairs: dict, expected: dict) -> list[Finding]:
     wrong = []
     for ours, (source, transform) in pairs.items():
         shape, needed = container.info(source).shape, tuple(expected[ours].shape)
-        if transformed(shape, transform) != needed:
+        if transform_shape(shape, transform) != needed:
             wrong.append(f"{source} is {list(shape)}, {ours} needs {list(needed)}")
     fix = "config.json and the weights are of different models, or a size in config.json is wrong"
-    return [Finding("W8", f"{len(wrong)} of wrong shape: {some(wrong, 2)}", fix)] if wrong else []
+    return [Finding("W8", f"{len(wrong)} of wrong shape: {list_some(wrong, 2)}", fix)] if wrong else []
 
 
-def transformed(shape: tuple[int, ...], transform: str) -> tuple[int, ...] | None:
+def transform_shape(shape: tuple[int, ...], transform: str) -> tuple[int, ...] | None:
     """The shape after a transform; None where it does not apply."""
     try:
         return TRANSFORMS[transform](np.broadcast_to(np.empty(()), shape)).shape
@@ -197,9 +197,9 @@ def _dtypes(container: Container, pairs: dict, expected: dict) -> list[Finding]:
     usual = {k: counts.most_common(1)[0][0] for k, counts in kinds.items()}
     odd = [f"{ours} is {dtype}" for ours, dtype in found.items() if dtype != usual[alike[ours]]]
     fix = "convert the weights to float32, float16 or bfloat16 with the tool that wrote them"
-    findings = [Finding("W9", f"{len(wrong)} of unusable dtype: {some(wrong)}", fix)] if wrong else []
+    findings = [Finding("W9", f"{len(wrong)} of unusable dtype: {list_some(wrong)}", fix)] if wrong else []
     if odd and not wrong:
-        findings.append(Finding("W9", f"{len(odd)} unlike their kind in other blocks: {some(odd)}"))
+        findings.append(Finding("W9", f"{len(odd)} unlike their kind in other blocks: {list_some(odd)}"))
     return findings + _stated_dtype(container, set(found.values()))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kssm_mlx.checks.core import conditions, probes
-from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, given
+from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, require_value
 from tests.support.fakes import TinyRecurrent
 
 
@@ -97,9 +97,9 @@ def test_probes_are_as_long_as_the_rows_of_the_run():
 
 
 def test_what_is_absent_is_named():
-    assert given(0, "seed") == 0
+    assert require_value(0, "seed") == 0
     with pytest.raises(NotMeasurable, match="needs runs, none given"):
-        given(None, "runs")
+        require_value(None, "runs")
 
 
 def test_a_verdict_is_plain_json():

@@ -67,7 +67,7 @@ def test_a_kernel_that_disagrees_is_off_and_stays_off(record, monkeypatch):
     assert (wrong.verdict, right.verdict) == ("warn", "pass")
     assert "it differs by 0.25; it is off on this device, remembered in" in wrong.fix
     assert right.got == "error 1.0e-07, 3.0x as fast as compiled"
-    with gpu.speaking("metal"):
+    with gpu.use_dialect("metal"):
         assert dispatch.kernel("conv", "auto") is None
         assert dispatch.kernel("wkv4", "auto") is not None
 
@@ -77,7 +77,7 @@ def test_the_way_that_is_fastest_here_is_told(record, monkeypatch):
     monkeypatch.setattr(proof, "_seconds", lambda case, way, *_, **__: 1 / way["share"])
     (told,) = kernels.examine_kernels()
     assert told.got == "error 1.0e-07, 3.0x as fast as compiled, share 4"  # of 16 columns
-    assert {v.way["share"] for v in verdicts.recorded().values()} == {4, 32}
+    assert {v.way["share"] for v in verdicts.read_verdicts().values()} == {4, 32}
 
 
 def test_a_folder_that_cannot_be_written_is_said(record, monkeypatch):

@@ -99,7 +99,7 @@ def test_what_is_measured_is_what_the_core_does(core, monkeypatch):
     """One defect in the step, and both the check and the phases of the model see it."""
     model, tokens = grafted(core=core), mx.zeros((1, 3), mx.int32)
     before = model.forward(tokens).trace
-    monkeypatch.setattr(phase_cores, "wrapped", lambda theta: mx.clip(theta, -0.5, 0.5))
+    monkeypatch.setattr(phase_cores, "wrap_phases", lambda theta: mx.clip(theta, -0.5, 0.5))
     after = model.forward(tokens).trace
     (name,) = (n for n in before if n.endswith("/theta"))
     assert mx.abs(after[name]).max().item() <= 0.5 and not mx.array_equal(before[name], after[name])

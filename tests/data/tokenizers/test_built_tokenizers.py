@@ -13,7 +13,7 @@ from kssm_mlx.data.splits import split_corpus
 from kssm_mlx.data.tokenizers.bpe import train_bpe
 from kssm_mlx.data.tokenizers.control_chars import CONTROL, RESERVED, ControlCharTokenizer
 from kssm_mlx.data.tokenizers.factory import load_tokenizer, make_tokenizer
-from kssm_mlx.data.tokenizers.huggingface import ours, tokenizer_files
+from kssm_mlx.data.tokenizers.huggingface import match_own_tokenizer, tokenizer_files
 from kssm_mlx.errors import ConfigError, DataError
 from tests.support.text_fakes import DataSection
 
@@ -63,9 +63,9 @@ def test_reserved_characters_are_saved_and_open_documents_with_eos(tmp_path):
 
 def test_what_only_resembles_an_export_of_reserved_characters_is_not_taken_for_one():
     table = json.loads(tokenizer_files(ControlCharTokenizer("ab"))["tokenizer.json"])
-    assert ours(table).digest == ControlCharTokenizer("ab").digest
+    assert match_own_tokenizer(table).digest == ControlCharTokenizer("ab").digest
     table["model"]["vocab"]["a"] = 99
-    assert ours(table) is None
+    assert match_own_tokenizer(table) is None
 
 
 def test_a_bpe_is_the_same_every_time_and_round_trips():

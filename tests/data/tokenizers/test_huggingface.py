@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kssm_mlx.data.tokenizers.control_chars import ControlCharTokenizer
 from kssm_mlx.data.tokenizers.factory import load_tokenizer, make_tokenizer
-from kssm_mlx.data.tokenizers.huggingface import ours, tokenizer_files
+from kssm_mlx.data.tokenizers.huggingface import match_own_tokenizer, tokenizer_files
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from kssm_mlx.data.tokenizers.rwkv_world import WorldTokenizer
 from kssm_mlx.errors import DataError
@@ -83,7 +83,7 @@ def test_a_foreign_tokenizer_is_none_of_ours_and_is_written_as_it_was(tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = make_tokenizer(f"hf:{tmp_path}")
     files = tokenizer_files(tokenizer)
-    assert ours(json.loads(files["tokenizer.json"])) is None
+    assert match_own_tokenizer(json.loads(files["tokenizer.json"])) is None
     assert json.loads(files["tokenizer.json"]) == json.loads(backend.to_str())
     assert json.loads(files["tokenizer_config.json"])["eos_token"] == "<|endoftext|>"
 
@@ -108,9 +108,9 @@ def test_the_export_of_a_run_prompts_as_the_run_does(kind, tmp_path):
 )
 def test_a_tokenizer_that_only_resembles_ours_is_not_taken_for_it(change):
     table = json.loads(tokenizer_files(CharTokenizer("ab"))["tokenizer.json"])
-    assert ours(table).digest == CharTokenizer("ab").digest
+    assert match_own_tokenizer(table).digest == CharTokenizer("ab").digest
     table["model"] |= change
-    assert ours(table) is None
+    assert match_own_tokenizer(table) is None
 
 
 def test_a_tokenizer_that_their_files_cannot_describe_is_refused():

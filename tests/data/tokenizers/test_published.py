@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.tokenizers.bpe import train_bpe
 from kssm_mlx.data.tokenizers.factory import make_tokenizer
-from kssm_mlx.data.tokenizers.published import PUBLISHED, Published, published, read_ranks
+from kssm_mlx.data.tokenizers.published import PUBLISHED, Published, load_published, read_ranks
 from kssm_mlx.errors import DataError
 
 # Ranks learned by hand: "th", "he", "the", " the", "ere", "in", "ing".
@@ -45,7 +45,7 @@ def small(tmp_path_factory):
     path = write_ranks(tmp_path_factory.mktemp("ranks") / "small.tiktoken")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PUBLISHED, "small", SMALL)
-        yield published("small", str(path))
+        yield load_published("small", str(path))
 
 
 @given(st.text(alphabet="there ing\n'sé", max_size=40))

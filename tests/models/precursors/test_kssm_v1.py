@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx.models.base import Clamp, Intervention
 from tests.support.small_kssm import tokens
-from tests.support.small_precursors import V, precursor
+from tests.support.small_precursors import precursor
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
@@ -39,10 +39,14 @@ def test_the_equations_in_numpy():
 
 
 def test_R_is_a_function_of_the_current_token():
+    """Up to rounding: a BLAS computes rows at the edge of its tiles otherwise, and which these are depends on
+    the processor.
+    """
     R = np.array(precursor("kssm_v1").forward(tokens(4, 100)).trace["block00/R"])[..., 0]
     ids = np.array(tokens(4, 100))
-    assert all(np.ptp(R[ids == token]) == 0 for token in range(V))
-    assert len(np.unique(R)) == len(np.unique(ids))
+    by_token = [R[ids == token] for token in np.unique(ids)]
+    assert max(map(np.ptp, by_token)) < 1e-6
+    assert np.diff(sorted(values.mean() for values in by_token)).min() > 1e-5
 
 
 def test_the_forced_R_is_not_the_R_that_results_and_the_trace_says_so():

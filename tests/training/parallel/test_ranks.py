@@ -98,6 +98,27 @@ def test_what_ranks_do_not_have_alike_is_named_once(tmp_path):
     assert "Node with rank 0 exited with code 2" in done.stderr
 
 
+def test_another_seed_is_named_and_not_the_parameters_that_it_gives(tmp_path):
+    done = launch(2, command(tmp_path / "run", train=STEPS, of_rank={1: {"train": {**STEPS, "seed": 1}}}))
+    assert said(done) == ["rank 1 has another run than rank 0: train.seed is 1, not 0"]
+
+
+class Otherwise(Ranks):
+    """A rank beside one that drew other first parameters from the same recipe."""
+
+    def in_turn(self, act):
+        return act()
+
+    def gather(self, value):
+        drawn = isinstance(value, dict) and any(name.startswith("parameter ") for name in value)
+        return [value, dict.fromkeys(value, 7) if drawn else value]
+
+
+def test_other_first_parameters_are_named_where_nothing_else_is(tmp_path):
+    with pytest.raises(KssmError, match=r"rank 1 has another run than rank 0: parameter \S+ is 7, not \d+; "):
+        tiny_run(tmp_path / "run", ranks=Otherwise(0, 2))
+
+
 class Gone(Ranks):
     """A rank whose neighbour is found to be gone in the training loop."""
 
@@ -118,7 +139,7 @@ def test_who_hears_of_a_death_is_not_ended_before_it_says_so(where, tmp_path):
                 tiny_run(tmp_path / "run", ranks=Gone(0, 2))
         else:
             lost = pytest.raises(RankLost, match="gone; what there is: nothing")
-            with lost, Gone(0, 2).guarded(lambda: "what there is: nothing"):
+            with lost, Gone(0, 2).explain_lost_rank(lambda: "what there is: nothing"):
                 Gone(0, 2).gather(1)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
@@ -136,7 +157,11 @@ class Beside(Ranks):
 def test_a_failed_check_ends_all_with_its_exit_code_and_is_said_once(tmp_path):
     """Rank 0 asks before step 1; the others wait for its verdict and end with it."""
     kssm = [sys.executable, "-m", "kssm_mlx"]
-    done = launch(2, [*kssm, "train", "failures/random-sequence", "--out", str(tmp_path / "run")])
+    # Few and short rows: MLX's ring polls, so that a rank that waits for the checks costs a core.
+    fewer = {"data.task.train_rows": 64, "data.task.validation_rows": 16, "data.task.vocab": 64}
+    fewer |= {"data.task.length": 16, "train.context": 16}
+    changes = [part for key, value in fewer.items() for part in ("--set", f"{key}={value}")]
+    done = launch(2, [*kssm, "train", "failures/random-sequence", "--out", str(tmp_path / "run"), *changes])
     assert sum(line.startswith("kssm: ") for line in said(done)) == 1, done.stderr
     assert "G1" in done.stderr and "rank 0 exited with code 1" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
@@ -145,10 +170,10 @@ def test_a_failed_check_ends_all_with_its_exit_code_and_is_said_once(tmp_path):
 
 def test_the_error_of_another_rank_is_said_by_rank_0(monkeypatch):
     monkeypatch.setattr(ranks, "BEHIND_RANK_0", 0.0)
-    with pytest.raises(KssmError) as error, Beside(0, 2).settled():
+    with pytest.raises(KssmError) as error, Beside(0, 2).end_together():
         pass
     assert (str(error.value), error.value.exit_code) == ("rank 1: text.txt does not exist", 2)
-    with pytest.raises(Settled) as ended, Beside(1, 2).settled():
+    with pytest.raises(Settled) as ended, Beside(1, 2).end_together():
         raise DataError("text.txt does not exist")
     assert ended.value.exit_code == 2
 
@@ -156,13 +181,13 @@ def test_the_error_of_another_rank_is_said_by_rank_0(monkeypatch):
 def test_what_all_find_alike_is_said_by_rank_0(monkeypatch):
     monkeypatch.setattr(ranks, "BEHIND_RANK_0", 0.0)
     for rank, kind in ((0, CheckFailed), (1, Settled)):
-        with pytest.raises(kind) as ended, Ranks(rank, 2).guarded(str):
+        with pytest.raises(kind) as ended, Ranks(rank, 2).explain_lost_rank(str):
             raise CheckFailed("the gradient was not finite")
         assert ended.value.exit_code == 1
 
 
 def test_only_a_lost_rank_is_taken_for_one():
-    with pytest.raises(RuntimeError, match="shapes"), Ranks(0, 2).guarded(str):
+    with pytest.raises(RuntimeError, match="shapes"), Ranks(0, 2).explain_lost_rank(str):
         raise RuntimeError("shapes do not match")
 
 
