@@ -131,7 +131,9 @@ def test_generate_streams_what_it_prints_without_streaming(runs):
 
 
 def test_generate_of_several_prompts_as_json(runs):
-    result = kssm("generate", "m", "a", "bc", "--max-tokens", 5, "--seed", 1, "--seed", 2, "--json")
+    result = kssm(
+        "generate", "m", "a", "bc", "--max-tokens", 5, "--temperature", 1, "--seed", 1, "--seed", 2, "--json"
+    )
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     whole = [line for line in lines if "text" in line]
     assert [(c["row"], c["prompt"], c["digest"]) for c in whole] == [(0, "a", DIGEST), (1, "bc", DIGEST)]
@@ -161,11 +163,13 @@ def test_generate_goes_on_from_a_file_as_in_one_go(runs, tmp_path):
 
 def test_generate_refuses_a_state_of_other_weights_and_odd_options(runs, tmp_path, monkeypatch):
     kssm("generate", "m", "hello", "--max-tokens", 3, "--state-out", tmp_path / "s")
-    assert "top_p is 7.0" in refused(kssm("generate", "m", "x", "--top-p", 7, "--no-stream"))
+    assert "top_p is 7.0" in refused(
+        kssm("generate", "m", "x", "--top-p", 7, "--temperature", 1, "--no-stream")
+    )
     assert "'warm' is neither a number nor R" in refused(kssm("generate", "m", "x", "--temperature", "warm"))
     assert "has none" in refused(kssm("generate", "m", "x", "--temperature", "R", "--no-stream"))
     assert "2 seeds for 1 prompts" in refused(
-        kssm("generate", "m", "x", "--no-stream", "--seed", 1, "--seed", 2)
+        kssm("generate", "m", "x", "--no-stream", "--temperature", 1, "--seed", 1, "--seed", 2)
     )
     assert "no state file" in refused(kssm("generate", "m", "--state-in", tmp_path / "absent"))
     other = runs.load("m")

@@ -92,7 +92,7 @@ def test_nothing_to_train_says_what_to_type(tmp_path):
         (["data", "describe", "LINES"], "did you mean 'jsonl:"),
         (["generate", str(OLD), "--state-out", "FILE", "--max-tokens", "1"], "is there and is no state file"),
         (["generate", str(OLD), "the ", "--max-tokens", "0"], "max_tokens"),
-        (["generate", str(OLD), "the ", "--top-p", "7"], "top_p is 7.0"),
+        (["generate", str(OLD), "the ", "--top-p", "7", "--temperature", "1"], "top_p is 7.0"),
         (["generate", str(OLD), "a\udc80b"], "the text is not UTF-8: character 1 is the byte 0x80"),
         (["generate", str(OLD), "a\ud800b"], "half a surrogate pair at position 1"),
     ],
