@@ -95,7 +95,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _state_is_not_handed_off(self):
-        if self.reads_beginnings and self.train.hand_off:
+        if isinstance(self.model, Pretrained) and self.reads_beginnings and self.train.hand_off:
             raise ValueError(
                 "train.hand_off carries a state from row to row, and model.train = "
                 f'"{self.model.train}" learns what rows begin with; leave one of them out'
