@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from fnmatch import fnmatch
 
 
 class KssmWarning(UserWarning):
@@ -66,3 +67,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The closest of `known` as a hint, such as "; did you mean 'kappa'?", or the empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def is_among(name: str, known: Iterable[str]) -> bool:
+    """Whether a name is one of `known`, which may be patterns such as "skill_*"."""
+    known = tuple(known)
+    # A slip in a name is not what a pattern such as "nats_*" is for.
+    slip = name not in known and difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+    return not slip and any(fnmatch(name, pattern) for pattern in known)

@@ -1,7 +1,7 @@
 """What the site needs beyond its pages: links out of docs/, to code, and to folders are code and no links.
 
 The pages are read in the repository too, where such links lead somewhere. The checks, one table there, have a
-page each here.
+page each here, and the names of api.md all that their docstrings say.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*
 
 
 ROW = re.compile(r"^\| ([A-Z]+\d+) \|", re.M)
+NAMES = re.compile(r"^From `([\w.]+)`:\n\n((?:\|.*\n)+)", re.M)
 
 
 def on_config(config):
@@ -40,6 +41,8 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     """The page's text with its outward links as code; in the table of checks with links to their pages."""
     if page.file.src_uri == "checks.md":
         markdown = ROW.sub(r"| [\1](checks/\1.md) |", markdown)
+    if page.file.src_uri == "api.md":
+        markdown = NAMES.sub(_add_docstrings, markdown)
     folder = posixpath.dirname(page.file.src_uri)
 
     def inside(match: re.Match) -> str:
@@ -51,3 +54,9 @@ def on_page_markdown(markdown: str, page, **_) -> str:
         return text if text.startswith("`") else f"`{text}`"
 
     return LINK.sub(inside, markdown)
+
+
+def _add_docstrings(table: re.Match) -> str:
+    """The table of a module's names, and below it each name in full, by mkdocstrings."""
+    names = re.findall(r"^\| `(\w+)", table[2], re.M)
+    return table[0] + "".join(f"\n::: {table[1]}.{name}\n" for name in names)

@@ -7,10 +7,11 @@ instant. Every error made on purpose becomes one line on stderr and its exit cod
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from kssm_mlx.cli.bench import bench
 from kssm_mlx.cli.convert import convert
@@ -32,11 +33,36 @@ from kssm_mlx.cli.sweep import sweep
 from kssm_mlx.cli.train import train
 from kssm_mlx.cli.verify import verify
 from kssm_mlx.cli.verify_weights import verify_weights
-from kssm_mlx.errors import KssmError
+from kssm_mlx.errors import ConfigError, KssmError
 from kssm_mlx.terminal import prepare_streams, printable
 
 # What a disk does to us without naming a file: no space, no permission, read-only, over quota.
 DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT)
+
+# By command, the options that say how another one is done: without it they would do nothing.
+NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {"--resume": ("allow_config_change",)},
+    "eval": {"--tasks NAME": ("task_files", "limit")},
+    "generate": {
+        "--trace FILE.jsonl": ("trace_values", "trace_units"),
+        "--temperature above 0": ("top_k", "top_p", "min_p", "seed"),
+        "--repetition-penalty 1.2": ("repetition_window",),
+        "--hold R=0.5": ("carried",),
+    },
+}
+# By command, the options that would do nothing beside another one.
+IDLE: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {"--dry-run": ("track", "verbose", "quiet")},
+    "eval": {"--tasks": ("data", "tokens")},
+    "verify": {
+        "--explain": ("targets", "only", "level", "model", "untrained", "as_json", "verbose", "quiet"),
+        "--json": ("verbose", "quiet"),
+    },
+    "verify-weights": {"--headers-only": ("quick", "manifest", "write_manifest", "text")},
+    "watch": {"--once": ("every",)},
+    "sweep": {"--trials": ("seeds", "jobs")},
+    "bench": {"--together": ("out", "only", "full", "turns", "names"), "--names": ("out", "turns")},
+}
 
 # A command line that cannot be parsed; typer exports only its kinds.
 UsageError: Any = typer.BadParameter.__base__
@@ -63,6 +89,38 @@ class Commands(TyperGroup):
             if not e.strerror or not (e.filename or e.errno in DISK):
                 raise
             raise _end_with_message(f"{e.filename or 'writing'}: {e.strerror.lower()}", 2) from None
+
+
+class Command(TyperCommand):
+    """Refuses options that would do nothing."""
+
+    def invoke(self, ctx):
+        words = {each.name: _name_option(each) for each in self.params}
+        given = {words[name]: value for name, value in ctx.params.items() if _is_given(ctx, name)}
+        for other, names in NEEDS.get(self.name or "", {}).items():
+            if not given.get(other.split()[0]):
+                _refuse_idle(given, (words[n] for n in names), f"without {other}; add that, or leave it out")
+        for other, names in IDLE.get(self.name or "", {}).items():
+            if other in given:
+                _refuse_idle(given, (words[n] for n in names), f"beside {other}; leave one of them out")
+        return super().invoke(ctx)
+
+
+def _name_option(parameter: Any) -> str:
+    """Its longest name as it is typed; of an argument what stands for it in the help."""
+    names = [name for name in parameter.opts if name.startswith("-")]
+    return max(names, key=len, default=parameter.name.upper())
+
+
+def _is_given(ctx: Any, name: str) -> bool:
+    """Whether the command line has it, and not only its default."""
+    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
+def _refuse_idle(given: Iterable[str], options: Iterable[str], why: str) -> None:
+    """Raises: ConfigError for the first of the options that was given."""
+    if idle := [option for option in options if option in given]:
+        raise ConfigError(f"{idle[0]} does nothing {why}")
 
 
 def _end_with_message(message: str, code: int) -> typer.Exit:
@@ -116,8 +174,8 @@ for command in (
     doctor,
     bench,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(data, name="data")
 app.add_typer(experiment, name="experiment")
-app.command("eval")(evaluate)
-app.command("verify-weights")(verify_weights)
+app.command("eval", cls=Command)(evaluate)
+app.command("verify-weights", cls=Command)(verify_weights)

@@ -48,15 +48,18 @@ def estimate(
     _show(found, named, Path())
 
 
-def show_dry_run(name: str, recipe: Any, folder: Path) -> None:
+def show_dry_run(name: str, recipe: Any, folder: Path, waivers: dict[str, str]) -> None:
     """The recipe, every key as `--set` takes it, and its estimate.
 
-    Raises: ConfigError for what kssm train would refuse, after it was shown.
+    Raises: ConfigError for what kssm train would refuse: a name that there is not, or, after it was shown,
+        what does not fit.
     """
     from kssm_mlx.runner.estimate import estimate as run
+    from kssm_mlx.runner.prepare import require_known_names
     from kssm_mlx.training.budget import fit
     from kssm_mlx.training.checkpoints.identity import flatten_keys
 
+    require_known_names(recipe, {**recipe.waive, **waivers})
     # As --set takes them, so that a line can be pasted and changed.
     for key, value in flatten_keys(recipe.model_dump(exclude_none=True)).items():
         typer.echo(f"{key}={json.dumps(value, ensure_ascii=False)}")

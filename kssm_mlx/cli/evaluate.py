@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from kssm_mlx.errors import ConfigError
-
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, a folder or a repository.")],
@@ -37,7 +35,6 @@ def evaluate(
 
     In nats/token, perplexity and bits/byte, with what context is worth and what counting reaches.
     """
-    _refuse_mixed(tasks, task_files, limit, data, tokens)
     from kssm_mlx.cli.tables import console, evaluation_rows, show, table, warn_unverified
     from kssm_mlx.runner.evaluate import evaluate as score
     from kssm_mlx.runner.load import load
@@ -54,14 +51,6 @@ def evaluate(
 
         return typer.echo(json.dumps({name: to_plain(value) for name, value in numbers.items()}, indent=2))
     show(console(), table(("measure", "value"), evaluation_rows(numbers), numbers["data"]))
-
-
-def _refuse_mixed(tasks, task_files, limit, data, tokens) -> None:
-    """Raises: ConfigError for options of one way beside those of the other."""
-    if tasks and (data or tokens):
-        raise ConfigError("--tasks bring their own texts; leave --data and --tokens out, and use --limit")
-    if not tasks and (task_files or limit):
-        raise ConfigError("--task-files and --limit go with --tasks NAME")
 
 
 def _run_tasks(trained: Any, names: list[str], folder: Path | None, limit: int | None, as_json: bool) -> None:

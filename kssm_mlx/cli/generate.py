@@ -178,8 +178,6 @@ def read_prompts(prompts: list[str], file: Path | None = None) -> list[str]:
 def parse_hold(texts: list[str], carried: bool) -> Any:
     """["R=0.5"] -> the intervention that holds it, None without any. Raises: ConfigError."""
     if not texts:
-        if carried:
-            raise ConfigError("--carried says how something is held, and nothing is; add --hold R=0.5")
         return None
     from kssm_mlx.experiments.intervene import parse_holds
     from kssm_mlx.models.base import Intervention

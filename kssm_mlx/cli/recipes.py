@@ -52,9 +52,16 @@ def config(
     import tomlkit
 
     from kssm_mlx.cli.run_choice import choose
+    from kssm_mlx.runner.prepare import require_known_names
+    from kssm_mlx.runs.layout import is_run
+    from kssm_mlx.training.recipe import read_smoke
 
-    chosen = choose(recipe, None, set_ or [], smoke=smoke, resume=True).recipe
-    sections = {name: part for name, part in _without_none(chosen.model_dump()).items() if part}
+    choice = choose(recipe, None, set_ or [], smoke=smoke, resume=True)
+    require_known_names(choice.recipe, choice.recipe.waive)
+    table = choice.recipe.model_dump()
+    if not is_run(choice.folder):
+        table["smoke"] = read_smoke(recipe)
+    sections = {name: part for name, part in _without_none(table).items() if part}
     typer.echo(tomlkit.dumps(sections), nl=False)
 
 

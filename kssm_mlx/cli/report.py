@@ -38,6 +38,9 @@ def report(
         )
     from kssm_mlx.reports import compare, state_claims, write_html
     from kssm_mlx.reports import report as write
+    from kssm_mlx.reports.run import open_runs
+
+    open_runs(runs)  # what cannot be compared is refused before anything is written
 
     if html:
         from kssm_mlx.reports.page import require_plotly

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kssm_mlx.errors import CheckFailed, ConfigError
-from kssm_mlx.runs.layout import METRICS
+from kssm_mlx.errors import CheckFailed, ConfigError, Interrupted
+from kssm_mlx.runs.layout import METRICS, is_run
 from kssm_mlx.terminal import printable
 
 
@@ -72,15 +72,15 @@ def train(
             chosen = choose(recipe, out, set_ or [], smoke=smoke, resume=resume)
     except Settled as e:
         raise typer.Exit(e.exit_code) from None
+    loaded, folder, verify = chosen.recipe, chosen.folder, verify and chosen.verify
+    waivers = {**chosen.waivers, **parse_waivers(waive or [])}
     if dry_run:
         from kssm_mlx.cli.estimate import show_dry_run
 
-        show_dry_run(str(recipe or out), chosen.recipe, chosen.folder)
+        show_dry_run(str(recipe or out), loaded, folder, waivers)
         return
-    loaded, folder, verify = chosen.recipe, chosen.folder, verify and chosen.verify
     if not verify:
         loaded = disable_verification(loaded)
-    waivers = {**chosen.waivers, **parse_waivers(waive or [])}
 
     from kssm_mlx.cli.tables import console
     from kssm_mlx.reports import report
@@ -101,6 +101,10 @@ def train(
         )
     except Settled as e:
         raise typer.Exit(e.exit_code) from None
+    except KeyboardInterrupt:  # during checks; a step ends first, with a checkpoint
+        if not is_run(folder):
+            raise
+        raise Interrupted(f"interrupted; to go on: kssm train {folder} --resume") from None
     except CheckFailed:
         if (folder / METRICS).is_file():  # it was trained: show what the verdict is about
             _show(out_to, folder, report(folder), verbose)

@@ -12,16 +12,14 @@ not that two arms do.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from typing import Any, Literal
 
 import numpy as np
 
-from kssm_mlx.errors import ConfigError, nearest
+from kssm_mlx.errors import ConfigError, is_among, nearest
 from kssm_mlx.experiments.design import Claim, Design
 from kssm_mlx.metrics import stats
 from kssm_mlx.metrics.stats import ALPHA, Comparison
@@ -240,9 +238,7 @@ def require_known_metrics(design: Design, known: Sequence[str]) -> None:
     for claim in design.claim:
         asked |= {metric_of(design, claim), metric_of(design, claim, against=True)}
     for name in sorted(asked):
-        # A slip in a name is not what a pattern such as "nats_*" is for.
-        slip = name not in known and difflib.get_close_matches(name, known, n=1, cutoff=0.9)
-        if slip or not any(fnmatch(name, pattern) for pattern in known):
+        if not is_among(name, known):
             raise ConfigError(
                 f"nobody measures {name!r}: protocol {design.run.protocol!r} gives {', '.join(known)}"
                 f"{nearest(name, known)}"

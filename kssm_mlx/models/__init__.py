@@ -85,9 +85,8 @@ def config_from_dict(values: dict[str, Any]):
     known = [f.name for f in fields(config_class)]
     for key in values:
         if key not in known:
-            raise ConfigError(
-                f"unknown key 'model.{key}' for {name}{nearest(key, known)}{_explain_unset(key)}"
-            )
+            hint = nearest(key, ("family", "size", *known))
+            raise ConfigError(f"unknown key 'model.{key}' for {name}{hint}{_explain_unset(key)}")
     try:
         # Strict, so that "3" is no number; by way of JSON, where a list is the only tuple.
         return adapter_of(config_class).validate_json(json.dumps(values, default=str), strict=True)

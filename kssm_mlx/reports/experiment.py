@@ -30,6 +30,8 @@ UNITS = {
     "skill": "skill",
 }
 
+MOST_BANDS = 4  # arms whose spread is drawn as a band
+
 
 @dataclass(frozen=True)
 class ArmSummary:
@@ -240,11 +242,18 @@ def plot_lengths(summary: Summary, path: Path) -> Path:
     with picture(path, (9, 4.2 + 0.25 * len(arms))) as figure:
         ax = figure.add_subplot()
         for i, arm in enumerate(arms):
-            look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
+            look = {"color": PALETTE[i % len(PALETTE)], "markersize": 5}
+            look["marker"] = MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]  # no colour has one twice
             look["linestyle"] = "-" if i < len(PALETTE) else "--"
             low, mean, high = ([f(values) for values in arm.lengths.values()] for f in (min, np.mean, max))
-            ax.plot([*arm.lengths], mean, label=arm.name, **look)
-            ax.fill_between([*arm.lengths], low, high, color=look["color"], alpha=0.18, lw=0)
+            if len(arms) > MOST_BANDS:  # that many bands are mud: bars, side by side
+                aside = 2.0 ** ((i - (len(arms) - 1) / 2) * 0.4 / len(arms))
+                lengths = [length * aside for length in arm.lengths]
+                ax.vlines(lengths, low, high, color=look["color"], lw=1.2, alpha=0.7)
+            else:
+                lengths = [*arm.lengths]
+                ax.fill_between(lengths, low, high, color=look["color"], alpha=0.18, lw=0)
+            ax.plot(lengths, mean, label=arm.name, **look)
         ax.set_xscale("log", base=2)
         ax.set_xticks(ticks, [str(length) for length in ticks])
         ax.set(xlabel="length, tokens", ylabel="right at the last place", ylim=(-0.02, 1.02))

@@ -9,6 +9,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,16 @@ summary { cursor: pointer; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .chart { width: 100%; height: 26rem; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.value { white-space: nowrap; }
+@media (max-width: 40rem) {
+  td:first-child { min-width: 7rem; }
+  .picture { overflow-x: auto; }
+  .picture img { max-width: none; width: 40rem; }
+}
 @media print { body { max-width: none; } th button::after { content: "" !important; } }
 """
+
+MEASURED = re.compile(r"[-+]?[\d.,]+( ± [\d.]+)?|\[[-+\d., ]+\]")  # a number, its error, an interval
 
 SCRIPT = """
 const number = text => parseFloat(text.replace(/[^0-9.eE+-]/g, ''));
@@ -185,13 +194,19 @@ def fold(summary: str, *parts: str, open: bool = False) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Columns that sort by a click on their head."""
     heads = "".join(f"<th><button type=button>{_text(name)}</button></th>" for name in header)
-    lines = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    lines = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in rows)
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>\n{lines}</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    """A number with its error is not broken into two lines."""
+    kind = " class=value" if MEASURED.fullmatch(str(value)) else ""
+    return f"<td{kind}>{_text(value)}</td>"
 
 
 def picture(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<p><img alt="{_text(path.stem)}" src="data:image/png;base64,{data}"></p>'
+    return f'<p class="picture"><img alt="{_text(path.stem)}" src="data:image/png;base64,{data}"></p>'
 
 
 def _text(value: Any) -> str:

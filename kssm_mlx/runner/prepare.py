@@ -13,10 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from kssm_mlx import models
+from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.batches import evaluation_windows, random_batch, track_batch
+from kssm_mlx.data.corpora.sources import parse_source
 from kssm_mlx.data.mixtures import refuse_many_epochs
 from kssm_mlx.data.preparation.prepare import prepare
+from kssm_mlx.data.tasks import PREFIX
+from kssm_mlx.data.tokenizers.factory import require_known_tokenizer
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import ConfigError, DataError
 from kssm_mlx.models.base import flatten
@@ -25,9 +29,11 @@ from kssm_mlx.runner.folder import drop_keys, read_base_digest, read_run_recipe
 from kssm_mlx.runner.initial_model import (
     InitialModel,
     build_initial_model,
+    configure_fresh,
     load_trained_parameters,
     rebuild_initial_model,
 )
+from kssm_mlx.runner.run_checks import select_probes
 from kssm_mlx.runs.arms import METADATA_SECTIONS
 from kssm_mlx.runs.layout import CHECKPOINTS, is_run
 from kssm_mlx.runs.records import read_manifest, read_metrics, read_recipe
@@ -35,7 +41,26 @@ from kssm_mlx.training import recipe as recipes
 from kssm_mlx.training.checkpoints import checkpoint, identity
 from kssm_mlx.training.constraints import build_constraints
 from kssm_mlx.training.recipe import Recipe
+from kssm_mlx.training.recipe_sections import Pretrained
 from kssm_mlx.training.state import from_arrays, initial_state
+
+VOCABULARY = 256  # of a model whose text is not read yet
+
+
+def require_known_names(recipe: Recipe, waivers: dict[str, str]) -> None:
+    """Before any text or model is read.
+
+    Raises: ConfigError for a check, a source, a tokenizer or a key of the model that there is not.
+    """
+    suite.require_known_waivers(waivers)
+    select_probes(recipe.eval.checks)
+    if not isinstance(recipe.model, Pretrained):
+        configure_fresh(recipe, recipe.model.overrides.get("vocab_size", VOCABULARY))
+    if recipe.data.source.startswith(PREFIX):
+        return
+    for source in recipe.data.sources or (recipe.data,):
+        parse_source(source.source)
+    require_known_tokenizer(recipe.data.tokenizer)
 
 
 def prepare_data(recipe: Recipe, folder: Path, resume: bool, allow_change: bool) -> TokenData:

@@ -15,7 +15,6 @@ from typing import Any
 import mlx.core as mx
 from rich.console import Console
 
-from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context, require_value
 from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tokens import TokenData
@@ -26,8 +25,8 @@ from kssm_mlx.models.base import sizes_of
 from kssm_mlx.runner.base_models import ensure_base_model
 from kssm_mlx.runner.estimate import announce, refuse_fresh_model
 from kssm_mlx.runner.folder import read_base_digest, write_description
-from kssm_mlx.runner.prepare import prepare_context, prepare_data
-from kssm_mlx.runner.run_checks import RunChecks, select_probes
+from kssm_mlx.runner.prepare import prepare_context, prepare_data, require_known_names
+from kssm_mlx.runner.run_checks import RunChecks
 from kssm_mlx.runner.tracking import open_tracker, require_tracker
 from kssm_mlx.runs import layout, lock
 from kssm_mlx.training import recipe as recipes
@@ -77,8 +76,7 @@ def train(
     def begin() -> Context:
         """Of rank 0, or of one process."""
         require_tracker(track)
-        select_probes(recipe.eval.checks)
-        suite.require_known_waivers(waivers)  # an unknown one is refused before anything is written
+        require_known_names(recipe, waivers)
         with explain_write_errors("the run", folder):
             folder.mkdir(parents=True, exist_ok=True)
         # Held until the last check: two processes in one folder would mix their rows and checkpoints.

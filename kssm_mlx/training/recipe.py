@@ -23,6 +23,7 @@
 from __future__ import annotations
 
 import tomllib
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,10 +38,12 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from kssm_mlx.data.tasks import PREFIX, Task, make_task
-from kssm_mlx.errors import ConfigError, nearest, quote
+from kssm_mlx.errors import ConfigError, is_among, nearest, quote
 from kssm_mlx.parsing import LONGEST_KEY, parse_toml
+from kssm_mlx.runs.arms import group_by_arm
 from kssm_mlx.runs.records import OLD_KEYS, rename_old_keys
 from kssm_mlx.training.curriculum.sections import Curriculum, Phase, require_metrics, require_order
+from kssm_mlx.training.recipe_names import MEANT, guess_key, known_metrics, reported_metrics
 from kssm_mlx.training.recipe_sections import (
     MODEL_KINDS,
     About,
@@ -56,6 +59,7 @@ from kssm_mlx.training.recipe_sections import (
 from kssm_mlx.training.steering_sections import Clamp, Control, Freeze, Monitor, Noise, Section, setting
 
 UNSET = object()  # the value of an override that takes a key out
+PROMISES = ("expected", "minutes")  # keys of [about] that were measured of one recipe, and of no other
 
 
 class Recipe(Section):
@@ -159,6 +163,19 @@ class Recipe(Section):
                 f"context, or the length of its task"
             )
 
+    @model_validator(mode="after")
+    def _expects_what_is_measured(self):
+        goal = self.about.expected
+        if goal is None:
+            return self
+        known = reported_metrics(self.make_task(), self.monitor is not None)
+        if not is_among(goal.metric, known):
+            raise ValueError(
+                f"about.expected.metric: no report of this run has {goal.metric!r}"
+                f"{nearest(goal.metric, known)}; it has {', '.join(known)}"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _complete_keys(cls, values: Any) -> Any:
@@ -176,16 +193,6 @@ class Recipe(Section):
         except ConfigError as e:
             raise ValueError(str(e)) from None
         return loss
-
-
-def known_metrics(task: Task | None) -> tuple[str, ...]:
-    """The numbers of an evaluation that a phase may wait for."""
-    places = task.places(task.sample(0, "validation", 0).ids) if task else ()
-    return (
-        *("nats_per_token", "perplexity", "bits_per_byte", "accuracy"),
-        *(["skill"] if task else []),
-        *(f"{kind}_{place}" for kind in ("accuracy", "nats", "skill") for place in places),
-    )
 
 
 def list_shipped() -> dict[str, Path]:
@@ -214,6 +221,22 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
     Raises: ConfigError for a missing file, broken TOML, an unknown key (with the nearest), a wrong type, and
         a smoke form that there is not.
     """
+    table = _read_table(name_or_path)
+    changes = table.pop("smoke", {})
+    if smoke:
+        _make_smoke(table, changes, str(name_or_path))
+    before = deepcopy(table)
+    _set_keys(table, overrides or {})
+    recipe = parse(table, where=str(name_or_path))
+    return _forget_promises(recipe, [before, *_find_models(recipe)], overrides or {})
+
+
+def read_smoke(name_or_path: str | Path) -> dict[str, Any]:
+    """The [smoke] table of a shipped name or a TOML file, {} without one. Raises: ConfigError as `load`."""
+    return _read_table(name_or_path).get("smoke", {})
+
+
+def _read_table(name_or_path: str | Path) -> dict[str, Any]:
     known = {**list_shipped(), **list_failures()}
     path = known.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
@@ -227,13 +250,39 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
         raise ConfigError(f"{path} is not valid TOML: {e}") from None
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from None
-    table = rename_old_keys(table)
-    changes = table.pop("smoke", {})
-    if smoke:
-        _make_smoke(table, changes, str(name_or_path))
-    for key, value in (overrides or {}).items():
-        _set_key(table, key, value)
-    return parse(table, where=str(name_or_path))
+    return rename_old_keys(table)
+
+
+def _find_models(recipe: Recipe) -> list[dict[str, Any]]:
+    """The tables of shipped recipes that ask the question of this one and promise the same: it was theirs."""
+    if recipe.about.expected is None:
+        return []
+    shipped = (parse_toml(path.read_text("utf-8")) for path in list_shipped().values())
+    return [
+        table
+        for table in shipped
+        if (about := table.get("about", {})).get("question") == recipe.about.question
+        and about.get("expected") == recipe.about.expected.model_dump()
+    ]
+
+
+def _forget_promises(recipe: Recipe, models: list[dict[str, Any]], overrides: dict[str, Any]) -> Recipe:
+    """Without what was measured of another recipe, one of `models`, but for what the overrides promise."""
+    if all(_is_same_run(recipe, table) for table in models):
+        return recipe
+    stated = {key.split(".")[1] for key in overrides if key.startswith("about.")}
+    forgotten = dict.fromkeys((name for name in PROMISES if name not in stated), None)
+    return recipe.model_copy(update={"about": recipe.about.model_copy(update=forgotten)})
+
+
+def _is_same_run(recipe: Recipe, table: dict[str, Any]) -> bool:
+    """Whether both train the same thing, whatever their seeds."""
+    try:
+        other = parse({name: part for name, part in table.items() if name != "smoke"})
+    except ConfigError:  # it needed the overrides
+        return False
+    plain = [each.model_copy(update={"smoke": {}}).model_dump() for each in (recipe, other)]
+    return len(group_by_arm(plain, lambda each: each)) == 1
 
 
 def override(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
@@ -241,9 +290,8 @@ def override(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     if not overrides:
         return recipe
     table = recipe.model_dump()
-    for key, value in overrides.items():
-        _set_key(table, key, value)
-    return parse(table)
+    _set_keys(table, overrides)
+    return _forget_promises(parse(table), [recipe.model_dump()], overrides)
 
 
 def _make_smoke(table: dict[str, Any], changes: Any, where: str) -> None:
@@ -253,7 +301,7 @@ def _make_smoke(table: dict[str, Any], changes: Any, where: str) -> None:
             f"{where} has no [smoke] table, such as train = {{ steps = 8 }}; run it without --smoke"
         )
     _set_all(table, changes)
-    for said in ("expected", "minutes"):
+    for said in PROMISES:
         table.get("about", {}).pop(said, None)
     table["smoke"] = changes
 
@@ -272,7 +320,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or "." not in key or not key.isprintable() or len(key) > 200:
-        raise ConfigError(f"--set takes section.key=value such as model.kappa=0, got {text[:200]!r}")
+        hint = guess_key(Recipe, key.strip()[:200]) if equals else ""
+        raise ConfigError(f"--set takes section.key=value such as model.kappa=0, got {text[:200]!r}{hint}")
     if not value.strip():
         return key.strip(), UNSET
     try:
@@ -290,6 +339,14 @@ def _set_all(table: dict[str, Any], changes: dict[str, Any], section: str = "") 
             _set_all(table, value, f"{section}{key}.")
         else:
             _set_key(table, section + key, value)
+
+
+def _set_keys(table: dict[str, Any], overrides: dict[str, Any]) -> None:
+    for key, value in overrides.items():
+        if key.startswith("smoke."):
+            name = key.removeprefix("smoke.")
+            raise ConfigError(f"--set {key}: [smoke] is what --smoke changes; set {name}, beside --smoke")
+        _set_key(table, key, value)
 
 
 def _set_key(table: dict[str, Any], dotted: str, value: Any) -> None:
@@ -323,7 +380,8 @@ def _explain_error(error: ErrorDetails) -> str:
                 section = MODEL_KINDS.get(part) or section.model_fields[part].annotation
             options = getattr(section, "__args__", ())  # of a section that may be None, or of many
             section = next((a for a in options if hasattr(a, "model_fields")), section)
-        return f"unknown key {name!r}{nearest(loc[-1], section.model_fields)}"
+        hint = nearest(MEANT.get(loc[-1], loc[-1]), section.model_fields)
+        return f"unknown key {name!r}{hint or guess_key(Recipe, loc[-1])}"
     if error["type"] == "value_error":  # of the whole recipe, it names its keys itself
         said = error.get("ctx", {}).get("error")
         return f"{name}: {said}" if name else str(said)

@@ -36,7 +36,7 @@ class About(Section):
     question: str = setting("", "what the run is to answer")
     hardware: str = setting("", "on what it was measured")
     minutes: float | None = setting(None, "how long it took there", unit="minutes")
-    expected: Expected | None = setting(None, "the number it should reach: { metric, value, tolerance }")
+    expected: Expected | None = setting(None, "the number it should reach: `{ metric, value, tolerance }`")
 
 
 class Failure(Section):
@@ -188,7 +188,7 @@ class Pretrained(Section):
     alpha: float = setting(16.0, "adapters are scaled by alpha / rank", gt=0)
     prompt_tokens: int = setting(16, "vectors of `prompt`", ge=1, le=2**12)
     quantize: Quantize | None = setting(
-        None, "its weights in few bits, in memory, as kssm convert writes them: { bits = 4 }"
+        None, "its weights in few bits, in memory, as kssm convert writes them: `{ bits = 4 }`"
     )
     graft: dict[str, Any] | None = setting(None, "phase cores in it, trained in any case")
     verify: bool = setting(

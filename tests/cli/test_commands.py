@@ -49,6 +49,17 @@ def test_train_passes_everything_on_and_shows_the_run(runs, recipe, tmp_path):
     assert "no token sees its future" in result.stdout and "The quick sample" in result.stdout
 
 
+def test_an_interrupt_while_checks_are_asked_says_how_to_go_on(runs, recipe, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train", interrupted)
+    folder, absent = write_run(tmp_path / "run"), tmp_path / "absent"
+    said = refused(kssm("train", recipe, "--out", folder), 130)
+    assert said == f"kssm: interrupted; to go on: kssm train {folder} --resume\n"
+    assert refused(kssm("train", recipe, "--out", absent), 130) == "kssm: interrupted\n"
+
+
 def test_a_trained_run_that_fails_a_check_is_shown_before_it_is_refused(runs, recipe, tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
     text = (folder / "samples.jsonl").read_text().replace("quick", "\\u001b[2Jquick")

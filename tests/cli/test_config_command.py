@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kssm_mlx.cli import app
-from kssm_mlx.training.recipe import list_failures, list_shipped, load
+from kssm_mlx.training.recipe import list_failures, list_shipped, load, read_smoke
 from tests.support.cli_fakes import kssm, refused
 
 OLD = Path(__file__).parents[1] / "runs" / "run-0.1.0"
@@ -20,6 +20,43 @@ def test_what_is_printed_is_the_same_recipe(tmp_path, name):
     assert done.exit_code == 0, done.output
     (tmp_path / "again.toml").write_text(done.stdout)
     assert load(tmp_path / "again.toml") == load(name)
+
+
+@pytest.mark.parametrize("name", [*list_shipped(), *list_failures()])
+def test_the_smoke_form_is_printed_too(tmp_path, name):
+    if not (smoke := read_smoke(name)):
+        return
+    (tmp_path / "again.toml").write_text(kssm("config", name).stdout)
+    assert read_smoke(tmp_path / "again.toml") == smoke
+    assert load(tmp_path / "again.toml", smoke=True) == load(name, smoke=True)
+
+
+@pytest.mark.parametrize(
+    "setting, says",
+    [
+        ("model.famly=kssm", "unknown key 'model.famly' for kssm; did you mean 'family'?"),
+        ("model.siz=s", "did you mean 'size'?"),
+        ("train.lr=1", "unknown key 'train.lr'; did you mean 'learning_rate'?"),
+        ("train.groups.mixer.lr=1", "unknown key 'train.groups.mixer.lr'; did you mean 'learning_rate'?"),
+        ("data.context=64", "unknown key 'data.context'; did you mean 'train.context'?"),
+        ("lr=1", "got 'lr=1'; did you mean 'train.learning_rate'?"),
+        ("data.source=folder:x", "did you mean 'dir:x'?"),
+        ("data.source=text:x", "did you mean 'file:x'?"),
+        ("data.source=folder:.", "did you mean 'dir:.'?"),
+        ('data.sources=[{source="json:x"}]', "did you mean 'jsonl:x'?"),
+        ("data.tokenizer=byte", "did you mean 'bytes'?"),
+        ("waive.C77=later", "waiver of C77: no such check of runs; did you mean 'C7'?"),
+        ('eval.checks=["C77"]', "no check 'C77'; did you mean 'C7'?"),
+        ("smoke.train.steps=3", "[smoke] is what --smoke changes; set train.steps, beside --smoke"),
+    ],
+)
+def test_a_name_that_there_is_not_is_refused_before_anything_is_read(setting, says):
+    for command in (("config", "default"), ("train", "default", "--dry-run")):
+        assert says in refused(kssm(*command, "--set", setting))
+
+
+def test_a_dry_run_refuses_waivers_of_no_check():
+    assert "did you mean 'C7'?" in refused(kssm("train", "default", "--dry-run", "--waive", "C77=later"))
 
 
 def test_settings_and_the_smoke_form_are_in_it():

@@ -47,10 +47,47 @@ def test_one_run_in_full_and_many_in_a_line_each(tmp_path):
     many = kssm("watch", tmp_path, "--once").stdout
     lines = [line for line in many.splitlines() if "done" in line]
     assert [line.split()[0] for line in lines] == ["a", "b", "c"] and "trigram" in lines[0]
-    again = kssm("watch", *runs).stdout  # into a pipe it ends after one look
-    assert re.sub(r"\d+s", "", many) == re.sub(r"\d+s", "", again)  # but for their ages
-    assert not any(line != line.rstrip() for line in many.splitlines())
     assert max(len(line) for line in shown(*runs).splitlines()) <= 80
+    assert not any(line != line.rstrip() for line in many.splitlines())
+
+
+def test_into_a_pipe_a_run_that_ended_is_a_line(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("a", "b")]
+    said = kssm("watch", *runs).stdout
+    for name in ("a", "b"):
+        assert sum(line.startswith(f"{name}  done  step 60/60  loss") for line in said.splitlines()) == 1
+
+
+def read_until(stream, words):
+    """The next line that begins with the words; "" at the end."""
+    return next((line for line in iter(stream.readline, "") if line.startswith(words)), "")
+
+
+def test_into_a_pipe_goes_a_line_for_every_change_until_the_run_ends(tmp_path):
+    command = [sys.executable, "-m", "kssm_mlx", "watch", str(tmp_path / "a"), "--every", "0.2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == f"waiting for a run in {tmp_path / 'a'}\n"
+    new, run = write_run(tmp_path / "new"), tmp_path / "a"
+    recipe = json.loads((new / "recipe.json").read_text())
+    with hold(run):
+        for file in new.iterdir():
+            if file.name != "recipe.json":
+                file.rename(run / file.name)
+        (new / "recipe.json").write_text(json.dumps({**recipe, "train": {"steps": 62}}))
+        (new / "recipe.json").rename(run / "recipe.json")
+        assert read_until(process.stdout, "a  running  step 60/62")
+        add(run, {"kind": "train", "step": 61, "loss": 2.0})
+        assert read_until(process.stdout, "a  running  step 61/62")
+        add(run, {"kind": "event", "step": 61, "message": "the learning rate is cut"})
+        assert process.stdout.readline() == "a  the learning rate is cut\n"
+        add(run, {"kind": "train", "step": 62, "loss": 2.0})
+        assert read_until(process.stdout, "a  done  step 62/62")
+        add(run, {"kind": "event", "step": 62, "message": "it is being checked"})
+        assert process.stdout.readline() == "a  it is being checked\n"
+    rest = process.stdout.read()
+    assert process.wait() == 0 and "Traceback" not in rest
 
 
 def test_the_status_follows_the_files(tmp_path):

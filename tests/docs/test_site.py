@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -14,11 +15,13 @@ from types import SimpleNamespace
 import pytest
 
 from kssm_mlx.checks.document import list_own_entries, render_entry
+from tests.docs.api import PAGE, SECTIONS, render
 from tests.support.cli_fakes import kssm
 from tests.support.small_runs import sentences
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.M | re.S)
 
 
@@ -59,15 +62,46 @@ def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path):
     made = build(tmp_path / "site")
     assert made.returncode == 0, made.stderr
     home = (tmp_path / "site/index.html").read_text()
-    assert "fonts.googleapis" not in home
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not re.search(r"""(src|<link[^>]* href)=["']?https?:""", page.read_text()), page
     api = (tmp_path / "site/api.html").read_text()
-    assert "All states of the kick form on the sphere" in api
+    for groups in SECTIONS.values():
+        for module, names in groups.items():
+            assert all(f'id="{module}.{name}"' in api for name in names), module
     assert (tmp_path / "site/search/search_index.json").stat().st_size > 100_000
     table = (tmp_path / "site/checks.html").read_text()
     for entry in list_own_entries():
         assert f'href="checks/{entry.id}.html"' in table
         assert "How to make it fire" in (tmp_path / f"site/checks/{entry.id}.html").read_text(), entry.id
     assert "earlier tokens reach the prediction" in home
+
+
+@pytest.mark.skipif(
+    BROWSER is None or importlib.util.find_spec("playwright") is None,
+    reason="needs a chromium and playwright: apt install chromium; pip install playwright",
+)
+def test_the_site_can_be_searched_from_a_folder_without_a_network(tmp_path):
+    pytest.importorskip("mkdocs")
+    from playwright.sync_api import sync_playwright
+
+    assert build(tmp_path / "site").returncode == 0
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        sheet = browser.new_context(offline=True).new_page()
+        asked: list[str] = []
+        sheet.on("request", lambda request: asked.append(request.url))
+        sheet.goto((tmp_path / "site/checks/C1.html").as_uri())
+        sheet.fill("input.md-search__input", "coherence")
+        sheet.wait_for_selector(".md-search-result__item")
+        assert not [url for url in asked if url.startswith("http")]
+        browser.close()
+
+
+def test_the_page_on_python_is_up_to_date_and_tells_of_every_name():
+    assert PAGE.read_text("utf-8") == (text := render()), "run python -m tests.docs.api"
+    assert len(re.findall(r"^\| `\w+.*` \| \S.{15,} \|$", text, re.M)) == sum(
+        len(names) for groups in SECTIONS.values() for names in groups.values()
+    )
 
 
 def test_a_page_of_a_check_says_what_it_is_and_what_fired_it():

@@ -5,13 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 from rich.console import Console
 
 from kssm_mlx.experiments.job import Job
 from kssm_mlx.experiments.protocols.train import _find_longest_length
 from kssm_mlx.experiments.worker import do_job
-from kssm_mlx.reports.experiment import ArmSummary, Summary, write_report
+from kssm_mlx.reports.experiment import ArmSummary, Summary, plot_lengths, write_report
 from kssm_mlx.training import recipe as recipes
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -62,3 +63,15 @@ def test_the_report_shows_arms_over_length(tmp_path):
     assert "![lengths](lengths.png)" in text
     picture = next(path for path in paths if path.name == "lengths.png")
     assert np.ptp(imread(picture)[..., :3]) > 0.5
+
+
+@pytest.mark.parametrize("count, bands", [(2, 2), (10, 0)])
+def test_the_spreads_of_many_arms_are_no_bands(tmp_path, monkeypatch, count, bands):
+    drawn = []
+    monkeypatch.setattr(Axes, "fill_between", lambda *_, **__: drawn.append("band"))
+    spread = {64: [0.5, 1.0], 256: [0.4, 0.9]}
+    arms = [
+        ArmSummary(f"arm{i}", {0: 0.5}, 0.5, math.nan, math.nan, None, lengths=spread) for i in range(count)
+    ]
+    plot_lengths(Summary("lengths", "", "accuracy_last@256", "", False, [], arms, []), tmp_path / "l.png")
+    assert len(drawn) == bands

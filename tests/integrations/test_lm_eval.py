@@ -56,9 +56,9 @@ def test_without_the_package_one_line_says_how_to_get_it(monkeypatch, tmp_path):
     assert result.exit_code == 2
     assert "--tasks needs lm-evaluation-harness: pip install 'kssm-mlx[eval]'" in result.stderr
     result = kssm("eval", folder, "--tasks", "ours", "--tokens", "300")
-    assert result.exit_code == 2 and "--tasks bring their own texts" in result.stderr
+    assert result.exit_code == 2 and "does nothing beside --tasks" in result.stderr
     result = kssm("eval", folder, "--limit", "3")
-    assert result.exit_code == 2 and "go with --tasks NAME" in result.stderr
+    assert result.exit_code == 2 and "--limit does nothing without --tasks NAME" in result.stderr
 
 
 PAIRS = [("A short", " text."), ("A short", " story"), ("Another one,", " a little longer."), ("x", "y")]

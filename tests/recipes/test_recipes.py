@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -147,7 +148,9 @@ def test_one_word_makes_the_control(text, kappa):
     control = load("tinyshakespeare", dict([parse_override(text)]))
     overrides = control.model.overrides
     assert configure("kssm", "s", vocab_size=65, overrides=overrides).kappa == kappa
-    assert plain.model_dump(exclude={"model": {"kappa"}}) == control.model_dump(exclude={"model": {"kappa"}})
+    assert control.about.question == plain.about.question and control.about.expected is None
+    left_out: dict[str, Any] = {"model": {"kappa"}, "about": True}
+    assert plain.model_dump(exclude=left_out) == control.model_dump(exclude=left_out)
 
 
 def test_one_shipped_recipe_measures_the_checks_of_memory(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.reports import page, write_html
 from kssm_mlx.reports.curves import MOST_POINTS, draw_arms, draw_loss
+from kssm_mlx.reports.page import table
 from kssm_mlx.reports.run import open_run
 from tests.support.cli_fakes import kssm
 from tests.support.report_fakes import LADDER, validation, write_run
@@ -71,6 +72,14 @@ def test_what_a_model_writes_is_no_markup(tmp_path, light):
     text = write_html([folder], folder).read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text and "\x1b" not in text
     assert "&lt;b&gt;bold" in text
+
+
+@pytest.mark.parametrize(
+    "cell, kept",
+    [("2.0401 ± 0.0196", True), ("[-0.01694, +0.003321]", True), ("1,024", True), ("5 runs", False)],
+)
+def test_a_number_with_its_error_stays_on_one_line(cell, kept):
+    assert ("<td class=value>" in table(("x",), [(cell,)])) == kept
 
 
 def test_a_label_cannot_end_the_script(light):

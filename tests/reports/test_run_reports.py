@@ -15,6 +15,7 @@ from kssm_mlx.reports.card import against_expected, describe_task_scores, result
 from kssm_mlx.reports.plots import plot_loss
 from kssm_mlx.reports.run import open_run
 from kssm_mlx.reports.style import moving_average
+from tests.support.cli_fakes import kssm, refused
 from tests.support.report_fakes import LADDER, validation, write_run
 
 
@@ -124,6 +125,14 @@ def test_comparison_names_what_differs(tmp_path):
     for same in (a, tmp_path / "b" / ".." / "a", tmp_path / "again"):
         with pytest.raises(ConfigError, match="is given twice"):
             compare([b, a, same], tmp_path / "both")
+
+
+def test_a_run_that_is_given_twice_is_refused_before_anything_is_written(tmp_path):
+    run = write_run(tmp_path / "a")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    for second, says in ((run, "is given twice"), (tmp_path / "absent", "no run folder")):
+        assert says in refused(kssm("report", run, second))
+        assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_runs_of_one_name_are_called_by_more_of_their_paths(tmp_path):

@@ -26,7 +26,7 @@ def refused(table: dict) -> str:
             "unknown key 'train.learning_rte'; did you mean 'learning_rate'?",
         ),
         (
-            {"about": {"expected": {"metric": "x", "value": 1, "tolerance": 1, "tolerence": 1}}},
+            {"about": {"expected": {"metric": "accuracy", "value": 1, "tolerance": 1, "tolerence": 1}}},
             "unknown key 'about.expected.tolerence'; did you mean 'tolerance'?",
         ),
         ({"about": {"expected": {"metric": "x", "value": 1}}}, "about.expected.tolerance is missing"),
@@ -78,7 +78,7 @@ def test_whole_numbers_are_good_floats_and_the_model_section_is_open():
 
 def test_a_recipe_survives_its_own_json():
     parsed = recipe.parse(
-        {"about": {"expected": {"metric": "x", "value": 1, "tolerance": 0}}, "model": {"a": 1}}
+        {"about": {"expected": {"metric": "loss", "value": 1, "tolerance": 0}}, "model": {"a": 1}}
     )
     assert recipe.parse(parsed.model_dump(mode="json")) == parsed
 
@@ -220,3 +220,59 @@ def test_a_long_value_is_quoted_in_part():
     with pytest.raises(ConfigError, match=r"learning_rate: .*got 'x{100,}\.\.\.") as refused:
         recipe.load("default", {"train.learning_rate": "x" * 50_000})
     assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "table, metric, says",
+    [
+        ({}, "nats_per_tokn", "did you mean 'nats_per_token'?"),
+        ({}, "skill", "no report of this run has 'skill'"),
+        ({}, "R", "no report of this run has 'R'"),
+        ({"monitor": {}}, "R", ""),
+        ({}, "R_block01", ""),
+        ({}, "context_gain", ""),
+        ({"data": {"source": "task:parity"}, "train": {"context": 64}}, "accuracy_last@32", "no report"),
+    ],
+)
+def test_an_expected_number_is_one_that_is_measured(table, metric, says):
+    about = {"expected": {"metric": metric, "value": 1.0, "tolerance": 0.1}}
+    try:
+        said = recipe.parse({**table, "about": about}).about.expected and ""
+    except ConfigError as e:
+        said = str(e)
+    assert says in said and bool(says) == bool(said)
+
+
+@pytest.mark.parametrize(
+    "setting, kept",
+    [
+        ({"data.source": "dir:mine"}, False),
+        ({"train.steps": 7}, False),
+        ({"train.seed": 3}, True),
+        ({"eval.every": 50}, True),
+        ({"train.optimizer": "adamw"}, True),  # as it is
+    ],
+)
+def test_a_number_of_the_recipe_is_not_promised_of_another(setting, kept):
+    about = recipe.load("default", setting).about
+    assert (about.expected is not None, about.minutes is not None) == (kept, kept)
+    about = recipe.override(recipe.load("default"), setting).about
+    assert (about.expected is not None, about.minutes is not None) == (kept, kept)
+
+
+def test_a_promise_that_is_set_stays():
+    own = {"metric": "accuracy", "value": 0.5, "tolerance": 0.1}
+    about = recipe.load("default", {"train.steps": 7, "about.expected": own}).about
+    assert about.expected and about.expected.metric == "accuracy" and about.minutes is None
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_copy_of_a_shipped_recipe_keeps_its_promise_as_long_as_it_trains_the_same(tmp_path, changed):
+    text = recipe.list_shipped()["default"].read_text()
+    copy = text.replace('source = "pydoc"', 'source = "file:mine.txt"') if changed else text
+    (tmp_path / "mine.toml").write_text(copy)
+    assert (recipe.load(tmp_path / "mine.toml").about.expected is None) == changed
+    own = copy.replace("value = 1.49", "value = 1.2")
+    (tmp_path / "mine.toml").write_text(own)
+    found = recipe.load(tmp_path / "mine.toml").about.expected
+    assert found and found.value == 1.2

@@ -25,7 +25,9 @@ def watch(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN|DIR|HOST:PATH...", help="Runs, or folders with runs in them.")
     ],
-    once: Annotated[bool, typer.Option("--once", help="Show how things stand, and end.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Show how things stand now, in full or as a table, and end.")
+    ] = False,
     every: Annotated[
         float | None,
         typer.Option(min=0.2, help="Seconds between two looks.  [default: 2, of another machine 10]"),
@@ -34,8 +36,10 @@ def watch(
     """Watch one or many runs, here or through ssh; Ctrl-C ends it, and the runs go on.
 
     Only files are read: a run may be begun, killed or resumed meanwhile. One or two runs are shown in full,
-    more of them in a line each. HOST:PATH is fetched with rsync (recipes, metrics, samples and checks).
+    more of them in a line each. Into a pipe or a file goes a line for every change, until no run is going on.
+    HOST:PATH is fetched with rsync (recipes, metrics, samples and checks).
     """
+    from kssm_mlx.cli.tables import console, show
     from kssm_mlx.runs.glance import Watched
     from kssm_mlx.runs.remote import parse_place
 
@@ -49,7 +53,13 @@ def watch(
         return glances, f"waiting for a run in {absent}" if absent else ""
 
     pause = every or (FAR if any(place.host for place in places) else NEAR)
-    _show_until_interrupted(look, once, pause)
+    screen = console()
+    if once:
+        show(screen, frame(look(False)[0], screen.width))
+    elif screen.is_terminal:
+        _show_until_interrupted(screen, look, pause)
+    else:
+        _tell_until_ended(look, pause)
 
 
 def _find_runs(place: Any, wait: bool) -> list[Path]:
@@ -72,15 +82,9 @@ def _find_runs(place: Any, wait: bool) -> list[Path]:
     return found
 
 
-def _show_until_interrupted(look: Callable[[bool], Seen], once: bool, pause: float) -> None:
+def _show_until_interrupted(screen: Any, look: Callable[[bool], Seen], pause: float) -> None:
     from rich.live import Live
 
-    from kssm_mlx.cli.tables import console, show
-
-    screen = console()
-    if once or not screen.is_terminal:
-        show(screen, frame(look(False)[0], screen.width))
-        return
     seen, note = look(True)
     with Live(frame(seen, screen.width, note), console=screen, screen=True, auto_refresh=False) as live:
         while True:
@@ -88,6 +92,38 @@ def _show_until_interrupted(look: Callable[[bool], Seen], once: bool, pause: flo
             time.sleep(pause)
             seen, note = look_again(partial(look, True), seen)
             live.update(frame(seen, screen.width, note))
+
+
+def _tell_until_ended(look: Callable[[bool], Seen], pause: float) -> None:
+    """What changes, line by line, until every run is done or was stopped."""
+    from kssm_mlx.terminal import printable
+
+    told: set[str] = set()
+    seen, note = look(True)
+    while True:
+        for key, line in changes(seen, note):
+            if key not in told:
+                typer.echo(printable(line))  # which flushes: a pipe has it at once
+                told.add(key)
+        if seen and not note and not any(glance.held for glance in seen):  # done, it may yet be checked
+            return
+        time.sleep(pause)
+        seen, note = look_again(partial(look, True), seen)
+
+
+def changes(seen: Sequence[Any], note: str) -> Iterable[tuple[str, str]]:
+    """What there is to say at one moment, each behind what makes it news: no speed and no time left."""
+    from kssm_mlx.runs.layout import distinct_names
+
+    if note:
+        yield note, note
+    for glance, name in zip(seen, distinct_names([each.folder for each in seen]), strict=True):
+        stands = f"{name}  {glance.status}  step {_progress(glance)}"
+        key = f"{glance.folder} {glance.status} {glance.step} {glance.evaluation.get('step')}"
+        yield key, f"{stands}{_format_time_left(glance)}  {_numbers(glance)}"
+        for said in (glance.event, *glance.warnings):
+            if said:
+                yield f"{glance.folder} {said}", f"{name}  {said}"
 
 
 def look_again(look: Callable[[], Seen], before: list[Any]) -> Seen:

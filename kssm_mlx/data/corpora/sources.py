@@ -31,12 +31,7 @@ def open_corpus(source: str) -> Corpus:
     Raises: ConfigError for an unknown kind of source or a missing optional package, DataError for text
         that is missing, unreadable, empty or not UTF-8.
     """
-    kind, _, target = source.partition(":")
-    if kind not in _READERS or (kind == "pydoc" and target) or (kind not in _BUILT_IN and not target):
-        raise ConfigError(
-            f"data.source is {source!r}; expected pydoc, themes, file:PATH, dir:PATH, jsonl:PATH, "
-            f"gutenberg:FOLDER, wikitext:PATH, wikitext-joined:PATH or hf:NAME{_guess_meant(source, kind)}"
-        )
+    kind, target = parse_source(source)
     texts = Texts(*_READERS[kind](target))
     documents = [text for text in texts.documents if text.strip()]
     if not documents:
@@ -46,13 +41,26 @@ def open_corpus(source: str) -> Corpus:
     return Corpus(name, source, documents, texts.licence, digest, texts.validation, texts.whole)
 
 
-def _guess_meant(source: str, kind: str) -> str:
-    """What a source that is none may have been meant to be."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return f"; did you mean 'dir:{source}'?"
-    if path.is_file():
-        return f"; did you mean '{'jsonl' if path.suffix == '.jsonl' else 'file'}:{source}'?"
+def parse_source(source: str) -> tuple[str, str]:
+    """`file:a.txt` -> ("file", "a.txt"); nothing is read. Raises: ConfigError for an unknown kind."""
+    kind, _, target = source.partition(":")
+    if kind not in _READERS or (kind == "pydoc" and target) or (kind not in _BUILT_IN and not target):
+        raise ConfigError(
+            f"data.source is {source!r}; expected pydoc, themes, file:PATH, dir:PATH, jsonl:PATH, "
+            "gutenberg:FOLDER, wikitext:PATH, wikitext-joined:PATH or hf:NAME"
+            f"{_guess_meant(source, kind, target)}"
+        )
+    return kind, target
+
+
+def _guess_meant(source: str, kind: str, target: str) -> str:
+    """What a source that is none may have been meant to be: a path without its kind, or under another."""
+    for path in (source, target):
+        if path and (there := Path(path).expanduser()).exists():
+            ending = "jsonl" if there.suffix == ".jsonl" else "file"
+            return f"; did you mean '{'dir' if there.is_dir() else ending}:{path}'?"
+    if meant := _MEANT.get(kind.lower()):
+        return f"; did you mean '{meant}:{target}'?"
     return nearest(kind, _READERS)
 
 
@@ -143,6 +151,13 @@ def _hf(target: str) -> tuple[list[str], str]:
 
 
 _BUILT_IN = ("pydoc", "themes")
+# What elsewhere are names of kinds.
+_MEANT = {
+    **dict.fromkeys(("folder", "directory", "path"), "dir"),
+    **dict.fromkeys(("text", "txt", "md"), "file"),
+    **dict.fromkeys(("json", "ndjson"), "jsonl"),
+    **dict.fromkeys(("huggingface", "dataset", "datasets", "hub"), "hf"),
+}
 _READERS = {
     "pydoc": _pydoc,
     "themes": _themes,

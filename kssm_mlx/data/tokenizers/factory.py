@@ -25,6 +25,7 @@ from kssm_mlx.data.tokenizers.rwkv_world import WorldTokenizer
 from kssm_mlx.errors import ConfigError, DataError, nearest
 from kssm_mlx.parsing import parse_json
 
+WORDS = ("bytes", "chars", "chars-reserved")
 NAMED = ("gpt2", "cl100k", "neox")  # tokenizers that models were published with: data/tokenizers/published.py
 
 
@@ -47,6 +48,7 @@ def make_tokenizer(
     Raises: ConfigError for another word or a corpus that is missing, DataError for a file that cannot be
         had or is another tokenizer.
     """
+    require_known_tokenizer(spec)
     kind, _, target = spec.partition(":")
     documents = documents or []
     if spec == "bytes":
@@ -57,18 +59,25 @@ def make_tokenizer(
         return CharTokenizer.from_documents(documents)
     if spec == "chars-reserved":
         return ControlCharTokenizer.from_documents(documents, special_tokens=special_tokens)
-    if kind == "bpe" and target.isdecimal():
+    if kind == "bpe":
         return train_bpe(documents if train is None else train, int(target))
-    if kind == "hf" and target:
+    if kind == "hf":
         return _huggingface(_hf_content(target), spec)
-    if kind == "world" and target:
+    if kind == "world":
         return WorldTokenizer.from_file(target, spec)
-    if kind in NAMED and target:
-        return load_published(kind, target)
+    return load_published(kind, target)
+
+
+def require_known_tokenizer(spec: str) -> None:
+    """Raises: ConfigError for a word that names no kind of tokenizer; no file is read."""
+    kind, _, target = spec.partition(":")
+    of_file = kind in ("hf", "world", *NAMED) and target
+    if spec in WORDS or of_file or (kind == "bpe" and target.isdecimal()):
+        return
     raise ConfigError(
         f"data.tokenizer is {spec!r}; expected bytes, chars, chars-reserved, bpe:SIZE, hf:PATH|REPO, "
         f"world:PATH, {', '.join(f'{name}:PATH' for name in NAMED)}"
-        f"{nearest(spec, ('bytes', 'chars', 'chars-reserved'))}"
+        f"{nearest(spec, WORDS)}"
     )
 
 
