@@ -1,4 +1,4 @@
-"""Learned vectors before every text: what the tokens they are embeddings of would do, and no more is trained."""
+"""Learned vectors before every text do what tokens with these embeddings would, and nothing else is trained."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_draw_of_its_beginning_follows_the_seed():
 def test_without_vectors_it_is_a_state():
     assert type(begin_text(plain("gru"), 0)) is StateTuned
     assert type(begin_text(plain("gru"), 2)) is PromptTuned
-    with pytest.raises(ConfigError, match="model.prompt_tokens is 0; expected at least 1"):
+    with pytest.raises(ConfigError, match=r"model\.prompt_tokens is 0; expected at least 1"):
         PromptTuned(plain("gru"), 0)
 
 

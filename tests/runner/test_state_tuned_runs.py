@@ -1,4 +1,4 @@
-"""Runs that learn an initial state or a prompt: the base model's bits, exact resume, the file, what refuses it."""
+"""Runs that learn an initial state or a prompt: bits of the base model, exact resume, the file, refusals."""
 
 from __future__ import annotations
 
