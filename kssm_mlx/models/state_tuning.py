@@ -17,7 +17,7 @@ Source: BlinkDL's RWKV-PEFT, "state tuning".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -61,43 +61,52 @@ class StateTuned(RecurrentModel):
         return self._by_token(tokens, cache, intervention, resets, lengths, key)
 
     def _by_token(self, tokens, cache: Cache, intervention, resets, lengths, key):
-        hidden, traces, T = [], [], tokens.shape[1]
+        hidden, traces, T, starts = [], [], tokens.shape[1], self.find_beginning()
         keys = [None] * T if key is None else mx.random.split(key, T)
         for t in range(T):
             left = None if lengths is None else lengths - t
             here = resets[:, t] if left is None else resets[:, t] & (left > 0)
             x, cache, trace = self.host.hidden(
-                tokens[:, t : t + 1], self._restart_rows(cache, here), intervention, lengths=left, key=keys[t]
+                tokens[:, t : t + 1],
+                self._restart_rows(cache, here, starts),
+                intervention,
+                lengths=left,
+                key=keys[t],
             )
             hidden.append(x)
             traces.append(trace)
         return mx.concatenate(hidden, axis=1), cache, join_traces(traces)
 
     def _begin_cache(self, cache: Cache | None, B: int) -> Cache:
-        """The cache, with the learned state in every entry that has read nothing."""
+        """The cache, with what was learned in every entry that has read nothing."""
         found = self.make_cache() if cache is None else cache
-        return [self._begun_entry(i, found[i], B) for i in range(len(self.layers))]
-
-    def _begun_entry(self, i: int, entry: Any, B: int) -> list:
-        start, slots = self._initial_entry(i), self.slots_of(i)
-        arrays = [entry[j] for j in range(len(slots))]
-        if not start or arrays[slots.index(next(iter(start)))] is not None:
-            return arrays
+        entries = [[found[i][j] for j in range(len(self.slots_of(i)))] for i in range(len(self.layers))]
+        if not any(_has_read_nothing(entry) for entry in entries):
+            return entries
         return [
-            mx.broadcast_to(start[slot][None], (B, *start[slot].shape)) if slot in start else array
-            for slot, array in zip(slots, arrays, strict=True)
+            self._begin_entry(i, entry, start, B) if _has_read_nothing(entry) else entry
+            for i, (entry, start) in enumerate(zip(entries, self.find_beginning(), strict=True))
         ]
 
-    def _restart_rows(self, cache: Cache, here: mx.array) -> Cache:
+    def _begin_entry(self, i: int, entry: list, start: dict[str, mx.array], B: int) -> list:
+        return [
+            mx.broadcast_to(start[slot][None], (B, *start[slot].shape)) if slot in start else array
+            for slot, array in zip(self.slots_of(i), entry, strict=True)
+        ]
+
+    def _restart_rows(self, cache: Cache, here: mx.array, starts: list[dict[str, mx.array]]) -> Cache:
         """The cache with what a text begins with in the rows `here` [B]."""
         return [
             [
                 None if a is None else mx.where(here.reshape(-1, *[1] * (a.ndim - 1)), start.get(slot, 0), a)
                 for slot, a in zip(self.slots_of(i), entry, strict=True)
             ]
-            for i, entry in enumerate(cache)
-            for start in [self._initial_entry(i)]
+            for i, (entry, start) in enumerate(zip(cache, starts, strict=True))
         ]
+
+    def find_beginning(self) -> list[dict[str, mx.array]]:
+        """What every block begins a text with, by slot, without the batch axis."""
+        return [self._initial_entry(i) for i in range(len(self.layers))]
 
     def _initial_entry(self, i: int) -> dict[str, mx.array]:
         """What block i begins with, by slot, without the batch axis."""
@@ -174,6 +183,10 @@ class StateTuned(RecurrentModel):
 
     def component(self, path: str) -> str:
         return "state" if path.startswith("initial.") else component_of(self.host, path.removeprefix("host."))
+
+
+def _has_read_nothing(entry: list) -> bool:
+    return all(array is None for array in entry)
 
 
 def _learned_slots(host: RecurrentModel) -> list[tuple[str, ...]]:

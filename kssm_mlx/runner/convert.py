@@ -115,7 +115,9 @@ def _export_state(source: str | Path, file: Path, verify: bool) -> Path:
         raise ConfigError(f"{file} is in use; write into a new file")
     trained = load(source, verify=verify)
     if not isinstance(trained.model, StateTuned):
-        raise ConfigError(f'{source} has no learned state; only a run with model.train = "state" has one')
+        raise ConfigError(
+            f'{source} has no learned state; only a run with model.train = "state" or "prompt" has one'
+        )
     save_initial_state(file, trained.model, trained.notes["base_digest"])
     return file
 

@@ -69,7 +69,7 @@ def evaluate(
 def _evaluate_run(trained: Trained, folder: Path, source: str | None, tokens: int | None) -> Reading:
     recipe = read_recipe(folder)
     data = TokenData.open(folder / "data")
-    special, by_document = data.index["special_tokens"], recipe["model"].get("train") == "state"
+    special, by_document = data.index["special_tokens"], recipe["model"].get("train") in ("state", "prompt")
     # Of each document a row is scored there, so that how much text it takes is not known beforehand.
     most = None if by_document else tokens or recipe["eval"]["tokens"]
     split = data.validation if source is None else _read_foreign(source, trained.tokenizer, special, most)

@@ -18,7 +18,7 @@ from kssm_mlx.models import adapters
 from kssm_mlx.models.base import LanguageModel, Trained, flatten
 from kssm_mlx.models.grafts.configs import configure
 from kssm_mlx.models.grafts.graft import graft
-from kssm_mlx.models.state_tuning import StateTuned
+from kssm_mlx.models.prompt_tuning import begin_text
 from kssm_mlx.runner.base_model_cache import locate_base_model
 from kssm_mlx.runner.pretrained import open_model
 from kssm_mlx.runs.layout import RECIPE
@@ -129,8 +129,9 @@ def adapt_base(model: LanguageModel, section: Pretrained, seed: int) -> Language
         quantize(model, **section.quantize.model_dump())
     if section.train in ("lora", "dora", "qlora"):
         adapters.attach_lora(model, section.rank, section.alpha, seed, section.train)
-    if section.train == "state":
-        model = StateTuned(model)
+    if section.train in ("state", "prompt"):
+        prompt = section.prompt_tokens if section.train == "prompt" else 0
+        model = begin_text(model, prompt, seed)
         mx.eval(model.parameters())
     # Before the graft, which is what is trained.
     if section.train == "frozen":

@@ -14,6 +14,7 @@ from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.generation.initial_state import load_initial_state
 from kssm_mlx.models.base import Trained
 from kssm_mlx.models.interventions.calibration import ModelWithIntervention
+from kssm_mlx.models.prompt_tuning import begin_text
 from kssm_mlx.models.state_tuning import StateTuned
 from kssm_mlx.runner.folder import read_run_recipe
 from kssm_mlx.runner.initial_model import load_trained_parameters, rebuild_initial_model
@@ -67,7 +68,7 @@ def begin_with_state(trained: Trained, path: str | Path) -> Trained:
     if isinstance(trained.model, StateTuned):
         raise ConfigError(f"{trained.source} begins with a learned state of its own; give its base model")
     arrays = load_initial_state(path, trained.digest)
-    model = StateTuned(trained.model)
+    model = begin_text(trained.model, len(arrays.get("prompt", ())))
     try:
         load_trained_parameters(model, arrays)
     except (CheckpointError, ValueError) as e:

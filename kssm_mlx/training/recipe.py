@@ -94,15 +94,15 @@ class Recipe(Section):
 
     @property
     def reads_beginnings(self) -> bool:
-        """Whether the rows of a text are the beginnings of its documents: a learned state is for these."""
-        return isinstance(self.model, Pretrained) and self.model.train == "state"
+        """Whether rows of a text are beginnings of its documents, which a learned state or prompt is for."""
+        return isinstance(self.model, Pretrained) and self.model.train in ("state", "prompt")
 
     @model_validator(mode="after")
     def _state_is_not_handed_off(self):
-        if self.reads_beginnings and self.train.hand_off:
+        if isinstance(self.model, Pretrained) and self.reads_beginnings and self.train.hand_off:
             raise ValueError(
-                'train.hand_off carries a state from row to row, and model.train = "state" learns the one '
-                "that rows begin with; leave one of them out"
+                "train.hand_off carries a state from row to row, and model.train = "
+                f'"{self.model.train}" learns what rows begin with; leave one of them out'
             )
         return self
 

@@ -178,14 +178,15 @@ class Pretrained(Section):
         "trained here first",
         min_length=1,
     )
-    train: Literal["lora", "dora", "qlora", "state", "full", "frozen"] = setting(
+    train: Literal["lora", "dora", "qlora", "state", "prompt", "full", "frozen"] = setting(
         "lora",
         "`lora` trains adapters beside its wide projections, `dora` their norms too, `qlora` adapters beside "
         "projections in few bits, `state` the state that a text begins with, "
-        "`full` every parameter, `frozen` none of its own",
+        "`prompt` vectors that are read before every text, `full` every parameter, `frozen` none of its own",
     )
     rank: int = setting(8, "of the adapters", unit="dimensions", ge=1, le=2**14)
     alpha: float = setting(16.0, "adapters are scaled by alpha / rank", gt=0)
+    prompt_tokens: int = setting(16, "vectors of `prompt`", ge=1, le=2**12)
     quantize: Quantize | None = setting(
         None, "its weights in few bits, in memory, as kssm convert writes them: `{ bits = 4 }`"
     )
@@ -223,7 +224,8 @@ class Pretrained(Section):
         """The stem of the checkpoint file that holds what is trained."""
         if self.graft is not None:
             return "graft"
-        return {"state": "initial_state", "full": "model", "frozen": "model"}.get(self.train, "adapters")
+        whole = {"full": "model", "frozen": "model"}
+        return {**whole, "state": "initial_state", "prompt": "prompt"}.get(self.train, "adapters")
 
     @model_validator(mode="after")
     def _bits_are_frozen(self):
@@ -236,10 +238,10 @@ class Pretrained(Section):
 
     @model_validator(mode="after")
     def _state_alone(self):
-        if self.train == "state" and self.graft is not None:
+        if self.train in ("state", "prompt") and self.graft is not None:
             raise ValueError(
-                'train = "state" learns what the base model begins with, a graft what stands in it; leave '
-                "one of them out"
+                f'train = "{self.train}" learns what the base model begins with, a graft what stands in it; '
+                "leave one of them out"
             )
         return self
 

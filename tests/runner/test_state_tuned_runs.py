@@ -1,4 +1,4 @@
-"""Runs that learn an initial state: the base model's bits, exact resume, the file, what refuses it."""
+"""Runs that learn an initial state or a prompt: bits of the base model, exact resume, the file, refusals."""
 
 from __future__ import annotations
 
@@ -33,16 +33,24 @@ from tests.support.pretrained_runs import TOKENS, latest, parameters, passed, tr
 pytestmark = pytest.mark.usefixtures("quick")
 
 
+STORED = {"state": "initial_state", "prompt": "prompt"}
+
+
+@pytest.fixture(params=STORED)
+def kind(request):
+    return request.param
+
+
 @pytest.fixture
-def run(base_model, tmp_path):
+def run(base_model, tmp_path, kind):
     folder = tmp_path / "run"
-    train(base_model, folder, train="state")
+    train(base_model, folder, train=kind)
     return folder
 
 
-def test_a_run_learns_a_state_and_no_weight(base_model, run):
-    stored = mx.load(str(latest(run) / "initial_state.safetensors"))
-    assert stored and all(name.startswith("initial.") for name in stored)
+def test_a_run_learns_a_state_and_no_weight(base_model, run, kind):
+    stored = mx.load(str(latest(run) / f"{STORED[kind]}.safetensors"))
+    assert stored and all(name.startswith(("initial.", "prompt")) for name in stored)
     model, before = load(run).model, parameters(open_model(base_model).model)
     after = {n.removeprefix("host."): a for n, a in parameters(model).items() if n not in stored}
     assert after.keys() == before.keys() and all(mx.array_equal(after[n], before[n]) for n in before)
@@ -50,14 +58,14 @@ def test_a_run_learns_a_state_and_no_weight(base_model, run):
     assert evaluate(load(run), run, tokens=256)["nats_per_token"] > 0
 
 
-def test_a_resumed_run_is_the_unbroken_one(base_model, run, tmp_path):
+def test_a_resumed_run_is_the_unbroken_one(base_model, run, kind, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run, again)
-    unbroken = mx.load(str(latest(run) / "initial_state.safetensors"))
+    unbroken = mx.load(str(latest(run) / f"{STORED[kind]}.safetensors"))
     shutil.rmtree(latest(again))
-    result, _ = train(base_model, again, train="state", resume=True)
+    result, _ = train(base_model, again, train=kind, resume=True)
     assert (result.started_at, result.step) == (12, 24)
-    other = mx.load(str(latest(again) / "initial_state.safetensors"))
+    other = mx.load(str(latest(again) / f"{STORED[kind]}.safetensors"))
     assert all(mx.array_equal(unbroken[name], other[name]) for name in unbroken)
 
 
@@ -100,11 +108,11 @@ def test_other_tools_have_no_place_for_it(run, base_model, tmp_path):
         export(run, tmp_path / "there", format="state")
 
 
-def test_what_does_not_go_with_it_is_refused(base_model):
-    model = {"base": str(base_model), "train": "state"}
+def test_what_does_not_go_with_it_is_refused(base_model, kind):
+    model = {"base": str(base_model), "train": kind}
     with pytest.raises(ConfigError, match=r"train.hand_off carries a state from row to row"):
         parse({"model": model, "train": {"hand_off": True}})
-    with pytest.raises(ConfigError, match=r'train = "state" learns what the base model begins with'):
+    with pytest.raises(ConfigError, match=f'train = "{kind}" learns what the base model begins with'):
         parse({"model": {**model, "graft": {"core": "hook"}}})
 
 
@@ -136,12 +144,12 @@ def test_documents_are_cut_some_at_a_time(monkeypatch):
     assert (few.ids[:] == cut.ids[:]).all() and (few.scored == cut.scored).all()
 
 
-def test_a_text_of_documents_is_read_by_their_beginnings(base_model, tmp_path):
+def test_a_text_of_documents_is_read_by_their_beginnings(base_model, kind, tmp_path):
     """Through training, checks, evaluation: sixteen themes, many documents."""
     recipe = parse(
         {
             "data": {"source": "themes:seed=1,samples=60", "tokenizer": "bytes"},
-            "model": {"base": str(base_model), "train": "state"},
+            "model": {"base": str(base_model), "train": kind},
             "train": {"steps": 4, "batch_size": 4, "context": 16, "warmup": 0},
             "eval": {"every": 4, "tokens": 256, "sample_tokens": 4},
             "save": {"every": 4},
