@@ -95,7 +95,7 @@ def test_a_hold_is_in_the_trace(tmp_path):
         (["--hold", "R=0.1,0.2"], "one value"),
         (["--hold", "R"], "--hold takes SITE=VALUE"),
         (["--hold", "Q=0.1"], "no clamp site 'Q'; this model has R, psi, output"),
-        (["--carried"], "add --hold R=0.5"),
+        (["--carried"], "without --hold R=0.5; add that"),
     ],
 )
 def test_a_hold_that_cannot_be_is_refused(options, says):

@@ -20,7 +20,7 @@ from kssm_mlx.runner.evaluate import evaluate
 from kssm_mlx.training.recipe import list_shipped, load, parse
 
 RECIPE = """
-about = { question = "Runs?", minutes = 5, expected = { metric = "accuracy", value = 0.5, tolerance = 0.1 } }
+about = { question = "Runs?", minutes = 5, expected = { metric = "loss", value = 0.5, tolerance = 1 } }
 data = { source = "pydoc", tokenizer = "chars" }
 model = { family = "kssm_v1", size = "s" }
 train = { steps = 900, learning_rate = 3e-3, warmup = 2 }
