@@ -151,7 +151,7 @@ def test_a_base_model_takes_the_place_of_a_family(tmp_path):
         ({"base": "folder", "family": "mamba"}, "unknown key 'model.family'"),
         (
             {"base": "folder", "train": "some"},
-            "model.train: input should be 'lora', 'dora', 'qlora', 'state', 'full' or 'frozen'",
+            "model.train: input should be 'lora', 'dora', 'qlora', 'state', 'prompt', 'full' or 'frozen'",
         ),
         ({"base": "folder", "rank": 0}, "model.rank: .*greater than or equal to 1"),
         ({"base": ""}, "model.base: "),
