@@ -1,4 +1,4 @@
-"""Learned vectors before every text do what tokens with these embeddings would, and they alone are trained."""
+"""Learned vectors before every text do what tokens with these embeddings do, and they alone are trained."""
 
 from __future__ import annotations
 
