@@ -111,7 +111,7 @@ def test_describe_counts_and_finds_what_is_there_twice(tmp_path):
         (["wikitext", "{}/a.txt", "{}/out"], "has no article"),
         (["wikitext", "{}", "{}/out"], "is a directory"),
         (["bpe", "file:{}/a.txt", "{}/out"], "the text has only 265 of 16384 tokens"),
-        (["describe", "flie:{}/a.txt"], "did you mean 'file'"),
+        (["describe", "flie:{}/a.txt"], "did you mean 'file:"),
         (["describe", "themes", "--tokenizer", "cl100k:{}/a.txt"], "is not a Hugging Face tokenizer.json"),
     ],
 )
