@@ -13,6 +13,7 @@ hf:NAME          the field `text` of the train split of a Hugging Face dataset; 
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kssm_mlx.data.corpora.text_files import ENDINGS, read_text, text_files
 from kssm_mlx.errors import ConfigError, DataError, nearest
 from kssm_mlx.parsing import parse_json
 
+SLIP = 0.75  # likeness of two words from which one is the other mistyped: "flie" and "file"
 GIVEN = "as given by the user"  # the licence of a file
 
 
@@ -54,7 +56,9 @@ def parse_source(source: str) -> tuple[str, str]:
 
 
 def _guess_meant(source: str, kind: str, target: str) -> str:
-    """What a source that is none may have been meant to be: a path without its kind, or under another."""
+    """What a source that is none may have been meant to be: a slip, or a path with another kind or none."""
+    if slip := get_close_matches(kind, _READERS, n=1, cutoff=SLIP):
+        return f"; did you mean '{slip[0]}{':' if target else ''}{target}'?"
     for path in (source, target):
         if path and (there := Path(path).expanduser()).exists():
             ending = "jsonl" if there.suffix == ".jsonl" else "file"

@@ -75,7 +75,7 @@ def test_the_digest_sees_where_a_document_ends():
         ("pidoc", "did you mean 'pydoc'"),
         ("pydoc:x", "expected pydoc, themes, file:PATH"),
         ("file:", "expected pydoc, themes, file:PATH"),
-        ("jsnl:a", "did you mean 'jsonl'"),
+        ("jsnl:a", "did you mean 'jsonl:a'"),
     ],
 )
 def test_an_unknown_source_is_refused(source, message):
