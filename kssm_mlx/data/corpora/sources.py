@@ -57,7 +57,8 @@ def parse_source(source: str) -> tuple[str, str]:
 
 def _guess_meant(source: str, kind: str, target: str) -> str:
     """What a source that is none may have been meant to be: a slip, or a path with another kind or none."""
-    if slip := get_close_matches(kind, _READERS, n=1, cutoff=SLIP):
+    slip = [] if Path(source).expanduser().exists() else get_close_matches(kind, _READERS, n=1, cutoff=SLIP)
+    if slip:
         return f"; did you mean '{slip[0]}{':' if target else ''}{target}'?"
     for path in (source, target):
         if path and (there := Path(path).expanduser()).exists():
