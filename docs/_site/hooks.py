@@ -16,6 +16,7 @@ from kssm_mlx.checks.document import list_own_entries, render_entry
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 
 
+FENCE = re.compile(r"^(```\w+) no-test$", re.M)  # a word for the tests, with which it would be no block here
 ROW = re.compile(r"^\| ([A-Z]+\d+) \|", re.M)
 NAMES = re.compile(r"^From `([\w.]+)`:\n\n((?:\|.*\n)+)", re.M)
 
@@ -43,6 +44,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
         markdown = ROW.sub(r"| [\1](checks/\1.md) |", markdown)
     if page.file.src_uri == "api.md":
         markdown = NAMES.sub(_add_docstrings, markdown)
+    markdown = FENCE.sub(r"\1", markdown)
     folder = posixpath.dirname(page.file.src_uri)
 
     def inside(match: re.Match) -> str:

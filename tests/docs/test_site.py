@@ -64,6 +64,7 @@ def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path):
     home = (tmp_path / "site/index.html").read_text()
     for page in (tmp_path / "site").rglob("*.html"):
         assert not re.search(r"""(src|<link[^>]* href)=["']?https?:""", page.read_text()), page
+        assert "```" not in page.read_text(), f"{page} has a block that is none"
     api = (tmp_path / "site/api.html").read_text()
     for groups in SECTIONS.values():
         for module, names in groups.items():
