@@ -12,6 +12,7 @@ import numpy as np
 from kssm_mlx.reports.style import INK, MUTED, PALETTE, draw_heading, picture, shades
 from kssm_mlx.terminal import printable
 
+LEAST_LINES = 4  # room for a colour bar that can be read
 COLUMNS, MOST_LINES = 88, 40  # of characters, of a text that is drawn
 WIDTH = 9.0  # inches
 LINE, PANEL = 0.21, 2.1  # inches of height
@@ -41,7 +42,7 @@ def plot_written(
     """
     values = np.array([_mean_of(row, names[0]) for row in rows])
     cells = list(lay_out([row["text"] for row in rows]))
-    lines = max((line for _, line, _, _ in cells), default=0) + 1
+    lines = max(LEAST_LINES, max((line for _, line, _, _ in cells), default=0) + 1)
     with picture(path, (WIDTH, 1.0 + LINE * lines + PANEL * len(names))) as figure:
         axes = figure.subplots(1 + len(names), 1, height_ratios=[LINE * lines, *[PANEL] * len(names)])
         _draw_text(figure, axes[0], cells, lines, values, names[0])
@@ -89,8 +90,9 @@ def _draw_text(figure: Any, ax: Any, cells: list, lines: int, values: np.ndarray
         ax.text(column + 0.5, line + 0.55, character, color=ink, parse_math=False, **look)
     ax.set(xlim=(0, COLUMNS), ylim=(lines, 0))
     ax.axis("off")
-    ticks = [low, high] if lines < 3 else [low, (low + high) / 2, high]  # more have no room
+    ticks = [low, (low + high) / 2, high]
     bar = figure.colorbar(colours, ax=ax, aspect=max(4, lines), pad=0.01, ticks=ticks, format="%.3f")
+    bar.set_label(name)
     bar.outline.set_visible(False)
 
 
