@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+WHOLE = "\u00a0±\u00a0"  # a number and its error stay on one line
 INDENT: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    "}
 
 
@@ -29,7 +30,9 @@ def recipes(
     screen = console()
     for name in list_shipped():
         about = load(name).about
-        screen.print(f"{name}  {_cost(about)}", style="bold", markup=False)
+        cost = _cost(about).replace(" ± ", WHOLE)
+        heading = fill(f"{name}  {cost}", screen.width, subsequent_indent="    ")
+        screen.print(heading.replace(WHOLE, " ± "), style="bold", markup=False, soft_wrap=True)
         lines = fill(about.question or "no question stated", min(screen.width, 80), **INDENT)
         screen.print(lines, markup=False, soft_wrap=True)
     typer.echo("kssm train RECIPE trains one; kssm train RECIPE --smoke tries all of it in a minute or so.")

@@ -146,6 +146,13 @@ def test_tables_are_as_wide_as_columns_says_and_end_without_blanks(monkeypatch, 
     assert max(map(len, lines)) <= int(columns) and not [line for line in lines if line != line.rstrip()]
 
 
+def test_a_number_and_its_error_stay_on_one_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = kssm("recipes").stdout.splitlines()
+    assert max(map(len, lines[:-2])) <= 60 and not [line for line in lines if line.rstrip().endswith("±")]
+    assert "    2.65 ± 0.05)" in lines
+
+
 def test_recipes_fit_80_columns():
     lines = kssm("recipes").stdout.splitlines()
     questions = [line for line in lines if line.startswith("    ")]
