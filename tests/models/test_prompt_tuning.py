@@ -7,12 +7,8 @@ import pytest
 
 from kssm_mlx import models
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import flatten
 from kssm_mlx.models.prompt_tuning import PromptTuned, begin_text
 from kssm_mlx.models.state_tuning import StateTuned
-from kssm_mlx.training.recipe_sections import Train
-from kssm_mlx.training.state import initial_state
-from kssm_mlx.training.step import make_step
 from tests.models.test_state_tuning import SMALL, plain
 from tests.support import model_contract as contract
 from tests.support.small_kssm import assert_close
@@ -60,18 +56,7 @@ def test_it_keeps_what_every_model_promises(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_it_alone_is_trained(name):
-    model, train = tuned(name), Train(learning_rate=0.05, warmup=0, schedule="constant")
-    frozen = {n: mx.array(a) for n, a in flatten(model.parameters()).items() if n.startswith("host.")}
-    step, state = make_step(model, train, compile=False), initial_state(model, train)
-    assert [(n, a.shape) for n, a in flatten(state.params).items()] == [("prompt", model.prompt.shape)]
-    losses = []
-    for _ in range(6):
-        state, metrics = step(state, contract.tokens(4, 9))
-        losses.append(metrics["loss"].item())
-    assert losses[-1] < losses[0] - 1e-4
-    model.update(state.params)
-    after = flatten(model.parameters())
-    assert all(mx.array_equal(after[n], a) for n, a in frozen.items())
+    contract.assert_it_alone_is_trained(tuned(name), "prompt")
 
 
 def test_gradients_are_those_of_central_differences():

@@ -8,11 +8,7 @@ from mlx.utils import tree_flatten
 
 from kssm_mlx import models
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.models.base import flatten
 from kssm_mlx.models.state_tuning import StateTuned
-from kssm_mlx.training.recipe_sections import Train
-from kssm_mlx.training.state import initial_state
-from kssm_mlx.training.step import make_step
 from tests.support import model_contract as contract
 from tests.support.small_kssm import assert_close
 
@@ -71,22 +67,7 @@ def test_it_acts_and_keeps_what_every_model_promises(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_it_alone_is_trained(name):
-    model, train = StateTuned(plain(name)), Train(learning_rate=0.05, warmup=0, schedule="constant")
-    frozen = {n: mx.array(a) for n, a in flatten(model.parameters()).items() if n.startswith("host.")}
-    step, state, x = (
-        make_step(model, train, compile=False),
-        initial_state(model, train),
-        contract.tokens(4, 9),
-    )
-    assert all(n.startswith("initial.") for n in flatten(state.params))
-    losses = []
-    for _ in range(6):
-        state, metrics = step(state, x)
-        losses.append(metrics["loss"].item())
-    assert losses[-1] < losses[0] - 1e-4
-    model.update(state.params)
-    after = flatten(model.parameters())
-    assert all(mx.array_equal(after[n], a) for n, a in frozen.items())
+    contract.assert_it_alone_is_trained(StateTuned(plain(name)), "initial.")
 
 
 def test_gradients_are_those_of_central_differences():
