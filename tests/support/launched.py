@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -43,9 +44,18 @@ def free_ports(count: int) -> int:
         return start
 
 
+# What MLX adds, in the pieces in which it writes: those of several threads and of the launcher get between
+# each other, as in "[ring] Socket 3", a warning of the launcher's, " was closed by the peer".
+ADDED = re.compile(
+    r"\x1b\[33m\[WARN\]| ?Node with rank \d+ exited with code -?\d+( ?\x1b\[0m ?\n?)?|\x1b\[0m ?\n?"
+    r"|\[ring\] ?|(Receiving from socket|Sending to socket|Socket) \d+| was closed by the peer"
+    r"| failed with errno \d+|Too many send/recv errors\. Failing pending tasks\.\.\."
+)
+
+
 def said(done: subprocess.CompletedProcess) -> list[str]:
     """What the processes wrote to stderr, without what MLX's ring and launcher add: it ends those that are
     left by SIGTERM, which may find them in a step.
     """
-    others = ("[ring] ", "\x1b[33m[WARN]", "SIGTERM: finishing")
-    return [line for line in done.stderr.splitlines() if line and not line.startswith(others)]
+    lines = ADDED.sub("", done.stderr).splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("SIGTERM: finishing")]
