@@ -32,14 +32,14 @@ LONGEST_COMPILED, LONGEST_SERIAL, SERIAL = 4096, 512, ("kuramoto_bank", "ball_we
 
 
 def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
-    for name, (function, draw) in OPS.items():
+    for name in OPS:
         for T in lengths:
             yield Case(
                 f"ops/{name}/T{T}",
                 f"{name}: forward and backward, B {B}, T {T}",
                 B * T,
                 "tokens",
-                lambda name=name, function=function, draw=draw, T=T: _forms(name, function, draw(T)),
+                partial(_forms, name, T),
                 {"op": name, "T": T},
             )
     yield from _equal_lanes()
@@ -89,10 +89,11 @@ def least_bytes(function: Callable, inputs: tuple[mx.array, ...]) -> int:
     return 3 * sum(x.nbytes for x in inputs) + 2 * sum(y.nbytes for y in function(*inputs))
 
 
-def _forms(op: str, function: Callable, inputs: tuple[mx.array, ...]) -> dict[str, Contender]:
+def _forms(op: str, T: int) -> dict[str, Contender]:
     """Every form this device can run; last, under its own name, the one that `auto` takes."""
+    function, draw = OPS[op]
+    inputs = draw(T)
     kernel = dispatch.kernel(op, "auto") is not None
-    T = inputs[-1].shape[1]
     longest, found = LONGEST_SERIAL if op in SERIAL else LONGEST_COMPILED, {}
     if not kernel or longest >= T:
         found["compiled"] = both_ways(partial(function, impl="compiled"), inputs)

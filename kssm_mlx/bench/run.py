@@ -32,7 +32,8 @@ def bench(
 ) -> Path:
     """Run the cases and write `<device>.json`, `.md` and the pictures into `folder`; returns the JSON's path.
 
-    Cases that the folder holds from an earlier run and that are not run now stay, with their own date.
+    Cases that the folder holds from an earlier run and that are not run now stay, with their own date. The
+    JSON is written after every case: a machine that runs out of memory in one keeps those before it.
     show: called with each case's record as soon as it is measured.
     Raises: ConfigError when there is nothing to run.
     """
@@ -41,15 +42,18 @@ def bench(
     folder.mkdir(parents=True, exist_ok=True)
     facts = environment.facts()
     path = folder / f"{device_name(facts)}.json"
-    records = _read_earlier_records(path)
-    for case in cases:
-        measured = record(case, compare(case.make(), turns, budget), facts["commit"])
-        records[case.key] = measured
-        if show:
-            show(measured)
-    results = _drop_nan(summary(list(records.values()), facts, machine_rates()))
-    files.replace(path, json.dumps(results, indent=1) + "\n")
-    report.write(results, folder, path.stem)
+    records, rates, results = _read_earlier_records(path), machine_rates(), {}
+    try:
+        for case in cases:
+            measured = record(case, compare(case.make(), turns, budget), facts["commit"])
+            records[case.key] = measured
+            if show:
+                show(measured)
+            results = _drop_nan(summary(list(records.values()), facts, rates))
+            files.replace(path, json.dumps(results, indent=1) + "\n")
+    finally:
+        if results:
+            report.write(results, folder, path.stem)
     return path
 
 

@@ -14,18 +14,21 @@ kappa through zero, inside the disc for every h, and without the hyperbolic tang
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from math import isqrt
 
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import dispatch
+from kssm_mlx.ops import custom_function, dispatch
 from kssm_mlx.ops.mobius_scan import disc_scan, flow
 from kssm_mlx.ops.scan import float32, mask_resets, mask_tokens
 from kssm_mlx.oscillators.mobius import Disc, act
 from kssm_mlx.oscillators.planar import Planar
 
-# Tokens whose states are in memory together in the compiled form, which computes them again backwards.
+# Tokens whose states are in memory together in the compiled form, which computes them again backwards; the
+# square root of T where that is more, so that the graph of a long sequence is bounded.
 PIECE = 64
 
 
@@ -81,11 +84,12 @@ def expanded_scan(
         resets = mask_resets(resets, lengths)
     valid = None if lengths is None else mask_tokens(lengths, T)
     y, power, end = [], [], [z.re, z.im]
-    for t in range(0, T, PIECE):
-        cut = [None if v is None else v[:, t : t + PIECE] for v in (resets, valid)]
-        run = mx.checkpoint(partial(_piece, *cut)) if T > PIECE else partial(_piece, *cut)
-        moving = (v[:, t : t + PIECE] for v in (x, dt, B, C))
-        read, size, *end = run(*end, *moving, gamma, omega, kappa)
+    cuts = [*range(0, T, max(PIECE, isqrt(T)))][1:]
+    # The gradient of a split is one array; that of a slice is one as long as T for every slice.
+    pieces = [[None] * (len(cuts) + 1) if v is None else mx.split(v, cuts, axis=1) for v in (resets, valid)]
+    for cut in zip(*pieces, *(mx.split(v, cuts, axis=1) for v in (x, dt, B, C))):
+        run = (_forgetful if cuts else partial)(_piece, *cut[:2])
+        read, size, *end = run(*end, *cut[2:], gamma, omega, kappa)
         y.append(read)
         power.append(size)
     return mx.concatenate(y, axis=1), mx.concatenate(power, axis=1), mx.stack(end, axis=1)
@@ -116,6 +120,29 @@ def expanded_maps(
         q, r = (p.map(lambda s: mx.where(v, s, 0.0)) for p in (q, r))
         d = Planar(mx.where(v, d.re, 1.0), mx.where(v, d.im, 0.0))
     return Disc(q, r, d)
+
+
+def _forgetful(function: Callable, *constants) -> Callable[..., tuple[mx.array, ...]]:
+    """A checkpoint of a piece that begins when the one before it has ended, forward and backward: MLX would
+    make the maps of all pieces first, and sum what they give last, with all of it in memory.
+
+    Its first two arguments are the state that enters, its last two results the one that leaves.
+    """
+
+    def forward(re, im, *arrays):
+        *sums, re, im = function(*constants, re, im, *mx.depends(list(arrays), [re, im]))
+        return (*sums, *mx.depends([re, im], sums))
+
+    @custom_function
+    def piece(*arrays):
+        return forward(*arrays)
+
+    @piece.vjp
+    def _(primals, cotangents, outputs):
+        _, (re, im, *others) = mx.vjp(forward, mx.depends(list(primals), list(cotangents)), list(cotangents))
+        return (*mx.depends([re, im], others), *others)
+
+    return piece
 
 
 def _piece(resets, valid, z_re, z_im, x, dt, B, C, gamma, omega, kappa) -> tuple[mx.array, ...]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from kssm_mlx.bench import peers, report
+from kssm_mlx.bench import peers, recurrences, report
 from kssm_mlx.bench.measure import Case, Contender, Timing, arrays, compare
 from kssm_mlx.bench.ours import Shape
 from kssm_mlx.bench.recurrences import OPS, least_bytes
@@ -20,6 +23,7 @@ from kssm_mlx.bench.suite import FAMILIES, Sizes, cases, sizes
 from kssm_mlx.bench.targets import TARGETS, outcomes
 from kssm_mlx.cli import app
 from kssm_mlx.errors import ConfigError
+from tests.support.launched import ROOT
 
 TINY = Sizes(
     Shape(width=64, layers=1, vocabulary=32, batch=1),
@@ -65,6 +69,43 @@ def test_every_family_runs(part, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "has_transformers", lambda: False)
     results = json.loads(bench(chosen(part)[-1:], tmp_path, turns=5, budget=0).read_text())
     assert all(t["milliseconds"] > 0 for t in results["cases"][0]["timings"])
+
+
+def test_a_form_that_takes_minutes_is_left_out_whatever_order_an_op_has_its_arguments_in(monkeypatch):
+    """Once the length was read off the last argument, which may be a constant: 24 GB in one graph."""
+    monkeypatch.setattr(recurrences, "both_ways", lambda function, inputs: None)
+    monkeypatch.setattr(recurrences, "dispatch", SimpleNamespace(kernel=lambda op, impl: "there is one"))
+    monkeypatch.setattr(recurrences, "gpu", SimpleNamespace(dialect=lambda: "cpp"))
+    for op in OPS:
+        longest = recurrences.LONGEST_SERIAL if op in recurrences.SERIAL else recurrences.LONGEST_COMPILED
+        for T, forms in ((longest, ["compiled", "kernel"]), (longest + 1, ["kernel"])):
+            assert [*recurrences._forms(op, T)] == forms, op
+
+
+def test_cases_before_one_that_ends_the_process_are_kept(tmp_path):
+    """As one that needs more memory than there is."""
+    code = (
+        "import os\nfrom pathlib import Path\nfrom kssm_mlx.bench.measure import Case, Contender\n"
+        "from kssm_mlx.bench.run import bench\n"
+        "one = Case('a', 'a', 1, 'calls', lambda: {'ours': Contender(lambda: None)}, {})\n"
+        "two = Case('b', 'b', 1, 'calls', lambda: os.kill(os.getpid(), 9), {})\n"
+        f"bench([one, two], Path({str(tmp_path)!r}), turns=5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    (path,) = tmp_path.glob("*.json")
+    assert [case["key"] for case in json.loads(path.read_text())["cases"]] == ["a"]
+
+
+def test_what_was_measured_before_an_interrupt_is_in_the_report(tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    two = Case("b", "b", 1, "calls", interrupt, {})
+    with pytest.raises(KeyboardInterrupt):
+        bench([*chosen("ops/conv")[:1], two], tmp_path, turns=5, budget=0)
+    (path,) = tmp_path.glob("*.md")
+    assert "conv: forward and backward" in path.read_text()
 
 
 def test_turns_are_interleaved_and_at_least_five():

@@ -197,6 +197,29 @@ def test_memory_of_a_gradient_is_chunks_not_all_states(repeatable_peak, cpp):
     assert mx.get_peak_memory() - held < 512 * 512 * 16 * 4
 
 
+def test_pieces_of_the_compiled_form_are_in_memory_one_after_the_other(repeatable_peak):
+    """MLX would make all their maps first, and sum their gradients last: 7 and 9 times all states."""
+    T, D, N = 1024, 64, 8
+    draw = [0.1 * normal(i, *s) for i, s in enumerate([(1, T, D)] * 2 + [(1, T, 2, N)] * 2)]
+    rates = [mx.ones((D, N)), normal(5, D, N), mx.ones((D, N))]
+    mx.eval(draw, rates)
+    states = T * D * 2 * N * 4
+
+    def peak(make) -> int:
+        held = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(make())
+        return mx.get_peak_memory() - held
+
+    def run(*args):
+        return expanded_scan(*args, impl="compiled")[0]
+
+    args = [draw[0], mx.abs(draw[1]), *draw[2:], *rates]
+    mx.eval(args)
+    assert peak(lambda: run(*args)) < states
+    assert peak(lambda: mx.grad(lambda *a: run(*a).sum(), argnums=range(7))(*args)) < 3 * states
+
+
 def test_negative_curvature_is_refused():
     args, _ = arguments(2)
     with pytest.raises(ConfigError, match="kappa must be >= 0"):

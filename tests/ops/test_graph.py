@@ -5,6 +5,8 @@ conv                       the same few: every tap is a shift of the whole seque
 ssd, wkv4, wkv7,           as the square root of T: sqrt(T) chunks side by side, sqrt(T) steps in each
 mobius_scan, ball_scan
 selective_scan             as T up to 4096, chunks of 16 tokens one after the other; from there on the same
+expanded_scan              as T up to 4096, pieces of 64 tokens one after the other; then sqrt(T) pieces of as
+                           many tokens, each of which grows as the square root of its length
 kuramoto_bank, ball_wells  as T: such steps do not compose, tokens come one after the other
 """
 
@@ -15,7 +17,7 @@ import io
 import mlx.core as mx
 import pytest
 
-from kssm_mlx.ops import dispatch
+from kssm_mlx.ops import dispatch, expanded_scan
 
 LONG = 65536
 OPS = [
@@ -101,6 +103,12 @@ def test_beyond_some_length_time_is_cut_into_parts_side_by_side():
     assert at_65536 < 1.01 * at_8192 < 2.2 * at_4096
 
 
+def test_pieces_grow_with_their_number(monkeypatch):
+    monkeypatch.setattr(expanded_scan, "PIECE", 8)
+    at_256, at_4096 = (nodes("expanded_scan", "compiled", T) for T in (256, 4096))
+    assert at_4096 < 16**0.75 * at_256
+
+
 @pytest.mark.parametrize("op, most", [("selective_scan", 15), ("kuramoto_bank", 340), ("ball_wells", 400)])
 def test_a_token_adds_as_many_nodes_to_a_long_sequence_as_to_a_short_one(op, most):
     """What bounds a graph that grows as T."""
@@ -108,7 +116,7 @@ def test_a_token_adds_as_many_nodes_to_a_long_sequence_as_to_a_short_one(op, mos
     assert many - more == 2 * (more - few) <= 128 * most
 
 
-@pytest.mark.parametrize("op", [*OPS[:6], pytest.param("selective_scan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("op", [*OPS[:6], *(pytest.param(op, marks=pytest.mark.slow) for op in OPS[6:8])])
 def test_the_compiled_form_runs(op, uncompiled):
     assert finite(graph(op, "compiled", LONG))
 

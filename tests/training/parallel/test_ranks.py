@@ -75,17 +75,25 @@ def test_a_death_ends_all_with_one_message_and_the_last_checkpoint(two):
     assert "Node with rank 1 exited with code -9" in died.stderr
 
 
+def heard(stderr: str) -> list[str]:
+    return said(subprocess.CompletedProcess([], 0, stderr=stderr))
+
+
 def test_what_mlx_adds_is_told_from_what_we_say_however_the_two_are_cut():
-    warned = "\x1b[33m[WARN] Node with rank 0 exited with code 1 \x1b[0m\n"
+    head, tail = "\x1b[33m[WARN]", " Node with rank 0 exited with code 1 \x1b[0m\n"
     ours = "a process of this run is gone; what there is: step_00000004\n"
-    ring = "[ring] Socket 3 was closed by the peer\n[ring] Too many send/recv errors. Failing pending tasks...\n"
-    for text in (f"{warned}{ring}{ours}", f"[ring] Socket 3{warned} was closed by the peer\n{ours}", ours + ring):
-        assert said(subprocess.CompletedProcess([], 0, stderr=text)) == [ours.strip()]
-    head, tail = warned[:11], warned[11:]
-    assert said(subprocess.CompletedProcess([], 0, stderr=f"{head}{ring}{ours}{tail}{warned}")) == [ours.strip()]
-    for text in (f"[ring] [ring] Socket 13Socket 3{ours} was closed by the peer\n\n", f"{ring}more\n{ours}"):
-        assert ours.strip() in said(subprocess.CompletedProcess([], 0, stderr=text))
-    assert len(said(subprocess.CompletedProcess([], 0, stderr=f"{ring}more\n{ours}"))) == 2
+    one, many = "[ring] Socket 3", "[ring] Too many send/recv errors. Failing pending tasks...\n"
+    closed = " was closed by the peer\n"
+    ring = f"{one}{closed}{many}"
+    for text in (
+        head + tail + ring + ours,
+        one + head + tail + closed + ours,
+        ours + ring,
+        head + ring + ours + tail + head + tail,
+    ):
+        assert heard(text) == [ours.strip()]
+    assert ours.strip() in heard(f"[ring] {one}Socket 13{ours}{closed}\n")
+    assert heard(f"{ring}more\n{ours}") == ["more", ours.strip()]
 
 
 def test_four_go_on_where_one_was_with_a_state_that_is_handed_on(tmp_path):
