@@ -257,13 +257,19 @@ def _find_models(recipe: Recipe) -> list[dict[str, Any]]:
     """The tables of shipped recipes that ask the question of this one and promise the same: it was theirs."""
     if recipe.about.expected is None:
         return []
-    shipped = (parse_toml(path.read_text("utf-8")) for path in list_shipped().values())
+    shipped = (_read_once(path, path.stat().st_mtime_ns) for path in list_shipped().values())
     return [
-        table
+        deepcopy(table)
         for table in shipped
         if (about := table.get("about", {})).get("question") == recipe.about.question
         and about.get("expected") == recipe.about.expected.model_dump()
     ]
+
+
+@cache
+def _read_once(path: Path, changed: int) -> dict[str, Any]:
+    """changed: when the file last was, so that an edit is read."""
+    return parse_toml(path.read_text("utf-8"))
 
 
 def _forget_promises(recipe: Recipe, models: list[dict[str, Any]], overrides: dict[str, Any]) -> Recipe:

@@ -32,9 +32,10 @@ def splits_are_disjoint(ctx: Context) -> Check:
     """
     task = task_of(ctx)
     train, validation = map(_hashes, (ctx.data.train, ctx.data.validation))
-    shared = sum(row in set(train) for row in validation) if train else 0
+    known = set(train)
+    shared = sum(row in known for row in validation)
     twice = len(validation) - len(set(validation))
-    changed = _count_changed_rows(ctx.data.validation, task, ctx.data.index["split"]["seed"], set(train))
+    changed = _count_changed_rows(ctx.data.validation, task, ctx.data.index["split"]["seed"], known)
     problems = [f"{shared} of {len(validation)} rows are also in training"] if shared else []
     problems += [f"{twice} rows occur twice"] if twice > 0.01 * len(validation) else []
     problems += [f"{changed} of the first {AGAIN} rows are not those of the seed"] if changed else []
