@@ -92,6 +92,10 @@ def evaluation_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("context gain, nats", f"{n['context_gain']:.3f} ± {n['context_gain_se']:.3f}"),
         *describe_task_scores(n),
     ]
+    rows += [
+        (f"{length:,} tokens, second half", f"accuracy {at['accuracy']:.3f}, spread {at['spread']:.3g}")
+        for length, at in n.get("lengths", {}).items()
+    ]
     return rows + [(f"{rung}, nats/token", f"{nats:.4f}") for rung, nats in n["ladder"].items()]
 
 

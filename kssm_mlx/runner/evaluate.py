@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.core.registry import NotMeasurable
@@ -18,18 +19,22 @@ from kssm_mlx.data.corpora.sources import open_corpus
 from kssm_mlx.data.streams.cuts import encode_pieces
 from kssm_mlx.data.streams.documents import Stream, open_streams
 from kssm_mlx.data.tasks import Task
+from kssm_mlx.data.tasks.tracking import Dense
 from kssm_mlx.data.tokenizers.protocol import Tokenizer
 from kssm_mlx.data.tokens import TokenData, TokenSplit, bytes_per_target, encode_documents
 from kssm_mlx.errors import DataError
-from kssm_mlx.models.base import Trained
+from kssm_mlx.metrics.separation import measure_spread
+from kssm_mlx.models.base import LanguageModel, Trained, training_mode
 from kssm_mlx.runs.layout import find_run
 from kssm_mlx.runs.records import read_recipe
 from kssm_mlx.training import evaluation
+from kssm_mlx.training.curriculum.lengths import test_windows
 
 
 class Reading(NamedTuple):
     """What a model is scored on. windows: of a number of tokens; tokens: how many by default; ladder:
-    nats/token of counting, given how many targets were scored; task: whose rows these are, if a task's.
+    nats/token of counting, given how many targets were scored; task: whose rows these are, if a task's; seed:
+    of their data.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Reading(NamedTuple):
     bytes_per_target: Callable[[int], float]
     ladder: Callable[[int], dict[str, float]]
     task: Task | None = None
+    seed: int = 0
 
 
 def evaluate(
@@ -48,7 +54,8 @@ def evaluate(
 
     Returns "data", the numbers of `training.evaluation.language_metrics`, "context_gain" and its standard
     error, and the "ladder" of n-gram models, all losses in nats/token. The n-grams are counted on a run's
-    training text; for other models on the scored text itself, each eighth of it by the rest.
+    training text; for other models on the scored text itself, each eighth of it by the rest. Of a run on a
+    task with a label at every place also "lengths", for its train and test lengths: `measure_tracking`.
 
     Raises: CheckpointError, DataError for a run or a text that cannot be used.
     """
@@ -63,7 +70,38 @@ def evaluate(
         **numbers,
         **{name: gain[name] for name in ("context_gain", "context_gain_se")},
         "ladder": reading.ladder(int(numbers["tokens"])),
+        **_measure_lengths(trained.model, reading),
     }
+
+
+def _measure_lengths(model: LanguageModel, reading: Reading) -> dict[str, Any]:
+    task = reading.task
+    return {"lengths": measure_tracking(model, task, reading.seed)} if isinstance(task, Dense) else {}
+
+
+def measure_tracking(model: LanguageModel, task: Dense, seed: int) -> dict[int, dict[str, float]]:
+    """By length, from the second half of the task's test rows: "accuracy", and "spread", how far the answers'
+    logits have blurred (metrics/separation.py), beside those at the length of training. seed: of the data.
+    """
+    found, reference = {}, _answer_logits(model, task, task.train_length, seed)
+    for length in (task.train_length, *task.test_lengths):
+        logits, labels = _answer_logits(model, task, length, seed)
+        accuracy = float((logits.argmax(axis=-1) == labels).mean())
+        found[length] = {"accuracy": accuracy, "spread": measure_spread(*reference, logits, labels)}
+    return found
+
+
+def _answer_logits(
+    model: LanguageModel, task: Dense, length: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Over the answers, less their mean, which decides nothing. Shapes: [N, V], [N]."""
+    logits, labels = [], []
+    with training_mode(model, False):
+        for tokens, _ in test_windows(task, length, seed):
+            read = model.forward(mx.array(tokens[:, 0])).logits[:, length // 2 :].astype(mx.float32)
+            logits.append(np.array(read - read.mean(axis=-1, keepdims=True)).reshape(-1, read.shape[-1]))
+            labels.append(tokens[:, 1, length // 2 :].ravel())
+    return np.concatenate(logits), np.concatenate(labels)
 
 
 def _evaluate_run(trained: Trained, folder: Path, source: str | None, tokens: int | None) -> Reading:
@@ -86,7 +124,7 @@ def _evaluate_run(trained: Trained, folder: Path, source: str | None, tokens: in
 
     per_target = partial(bytes_per_target, split, trained.tokenizer)
     name, task = source or f"validation of {folder}", data.task if source is None else None
-    return Reading(name, windows, recipe["eval"]["tokens"], per_target, ladder, task)
+    return Reading(name, windows, recipe["eval"]["tokens"], per_target, ladder, task, recipe["data"]["seed"])
 
 
 def _evaluate_model(trained: Trained, source: str | None) -> Reading:

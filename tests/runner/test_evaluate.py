@@ -3,6 +3,7 @@
 import json
 import math
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -10,11 +11,12 @@ from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.streams import cuts, documents
+from kssm_mlx.data.tasks.tracking import WordProblem
 from kssm_mlx.data.tokenizers.plain import ByteTokenizer
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import DataError
-from kssm_mlx.models.base import Trained
-from kssm_mlx.runner.evaluate import evaluate
+from kssm_mlx.models.base import Output, Trained
+from kssm_mlx.runner.evaluate import evaluate, measure_tracking
 from kssm_mlx.runner.folder import read_run_recipe
 from kssm_mlx.training.recipe import Recipe, override, parse
 from tests.support.fakes import Memoryless, TinyRecurrent
@@ -139,3 +141,45 @@ def test_the_context_gain_is_that_of_the_checks(run, monkeypatch):
     ours = evaluate(trained, folder, tokens=1024)
     assert ours["context_gain"] == pytest.approx(check.numbers["context_gain"], abs=1e-6)
     assert ours["context_gain_se"] == pytest.approx(check.numbers["context_gain_se"], abs=1e-6)
+
+
+class Tracker:
+    """Reads the state of a word problem off exactly, but for noise: of every place, or a walk."""
+
+    training = False
+
+    def __init__(self, task, noise=0.0, adds_up=False):
+        self.task, self.noise, self.adds_up = task, noise, adds_up
+
+    def train(self, mode=True):
+        self.training = mode
+
+    def forward(self, tokens):
+        states = self.task.answers(np.pad(np.array(tokens), [(0, 0), (0, 1)]))[:, 1:]
+        noise = self.noise * np.random.default_rng(0).normal(size=(*states.shape, self.task.vocab_size))
+        noise = noise.cumsum(axis=1) if self.adds_up else noise
+        return Output(mx.array(np.eye(self.task.vocab_size)[states] + noise), None, {})
+
+
+SYMMETRIC = WordProblem(group="S3", train_length=16, test_lengths=(64, 256), test_rows=64)
+
+
+def test_a_tracker_that_is_right_has_no_spread():
+    found = measure_tracking(Tracker(SYMMETRIC), SYMMETRIC, 0)
+    assert [*found] == [16, 64, 256]
+    for at in found.values():
+        assert at["accuracy"] == 1 and at["spread"] == pytest.approx(0, abs=1e-6)
+
+
+def test_errors_that_add_up_are_told_from_those_that_are_corrected():
+    """A walk's spread grows as the square root of the length; noise that is forgotten stays what it is."""
+    walk = [at["spread"] for at in measure_tracking(Tracker(SYMMETRIC, 0.03, True), SYMMETRIC, 0).values()]
+    stays = [at["spread"] for at in measure_tracking(Tracker(SYMMETRIC, 0.1), SYMMETRIC, 0).values()]
+    assert walk[1] / walk[0] == pytest.approx(2, rel=0.15) and walk[2] / walk[1] == pytest.approx(2, rel=0.15)
+    # Means sqrt(2) apart, and noise of .1 along each line between two.
+    assert stays == pytest.approx([0.1 / (math.sqrt(2) / 2)] * 3, rel=0.1)
+
+
+def test_of_text_no_lengths_are_told(run):
+    folder, trained = run
+    assert "lengths" not in evaluate(trained, folder, tokens=320)
