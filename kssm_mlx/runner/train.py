@@ -19,7 +19,6 @@ from kssm_mlx.checks.core.registry import Context, require_value
 from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.tokens import TokenData
 from kssm_mlx.errors import ConfigError, DataError
-from kssm_mlx.files import explain_write_errors
 from kssm_mlx.generation import generate
 from kssm_mlx.models.base import sizes_of
 from kssm_mlx.runner.base_models import ensure_base_model
@@ -77,8 +76,6 @@ def train(
         """Of rank 0, or of one process."""
         require_tracker(track)
         require_known_names(recipe, waivers)
-        with explain_write_errors("the run", folder):
-            folder.mkdir(parents=True, exist_ok=True)
         # Held until the last check: two processes in one folder would mix their rows and checkpoints.
         held.enter_context(lock.hold(folder))
         if not resume:

@@ -132,13 +132,14 @@ def is_elsewhere(folder: str | Path) -> bool:
 
 @contextlib.contextmanager
 def hold(folder: str | Path) -> Iterator[Path]:
-    """Hold the lock of a run folder for the duration of a `with` block.
+    """Hold the lock of a run folder for the duration of a `with` block. A folder that was made for it, and
+    in which nothing was written, goes with it.
 
     Raises: CheckpointError if another run holds it, naming the holder and what to do.
     """
     path = Path(folder) / NAME
+    new = not path.parent.exists()
     with explain_write_errors(NAME, folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
         _acquire_lock(path)
     try:
         yield path
@@ -146,6 +147,8 @@ def hold(folder: str | Path) -> Iterator[Path]:
         # Not if somebody has deleted the file, and another run has the folder by now.
         if is_held_here(folder):
             path.unlink(missing_ok=True)
+        if new and path.parent.exists():
+            _remove_empty_folder(path)
 
 
 def _acquire_lock(path: Path) -> None:
@@ -161,10 +164,31 @@ def _acquire_lock(path: Path) -> None:
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
     """A kernel lock around judging and creating `path`; it cannot go stale, and its empty file stays."""
-    # Never deleted: who waits for it would hold a lock on a file that the next process does not see.
-    with open(path.with_name(f".{path.name}.guard"), "a") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        yield
+    guard = _guard_of(path)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(guard, "a")  # noqa: SIM115  closed below
+        except FileNotFoundError:  # the folder went in between
+            continue
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Who waited for a file that is deleted by now has a lock that the next process does not see.
+            if guard.exists() and os.path.samestat(os.fstat(file.fileno()), guard.stat()):
+                yield
+                return
+
+
+def _guard_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.guard")
+
+
+def _remove_empty_folder(path: Path) -> None:
+    """Remove the folder of a lock where it holds nothing but the guard."""
+    with _one_at_a_time(path), contextlib.suppress(OSError):
+        if [*path.parent.iterdir()] == [_guard_of(path)]:
+            _guard_of(path).unlink()
+            path.parent.rmdir()
 
 
 def _read_owner(path: Path) -> Owner | None:

@@ -6,6 +6,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,6 +48,43 @@ def test_lets_go_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), lock.hold(tmp_path):
         1 / 0  # noqa: B018
     assert not (tmp_path / lock.NAME).exists()
+
+
+def test_a_folder_in_which_nothing_was_written_goes_with_it(tmp_path):
+    """As after a slip in the path of a text. One that was there stays, and one that something is in."""
+    with lock.hold(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run").is_dir()
+    assert [*(tmp_path / "new").iterdir()] == []
+    (tmp_path / "there").mkdir()
+    for folder, file in ((tmp_path / "there", None), (tmp_path / "used", "metrics.jsonl")):
+        with lock.hold(folder):
+            if file:
+                (folder / file).touch()
+        assert folder.is_dir()
+    with lock.hold(tmp_path / "gone"):
+        shutil.rmtree(tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_who_waits_for_a_guard_that_is_deleted_takes_the_new_one(tmp_path):
+    """Else two would hold a folder: one by the old file, one by the new."""
+    path = tmp_path / "run" / lock.NAME
+    entered, done = threading.Event(), []
+
+    def wait():
+        entered.set()
+        with lock._one_at_a_time(path):
+            done.append(lock._guard_of(path).exists())
+
+    other = threading.Thread(target=wait)
+    with lock._one_at_a_time(path):
+        other.start()
+        entered.wait()
+        time.sleep(0.1)  # for it to open the file and wait; without, the test passes all the same
+        lock._guard_of(path).unlink()
+        path.parent.rmdir()
+    other.join()
+    assert done == [True]
 
 
 def test_the_second_is_refused_with_the_name_of_the_first(tmp_path):
