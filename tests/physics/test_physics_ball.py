@@ -1,5 +1,7 @@
 """Truths 21 to 25: populations on spheres, and the maps of the ball that move them."""
 
+from fractions import Fraction
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -148,6 +150,15 @@ def test_24_the_order_parameter_of_a_point(D):
         for size in (1e-6, 0.0011, 0.3, 0.95):
             by_sum = ball._order_by_quadrature(np.array(size), 3)
             assert float(ball.order_from_ball(size, 3)) == pytest.approx(float(by_sum), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-8, 3e-4, 9.99e-4, 1.001e-3, 0.05, 0.5, 0.9])
+def test_24_the_closed_form_in_exact_fractions(size):
+    """Its two terms cancel near zero, where a series takes over: both sides of that, by the logarithm's own."""
+    s = Fraction(size)
+    logarithm = 2 * sum(s ** (2 * k + 1) / (2 * k + 1) for k in range(12 if size < 0.1 else 200))
+    exact = (1 + s * s) / (2 * s) - (1 - s * s) ** 2 / (4 * s * s) * logarithm
+    assert float(ball.order_from_ball(size, 3)) == pytest.approx(float(exact), rel=1e-11)
 
 
 def test_24_known_values_and_the_way_back():
