@@ -154,7 +154,7 @@ def test_24_the_order_parameter_of_a_point(D):
 
 @pytest.mark.parametrize("size", [1e-8, 3e-4, 9.99e-4, 1.001e-3, 0.05, 0.5, 0.9])
 def test_24_the_closed_form_in_exact_fractions(size):
-    """Its two terms cancel near zero, where a series takes over: both sides of that, by the logarithm's own."""
+    """Its terms cancel near zero, where a series takes over: both sides of that, by the logarithm's own."""
     s = Fraction(size)
     logarithm = 2 * sum(s ** (2 * k + 1) / (2 * k + 1) for k in range(12 if size < 0.1 else 200))
     exact = (1 + s * s) / (2 * s) - (1 - s * s) ** 2 / (4 * s * s) * logarithm
