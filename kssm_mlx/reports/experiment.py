@@ -274,12 +274,13 @@ def plot_differences(summary: Summary, path: Path) -> Path:
             colour = PALETTE[0] if claim.word == "supported" else PALETTE[1] if decided else MUTED
             ax.plot([low, high], [i, i], color=colour, linewidth=2.2)
             ax.plot([c.difference], [i], MARKERS[i % len(MARKERS)], color=colour, markersize=7)
-            ax.annotate(claim.word, (high, i), (8, 0), textcoords="offset points", va="center", color=INK)
+            # Beside the axes, where the layout leaves room for it: within, a long word may be cut off.
+            ax.text(1.015, i, claim.word, transform=ax.get_yaxis_transform(), va="center", color=INK)
         ax.set_yticks(range(len(claims)), [claim.question for claim in reversed(claims)])
         ax.set(
             xlabel=f"difference, {claims[0].unit}".rstrip(", "), title=f"{summary.name}: differences, 95 %"
         )
-        ax.margins(x=0.25, y=0.2)
+        ax.margins(x=0.08, y=0.2)
     return path
 
 

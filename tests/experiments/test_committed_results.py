@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from matplotlib.figure import Figure
 
 from kssm_mlx.experiments.summary import summarize
 from kssm_mlx.reports.experiment import write_report
@@ -44,3 +45,21 @@ def test_the_pages_say_what_was_decided(folder):
     said = page.split(f"- [{folder.name}](results/{folder.name}/report.md)")[1].split("\n- [")[0]
     for claim in summarize(folder).claims:
         assert f"**{claim.word}" in said, claim.sentence
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_no_word_of_its_pictures_is_cut_off(folder, tmp_path, monkeypatch):
+    """A long verdict beside an interval that ends far to the right once was."""
+    cut_off, save = [], Figure.savefig
+
+    def measure(figure, *args, **options):
+        figure.draw_without_rendering()
+        for text in (text for ax in figure.axes for text in ax.texts):
+            box = text.get_window_extent()
+            if box.x0 < figure.bbox.x0 or box.x1 > figure.bbox.x1:
+                cut_off.append(text.get_text())
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", measure)
+    write_report(summarize(folder), tmp_path)
+    assert cut_off == []
