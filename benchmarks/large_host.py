@@ -20,6 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import kssm_mlx  # noqa: F401  before mlx, which takes the first BLAS that is there
+
+# isort: split
 import mlx.core as mx
 
 from kssm_mlx import environment, files, models

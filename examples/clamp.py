@@ -5,10 +5,12 @@ python examples/clamp.py
 
 from __future__ import annotations
 
+import kssm_mlx  # before mlx, which takes the first BLAS that is there
+
+# isort: split
 import mlx.core as mx
 import mlx.nn as nn
 
-import kssm_mlx
 from kssm_mlx.models import configure
 from kssm_mlx.models.base import Clamp, Intervention
 

@@ -5,9 +5,11 @@ python examples/own_check.py
 
 from __future__ import annotations
 
+import kssm_mlx  # before mlx, which takes the first BLAS that is there
+
+# isort: split
 import mlx.core as mx
 
-import kssm_mlx
 from kssm_mlx.checks.core.registry import Check, Context, check
 from kssm_mlx.checks.core.thresholds import Band, judge_by_band
 from kssm_mlx.checks.suite import run_suite

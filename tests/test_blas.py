@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import stat
@@ -14,6 +15,8 @@ import pytest
 from kssm_mlx import _blas
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate")
+
+ROOT = Path(__file__).parents[1]
 
 REPORT = """
 import json, sys, time
@@ -328,3 +331,34 @@ def test_hyperthreads_count_once(monkeypatch):
 def test_the_quota_of_a_container(granted, cores, monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda self: granted)
     assert _blas._quota() == cores
+
+
+def first_import(path: Path) -> str:
+    """Whichever of mlx and what loads the BLAS for it a file imports first, "" for neither."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+        for name in names:
+            if (package := name.split(".")[0]) in ("mlx", "mlx_lm", "kssm_mlx"):
+                return package
+    return ""
+
+
+def programs(root: Path) -> list[Path]:
+    return [
+        path
+        for folder in ("kssm_mlx", "tests", "benchmarks", "examples")
+        for path in sorted((root / folder).rglob("*.py"))
+        if "__main__" in path.read_text("utf-8")
+    ]
+
+
+def test_programs_load_the_fast_library_before_mlx():
+    """Else their matrix products run on the reference BLAS in mlx's wheel, many times slower."""
+    assert [path.name for path in programs(ROOT) if first_import(path).startswith("mlx")] == []
+
+
+def test_a_program_that_begins_with_mlx_is_seen(tmp_path):
+    (tmp_path / "one.py").write_text("import sys\nimport mlx.core as mx\nimport kssm_mlx\n")
+    (tmp_path / "two.py").write_text("from kssm_mlx import files\nfrom mlx.utils import tree_map\n")
+    assert [first_import(tmp_path / name) for name in ("one.py", "two.py")] == ["mlx", "kssm_mlx"]

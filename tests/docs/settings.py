@@ -11,6 +11,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import kssm_mlx  # noqa: F401  before mlx, which takes the first BLAS that is there
+
+# isort: split
 import mlx.core as mx
 from mlx.utils import tree_flatten
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import kssm_mlx  # noqa: F401  before mlx, which takes the first BLAS that is there
+
+# isort: split
 import mlx.core as mx
 import numpy as np
 from safetensors.numpy import load_file, save_file

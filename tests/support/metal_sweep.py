@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import kssm_mlx  # noqa: F401  before mlx, which takes the first BLAS that is there
+
+# isort: split
 import mlx.core as mx
 
 from kssm_mlx.ops import dispatch, gpu, proof
