@@ -94,7 +94,7 @@ def measure_tracking(model: LanguageModel, task: Dense, seed: int) -> dict[int, 
 def _answer_logits(
     model: LanguageModel, task: Dense, length: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Over the answers, less their mean, which decides nothing. Shapes: [N, V], [N]."""
+    """Logits less their mean, which decides nothing, and the answers. Shapes: [N, V], int [N]."""
     logits, labels = [], []
     with training_mode(model, False):
         for tokens, _ in test_windows(task, length, seed):

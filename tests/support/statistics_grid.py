@@ -144,6 +144,7 @@ ELSEWHERE = {
     "ngram_ladder": "tests/metrics/test_ngrams.py::test_every_rung_is_the_formula",
     "code_lengths": "tests/metrics/test_incontext.py::test_a_coder_is_its_formula_and_rows_do_not_meet",
     "in_context": "tests/metrics/test_incontext.py::test_interleaved_streams_are_found_by_stride_two",
+    "measure_spread": "tests/metrics/test_separation.py::test_it_is_the_loop_on_paper_and_has_no_unit",
 }
 
 
