@@ -280,7 +280,8 @@ def plot_differences(summary: Summary, path: Path) -> Path:
         ax.set(
             xlabel=f"difference, {claims[0].unit}".rstrip(", "), title=f"{summary.name}: differences, 95 %"
         )
-        ax.margins(x=0.08, y=0.2)
+        ax.margins(x=0.08)
+        ax.set_ylim(-0.7, len(claims) - 0.3)  # of claims without a run yet, too, which no point marks
     return path
 
 

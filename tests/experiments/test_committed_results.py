@@ -49,14 +49,14 @@ def test_the_pages_say_what_was_decided(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_no_word_of_its_pictures_is_cut_off(folder, tmp_path, monkeypatch):
-    """A long verdict beside an interval that ends far to the right once was."""
+    """A long verdict beside an interval that ends far to the right once was; so were claims without a run."""
     cut_off, save = [], Figure.savefig
 
     def measure(figure, *args, **options):
         figure.draw_without_rendering()
         for text in (text for ax in figure.axes for text in ax.texts):
-            box = text.get_window_extent()
-            if box.x0 < figure.bbox.x0 or box.x1 > figure.bbox.x1:
+            box, edge = text.get_window_extent(), figure.bbox
+            if box.x0 < edge.x0 or box.x1 > edge.x1 or box.y0 < edge.y0 or box.y1 > edge.y1:
                 cut_off.append(text.get_text())
         save(figure, *args, **options)
 
