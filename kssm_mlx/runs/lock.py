@@ -163,7 +163,7 @@ def _acquire_lock(path: Path) -> None:
 
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """A kernel lock around judging and creating `path`; it cannot go stale, and its empty file stays."""
+    """A kernel lock around judging and creating `path`; it cannot go stale."""
     guard = _guard_of(path)
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)

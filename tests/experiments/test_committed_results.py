@@ -54,9 +54,9 @@ def test_no_word_of_its_pictures_is_cut_off(folder, tmp_path, monkeypatch):
 
     def measure(figure, *args, **options):
         figure.draw_without_rendering()
-        for text in (text for ax in figure.axes for text in ax.texts):
+        for ax, text in ((each, text) for each in figure.axes for text in each.texts):
             box, edge = text.get_window_extent(), figure.bbox
-            if box.x0 < edge.x0 or box.x1 > edge.x1 or box.y0 < edge.y0 or box.y1 > edge.y1:
+            if box.x0 < edge.x0 or box.x1 > edge.x1 or not ax.bbox.y0 < box.y0 < box.y1 < ax.bbox.y1:
                 cut_off.append(text.get_text())
         save(figure, *args, **options)
 

@@ -9,6 +9,7 @@ import pytest
 
 from kssm_mlx.checks import suite
 from kssm_mlx.checks.core.registry import Context
+from kssm_mlx.cli.tables import evaluation_rows
 from kssm_mlx.data.preparation.prepare import prepare
 from kssm_mlx.data.streams import cuts, documents
 from kssm_mlx.data.tasks.tracking import WordProblem
@@ -178,6 +179,20 @@ def test_errors_that_add_up_are_told_from_those_that_are_corrected():
     assert walk[1] / walk[0] == pytest.approx(2, rel=0.15) and walk[2] / walk[1] == pytest.approx(2, rel=0.15)
     # Means sqrt(2) apart, and noise of .1 along each line between two.
     assert stays == pytest.approx([0.1 / (math.sqrt(2) / 2)] * 3, rel=0.1)
+
+
+def test_of_a_run_on_such_a_task_lengths_are_told_and_shown(tmp_path):
+    task = {"group": "S3", "train_length": 8, "test_lengths": [16], "test_rows": 4, "train_rows": 32}
+    data = {"source": "task:word-problem", "task": {**task, "validation_rows": 16}}
+    recipe = parse({"data": data, "train": {"context": 8, "batch_size": 4}})
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    prepared = prepare(recipe.data, tmp_path / "data")
+    model = TinyRecurrent(prepared.vocab_size)
+    numbers = evaluate(Trained(model, prepared.tokenizer, "", ""), tmp_path, tokens=64)
+    assert numbers["lengths"] == measure_tracking(model, prepared.task, recipe.data.seed)
+    at = numbers["lengths"][16]
+    shown = f"accuracy {at['accuracy']:.3f}, spread {at['spread']:.3g}"
+    assert ("16 tokens, second half", shown) in evaluation_rows(numbers)
 
 
 def test_of_text_no_lengths_are_told(run):
