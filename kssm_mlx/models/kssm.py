@@ -47,6 +47,7 @@ class KSSMConfig:
 
     harmonics: how many powers of z are read out; on the Ott-Antonsen manifold Z_n = z^n, so they are free.
     field: strength of the tokens' field at the start, per component; memory falls steeply with it.
+    sphere_field: the same on spheres; by default field, and 0.3 where expansion makes field a scale.
     expansion: populations of phases a channel, 0 for the mixer above; the channels are then the n_groups
     of dimension 2, field multiplies what is written and divides what is read, so that the linear part does
     not depend on it, and memory and harmonics are of spheres alone. mlp_hidden: 0 for blocks without an MLP.
@@ -80,6 +81,7 @@ class KSSMConfig:
     turning: float = 1.0
     rotation: float = 0.5
     start: float = 0.9
+    sphere_field: float | None = None
     wells: int = 0
     pull: float = 0.05
     sharpness: float = 7.5
@@ -99,8 +101,10 @@ class KSSMConfig:
                 f"model.shortest_memory is a number of tokens up to model.memory, {self.memory}, got "
                 f"{self.shortest_memory:g}"
             )
-        if self.field < 0:
-            raise ConfigError(f"model.field is a strength, 0 or more, got {self.field:g}")
+        for name in ("field", "sphere_field"):
+            strength = getattr(self, name)
+            if strength is not None and strength < 0:
+                raise ConfigError(f"model.{name} is a strength, 0 or more, got {strength:g}")
         refuse_counts_below_one(self, "wells", "expansion", "mlp_hidden")
         self._refuse_impossible_expansion()
         if self.dimensions is not None:
@@ -128,8 +132,11 @@ class KSSMConfig:
                 f"dimension 2 and how many 3, such as {{ 2 = 96, 3 = 32 }}, got {mix}"
             )
         if not self.spheres:
-            if self.wells:
-                raise ConfigError("model.wells are on spheres: they want model.dimension = 3 or dimensions")
+            for name in ("wells", "sphere_field"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"model.{name} is of spheres; it wants model.dimension = 3, or dimensions"
+                    )
             return
         count_features(self.harmonics)  # refuses what there is none of
         if self.leaf != "kick" or self.triadic is not None or self.controlled:
@@ -205,13 +212,14 @@ def populations(config: KSSMConfig, key: mx.array, coupled: bool) -> Populations
 
 def spheres(config: KSSMConfig, key: mx.array, coupled: bool) -> Spheres:
     """The populations on spheres of one block."""
+    usual = KSSMConfig.field if config.expansion else config.field
     return Spheres(
         key,
         config.channels,
         config.spheres,
         memory=config.memory,
         shortest=config.shortest_memory,
-        field=config.field,
+        field=usual if config.sphere_field is None else config.sphere_field,
         kappa=config.kappa,
         coupled=coupled,
         turning=round(config.turning * config.spheres),

@@ -100,6 +100,23 @@ def test_gradients_reach_every_parameter(variant):
         assert mx.isfinite(slope).all() and mx.abs(slope).max().item() > 0, name
 
 
+def test_spheres_beside_expanded_populations_have_a_field_of_their_own():
+    """That of the others is a scale, such as 10, which would hold every sphere at |a| = 1."""
+    mix = {"expansion": 2, "n_groups": 64, "dimensions": {"2": 32, "3": 32}}
+
+    def strength(**keys):
+        weight = build(config(**mix, **keys), seed=1).blocks[0].mixer.spheres.field.weight
+        loud = mx.sort(mx.square(weight).mean(1))[32:].mean().item()  # a third of the lanes begins quiet
+        return (loud * weight.shape[1]) ** 0.5
+
+    usual = strength(field=0.3)
+    assert strength(field=10.0) == usual and 0.2 < usual < 0.4
+    assert strength(field=10.0, sphere_field=0.03) == pytest.approx(usual / 10)
+    alone = build(config(dimension=3, field=0.6), seed=1).blocks[0].mixer.spheres.field.weight
+    again = build(config(dimension=3, sphere_field=0.6), seed=1).blocks[0].mixer.spheres.field.weight
+    assert mx.array_equal(alone, again)
+
+
 @pytest.mark.parametrize(
     "keys, said",
     [

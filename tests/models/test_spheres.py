@@ -219,7 +219,12 @@ def test_freeze_units_cover_every_parameter_once(overrides, count, shared):
         ({"dimensions": {2: 4, 3: 5}}, r"n_groups = 8 populations .*got \{'2': 4, '3': 5\}"),
         ({"dimensions": {2: 8, 3: 0}}, r"got \{'2': 8, '3': 0\}"),
         ({"dimensions": {2: 4, 4: 4}}, r"such as \{ 2 = 96, 3 = 32 \}"),
-        ({"wells": 4}, "wells are on spheres"),
+        ({"wells": 4}, "model.wells is of spheres"),
+        (
+            {"sphere_field": 0.1},
+            "model.sphere_field is of populations on spheres; it wants model.dimension = 3",
+        ),
+        ({"dimension": 3, "sphere_field": -1.0}, "model.sphere_field is a strength, 0 or more, got -1"),
         ({"dimension": 3, "wells": -1}, "model.wells must be at least 0, got -1"),
         ({"dimension": 3, "leaf": "hold"}, 'populations on spheres have leaf = "kick"'),
         ({"dimension": 3, "controlled": True}, "no controlled"),
