@@ -222,7 +222,7 @@ def test_freeze_units_cover_every_parameter_once(overrides, count, shared):
         ({"wells": 4}, "model.wells is of spheres"),
         (
             {"sphere_field": 0.1},
-            "model.sphere_field is of populations on spheres; it wants model.dimension = 3",
+            "model.sphere_field is of spheres; it wants model.dimension = 3",
         ),
         ({"dimension": 3, "sphere_field": -1.0}, "model.sphere_field is a strength, 0 or more, got -1"),
         ({"dimension": 3, "wells": -1}, "model.wells must be at least 0, got -1"),
