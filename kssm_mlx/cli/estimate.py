@@ -9,16 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
+from kssm_mlx.cli.arguments import Overrides, complete_recipe
 from kssm_mlx.errors import ConfigError
 
 
 def estimate(
     target: Annotated[
-        str, typer.Argument(help="A recipe, a TOML file, a run folder, or weights (a path or a repository).")
+        str,
+        typer.Argument(
+            help="A recipe, a TOML file, a run folder, or weights (a path or a repository).",
+            autocompletion=complete_recipe,
+        ),
     ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting.")
-    ] = None,
+    set_: Overrides = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The recipe's [smoke] form.")] = False,
     machine: Annotated[
         str | None,

@@ -7,18 +7,23 @@ from typing import Annotated
 
 import typer
 
+from kssm_mlx.cli.arguments import Overrides, complete_experiment
 from kssm_mlx.errors import ConfigError
 
 experiment = typer.Typer(
     no_args_is_help=True,
     help="Ask a question: arms, seeds, a rule that decides, fixed before the first run.",
 )
-Named = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped experiment, or a TOML file.")]
+Named = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|FILE",
+        help="A shipped experiment, or a TOML file.",
+        autocompletion=complete_experiment,
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(help="The experiment's folder.  [default: experiments/NAME, NAME-smoke]")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting of every run.")
 ]
 Smoke = Annotated[
     bool, typer.Option("--smoke", help="Tiny runs that show that it works, and decide nothing.")
@@ -32,7 +37,7 @@ def run(
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Runs at a time.")] = 2,
     only: Annotated[list[str] | None, typer.Option(metavar="ARM", help="Only this arm, or these.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Only the first so many seeds.")] = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     smoke: Smoke = False,
 ) -> None:
     """Do all runs that are not done yet, and say what they decide.

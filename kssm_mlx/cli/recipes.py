@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kssm_mlx.cli.arguments import Overrides, complete_recipe
+
 WHOLE = "\u00a0±\u00a0"  # a number and its error stay on one line
 INDENT: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    "}
 
@@ -41,11 +43,13 @@ def recipes(
 
 def config(
     recipe: Annotated[
-        str, typer.Argument(help="A shipped recipe (see kssm recipes), a TOML file, or a run folder.")
+        str,
+        typer.Argument(
+            help="A shipped recipe (see kssm recipes), a TOML file, or a run folder.",
+            autocompletion=complete_recipe,
+        ),
     ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting.")
-    ] = None,
+    set_: Overrides = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The recipe's [smoke] form.")] = False,
 ) -> None:
     """Print a recipe as TOML with every default filled in: a file that kssm train takes.

@@ -7,20 +7,25 @@ from typing import Annotated, Any
 
 import typer
 
+from kssm_mlx.cli.arguments import Overrides, complete_recipe, complete_setting
 from kssm_mlx.errors import ConfigError
 
 
 def sweep(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe or a TOML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe or a TOML file.", autocompletion=complete_recipe)
+    ],
     grid: Annotated[
         list[str],
-        typer.Option(metavar="SECTION.KEY=A,B,...", help="A setting and its values; may be repeated."),
+        typer.Option(
+            metavar="SECTION.KEY=A,B,...",
+            help="A setting and its values; may be repeated.",
+            autocompletion=complete_setting,
+        ),
     ],
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of every combination.")] = 1,
     metric: Annotated[str, typer.Option(help="What the best is chosen by.")] = "nats_per_token",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="A setting of every run.")
-    ] = None,
+    settings: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Its folder.  [default: experiments/sweep-RECIPE]")] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Runs at a time.")] = 2,
     trials: Annotated[

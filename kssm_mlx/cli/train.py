@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kssm_mlx.cli.arguments import Overrides, complete_recipe
 from kssm_mlx.errors import CheckFailed, ConfigError, Interrupted
 from kssm_mlx.runs.layout import METRICS, is_run
 from kssm_mlx.terminal import printable
@@ -16,15 +17,14 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A shipped recipe (see kssm recipes), a TOML file, or a run and its recipe.json."
+            help="A shipped recipe (see kssm recipes), a TOML file, or a run and its recipe.json.",
+            autocompletion=complete_recipe,
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder.  [default: runs/RECIPE, runs/RECIPE-smoke]")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting.")
-    ] = None,
+    set_: Overrides = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="The recipe's [smoke] form: all that it does, tiny, in seconds.")
     ] = False,

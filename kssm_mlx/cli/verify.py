@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from kssm_mlx.cli.arguments import complete_check, complete_recipe
 from kssm_mlx.errors import ConfigError
 
 
 def verify(
     targets: Annotated[
-        list[str] | None, typer.Argument(help="A recipe, a run folder or weights; or several run folders.")
+        list[str] | None,
+        typer.Argument(
+            help="A recipe, a run folder or weights; or several run folders.", autocompletion=complete_recipe
+        ),
     ] = None,
     only: Annotated[str | None, typer.Option(metavar="C1,C7", help="Run these checks only.")] = None,
     level: Annotated[
@@ -29,7 +33,8 @@ def verify(
         bool, typer.Option("--untrained", help="Look for what was learned although nothing was.")
     ] = False,
     explain: Annotated[
-        str | None, typer.Option(metavar="C20", help="Say what a check measures and why.")
+        str | None,
+        typer.Option(metavar="C20", help="Say what a check measures and why.", autocompletion=complete_check),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
     verbose: Annotated[

@@ -25,6 +25,7 @@ from pydantic import ValidationError, model_validator
 
 from kssm_mlx.errors import ConfigError, nearest
 from kssm_mlx.parsing import parse_toml
+from kssm_mlx.shipped import find_shipped
 from kssm_mlx.training.recipe_sections import LARGEST_SEED
 from kssm_mlx.training.steering_sections import Section, setting
 
@@ -161,11 +162,7 @@ class Design(Section):
 
 def list_experiments() -> dict[str, Path]:
     """Name -> file of the experiments that come with the package."""
-    package = Path(__file__).resolve().parents[1]
-    for home in (package / "recipes", package.parent / "recipes"):
-        if home.is_dir():
-            return {p.stem: p for p in sorted((home / "experiments").glob("*.toml"))}
-    return {}
+    return dict(find_shipped("experiments"))
 
 
 def load_design(name_or_path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Design, str]:

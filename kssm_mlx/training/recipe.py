@@ -42,6 +42,7 @@ from kssm_mlx.errors import ConfigError, is_among, nearest, quote
 from kssm_mlx.parsing import LONGEST_KEY, parse_toml
 from kssm_mlx.runs.arms import group_by_arm
 from kssm_mlx.runs.records import OLD_KEYS, rename_old_keys
+from kssm_mlx.shipped import find_shipped
 from kssm_mlx.training.curriculum.sections import Curriculum, Phase, require_metrics, require_order
 from kssm_mlx.training.recipe_names import MEANT, guess_key, known_metrics, reported_metrics
 from kssm_mlx.training.recipe_sections import (
@@ -197,21 +198,12 @@ class Recipe(Section):
 
 def list_shipped() -> dict[str, Path]:
     """Name -> file of the recipes that come with the package (in a clone: the top-level folder)."""
-    return {p.stem: p for p in _recipe_files("")}
+    return dict(find_shipped())
 
 
 def list_failures() -> dict[str, Path]:
     """The same of the published runs that failed, `failures/NAME`, and of the base model of some of them."""
-    return {f"failures/{p.stem}": p for p in _recipe_files("failures")}
-
-
-@cache
-def _recipe_files(folder: str) -> tuple[Path, ...]:
-    package = Path(__file__).resolve().parents[1]
-    for home in (package / "recipes", package.parent / "recipes"):
-        if home.is_dir():
-            return tuple(sorted((home / folder).glob("*.toml")))
-    return ()
+    return {f"failures/{name}": path for name, path in find_shipped("failures").items()}
 
 
 def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, smoke: bool = False) -> Recipe:
