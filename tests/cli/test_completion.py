@@ -1,4 +1,4 @@
-"""What the Tab key offers, as bash asks for it; a line that cannot be understood offers nothing and is silent."""
+"""What the Tab key offers, as bash asks for it; a line that cannot be understood is silent."""
 
 import pytest
 from typer.testing import CliRunner
