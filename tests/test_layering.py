@@ -20,6 +20,7 @@ FOUNDATION = {
     "digest",
     "environment",
     "runs",
+    "shipped",
     "_blas",
     "_caches",
     "_memory",

@@ -19,17 +19,17 @@ from kssm_mlx.cli.data import data
 from kssm_mlx.cli.doctor import doctor
 from kssm_mlx.cli.estimate import estimate
 from kssm_mlx.cli.evaluate import evaluate
-from kssm_mlx.cli.experiment import experiment
+from kssm_mlx.cli.experiments.experiment import experiment
+from kssm_mlx.cli.experiments.intervene import intervene
+from kssm_mlx.cli.experiments.sweep import sweep
 from kssm_mlx.cli.export import export
 from kssm_mlx.cli.generate import generate
-from kssm_mlx.cli.intervene import intervene
 from kssm_mlx.cli.live.chat import chat
 from kssm_mlx.cli.live.sync import sync
 from kssm_mlx.cli.live.watch import watch
 from kssm_mlx.cli.recipes import config, recipes
 from kssm_mlx.cli.report import report
 from kssm_mlx.cli.simulate import simulate
-from kssm_mlx.cli.sweep import sweep
 from kssm_mlx.cli.train import train
 from kssm_mlx.cli.verify import verify
 from kssm_mlx.cli.verify_weights import verify_weights

@@ -29,7 +29,7 @@ def report(
     from kssm_mlx.runs.experiment import is_experiment
 
     if len(runs) == 1 and is_experiment(runs[0]):
-        from kssm_mlx.cli.experiment import report as report_experiment
+        from kssm_mlx.cli.experiments.experiment import report as report_experiment
 
         return report_experiment(runs[0], out)
     if out and len(runs) < 2:

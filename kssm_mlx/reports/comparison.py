@@ -13,7 +13,7 @@ from kssm_mlx.errors import CheckpointError
 from kssm_mlx.reports.card import format_measure, markdown_table
 from kssm_mlx.reports.claims import describe_scored, state_claims
 from kssm_mlx.reports.run import Run
-from kssm_mlx.reports.style import MARKERS, MUTED, PALETTE, picture
+from kssm_mlx.reports.style import MUTED, Curve, draw_curve, look_of_curve, picture
 from kssm_mlx.runs.arms import group_by_arm
 from kssm_mlx.terminal import printable
 
@@ -51,7 +51,7 @@ def plot_validation(runs: list[Run], path: Path) -> Path:
     with picture(path, (9, 4.2 + 0.25 * len(arms))) as figure:
         ax = figure.add_subplot()
         for i, arm in enumerate(arms):
-            _draw_arm(ax, arm, column, i, label_of_arm(arm, varied))
+            _draw_arm(ax, arm, column, i, len(arms), label_of_arm(arm, varied))
         bigram = runs[0].ladder.get("bigram")
         if _same_tokens(runs) and not describe_scored(runs) and bigram:
             ax.axhline(bigram, color=MUTED, linewidth=0.9, linestyle="--", label=f"bigram {bigram:.3f}")
@@ -82,7 +82,7 @@ def varied_settings(runs: list[Run]) -> list[str]:
     return sorted(keys - {"train.seed"})
 
 
-def curve_of_arm(arm: Sequence[Run], column: str) -> tuple[list[float], np.ndarray, np.ndarray, np.ndarray]:
+def curve_of_arm(arm: Sequence[Run], column: str) -> Curve:
     """Steps that all seeds evaluated, the mean there, and a band: from the least to the most, of one run its
     standard error over windows.
     """
@@ -91,19 +91,17 @@ def curve_of_arm(arm: Sequence[Run], column: str) -> tuple[list[float], np.ndarr
     values = np.array([[curve[step] for step in steps] for curve in curves])
     mean = values.mean(axis=0)
     if len(arm) > 1:
-        return steps, mean, values.min(axis=0), values.max(axis=0)
+        return Curve(steps, mean, values.min(axis=0), values.max(axis=0))
     error = mean * _relative_error(arm[0], steps)
-    return steps, mean, mean - error, mean + error
+    return Curve(steps, mean, mean - error, mean + error)
 
 
-def _draw_arm(ax: Any, arm: list[Run], column: str, i: int, label: str) -> None:
-    steps, mean, low, high = curve_of_arm(arm, column)
-    look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-    if not steps:
-        ax.plot([], [], label=f"{label}: no evaluation", **look)
+def _draw_arm(ax: Any, arm: list[Run], column: str, i: int, arms: int, label: str) -> None:
+    curve = curve_of_arm(arm, column)
+    if not curve.x:
+        ax.plot([], [], label=f"{label}: no evaluation", **look_of_curve(i))
         return
-    ax.plot(steps, mean, label=f"{label}: best {mean.min():.3f}", **look)
-    ax.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    draw_curve(ax, curve, i, arms, f"{label}: best {curve.mean.min():.3f}")
 
 
 def _relative_error(run: Run, steps: list[float]) -> np.ndarray:

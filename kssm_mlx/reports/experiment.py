@@ -18,7 +18,7 @@ from kssm_mlx.files import explain_write_errors
 from kssm_mlx.metrics.stats import Comparison
 from kssm_mlx.reports.card import markdown_table
 from kssm_mlx.reports.page import write_page
-from kssm_mlx.reports.style import INK, MARKERS, MUTED, PALETTE, picture
+from kssm_mlx.reports.style import INK, MUTED, PALETTE, Curve, draw_curve, picture
 
 ARMS, DIFFERENCES, LENGTHS = "arms.png", "differences.png", "lengths.png"
 UNITS = {
@@ -30,7 +30,13 @@ UNITS = {
     "skill": "skill",
 }
 
-MOST_BANDS = 4  # arms whose spread is drawn as a band
+# Of a verdict, in the picture of differences: colour and marker.
+LOOKS: dict[str, tuple[str, str]] = {
+    "supported": (PALETTE[0], "o"),
+    "contradicted": (PALETTE[1], "X"),
+    "no difference of interest": (PALETTE[2], "D"),
+    "undecided": (MUTED, "s"),
+}
 
 
 @dataclass(frozen=True)
@@ -225,11 +231,8 @@ def plot_arms(summary: Summary, path: Path) -> Path:
             values = np.array([[curve[step] for step in steps] for curve in curves])
             if not steps:
                 continue
-            look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-            ax.plot(steps, values.mean(axis=0), label=f"{arm.name} ({_count(arm)})", **look)
-            ax.fill_between(
-                steps, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.18, lw=0
-            )
+            curve = Curve(steps, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+            draw_curve(ax, curve, i, len(arms), f"{arm.name} ({_count(arm)})")
         ax.set(xlabel="step", ylabel="nats per token", title=f"{summary.name}: held-out loss")
         figure.legend(loc="outside lower left", ncols=2)
     return path
@@ -242,18 +245,8 @@ def plot_lengths(summary: Summary, path: Path) -> Path:
     with picture(path, (9, 4.2 + 0.25 * len(arms))) as figure:
         ax = figure.add_subplot()
         for i, arm in enumerate(arms):
-            look = {"color": PALETTE[i % len(PALETTE)], "markersize": 5}
-            look["marker"] = MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]  # no colour has one twice
-            look["linestyle"] = "-" if i < len(PALETTE) else "--"
-            low, mean, high = ([f(values) for values in arm.lengths.values()] for f in (min, np.mean, max))
-            if len(arms) > MOST_BANDS:  # that many bands are mud: bars, side by side
-                aside = 2.0 ** ((i - (len(arms) - 1) / 2) * 0.4 / len(arms))
-                lengths = [length * aside for length in arm.lengths]
-                ax.vlines(lengths, low, high, color=look["color"], lw=1.2, alpha=0.7)
-            else:
-                lengths = [*arm.lengths]
-                ax.fill_between(lengths, low, high, color=look["color"], alpha=0.18, lw=0)
-            ax.plot(lengths, mean, label=arm.name, **look)
+            of_seeds = ([f(values) for values in arm.lengths.values()] for f in (np.mean, min, max))
+            draw_curve(ax, Curve([*arm.lengths], *of_seeds), i, len(arms), arm.name, size=5, log=True)
         ax.set_xscale("log", base=2)
         ax.set_xticks(ticks, [str(length) for length in ticks])
         ax.set(xlabel="length, tokens", ylabel="right at the last place", ylim=(-0.02, 1.02))
@@ -269,11 +262,10 @@ def plot_differences(summary: Summary, path: Path) -> Path:
         ax = figure.add_subplot()
         ax.axvline(0, color=MUTED, linewidth=1)
         for i, claim in enumerate(reversed(claims)):
-            c, decided = claim.comparison, claim.word != "undecided"
+            c, (colour, marker) = claim.comparison, LOOKS[claim.word]
             low, high = (x if math.isfinite(x) else c.difference for x in (c.low, c.high))
-            colour = PALETTE[0] if claim.word == "supported" else PALETTE[1] if decided else MUTED
             ax.plot([low, high], [i, i], color=colour, linewidth=2.2)
-            ax.plot([c.difference], [i], MARKERS[i % len(MARKERS)], color=colour, markersize=7)
+            ax.plot([c.difference], [i], marker, color=colour, markersize=7)
             # Beside the axes, where the layout leaves room for it: within, a long word may be cut off.
             ax.text(1.015, i, claim.word, transform=ax.get_yaxis_transform(), va="center", color=INK)
         ax.set_yticks(range(len(claims)), [claim.question for claim in reversed(claims)])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kssm_mlx.reports.run import Run
-from kssm_mlx.reports.style import MARKERS, MUTED, PALETTE, picture
+from kssm_mlx.reports.style import MUTED, look_of_curve, picture
 
 WORDS = {"accuracy_last": "at the last place", "accuracy": "mean over the places"}
 
@@ -49,8 +49,8 @@ def plot_lengths(run: Run, path: Path) -> Path:
     trained = run.recipe["train"]["context"]
     with picture(path, (7.5, 4.2)) as figure:
         ax = figure.add_subplot()
-        for (name, values), colour, marker in zip(columns.items(), PALETTE, MARKERS, strict=False):
-            ax.plot(*zip(*values.items()), label=WORDS.get(name, name), color=colour, marker=marker)
+        for i, (name, values) in enumerate(columns.items()):
+            ax.plot(*zip(*values.items()), label=WORDS.get(name, name), **look_of_curve(i, size=6))
         ax.axvline(trained, color=MUTED, linestyle="--", linewidth=0.9, label=f"trained to {trained}")
         ticks = sorted({trained, *(length for values in columns.values() for length in values)})
         ax.set_xscale("log", base=2)

@@ -11,7 +11,16 @@ import numpy as np
 from kssm_mlx.reports.lengths import last_lengths, plot_lengths
 from kssm_mlx.reports.phases import plot_phases
 from kssm_mlx.reports.run import Run
-from kssm_mlx.reports.style import INK, MARKERS, MUTED, PALETTE, draw_heading, draw_trend, picture, shades
+from kssm_mlx.reports.style import (
+    INK,
+    MUTED,
+    PALETTE,
+    draw_heading,
+    draw_trend,
+    look_of_curve,
+    picture,
+    shades,
+)
 
 DYNAMICS = {
     "R": "order parameter R (0 incoherent, 1 in phase)",
@@ -49,8 +58,7 @@ def plot_probes(run: Run, path: Path) -> Path:
             names = list(dict.fromkeys(name for row in rows for name in row["numbers"]))[:MOST_NUMBERS]
             for i, name in enumerate(names):
                 known = [(row["step"], row["numbers"][name]) for row in rows if name in row["numbers"]]
-                look = {"color": PALETTE[i], "marker": MARKERS[i], "markersize": 4}
-                ax.plot(*zip(*known, strict=True), label=name, **look)
+                ax.plot(*zip(*known, strict=True), label=name, **look_of_curve(i))
             ax.set(xlabel="step", title=f"{id}: {rows[0]['title']}")
             if names:
                 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
