@@ -69,7 +69,7 @@ def unit_of(runs: Sequence[Run]) -> tuple[str, str]:
 
 def label_of_arm(arm: list[Run], varied: list[str]) -> str:
     """What differs from the other arms, as "kappa 0", or the name of its first run; and how many seeds."""
-    settings = _settings(arm[0].recipe)
+    settings = _settings(arm[0], {*varied})
     said = ", ".join(f"{key.rpartition('.')[2]} {settings.get(key, 'unset')}" for key in varied[:4])
     seeds = f" ({len(arm)} seeds)" if len(arm) > 1 else ""
     return printable(f"{said or arm[0].name}{seeds}")
@@ -77,7 +77,7 @@ def label_of_arm(arm: list[Run], varied: list[str]) -> str:
 
 def varied_settings(runs: list[Run]) -> list[str]:
     """The settings that are not the same in all of them, the seed aside."""
-    settings = [_settings(run.recipe) for run in runs]
+    settings = _list_settings(runs)
     keys = {key for s in settings for key in s if len({repr(t.get(key)) for t in settings}) > 1}
     return sorted(keys - {"train.seed"})
 
@@ -121,7 +121,7 @@ def summary(runs: list[Run]) -> str:
 
 def summary_rows(runs: list[Run]) -> list[tuple[str, ...]]:
     """One row per run, under HEADER."""
-    settings = [_settings(run.recipe) for run in runs]
+    settings = _list_settings(runs)
     varied = sorted({key for s in settings for key in s if len({repr(t.get(key)) for t in settings}) > 1})
     nats = _same_tokens(runs)
     return [_row(run, s, varied, nats) for run, s in zip(runs, settings)]
@@ -145,8 +145,19 @@ def _row(run: Run, settings: dict[str, Any], varied: list[str], nats: bool) -> t
     )
 
 
-def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe as dotted keys: {"model.kappa": 1.0}."""
+def _list_settings(runs: list[Run]) -> list[dict[str, Any]]:
+    """Of each run the settings that any of their recipes states."""
+    stated = {key for run in runs for key in _flatten(run.recipe)}
+    return [_settings(run, stated) for run in runs]
+
+
+def _settings(run: Run, stated: set[str]) -> dict[str, Any]:
+    """Its recipe as dotted keys, {"model.kappa": 1.0}; of a key that it leaves out what its model had."""
+    model = {f"model.{key}": value for key, value in (run.recipe.get("configuration") or {}).items()}
+    return {key: value for key, value in model.items() if key in stated} | _flatten(run.recipe)
+
+
+def _flatten(recipe: dict[str, Any]) -> dict[str, Any]:
     sections = {s: v for s, v in recipe.items() if s in ("data", "model", "train") and isinstance(v, dict)}
     return {
         f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()

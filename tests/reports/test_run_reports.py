@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.reports import compare, comparison, report, state_claims
 from kssm_mlx.reports.card import against_expected, describe_task_scores, result_rows
+from kssm_mlx.reports.comparison import label_of_arm, summary_rows, varied_settings
 from kssm_mlx.reports.plots import plot_loss
 from kssm_mlx.reports.run import open_run
 from kssm_mlx.reports.style import moving_average
@@ -125,6 +126,21 @@ def test_comparison_names_what_differs(tmp_path):
     for same in (a, tmp_path / "b" / ".." / "a", tmp_path / "again"):
         with pytest.raises(ConfigError, match="is given twice"):
             compare([b, a, same], tmp_path / "both")
+
+
+def test_of_a_setting_that_a_recipe_leaves_out_its_models_value_is_named(tmp_path):
+    """`default` beside `default --set model.kappa=0`: the first has kappa 1, and says so nowhere."""
+    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", kappa=0.0), write_run(tmp_path / "c")]
+    for folder, configuration in zip(folders[::2], ({"kappa": 1.0, "d_model": 64}, {"d_model": 64})):
+        recipe = json.loads((folder / "recipe.json").read_text())
+        del recipe["model"]["kappa"]
+        recipe["configuration"] = configuration
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+    runs = [open_run(folder) for folder in folders]
+    varied = varied_settings(runs)
+    assert varied == ["model.kappa"]  # and not d_model, which no recipe states
+    assert [label_of_arm([run], varied) for run in runs] == ["kappa 1.0", "kappa 0.0", "kappa unset"]
+    assert [row[1] for row in summary_rows(runs)] == ["model.kappa 1.0", "model.kappa 0.0", ""]
 
 
 def test_a_run_that_is_given_twice_is_refused_before_anything_is_written(tmp_path):
