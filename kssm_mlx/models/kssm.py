@@ -132,8 +132,8 @@ class KSSMConfig:
                 f"dimension 2 and how many 3, such as {{ 2 = 96, 3 = 32 }}, got {mix}"
             )
         if not self.spheres:
-            for name in ("wells", "sphere_field"):
-                if getattr(self, name):
+            for name, said in (("wells", self.wells > 0), ("sphere_field", self.sphere_field is not None)):
+                if said:
                     raise ConfigError(
                         f"model.{name} is of spheres; it wants model.dimension = 3, or dimensions"
                     )

@@ -221,7 +221,7 @@ def test_freeze_units_cover_every_parameter_once(overrides, count, shared):
         ({"dimensions": {2: 4, 4: 4}}, r"such as \{ 2 = 96, 3 = 32 \}"),
         ({"wells": 4}, "model.wells is of spheres"),
         (
-            {"sphere_field": 0.1},
+            {"sphere_field": 0.0},
             "model.sphere_field is of spheres; it wants model.dimension = 3",
         ),
         ({"dimension": 3, "sphere_field": -1.0}, "model.sphere_field is a strength, 0 or more, got -1"),
