@@ -33,6 +33,11 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
     key, step = family.width
     # A part that the recipe switched off by 0 stays off.
     fine = next((k for k in family.fine if (section.model_extra or {}).get(k) != 0), None)
+    if "n_groups" in (key, fine) and (section.model_extra or {}).get("dimensions"):
+        raise ConfigError(
+            "model.dimensions says how many populations there are, so run.match cannot choose n_groups; leave "
+            "match out, and give the arm its sizes"
+        )
 
     def size(overrides: dict[str, Any]) -> int:
         return count_parameters(recipes.override(recipe, {f"model.{k}": v for k, v in overrides.items()}))

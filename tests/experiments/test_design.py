@@ -161,3 +161,6 @@ def test_what_cannot_be_matched_is_said():
         match_parameters(recipes.load("default"), 200)
     with pytest.raises(ConfigError, match=r"run.match is for fresh models"):
         match_parameters(recipes.load("phase-mamba"), 10_000)
+    mix = {"model.n_groups": 128, "model.dimensions": {"2": 96, "3": 32}, "model.mlp_hidden": 0}
+    with pytest.raises(ConfigError, match=r"^model.dimensions says how many .* leave match out"):
+        match_parameters(recipes.load("default", mix), 400_000)
