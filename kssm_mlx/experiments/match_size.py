@@ -35,8 +35,8 @@ def match_parameters(recipe: Recipe, target: int) -> Recipe:
     fine = next((k for k in family.fine if (section.model_extra or {}).get(k) != 0), None)
     if "n_groups" in (key, fine) and (section.model_extra or {}).get("dimensions"):
         raise ConfigError(
-            "model.dimensions says how many populations there are, so run.match cannot choose n_groups; leave "
-            "match out, and give the arm its sizes"
+            "model.dimensions says how many populations there are, so run.match cannot choose n_groups; "
+            "leave match out, and give the arm its sizes"
         )
 
     def size(overrides: dict[str, Any]) -> int:
