@@ -22,6 +22,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 
 def complete_experiment(incomplete: str) -> list[str]:
+    """Shipped experiments."""
     return _beginning(incomplete, find_shipped("experiments"))
 
 
@@ -41,6 +42,7 @@ def complete_setting(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_check(incomplete: str) -> list[str]:
+    """Ids of checks, those of plug-ins too."""
     from kssm_mlx.checks.catalog import list_entries
 
     return _beginning(incomplete, list_entries())

@@ -77,9 +77,7 @@ def label_of_arm(arm: list[Run], varied: list[str]) -> str:
 
 def varied_settings(runs: list[Run]) -> list[str]:
     """The settings that are not the same in all of them, the seed aside."""
-    settings = _list_settings(runs)
-    keys = {key for s in settings for key in s if len({repr(t.get(key)) for t in settings}) > 1}
-    return sorted(keys - {"train.seed"})
+    return [key for key in _find_varied(_list_settings(runs)) if key != "train.seed"]
 
 
 def curve_of_arm(arm: Sequence[Run], column: str) -> Curve:
@@ -122,7 +120,7 @@ def summary(runs: list[Run]) -> str:
 def summary_rows(runs: list[Run]) -> list[tuple[str, ...]]:
     """One row per run, under HEADER."""
     settings = _list_settings(runs)
-    varied = sorted({key for s in settings for key in s if len({repr(t.get(key)) for t in settings}) > 1})
+    varied = _find_varied(settings)
     nats = _same_tokens(runs)
     return [_row(run, s, varied, nats) for run, s in zip(runs, settings)]
 
@@ -143,6 +141,11 @@ def _row(run: Run, settings: dict[str, Any], varied: list[str], nats: bool) -> t
         format_measure(best.get("bits_per_byte")),
         format_measure(run.measured("context_gain"), run.measured("context_gain_se"), 3),
     )
+
+
+def _find_varied(settings: list[dict[str, Any]]) -> list[str]:
+    """The keys whose values are not the same in all."""
+    return sorted({key for s in settings for key in s if len({repr(t.get(key)) for t in settings}) > 1})
 
 
 def _list_settings(runs: list[Run]) -> list[dict[str, Any]]:
