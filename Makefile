@@ -69,8 +69,9 @@ $(BIN)/python:
 	done; \
 	echo "no python >= 3.11 with venv among: $(PYTHONS); install one or say make PYTHON=/path/to/python" >&2; exit 1
 
-# The stamp is newer than pyproject.toml exactly when everything it asks for is installed.
+# The stamp is newer than pyproject.toml exactly when everything it asks for is installed. Python compiles what
+# it imports, once; pip would compile ten thousand files, of which most are never imported.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "installing kssm-mlx and what it needs into $(VENV)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[test]'
 	@touch $@

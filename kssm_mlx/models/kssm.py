@@ -60,6 +60,8 @@ class KSSMConfig:
     in radians. start: |a| of theirs where a document begins. wells: directions that each of them settles in
     between tokens, going the share `pull` of the way to them, at |a| = `reach`, told apart by `sharpness`
     times the cosine; serial over time.
+    embedding_std: of the embedding at the start, 1/sqrt(d_model) unless given; given, a tied head has the
+    embedding's own scale, as in Mamba.
     """
 
     vocab_size: int
@@ -89,6 +91,7 @@ class KSSMConfig:
     memory: int = 128
     shortest_memory: float = 2.0
     tie_embeddings: bool = False
+    embedding_std: float | None = None
     norm_eps: float = 1e-6
     model_type: str = "kssm"
 
@@ -105,6 +108,8 @@ class KSSMConfig:
             strength = getattr(self, name)
             if strength is not None and strength < 0:
                 raise ConfigError(f"model.{name} is a strength, 0 or more, got {strength:g}")
+        if self.embedding_std is not None and not self.embedding_std > 0:
+            raise ConfigError(f"model.embedding_std is positive, got {self.embedding_std:g}")
         refuse_counts_below_one(self, "wells", "expansion", "mlp_hidden")
         self._refuse_impossible_expansion()
         if self.dimensions is not None:
@@ -429,7 +434,8 @@ class KSSM(Stack):
         keys = mx.random.split(mx.random.key(seed), config.n_layers + 2)
         V, D = config.vocab_size, config.d_model
         self.embedding = nn.Embedding(V, D)
-        self.embedding.weight = D**-0.5 * mx.random.normal((V, D), key=keys[0])
+        std = D**-0.5 if config.embedding_std is None else config.embedding_std
+        self.embedding.weight = std * mx.random.normal((V, D), key=keys[0])
         self.blocks = [
             Block(config, keys[2 + i], coupled=config.coupling and i > 0) for i in range(config.n_layers)
         ]
@@ -519,8 +525,9 @@ class KSSM(Stack):
     def project(self, hidden: mx.array) -> mx.array:
         """Logits of hidden states. Shapes: [..., D] -> [..., V]."""
         if self.args.tie_embeddings:
+            logits = self.embedding.as_linear(hidden)
             # Unscaled, a fresh model would bet on the token it has just read.
-            return self.args.d_model**-0.5 * self.embedding.as_linear(hidden)
+            return self.args.d_model**-0.5 * logits if self.args.embedding_std is None else logits
         return self.head(hidden)
 
 
