@@ -145,12 +145,26 @@ def test_building_leaves_the_global_generator_alone():
 
 
 @pytest.mark.parametrize("size", ["xs", "s"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_fresh_model_knows_nothing(size, tied):
-    fresh = build(configure("kssm", size, vocab_size=65, overrides={"tie_embeddings": tied}))
+@pytest.mark.parametrize(
+    "head", [{}, {"tie_embeddings": True}, {"tie_embeddings": True, "embedding_std": 0.02}]
+)
+def test_a_fresh_model_knows_nothing(size, head):
+    fresh = build(configure("kssm", size, vocab_size=65, overrides=head))
     ids = mx.array(np.random.default_rng(0).integers(0, 65, (2, 65)))
     loss = nn.losses.cross_entropy(fresh(ids[:, :-1]), ids[:, 1:], reduction="mean").item()
     assert loss == pytest.approx(math.log(65), abs=0.1)
+
+
+def test_a_spread_of_the_embedding_is_what_it_says_and_a_tied_head_has_its_scale():
+    keys = {"tie_embeddings": True, "d_model": 256, "vocab_size": 99}
+    hidden = mx.random.normal((3, 256), key=mx.random.key(0))
+    for given, std, scale in ((0.02, 0.02, 1), (None, 1 / 16, 1 / 16)):
+        model = build(config(**keys, embedding_std=given))
+        assert np.array(model.embedding.weight).std() == pytest.approx(std, rel=0.02)
+        expected = scale * np.array(hidden) @ np.array(model.embedding.weight).T
+        np.testing.assert_allclose(np.array(model.project(hidden)), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="embedding_std is positive, got 0"):
+        config(embedding_std=0.0)
 
 
 @pytest.mark.parametrize("size, millions", [("xs", 0.1286), ("s", 0.7153), ("m", 18.96), ("l", 198.4)])
