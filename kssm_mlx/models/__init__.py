@@ -83,10 +83,8 @@ def config_from_dict(values: dict[str, Any]):
     name = values.get("model_type", "kssm")
     _, config_class, _ = _family(name).load()
     known = [f.name for f in fields(config_class)]
-    for key in values:
-        if key not in known:
-            hint = nearest(key, ("family", "size", *known))
-            raise ConfigError(f"unknown key 'model.{key}' for {name}{hint}{_explain_unset(key)}")
+    if unknown := [key for key in values if key not in known]:
+        raise ConfigError(_explain_unknown(unknown, known, name))
     try:
         # Strict, so that "3" is no number; by way of JSON, where a list is the only tuple.
         return adapter_of(config_class).validate_json(json.dumps(values, default=str), strict=True)
@@ -96,11 +94,16 @@ def config_from_dict(values: dict[str, Any]):
         raise ConfigError(f"model.{where}: {error['msg']}, got {quote(error['input'])}") from None
 
 
-def _explain_unset(key: str) -> str:
-    """How a key of another family is taken out of a recipe; "" for one that no family has."""
-    classes = {family.load()[1] for family in FAMILIES.values()}
-    foreign = any(key == f.name for config_class in classes for f in fields(config_class))
-    return f"; --set model.{key}= takes it out of a recipe of another family" if foreign else ""
+def _explain_unknown(keys: list[str], known: list[str], family: str) -> str:
+    """Which keys a family does not have, and how those of another family are taken out of a recipe."""
+    classes = {f.load()[1] for f in FAMILIES.values()}
+    others = {f.name for config_class in classes for f in fields(config_class)}
+    out = " ".join(f"--set model.{key}=" for key in keys)
+    if len(keys) > 1 and others.issuperset(keys):
+        return f"{family} has no {', '.join(keys)}; {out} takes them out of a recipe of another family"
+    first = next((key for key in keys if key not in others), keys[0])
+    said = f"unknown key 'model.{first}' for {family}{nearest(first, ('family', 'size', *known))}"
+    return f"{said}; {out} takes it out of a recipe of another family" if first in others else said
 
 
 def family_of(config) -> str:

@@ -88,11 +88,13 @@ def plot_dynamics(run: Run, path: Path) -> Path:
             _blocks(ax, run, quantity)
         for ax in axes[len(shown) :]:
             ax.remove()
-        figure.supxlabel("step", fontsize=10)
+        for ax in axes[: len(shown)][-2:]:
+            ax.set_xlabel("step")
         draw_heading(figure, f"{run.name}: oscillators, mean over batch, time and groups")
         handles, labels = axes[0].get_legend_handles_labels()
         if len(labels) <= 12:
-            figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+            # Below: beside the heading there is room for three.
+            figure.legend(handles, labels, loc="outside lower center", ncols=6)
     return path
 
 

@@ -141,7 +141,7 @@ def test_an_empty_table_is_a_value_and_a_nested_one_is_keys():
 @pytest.mark.parametrize("family", ["kssm", "mamba", "mamba2", "rwkv", "rwkv7", "transformer", "gru"])
 def test_a_family_is_given_the_parameters_asked_for(family):
     settings = {"model.family": family, "model.kappa": recipes.UNSET}
-    recipe = match_parameters(recipes.load("default", settings), 400_000)
+    recipe = match_parameters(recipes.load("groups", settings), 400_000)
     assert count_parameters(recipe) == pytest.approx(400_000, rel=0.01)
 
 

@@ -133,3 +133,18 @@ def test_what_no_machine_can_hold_is_refused_before_it_is_made():
 def test_a_key_of_another_family_comes_with_the_way_to_take_it_out():
     with pytest.raises(ConfigError, match=r"'model.kappa' for mamba.*; --set model.kappa= takes it out"):
         configure("mamba", "xs", vocab_size=16, overrides={"kappa": 1.0})
+
+
+def test_keys_of_another_family_are_named_together_and_how_they_are_taken_out():
+    with pytest.raises(ConfigError) as one:
+        configure("mamba", vocab_size=8, overrides={"kappa": 1.0})
+    assert "unknown key 'model.kappa' for mamba" in str(one.value)
+    assert str(one.value).endswith("; --set model.kappa= takes it out of a recipe of another family")
+    with pytest.raises(ConfigError) as both:
+        configure("mamba", vocab_size=8, overrides={"kappa": 1.0, "expansion": 4})
+    assert str(both.value) == (
+        "mamba has no kappa, expansion; --set model.kappa= --set model.expansion= "
+        "takes them out of a recipe of another family"
+    )
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.kapa' for mamba$"):
+        configure("mamba", vocab_size=8, overrides={"expansion": 4, "kapa": 1.0})

@@ -13,7 +13,7 @@ from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.reports import compare, comparison, report, state_claims
 from kssm_mlx.reports.card import against_expected, describe_task_scores, result_rows
 from kssm_mlx.reports.comparison import label_of_arm, summary_rows, varied_settings
-from kssm_mlx.reports.plots import plot_loss
+from kssm_mlx.reports.plots import plot_dynamics, plot_loss
 from kssm_mlx.reports.run import open_run
 from kssm_mlx.reports.style import moving_average
 from tests.support.cli_fakes import kssm, refused
@@ -236,6 +236,32 @@ def test_counting_on_other_tokens_is_no_line_of_all(tmp_path, monkeypatch, setti
 def _figure(drawn):
     drawn.append(Figure(layout="constrained"))
     yield drawn[-1]
+
+
+@pytest.mark.parametrize("blocks", [2, 6, 12])
+def test_the_legend_of_the_blocks_is_beside_nothing_else(tmp_path, monkeypatch, blocks):
+    folder, drawn = write_run(tmp_path / "a-run-with-a-name-of-its-own"), []
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    more = [
+        row | {f"R_block{i:02d}": row["R_block00"] for i in range(blocks) if "R_block00" in row}
+        for row in rows
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more))
+
+    @contextmanager
+    def drawing(path, size):
+        drawn.append(Figure(figsize=size, layout="constrained"))
+        yield drawn[-1]
+
+    monkeypatch.setattr("kssm_mlx.reports.plots.picture", drawing)
+    plot_dynamics(open_run(folder), tmp_path / "dynamics.png")
+    drawn[0].draw_without_rendering()
+    (legend,) = drawn[0].legends
+    assert len(legend.get_texts()) == blocks
+    box, page = legend.get_window_extent(), drawn[0].bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1
+    others = [drawn[0]._suptitle, *drawn[0].axes]
+    assert not any(box.overlaps(other.get_tightbbox()) for other in others)
 
 
 def test_half_a_surrogate_pair_in_a_recipe_is_spelled_out(tmp_path):
