@@ -26,6 +26,7 @@ PAGE = ROOT / "docs" / "scale.md"
 # As on a command line: a recipe, and what is set.
 CASES = (
     "default",
+    "groups",
     "default train.checkpoint_blocks=true",
     "default train.accumulation=2",
     "default train.precision=bfloat16",

@@ -17,7 +17,7 @@ from kssm_mlx.bench.parallel import Link, predict_all_reduce
 from tests.docs.scale import PAGE
 from tests.support.launched import launch
 
-RECIPE, COUNTS = "default", (2, 4)
+RECIPE, COUNTS = "groups", (2, 4)
 KSSM = str(Path(sys.executable).with_name("kssm"))
 TITLE = "## Several processes"
 HEAD = f"""{TITLE}
@@ -49,7 +49,7 @@ path, the recipe and its text under the same names.
   parameters are compared: machines of two kinds may round differently, and then the run ends in place of
   drifting.
 - **Checks are not shared out.** Rank 0 asks all of them, the others wait for its verdict, and a failed check
-  ends every process with exit code 1. They take time once and not in every step: of `default` 5 s before step
+  ends every process with exit code 1. They take time once and not in every step: of `groups` 5 s before step
   1, 7 s at the end and 0.1 s at an evaluation, together 12 s where a step is 0.25 s (once by hand, with other
   work on the machine, as what follows; `kssm verify RECIPE` has the seconds of each check). Two processes on
   the two cores of this machine that took every other check before step 1 needed 9.3, 8.2 and 5.8 s, one with
