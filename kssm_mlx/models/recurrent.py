@@ -50,6 +50,8 @@ class RecurrentModel(LanguageModel):
         self.args = config
         self.model_type = config.model_type
         self.checkpoint_blocks = False
+        # What a checkpoint returns is computed, whether anybody reads it or not: `leave_out_states`.
+        self.checkpoint_means = False
 
     def forward(
         self,
@@ -113,7 +115,9 @@ class RecurrentModel(LanguageModel):
         block = self.layers[i]
         inside = intervention.inside(i) if intervention and "S2" in self.act_sites else None
         run = partial(block, inside=inside) if inside else block
-        return checkpoint(block, run) if self.checkpoint_blocks else run
+        if self.checkpoint_blocks:
+            return checkpoint(block, leave_out_states(run) if self.checkpoint_means else run)
+        return run
 
     def state_view(self, entry: list) -> mx.array:
         """The state in a cache entry as vectors whose equal parts are the units. Shapes: -> [B, C]."""
@@ -145,6 +149,18 @@ class RecurrentModel(LanguageModel):
     def quant_predicate(self):
         """Quantise the wide projections; what sets the dynamics stays as it is."""
         return lambda path, module: not path.endswith(self.no_quant)
+
+
+def leave_out_states(run: Callable) -> Callable:
+    """A block whose trace, where it has means, has nothing that costs more than the block itself."""
+
+    def run_lightly(*args, **kwargs):
+        *found, trace = run(*args, **kwargs)
+        if "mean_R" in trace:
+            trace = {name: x for name, x in trace.items() if name == "state" or name.startswith("mean_")}
+        return *found, trace
+
+    return run_lightly
 
 
 class Stack(RecurrentModel):

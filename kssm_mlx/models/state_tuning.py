@@ -55,6 +55,7 @@ class StateTuned(RecurrentModel):
 
     def hidden(self, tokens, cache=None, intervention=None, *, resets=None, lengths=None, key=None):
         self.host.checkpoint_blocks = self.checkpoint_blocks
+        self.host.checkpoint_means = self.checkpoint_means
         cache = self._begin_cache(cache, tokens.shape[0])
         if resets is None:
             return self.host.hidden(tokens, cache, intervention, lengths=lengths, key=key)

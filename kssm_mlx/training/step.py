@@ -13,7 +13,8 @@ step that one process takes with accumulation N.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -137,8 +138,9 @@ def make_gradient(
 
     def gradient(params, tokens, resets, carry, untrained=None, key=None):
         arguments = params, tokens, resets, carry, untrained or {}, key
-        # A block that is computed again leaves traced parameters in the model.
-        found, grads = with_parameters(model, {}, lambda: mx.value_and_grad(objective)(*arguments))
+        with _trace_of_means(model, not loss):
+            # A block that is computed again leaves traced parameters in the model.
+            found, grads = with_parameters(model, {}, lambda: mx.value_and_grad(objective)(*arguments))
         _, nats, count, terms, observed, buffers, carry = found
         return Totals(grads, nats, count, terms, observed, buffers), carry
 
@@ -330,6 +332,18 @@ def _require_fixed_size(model: LanguageModel, before: Cache | None, after: Cache
             f"{shapes[0]} to {shapes[-1]} in one batch; set train.hand_off = false"
         )
     return after
+
+
+@contextmanager
+def _trace_of_means(model: LanguageModel, alone: bool) -> Iterator[None]:
+    """While a step is traced whose loss reads no trace, blocks that are computed again give means alone."""
+    if hasattr(model, "checkpoint_means"):
+        model.checkpoint_means = alone
+    try:
+        yield
+    finally:
+        if hasattr(model, "checkpoint_means"):
+            model.checkpoint_means = False
 
 
 def _use_checkpoints(model: LanguageModel, train: Train) -> None:

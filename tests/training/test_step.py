@@ -8,6 +8,7 @@ from mlx.utils import tree_map
 from kssm_mlx import models
 from kssm_mlx.errors import CheckpointError, ConfigError
 from kssm_mlx.models.base import flatten
+from kssm_mlx.training import loss_terms
 from kssm_mlx.training.losses import cross_entropy
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import from_arrays, initial_state, to_arrays
@@ -238,6 +239,35 @@ def test_checkpointing_is_handed_to_a_model_that_offers_it_and_refused_elsewhere
     assert model.checkpoint_blocks is True
     with pytest.raises(ConfigError, match="tiny has no gradient checkpointing"):
         make_step(TinyModel(), recipe(checkpoint_blocks=True))
+
+
+def test_a_block_that_is_computed_again_writes_no_state_out_for_nobody(repeatable_peak):
+    """What a checkpoint returns is computed, and a trace has every state of every token."""
+    sizes = {"n_layers": 3, "d_model": 16, "n_groups": 64, "expansion": 8, "mlp_hidden": 0}
+    model = models.build(models.configure("kssm", "xs", vocab_size=17, context=128, overrides=sizes), seed=0)
+
+    def measure(**changes):
+        train = recipe(batch_size=4, context=128, **changes)
+        step, state = make_step(model, train, compile=False), initial_state(model, train)
+        tokens = random_tokens(4, 129)
+        mx.eval(tokens, state.params)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        _, metrics = step(state, tokens)
+        mx.eval(metrics)
+        return mx.get_peak_memory() - before, metrics
+
+    (plain, expected), (less, metrics) = measure(), measure(checkpoint_blocks=True)
+    assert less < 1.1 * plain
+    assert metrics.keys() == expected.keys() and "R_block02" in metrics
+    for name, value in expected.items():
+        assert metrics[name].item() == pytest.approx(value.item(), rel=1e-4), name
+    # A loss that reads the trace has it, and so has whoever asks when the step is done.
+    train = recipe(checkpoint_blocks=True, batch_size=4, context=128)
+    terms = loss_terms.parse_terms({"coherence": {"weight": 1.0, "target": 0.45}})
+    step, tokens = make_step(model, train, loss=terms, compile=False), random_tokens(4, 129)
+    assert step(initial_state(model, train), tokens)[1]["term_coherence"].item() > 0
+    assert "block00/R" in model.forward(random_tokens(1, 8)).trace
 
 
 def test_a_block_that_is_computed_again_leaves_nothing_traced_in_the_model():
