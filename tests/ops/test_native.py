@@ -57,13 +57,34 @@ def test_a_kernel_is_a_node_of_the_graph(monkeypatch):
 
 @pytest.mark.linux
 @pytest.mark.parametrize("op", dispatch.OPS)
-def test_any_number_of_threads_gives_the_same_bits(op, monkeypatch):
+@pytest.mark.parametrize("width", [32, 37])
+def test_any_number_of_threads_gives_the_same_bits(op, width, monkeypatch):
+    """Where a thread begins is where packs begin, and in a row of 37 which lanes are left over."""
     monkeypatch.setattr(cpp, "ALONE", 0)
     found = []
     for threads in (1, 2, 3, 8):
         monkeypatch.setattr(native, "_threads", lambda n=threads: n)
-        found.append(outcome(op))
+        found.append(outcome(op, width))
     assert all(same(found[0], other) for other in found[1:])
+
+
+class Widths(gpu.Kernel):
+    """What each lane is computed in: a pack's number of lanes, or 1."""
+
+    body = property(lambda self: "y[lane] = float(sizeof(float) / sizeof(scalar));")  # type: ignore[assignment]
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("width", [1, 15, 16, 37, 258])
+def test_a_row_of_any_width_is_computed_in_packs(width):
+    """Lane by lane, 258 channels took five times as long as 256."""
+    (found,) = Widths("widths", "D", "x", "y", side="D")(
+        (mx.zeros((3, width)),), [(3, width)], lanes=3 * width, D=width
+    )
+    widest = 16 if "avx512f" in cpp._processor() else 8
+    packed = width // widest * widest
+    expected = [widest] * packed + [1] * (width - packed)
+    np.testing.assert_array_equal(np.array(found), [expected] * 3)
 
 
 @pytest.mark.parametrize("op", ["mobius_scan", "conv"])

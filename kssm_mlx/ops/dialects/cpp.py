@@ -72,23 +72,41 @@ extern "C" void {name}(const int first, const int last, void** arrays) {{
 """
 
 
+# From lane `first` to `last`: full packs from the start of each row of neighbours, and what a row has left
+# over one by one. A pack is computed by whoever has its first lane, so that which lanes are packs, and so
+# the last bit, does not depend on where a thread begins.
+PACKED = """int lane = first, at = lane % (SIDE);
+const int behind = at % LANES;
+if (behind && at - behind + LANES <= (SIDE) && lane - behind + LANES <= sizes[0]) {
+  lane += LANES - behind;
+  at = (at + LANES - behind) % (SIDE);
+}
+while (lane < last) {
+  const bool full = at + LANES <= (SIDE) && lane + LANES <= sizes[0];
+  if (full)
+    many::body(lane, begin, end, arrays);
+  else
+    one::body(lane, begin, end, arrays);
+  lane += full ? LANES : 1;
+  at += full ? LANES : 1;
+  if (at == (SIDE)) at = 0;
+}
+"""
+
+
 def _loops(kernel: Any) -> str:
-    """Packs, then single lanes, through all of T; or many lanes through a few tokens at a time (`slab`)."""
-    packs = """if ((SIDE) % LANES == 0)
-  for (; lane + LANES <= stop; lane += LANES) many::body(lane, begin, end, arrays);
-for (; lane < stop; ++lane) one::body(lane, begin, end, arrays);
-""".replace("SIDE", kernel.side)
+    """All lanes through all of T; or many lanes through a few tokens at a time (`slab`)."""
+    packs = PACKED.replace("SIDE", kernel.side)
     if not kernel.slab:
-        return f"const int begin = 0, end = 0, stop = last;\nint lane = first;\n{packs}"
+        return f"const int begin = 0, end = 0;\n{packs}"
     turns, begin = f"(T + {kernel.slab - 1}) / {kernel.slab}", f"turn * {kernel.slab}"
     if kernel.backwards:
         begin = f"(turns - 1 - turn) * {kernel.slab}"
-    return f"""const int turns = {turns};
-for (int side = first; side < last; side += {BESIDE}) {{
-const int stop = side + {BESIDE} < last ? side + {BESIDE} : last;
+    return f"""const int turns = {turns}, stop = last;
+for (int side = first; side < stop; side += {BESIDE}) {{
+const int first = side, last = side + {BESIDE} < stop ? side + {BESIDE} : stop;
 for (int turn = 0; turn < turns; ++turn) {{
 const int begin = {begin}, end = begin + {kernel.slab} < T ? begin + {kernel.slab} : T;
-int lane = side;
 {packs}}}
 }}"""
 
