@@ -25,6 +25,7 @@ from kssm_mlx.oscillators.planar import Planar
 # Small enough that T = 65,536 fits: one row of one narrow model.
 B, D, N, HEADS, K = 1, 64, 16, 1, 64
 EQUAL_T, LANES = 512, 4096
+WIDTHS = 256, 258
 
 # The compiled form of a long sequence takes seconds where a kernel takes milliseconds, that of the bank
 # minutes: where steps do not compose its graph has some 300 nodes a token.
@@ -69,6 +70,15 @@ def _equal_lanes() -> Iterator[Case]:
             partial(_both_ways_each, sides),
             {"bytes": partial(_bytes_a_state, sides)},
         )
+    # Registers of a CPU hold 8 or 16 channels; a width that is no multiple of them should not cost more.
+    widths = {f"{D} channels": (_selective_scan, partial(_mamba, EQUAL_T, D)) for D in WIDTHS}
+    yield Case(
+        "ops/selective_scan/width",
+        f"selective_scan, {WIDTHS[1]} channels beside {WIDTHS[0]}: forward and backward, B {B}, T {EQUAL_T}",
+        B * EQUAL_T,
+        "tokens",
+        partial(_both_ways_each, widths),
+    )
 
 
 Sides = dict[str, tuple[Callable, Callable]]

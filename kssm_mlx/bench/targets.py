@@ -74,6 +74,7 @@ TARGETS = (
         "ball_scan against mobius_scan, equal lanes", "ops/ball_scan/equal", ("mobius_scan",), 1 / 2, 1 / 1.67
     ),
     Target("ball_wells, 8 wells, against none", "ops/ball_wells/equal", ("ball_scan",), 1 / 3, 1 / 2),
+    Target("258 channels against 256", "ops/selective_scan/width", ("256 channels",), 0.8, 0.95),
     Target("K-SSM training against Mamba at equal parameters", "kssm/train/equal", ("mamba",), 1, 1.5),
     Target(
         "kuramoto_bank against the textbook MLX loop",
