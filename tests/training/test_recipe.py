@@ -1,7 +1,6 @@
 """Recipes are refused unless every key is understood, in one line that says what to write instead."""
 
 import math
-
 import re
 
 import pytest
