@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import os
 import random
 import resource
 import shutil
@@ -114,10 +115,11 @@ def run_tests(copied: Path, tests: list[str], *flags: str) -> bool:
     """
     pytest = ["-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:xdist"]
     command = [sys.executable, *flags, *pytest, *tests]
+    # Options of whoever asks are not known to every tree, and an error would count as noticed.
+    env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    limits = {"timeout": WAITED, "preexec_fn": limit_computing}
     try:
-        code = subprocess.run(
-            command, cwd=copied, capture_output=True, timeout=WAITED, preexec_fn=limit_computing
-        ).returncode
+        code = subprocess.run(command, cwd=copied, capture_output=True, env=env, **limits).returncode
     except subprocess.TimeoutExpired:
         return False
     if code not in (0, 1, 2, 4, -signal.SIGXCPU):  # 2 and 4: the mutant cannot even be imported
