@@ -13,7 +13,7 @@ not that two arms do.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -215,11 +215,14 @@ def _units(results: Results, arm: str, metric: str) -> dict[int, Sequence[float]
     }
 
 
-def _find_missing_runs(design: Design, claim: Claim, ours: dict, base: dict) -> list[str]:
-    found = [f"{claim.arm} seed {seed}" for seed in design.run.seeds if seed not in ours]
-    if claim.against and claim.against != claim.arm:
-        found += [f"{claim.against} seed {seed}" for seed in design.run.seeds if seed not in base]
-    return found
+def _find_missing_runs(design: Design, claim: Claim, ours: dict, base: dict) -> Iterator[str]:
+    """Of each arm, such as "mamba seeds 3, 4"."""
+    sides = {claim.arm: ours}
+    if claim.against:
+        sides.setdefault(claim.against, base)
+    for arm, known in sides.items():
+        if seeds := [str(seed) for seed in design.run.seeds if seed not in known]:
+            yield f"{arm} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
 
 
 def _common_seeds(design: Design, results: Results) -> int:

@@ -134,7 +134,7 @@ def describe_claim(claim: ClaimSummary) -> str:
             f"{claim.seeds} seeds{' paired' if claim.paired else ''}, level {claim.level:.3g}; "
             f"would have found {_number(c.mde)}"
         )
-    return f"{text}; lacking {', '.join(claim.lacking)}" if claim.lacking else text
+    return f"{text}; lacking {'; '.join(claim.lacking)}" if claim.lacking else text
 
 
 @dataclass(frozen=True)

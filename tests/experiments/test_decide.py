@@ -139,7 +139,7 @@ def test_before_the_last_seed_nothing_is_decided_unless_it_was_planned():
     part = results(a=(FIVE - gap)[:3], b=FIVE[:3])
     assert decide(design(), part)[0].word == "undecided"
     assert decide(design(stop={"looks": [3, 5]}), part)[0].word == "supported"
-    assert decide(design(), part)[0].lacking == ("a seed 3", "a seed 4", "b seed 3", "b seed 4")
+    assert decide(design(), part)[0].lacking == ("a seeds 3, 4", "b seeds 3, 4")
 
 
 def test_runs_that_checks_stopped_are_lacking_and_the_rest_decides():
