@@ -57,7 +57,8 @@ def test_folders_can_be_left_out(tree):
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_tests_that_hang_have_noticed_and_a_busy_machine_has_not(waits, tree, monkeypatch):
-    """Waiting is no computing."""
+    """Waiting is no computing, and an option that only our pytest knows is none of theirs."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--slowest 9")
     monkeypatch.setattr(mutants, "SECONDS", 3)
     forever = "while True: pass" if not waits else "time.sleep(4)"
     (tree / "test_ranges.py").write_text(f"import time\n\ndef test_inside():\n    {forever}\n")

@@ -100,7 +100,7 @@ def _explain_unknown(keys: list[str], known: list[str], family: str) -> str:
     others = {f.name for config_class in classes for f in fields(config_class)}
     out = " ".join(f"--set model.{key}=" for key in keys)
     if len(keys) > 1 and others.issuperset(keys):
-        return f"{family} has no {', '.join(keys)}; {out} takes them out of a recipe of another family"
+        return f"{family} has no keys {', '.join(keys)}; {out} takes them out of a recipe of another family"
     first = next((key for key in keys if key not in others), keys[0])
     said = f"unknown key 'model.{first}' for {family}{nearest(first, ('family', 'size', *known))}"
     return f"{said}; {out} takes it out of a recipe of another family" if first in others else said

@@ -337,13 +337,14 @@ def _require_fixed_size(model: LanguageModel, before: Cache | None, after: Cache
 @contextmanager
 def _trace_of_means(model: LanguageModel, alone: bool) -> Iterator[None]:
     """While a step is traced whose loss reads no trace, blocks that are computed again give means alone."""
-    if hasattr(model, "checkpoint_means"):
-        model.checkpoint_means = alone
+    if not hasattr(model, "checkpoint_means"):
+        yield
+        return
+    model.checkpoint_means = alone
     try:
         yield
     finally:
-        if hasattr(model, "checkpoint_means"):
-            model.checkpoint_means = False
+        model.checkpoint_means = False
 
 
 def _use_checkpoints(model: LanguageModel, train: Train) -> None:

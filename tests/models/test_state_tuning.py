@@ -96,6 +96,16 @@ def test_checkpointed_blocks_give_the_same_gradient():
     contract.assert_checkpoints_change_nothing(learned("mamba"))
 
 
+@pytest.mark.parametrize("means", [False, True])
+def test_checkpointed_blocks_of_its_base_write_out_what_is_asked(means):
+    sizes = {"n_groups": 8, "expansion": 2, "mlp_hidden": 0}
+    host = models.build(models.configure("kssm", "xs", vocab_size=contract.V, context=32, overrides=sizes))
+    model = StateTuned(host)
+    model.checkpoint_blocks, model.checkpoint_means = True, means
+    trace = model.forward(contract.tokens(2)).trace
+    assert "block00/mean_R" in trace and ("block00/R" in trace) is not means
+
+
 @pytest.mark.parametrize("family", ["transformer", "kssm_v3", "hybrid_v3"])
 def test_a_model_without_such_a_state_is_refused(family):
     model = models.build(models.configure(family, "xs", vocab_size=contract.V, context=32))
