@@ -51,7 +51,8 @@ def pytest_configure(config):
         raise pytest.UsageError("g++ is missing: without it mx.compile runs uncompiled and hides its bugs")
     if not hasattr(config, "workerinput"):
         config.compiled = tempfile.mkdtemp(prefix="kssm-mlx-compiled-")
-        compiler.install(config.compiled)
+        cache = getattr(config, "cache", None)  # none with -p no:cacheprovider
+        compiler.install(config.compiled, cache and str(cache.mkdir("compiled")))
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # `make test &` in a script starts with SIGINT ignored, and so would the runs that tests interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,6 +3,7 @@
 Every worker has a cache of MLX's compiled kernels for itself, because MLX does not write them atomically; so
 the same kernels would be compiled once a worker. What g++ made of the same sources and options is copied.
 MLX's preamble, which begins every kernel and takes three quarters of its compilation, is precompiled.
+Kernels of MLX are kept in pytest's cache folder, for the next run of the suite with the same MLX and g++.
 
 It starts some hundred times in a run of the suite, so it imports little: half of a start was pathlib, shutil
 and subprocess.
@@ -14,19 +15,27 @@ import fcntl
 import hashlib
 import os
 import sys
+import time
 
 PREAMBLE = "mlx/backend/cpu/compiled_preamble.h"
+INCLUDE = f'#include "{PREAMBLE}"\n'
 
 SCRIPT = """#!{python} -ES
 import sys
 sys.path.insert(0, {root!r})
 from tests.support.compiler import main
-sys.exit(main({real!r}, {cache!r}, sys.argv[1:]))
+sys.exit(main({real!r}, {cache!r}, {kept!r}, sys.argv[1:]))
 """
 
+# What no run of the suite has asked for in this time belongs to code that has changed.
+FORGET_AFTER_DAYS = 14
 
-def install(folder: str) -> None:
-    """Put the wrapper in front of g++ for this process and those that it starts."""
+
+def install(folder: str, kept: str | None = None) -> None:
+    """Put the wrapper in front of g++ for this process and those that it starts.
+
+    What it makes lies in `folder`, which ends with this run of the suite; MLX's kernels in `kept`, if given.
+    """
     import shutil
 
     real = shutil.which("g++")
@@ -36,28 +45,56 @@ def install(folder: str) -> None:
     os.mkdir(f"{folder}/bin")
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     with open(wrapper, "w") as file:
-        file.write(SCRIPT.format(python=sys.executable, root=root, real=real, cache=folder))
+        kept = kept and keep_for(kept, real)
+        file.write(SCRIPT.format(python=sys.executable, root=root, real=real, cache=folder, kept=kept))
     os.chmod(wrapper, 0o755)
     os.environ["PATH"] = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
     os.environ["KSSM_TEST_COMPILER"] = wrapper
 
 
-def main(real: str, cache: str, arguments: list[str]) -> int:
-    """g++ with these arguments, or a copy of what it made of them before."""
+def keep_for(folder: str, real: str) -> str:
+    """The folder inside this one for kernels by this MLX and this g++. Others' kernels are deleted, and those
+    that were not asked for lately.
+    """
+    import shutil
+
+    import mlx.core as mx
+
+    stat = os.stat(os.path.realpath(real))
+    makers = f"{mx.__version__} {mx.__file__} {os.path.realpath(real)} {stat.st_size} {stat.st_mtime_ns}"
+    at = f"{folder}/{hashlib.sha256(makers.encode()).hexdigest()[:16]}"
+    os.makedirs(at, exist_ok=True)
+    for other in os.listdir(folder):
+        if f"{folder}/{other}" != at:
+            shutil.rmtree(f"{folder}/{other}", ignore_errors=True)
+    oldest = time.time() - FORGET_AFTER_DAYS * 86400
+    for entry in os.scandir(at):
+        if entry.stat().st_mtime < oldest:
+            os.unlink(entry.path)
+    return at
+
+
+def main(real: str, cache: str, kept: str | None, arguments: list[str]) -> int:
+    """g++ with these arguments, or a copy of what it made of them before.
+
+    Only MLX's kernels are taken from an earlier run: their text and MLX's version say all that is in them,
+    while other sources include files that may have changed.
+    """
     made = _output(arguments)
     key = _key(arguments, made)
     if made is None or key is None:
         return run([real, *arguments])
-    kept = f"{cache}/{key}"
-    with open(f"{kept}.lock", "w") as lock:
-        # Workers often want the same at the same time; who comes second waits, and copies.
+    at = f"{kept if kept and _is_kernel(arguments) else cache}/{key}"
+    # Workers often want the same at the same time; who comes second waits, and copies.
+    with open(f"{cache}/{key}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.path.exists(kept):
-            _copy(kept, made)
+        if os.path.exists(at):
+            _copy(at, made)
+            os.utime(at)
             return 0
         code = run([real, *_preamble(real, cache, arguments), *arguments])
         if code == 0:
-            _copy(made, kept)
+            _copy(made, at)
         return code
 
 
@@ -85,6 +122,12 @@ def _sources(arguments: list[str]) -> list[str]:
     return [a for a in arguments if a.endswith((".cpp", ".cc"))]
 
 
+def _is_kernel(arguments: list[str]) -> bool:
+    """Whether one kernel of MLX is compiled, and nothing else."""
+    sources = _sources(arguments)
+    return len(sources) == 1 and _read(sources[0]).startswith(INCLUDE.encode())
+
+
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
@@ -95,10 +138,9 @@ def _preamble(real: str, cache: str, arguments: list[str]) -> list[str]:
 
     The first who needs it makes it; who needs it meanwhile goes without, and the code is the same.
     """
-    sources, include = _sources(arguments), f'#include "{PREAMBLE}"\n'
-    if len(sources) != 1 or not _read(sources[0]).startswith(include.encode()):
+    if not _is_kernel(arguments):
         return []
-    unlike = {*sources, _output(arguments), "-o", "-shared"}
+    unlike = {*_sources(arguments), _output(arguments), "-o", "-shared"}
     options = [a for a in arguments if a not in unlike]
     folder = f"{cache}/{hashlib.sha256(chr(0).join(options).encode()).hexdigest()}"
     header = f"{folder}/preamble.h"
@@ -108,7 +150,7 @@ def _preamble(real: str, cache: str, arguments: list[str]) -> list[str]:
         pass
     else:
         with open(header, "w") as file:
-            file.write(include)
+            file.write(INCLUDE)
         if run([real, "-w", *options, "-x", "c++-header", header, "-o", f"{header}.made"]) == 0:
             os.replace(f"{header}.made", f"{header}.gch")
     return ["-include", header] if os.path.exists(f"{header}.gch") else []

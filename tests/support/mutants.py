@@ -161,7 +161,8 @@ def main() -> None:
     chosen, total = sample((ROOT / args.target).resolve(), args.number, args.seed, args.without)
     with tempfile.TemporaryDirectory(prefix="kssm-mlx-mutants-") as folder:
         copied = Path(folder) / "tree"
-        shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__"))
+        left_out = shutil.ignore_patterns(".git", ".venv", "runs", ".pytest_cache", "__pycache__")
+        shutil.copytree(ROOT, copied, ignore=left_out)
         # `runs` above is where training writes; the package and the tests have folders of that name.
         for name in ("kssm_mlx/runs", "tests/runs"):
             shutil.copytree(ROOT / name, copied / name, dirs_exist_ok=True)
