@@ -95,7 +95,7 @@ def coarse_pictures():
 @pytest.fixture(scope="session", autouse=True)
 def unsynced():
     """No test pulls the plug, which is all that waiting for the disk is for: by hand, 2.5 ms each, a hundred
-    times for a recipe in its smoke form. A descriptor that is not open is an error all the same, and processes
+    times for a recipe in its smoke form. A descriptor that is not open is an error all the same. Processes
     that tests start do wait.
     """
     with pytest.MonkeyPatch.context() as patch:
