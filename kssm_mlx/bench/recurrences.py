@@ -13,6 +13,7 @@ from kssm_mlx.ops.ball_scan import ball_scan, rotor
 from kssm_mlx.ops.ball_scan import kick as ball_kick
 from kssm_mlx.ops.ball_wells import ball_wells
 from kssm_mlx.ops.conv import causal_conv
+from kssm_mlx.ops.expanded_ball import expanded_ball
 from kssm_mlx.ops.expanded_scan import expanded_scan
 from kssm_mlx.ops.kuramoto_bank import kuramoto_bank
 from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
@@ -48,16 +49,18 @@ def recurrence_cases(lengths: tuple[int, ...]) -> Iterator[Case]:
 
 def _equal_lanes() -> Iterator[Case]:
     """Two recurrences over as many states each: the Möbius scan beside Mamba's and, with as many real numbers
-    of state, the expanded one; the sphere beside the disc, wells beside none. N states of Mamba share their
-    inputs.
+    of state, the expanded one, and beside that its form on spheres; the sphere beside the disc, wells beside
+    none. N states of Mamba share their inputs.
     """
     mobius = partial(_mobius, EQUAL_T, LANES)
     ball, wells = partial(_ball, EQUAL_T, LANES), partial(_ball_and_wells, EQUAL_T, LANES)
     mamba = partial(_mamba, EQUAL_T, LANES // N)
     expanded = partial(_bench_expanded_scan, EQUAL_T, LANES // N)
+    spheres = partial(_bench_expanded_ball, EQUAL_T, LANES // N)
     for name, beside in (
         (("mobius_scan", _mobius_scan, mobius), ("selective_scan", _selective_scan, mamba)),
         (("expanded_scan", _expanded_scan, expanded), ("selective_scan", _selective_scan, mamba)),
+        (("expanded_ball", _expanded_ball, spheres), ("expanded_scan", _expanded_scan, expanded)),
         (("ball_scan", _ball_scan, ball), ("mobius_scan", _mobius_scan, mobius)),
         (("ball_wells", _ball_wells, wells), ("ball_scan", _ball_scan, ball)),
     ):
@@ -189,6 +192,18 @@ def _bench_expanded_scan(T: int, D: int = D) -> tuple[mx.array, ...]:
     return _normal(0, B, T, D), 0.1 * mx.abs(_normal(1, B, T, D)), *shared, *rates
 
 
+def _expanded_ball(*args: mx.array, impl: str = "auto") -> tuple[mx.array, ...]:
+    return expanded_ball(*args, impl=impl)[:1]
+
+
+def _bench_expanded_ball(T: int, D: int = D) -> tuple[mx.array, ...]:
+    """(N - 1) / 3 populations a channel, 15 real numbers of state beside Mamba's 16."""
+    n = (N - 1) // 3
+    shared = [_normal(i, B, T, 3, n) for i in (2, 3, 4)]
+    rates = [mx.ones((D, n)), _normal(5, 3, D, n), mx.ones((D, n))]
+    return _normal(0, B, T, D), 0.1 * mx.abs(_normal(1, B, T, D)), *shared, *rates
+
+
 def _ball_scan(rotors, kicks, *, impl: str = "auto") -> tuple[mx.array, ...]:
     return (ball_scan(rotors, kicks, impl=impl),)
 
@@ -236,6 +251,7 @@ OPS = {
     "wkv7": (_wkv7, _rwkv7),
     "mobius_scan": (_mobius_scan, _mobius),
     "expanded_scan": (_expanded_scan, _bench_expanded_scan),
+    "expanded_ball": (_expanded_ball, _bench_expanded_ball),
     "ball_scan": (_ball_scan, _ball),
     "ball_wells": (_ball_wells, _ball_and_wells),
     "kuramoto_bank": (_bank, _groups),

@@ -72,6 +72,13 @@ def ball_scan(
     refuse_negative_curvature(kappa)
     if kernel := dispatch.kernel("ball_scan", impl, kicks):
         return kernel(rotors, kicks, a0, kappa)
+    return states_of_balls(rotors, kicks, a0, kappa)
+
+
+def states_of_balls(
+    rotors: mx.array, kicks: mx.array, a0: mx.array | None, kappa: float | mx.array
+) -> mx.array:
+    """`ball_scan` without its kernel, of populations that may differ in kappa, [] or [G]."""
     B, _, _, G = kicks.shape
     rotors, kicks = map(at_least_fp32, (rotors, kicks))
     a0 = mx.zeros((B, 3, G), kicks.dtype) if a0 is None else a0.astype(kicks.dtype)
@@ -146,7 +153,8 @@ def at_least_fp32(x: mx.array) -> mx.array:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Differentiation. Arguments are components [B, T, G]: a0 (3), rotor (4), kick (3), then kappa [] of a kick.
+# Differentiation. Arguments are components [B, T, G]: a0 (3), rotor (4), kick (3), then kappa, [] or [G], of
+# a kick.
 
 
 def _states(form: Form, a0: Arrays, p: Arrays) -> Arrays:
@@ -167,7 +175,7 @@ def _(primals, cotangents, outputs):
     # The adjoint of a Möbius step is affine in the cotangent, and so a scan again, backwards.
     g = reverse_affine(slopes, cotangents)
     rotors, kicks, kappa = _compile_function(kick_adjoint)(list(p), list(before), list(outputs), list(g))
-    return *_at_start(slopes, g), *rotors, *kicks, kappa.sum()
+    return *_at_start(slopes, g), *rotors, *kicks, kappa.sum() if p[-1].ndim == 0 else kappa.sum((0, 1))
 
 
 @custom_function

@@ -34,8 +34,8 @@ from kssm_mlx.ops.proof import Case, Variant, Verdict
 IMPLS = ("auto", "compiled", "kernel")
 # Every op that has a kernel, which stands in the module of its name.
 OPS = (
-    *("mobius_scan", "expanded_scan", "ball_scan", "ball_wells", "rotor", "selective_scan", "wkv4", "wkv7"),
-    *("ssd",),
+    *("mobius_scan", "expanded_scan", "expanded_ball", "ball_scan", "ball_wells", "rotor", "selective_scan"),
+    *("wkv4", "wkv7", "ssd"),
     *("conv", "kuramoto_bank", "token_mix", "elementary", "norms"),
 )
 # Their compiled form is matrix products, which run at another rate than one lane per thread.

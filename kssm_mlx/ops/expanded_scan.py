@@ -83,16 +83,34 @@ def expanded_scan(
     if resets is not None:
         resets = mask_resets(resets, lengths)
     valid = None if lengths is None else mask_tokens(lengths, T)
-    y, power, end = [], [], [z.re, z.im]
+    tokens, rates = (x, dt, B, C), (gamma, omega, kappa)
+    y, power, end = in_pieces(_piece, (z.re, z.im), (resets, valid), tokens, rates)
+    return y, power, mx.stack(end, axis=1)
+
+
+def in_pieces(
+    piece: Callable,
+    state: tuple[mx.array, ...],
+    masks: tuple[mx.array | None, ...],
+    tokens: tuple[mx.array, ...],
+    rates: tuple[mx.array, ...],
+) -> tuple[mx.array, mx.array, list[mx.array]]:
+    """y and the power of all tokens and the state behind them, with few states in memory at once.
+
+    piece(*masks, *state, *tokens, *rates) -> y, the power, *state: of a few tokens, which lie on axis 1.
+    """
+    T = tokens[0].shape[1]
     cuts = [*range(0, T, max(PIECE, isqrt(T)))][1:]
     # The gradient of a split is one array; that of a slice is one as long as T for every slice.
-    pieces = [[None] * (len(cuts) + 1) if v is None else mx.split(v, cuts, axis=1) for v in (resets, valid)]
-    for cut in zip(*pieces, *(mx.split(v, cuts, axis=1) for v in (x, dt, B, C))):
-        run = (_forgetful if cuts else partial)(_piece, *cut[:2])
-        read, size, *end = run(*end, *cut[2:], gamma, omega, kappa)
+    given = [[None] * (len(cuts) + 1) if v is None else mx.split(v, cuts, axis=1) for v in masks]
+    y, power, end = [], [], list(state)
+    for cut in zip(*given, *(mx.split(v, cuts, axis=1) for v in tokens)):
+        own = partial(piece, *cut[: len(masks)])
+        run = _forgetful(own, len(state)) if cuts else own
+        read, size, *end = run(*end, *cut[len(masks) :], *rates)
         y.append(read)
         power.append(size)
-    return mx.concatenate(y, axis=1), mx.concatenate(power, axis=1), mx.stack(end, axis=1)
+    return mx.concatenate(y, axis=1), mx.concatenate(power, axis=1), end
 
 
 def expanded_maps(
@@ -122,16 +140,18 @@ def expanded_maps(
     return Disc(q, r, d)
 
 
-def _forgetful(function: Callable, *constants) -> Callable[..., tuple[mx.array, ...]]:
+def _forgetful(function: Callable, held: int) -> Callable[..., tuple[mx.array, ...]]:
     """A checkpoint of a piece that begins when the one before it has ended, forward and backward: MLX would
     make the maps of all pieces first, and sum what they give last, with all of it in memory.
 
-    Its first two arguments are the state that enters, its last two results the one that leaves.
+    Its first `held` arguments are the state that enters, as many of its last results the one that leaves.
     """
 
-    def forward(re, im, *arrays):
-        *sums, re, im = function(*constants, re, im, *mx.depends(list(arrays), [re, im]))
-        return (*sums, *mx.depends([re, im], sums))
+    def forward(*arrays):
+        state, others = list(arrays[:held]), list(arrays[held:])
+        results = function(*state, *mx.depends(others, state))
+        sums = list(results[:-held])
+        return (*sums, *mx.depends(list(results[-held:]), sums))
 
     @custom_function
     def piece(*arrays):
@@ -139,8 +159,8 @@ def _forgetful(function: Callable, *constants) -> Callable[..., tuple[mx.array, 
 
     @piece.vjp
     def _(primals, cotangents, outputs):
-        _, (re, im, *others) = mx.vjp(forward, mx.depends(list(primals), list(cotangents)), list(cotangents))
-        return (*mx.depends([re, im], others), *others)
+        _, found = mx.vjp(forward, mx.depends(list(primals), list(cotangents)), list(cotangents))
+        return (*mx.depends(list(found[:held]), list(found[held:])), *found[held:])
 
     return piece
 

@@ -18,6 +18,7 @@ from kssm_mlx.ops.kernels import (
     ball_wells,
     conv,
     elementary,
+    expanded_ball,
     expanded_scan,
     kuramoto_bank,
     mobius_scan,
@@ -30,8 +31,8 @@ from kssm_mlx.ops.kernels import (
 )
 
 MODULES = (
-    *(ball_scan, ball_wells, rotor, conv, expanded_scan, kuramoto_bank, mobius_scan, selective_scan),
-    *(token_mix, wkv4, wkv7),
+    *(ball_scan, ball_wells, rotor, conv, expanded_ball, expanded_scan, kuramoto_bank, mobius_scan),
+    *(selective_scan, token_mix, wkv4, wkv7),
 )
 
 

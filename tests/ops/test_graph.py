@@ -5,8 +5,8 @@ conv                       the same few: every tap is a shift of the whole seque
 ssd, wkv4, wkv7,           as the square root of T: sqrt(T) chunks side by side, sqrt(T) steps in each
 mobius_scan, ball_scan
 selective_scan             as T up to 4096, chunks of 16 tokens one after the other; from there on the same
-expanded_scan              as T up to 4096, pieces of 64 tokens one after the other; then sqrt(T) pieces of as
-                           many tokens, each of which grows as the square root of its length
+expanded_scan,             as T up to 4096, pieces of 64 tokens one after the other; then sqrt(T) pieces of as
+expanded_ball              many tokens, each of which grows as the square root of its length
 kuramoto_bank, ball_wells  as T: such steps do not compose, tokens come one after the other
 """
 
@@ -29,6 +29,7 @@ OPS = [
     "ball_scan",
     "expanded_scan",
     "selective_scan",
+    "expanded_ball",
     "kuramoto_bank",
     "ball_wells",
 ]
@@ -103,10 +104,14 @@ def test_beyond_some_length_time_is_cut_into_parts_side_by_side():
     assert at_65536 < 1.01 * at_8192 < 2.2 * at_4096
 
 
-def test_pieces_grow_with_their_number(monkeypatch):
+@pytest.mark.parametrize(
+    "op, power", [("expanded_scan", 0.75), pytest.param("expanded_ball", 0.8, marks=pytest.mark.slow)]
+)
+def test_pieces_grow_with_their_number(op, power, monkeypatch):
+    """Where a piece has as many tokens as there are pieces, and its nodes grow as the root of them."""
     monkeypatch.setattr(expanded_scan, "PIECE", 8)
-    at_256, at_4096 = (nodes("expanded_scan", "compiled", T) for T in (256, 4096))
-    assert at_4096 < 16**0.75 * at_256
+    at_256, at_4096 = (nodes(op, "compiled", T) for T in (256, 4096))
+    assert at_4096 < 16**power * at_256
 
 
 @pytest.mark.parametrize("op, most", [("selective_scan", 15), ("kuramoto_bank", 340), ("ball_wells", 400)])

@@ -18,6 +18,7 @@ from kssm_mlx.ops.ball_scan import ball_scan, rotor
 from kssm_mlx.ops.ball_scan import kick as ball_kick
 from kssm_mlx.ops.ball_wells import ball_wells
 from kssm_mlx.ops.conv import causal_conv
+from kssm_mlx.ops.expanded_ball import expanded_ball
 from kssm_mlx.ops.expanded_scan import expanded_scan
 from kssm_mlx.ops.kuramoto_bank import kuramoto_bank
 from kssm_mlx.ops.mobius_scan import flow, kick, mobius_scan
@@ -58,6 +59,15 @@ def expanded(field: float, gammas: tuple[float, float], N: int = 2):
     state = 0.4 * mx.tanh(normal(6, 1, 2, LANES, N)) * mx.rsqrt(mx.maximum(rates[2], 1))
     dt = 0.5 + mx.sigmoid(normal(1, 1, T, LANES))
     return [field * normal(0, 1, T, LANES), dt, *shared, *rates, state]
+
+
+def expanded_balls(field: float, gammas: tuple[float, float], N: int = 1):
+    """A fifth of the token's own rotation is each population's."""
+    x, dt, _, _, gamma, _, kappa, _ = expanded(field, gammas, N)
+    shared = [size * normal(i, 1, T, 3, N) for i, size in ((2, 1), (3, 1), (7, 0.5))]
+    places = [0.3 * mx.tanh(normal(i, *own, 3, LANES, N)) for i, own in ((8, ()), (6, (1,)))]
+    places = [place * mx.rsqrt(mx.maximum(kappa, 1)) for place in places]
+    return [x, dt, *shared, gamma, 0.1 * normal(4, 3, LANES, N), kappa, *places]
 
 
 def balls(field: float, gammas: tuple[float, float]):
@@ -136,6 +146,11 @@ def _expanded(x, impl):
     return mx.stack([y[0], power[0]], -1), state[0].swapaxes(0, 1).flatten(1)
 
 
+def _expanded_ball(x, impl):
+    y, power, state = expanded_ball(*x, impl=impl)
+    return mx.stack([y[0], power[0]], -1), state[0].swapaxes(0, 1).flatten(1)
+
+
 def _ball(x, impl):
     a = ball_scan(*x, impl=impl)[0].swapaxes(1, 2)
     return a, a[-1]
@@ -180,6 +195,7 @@ def _kuramoto(x, impl):
 RUNS = {
     "mobius_scan": _mobius,
     "expanded_scan": _expanded,
+    "expanded_ball": _expanded_ball,
     "ball_scan": _ball,
     "ball_wells": _wells,
     "selective_scan": _selective,
@@ -270,6 +286,9 @@ CASES = {
     "expanded_scan, weak fields": Case("expanded_scan", lambda: expanded(0.1, EVERY), 1e-3, 1e-2),
     "expanded_scan": Case("expanded_scan", lambda: expanded(1, EVERY), 1e-3, 1e-2),
     "expanded_scan, no friction": Case("expanded_scan", lambda: expanded(1, (1e-8, 1e-4)), 2e-3, 2e-2),
+    "expanded_ball, weak fields": Case("expanded_ball", lambda: expanded_balls(0.1, EVERY), 2e-4, 1e-3),
+    "expanded_ball": Case("expanded_ball", lambda: expanded_balls(1, EVERY), 2e-4, 1e-3),
+    "expanded_ball, no friction": Case("expanded_ball", lambda: expanded_balls(1, (1e-8, 1e-4)), 2e-4, 1e-3),
     "ball_scan, weak fields": Case("ball_scan", lambda: balls(0.1, EVERY), 1e-3, 2e-3),
     "ball_scan": Case("ball_scan", lambda: balls(1, EVERY), 1e-3, 5e-3),
     "ball_scan, no friction": Case("ball_scan", lambda: balls(1, (1e-8, 1e-4)), 2e-3, 2e-2),

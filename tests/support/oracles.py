@@ -157,12 +157,12 @@ def _mobius_token(z, kappa, moving):
     return z, z
 
 
-def _expanded_lanes(arrays):
-    """A lane is a channel with its N populations; channels share B and C."""
-    x, dt, B, C, *rates, z = arrays
-    D = x.shape[2]
-    state = np.moveaxis(z[0], 1, 0).reshape(D, -1)
-    tokens = [v[0].reshape(v.shape[1], 1, -1) for v in (B, C)]
+def _expanded_lanes(arrays, shared=2):
+    """A lane is a channel with its N populations; channels share what a token brings beside x and dt."""
+    x, dt, *others, state = arrays
+    tokens = [v[0].reshape(v.shape[1], 1, -1) for v in others[:shared]]
+    rates = [np.moveaxis(v, -2, 0).reshape(x.shape[2], -1) for v in others[shared:]]
+    state = np.moveaxis(state[0], 1, 0).reshape(x.shape[2], -1)
     return state, np.concatenate(rates, -1), _side(x[0, ..., None], dt[0, ..., None], *tokens)
 
 
@@ -195,6 +195,38 @@ def _ball_token(a, kappa, moving):
     over = (1 + 2 * kappa * _dot(k, w) + kappa * _dot(w, w)) * k + (1 - kappa * _dot(k, k)) * w
     a = over / (1 + 2 * kappa * _dot(k, w) + kappa**2 * _dot(k, k) * _dot(w, w))
     return a, a
+
+
+def _spheres_lanes(arrays):
+    """As of the expanded scan; where documents begin moves no token of one."""
+    *others, start, state = arrays
+    state, rates, tokens = _expanded_lanes([*others, state], shared=3)
+    return state, np.concatenate([rates, np.moveaxis(start, 1, 0).reshape(len(rates), -1)], -1), tokens
+
+
+def _spheres_token(state, rates, moving):
+    """Rodrigues' rotation, and the translation of the ball in vectors."""
+    x, dt = (moving[..., i, None, None] for i in (0, 1))
+    a, B, C, spin = (_vectors(v) for v in (state, *np.split(moving[..., 2:], 3, -1)))
+    N = a.shape[-2]
+    gamma, omega, kappa = (rates[..., i * N : j * N] for i, j in ((0, 1), (1, 4), (4, 5)))
+    gamma, kappa = gamma[..., None] * dt, kappa[..., None]
+    turn, h = dt * (_vectors(omega) + spin), x * B
+    angle = np.sqrt(_dot(turn, turn))
+    n, lost = turn / angle, np.exp(-np.where(gamma.real < 1e-6, 1e-6, gamma))
+    turned = np.cos(angle) * a + np.sin(angle) * np.cross(n, a) + (1 - np.cos(angle)) * _dot(n, a) * n
+    k = h * (1 + kappa * _dot(h, h)) ** -0.5
+    shape = np.broadcast_shapes(turned.shape, k.shape)
+    still = np.zeros((*shape[:-1], 1))
+    moves = np.concatenate([still + 1, still, still, still, np.broadcast_to(k, shape)], -1)
+    a, _ = _ball_token(np.broadcast_to(lost * turned, shape), kappa, moves)
+    y = np.stack([(C * a).sum((-1, -2)), (a * a).sum((-1, -2))], -1)
+    return np.moveaxis(a, -1, -2).reshape(*a.shape[:-2], -1), y
+
+
+def _vectors(x):
+    """Components one after the other as vectors. Shapes: [..., 3 N] -> [..., N, 3]."""
+    return np.moveaxis(x.reshape(*x.shape[:-1], 3, -1), -2, -1)
 
 
 def _dot(x, y):
@@ -309,6 +341,7 @@ def _kuramoto_token(theta, omega, drive, steps=2, harmonics=3):
 ORACLES = {
     "mobius_scan": Oracle(_mobius_lanes, _mobius_token),
     "expanded_scan": Oracle(_expanded_lanes, _expanded_token),
+    "expanded_ball": Oracle(_spheres_lanes, _spheres_token),
     "ball_scan": Oracle(_ball_lanes, _ball_token),
     "ball_wells": Oracle(_wells_lanes, _wells_token),
     "selective_scan": Oracle(_selective_lanes, _ssm_token),

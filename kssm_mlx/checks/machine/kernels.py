@@ -37,6 +37,7 @@ IDS = {
     "ball_wells": "K12",
     "rotor": "K13",
     "expanded_scan": "K14",
+    "expanded_ball": "K15",
 }
 
 
