@@ -12,7 +12,8 @@ So R is the state itself, and the forget gate: |dz_t/dz_{t-1}| is a function of 
 `leaf = "hold"` integrates a field held constant over Delta_t exactly instead. With `coupling`, block l + 1
 feels the populations of block l: a feed-forward network of coupled populations. With `triadic`, a population
 feels itself, and then has two attractors (self_coupled.py); without, it forgets what no token renews. With
-`expansion`, every channel has N populations that B_t and C_t write and read (expanded.py), in Mamba's block.
+`expansion`, every channel has N populations, of phases or on spheres, that B_t and C_t write and read
+(expanded.py), in Mamba's block.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import mlx.nn as nn
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, Intervention, refuse_counts_below_one
-from kssm_mlx.models.expanded import ExpandedPopulations
+from kssm_mlx.models.expanded import ExpandedPopulations, ExpandedSpheres
 from kssm_mlx.models.layers import GatedMLP, RMSNorm, linear
 from kssm_mlx.models.populations import Populations
 from kssm_mlx.models.recurrent import EVERY_SITE, Stack
@@ -48,18 +49,19 @@ class KSSMConfig:
     harmonics: how many powers of z are read out; on the Ott-Antonsen manifold Z_n = z^n, so they are free.
     field: strength of the tokens' field at the start, per component; memory falls steeply with it.
     sphere_field: the same on spheres; by default field, and 0.3 where expansion makes field a scale.
-    expansion: populations of phases a channel, 0 for the mixer above; the channels are then the n_groups
-    of dimension 2, field multiplies what is written and divides what is read, so that the linear part does
-    not depend on it, and memory and harmonics are of spheres alone. mlp_hidden: 0 for blocks without an MLP.
+    expansion: populations a channel, 0 for the mixer above; the channels are then the n_groups, or those of
+    dimension 2 where there are both kinds, field multiplies what is written and divides what is read, so that
+    the linear part does not depend on it, and memory and harmonics are of spheres without expansion alone.
+    mlp_hidden: 0 for blocks without an MLP.
     triadic: (K1, K2), pairwise and triadic self-coupling at the start, in units of each population's width;
     bistable for -K2 + 2 sqrt(2 K2) < K1 < 2, such as (1, 8). Serial over time, and so slower.
     controlled: populations have knobs, the gain k_scale of their field and the noise sigma on their phases.
     dimension: 2 for phases, 3 for unit vectors on spheres, whose rotations do not commute (spheres.py);
     dimensions: populations of both kinds side by side, such as {"2": 96, "3": 32}, n_groups in all.
     turning: the share of the populations on spheres that a token turns; rotation: by how much at the start,
-    in radians. start: |a| of theirs where a document begins. wells: directions that each of them settles in
-    between tokens, going the share `pull` of the way to them, at |a| = `reach`, told apart by `sharpness`
-    times the cosine; serial over time.
+    in radians, with expansion in a channel of the usual time step. start: |a| of theirs where a document
+    begins. wells: directions that each of them settles in between tokens, going the share `pull` of the way
+    to them, at |a| = `reach`, told apart by `sharpness` times the cosine; serial over time.
     embedding_std: of the embedding at the start, 1/sqrt(d_model) unless given; given, a tied head has the
     embedding's own scale, as in Mamba.
     """
@@ -143,7 +145,15 @@ class KSSMConfig:
                         f"model.{name} is of spheres; it wants model.dimension = 3, or dimensions"
                     )
             return
-        count_features(self.harmonics)  # refuses what there is none of
+        if self.expanded_spheres:
+            for name, said in (("wells", self.wells > 0), ("sphere_field", self.sphere_field is not None)):
+                if said:
+                    raise ConfigError(
+                        f"model.{name} is of spheres without expansion; it wants model.expansion = 0, or "
+                        "model.dimensions, whose spheres are not expanded"
+                    )
+        else:
+            count_features(self.harmonics)  # refuses what there is none of
         if self.leaf != "kick" or self.triadic is not None or self.controlled:
             raise ConfigError('populations on spheres have leaf = "kick", no triadic and no controlled')
         if not (0 < self.pull < 1 and self.sharpness > 0 and 0 < self.reach < 1):
@@ -159,20 +169,30 @@ class KSSMConfig:
 
     @property
     def spheres(self) -> int:
-        """How many of the populations are on spheres, the last ones."""
+        """How many are on spheres, the last ones; channels of them where they are expanded."""
         if self.dimensions is not None:
             return self.dimensions.get("3", 0)
         return self.n_groups if self.dimension == 3 else 0
 
     @property
+    def expanded_spheres(self) -> bool:
+        """Whether the spheres are expanded: where there are no phases that are."""
+        return self.expansion > 0 and self.discs == 0
+
+    @property
     def channels(self) -> int:
         """Numbers of a token that move the populations."""
-        return self.discs if self.expansion else self.d_model
+        return (self.discs or self.spheres) if self.expansion else self.d_model
 
     @property
     def phases(self) -> int:
         """How many populations of phases there are."""
         return self.discs * max(self.expansion, 1)
+
+    @property
+    def balls(self) -> int:
+        """How many populations on spheres there are."""
+        return self.spheres * (self.expansion if self.expanded_spheres else 1)
 
     @property
     def features(self) -> int:
@@ -289,8 +309,24 @@ class Mixer(nn.Module):
         return self.out_proj(y * silu(gate)), entry, tuple(m.above for m in moved), trace
 
 
+def expanded(config: KSSMConfig, key: mx.array) -> ExpandedPopulations:
+    """The expanded populations of one block."""
+    common = {"rank": math.ceil(config.d_model / 16), "kappa": config.kappa, "field": config.field}
+    if not config.expanded_spheres:
+        return ExpandedPopulations(key, config.channels, config.expansion, **common)
+    return ExpandedSpheres(
+        key,
+        config.channels,
+        config.expansion,
+        spins=round(config.turning * config.expansion),
+        rotation=config.rotation,
+        size=config.start,
+        **common,
+    )
+
+
 class ExpandedMixer(nn.Module):
-    """Mamba's mixer around N populations a channel, with populations on spheres beside them if there are."""
+    """Mamba's mixer around N populations a channel; beside those of phases there may be lone spheres."""
 
     def __init__(self, config: KSSMConfig, key: mx.array, coupled: bool):
         super().__init__()
@@ -299,23 +335,26 @@ class ExpandedMixer(nn.Module):
         self.in_proj = linear(keys[0], D, 2 * I, std=(3 * D) ** -0.5)
         self.conv_weight = W**-0.5 * mx.random.uniform(-1, 1, (I, W), key=keys[1])
         self.conv_bias = mx.zeros((I,))
-        self.populations = ExpandedPopulations(
-            keys[2], I, config.expansion, rank=math.ceil(D / 16), kappa=config.kappa, field=config.field
-        )
-        if config.spheres:
+        self["spheres" if config.expanded_spheres else "populations"] = expanded(config, keys[2])
+        if config.discs and config.spheres:
             self.spheres = spheres(config, keys[3], coupled)
             self.readout = linear(keys[4], config.features * config.spheres, I)
         self.skip = mx.ones((I,))
         self.out_proj = linear(keys[5], I, D, std=(3 * I * config.n_layers) ** -0.5)
-        self._harmonics, self._counts = config.harmonics, (config.phases, config.spheres)
+        self._harmonics, self._counts = config.harmonics, (config.phases, config.balls)
+
+    @property
+    def expanded(self) -> ExpandedPopulations:
+        """Those of which every channel has N."""
+        return self["populations" if "populations" in self else "spheres"]
 
     @property
     def kinds(self) -> list[ExpandedPopulations | Spheres]:
-        """The populations, those of phases first."""
+        """The populations, the expanded ones first."""
         return [self[name] for name in ("populations", "spheres") if name in self]
 
     def __call__(self, x, entry, below, clamps, resets, lengths, inside=None):
-        """As `Mixer`; the block above feels nothing of the populations of phases."""
+        """As `Mixer`; the block above feels nothing of the populations."""
         conv_state, state, *balls = entry
         u, gate = mx.split(self.in_proj(x), 2, axis=-1)
         u, conv_state = causal_conv(
@@ -323,7 +362,7 @@ class ExpandedMixer(nn.Module):
         )
         u = silu(u)
         mine, theirs = (*split_clamps(clamps, *self._counts), ())[:2]
-        moved = self.populations.run(u, state, mine, resets, lengths, inside)
+        moved = self.expanded.run(u, state, mine, resets, lengths, inside)
         y, entry, trace = moved.y, [conv_state, moved.carried], moved.trace
         if balls:
             valid = None if lengths is None else mx.arange(x.shape[1])[None] < lengths[:, None]
@@ -518,7 +557,7 @@ class KSSM(Stack):
 
     def _split_view(self, view: mx.array) -> list[tuple[mx.array, int]]:
         """A state view as the states of each kind [B, G, d], with d."""
-        discs, balls = self.args.phases, self.args.spheres
+        discs, balls = self.args.phases, self.args.balls
         parts = ((view[:, : 2 * discs], 2), (view[:, 2 * discs :], 3))
         return [(mx.unflatten(x, 1, (-1, d)), d) for (x, d), count in zip(parts, (discs, balls)) if count]
 

@@ -174,16 +174,22 @@ class Populations(nn.Module):
         """ln |dz_t / dz_{t-1}| per token and population.
 
         Shapes: z, h, dt [B, T, G]; z0 [B, G]; resets [B, T] bool.
-        Of a kick it follows from R alone. Rounding can put R at 1, where ln would be infinite: 6e-8 is the
-        least distance fp32 can tell.
         """
         before = state_before(z, z0, resets)
         if self._leaf == "hold":
             return 0.5 * mx.log(derivative(self._hold(h, dt), before).abs2)
-        gamma_tau = self.gamma * dt
-        shrunk = exp(-2 * gamma_tau) * before.abs2
-        r2_after, r2_before = (mx.minimum(self._kappa * r2, 1 - 6e-8) for r2 in (z.abs2, shrunk))
-        return -gamma_tau + mx.log((1 - r2_after) / (1 - r2_before))
+        return log_scale(self.gamma * dt, before.abs2, z.abs2, self._kappa)
+
+
+def log_scale(gamma_tau: mx.array, before: mx.array, after: mx.array, kappa: float) -> mx.array:
+    """ln of what friction and a kick scale lengths by, from |z|^2 before and after both.
+
+    Shapes: all as the result. Kicks are conformal, so that every direction has it. Rounding can put R at 1,
+    where ln would be infinite: 6e-8 is the least distance fp32 can tell.
+    """
+    shrunk = exp(-2 * gamma_tau) * before
+    r2_after, r2_before = (mx.minimum(kappa * r2, 1 - 6e-8) for r2 in (after, shrunk))
+    return -gamma_tau + mx.log((1 - r2_after) / (1 - r2_before))
 
 
 def state_before(z: Planar, z0: Planar | None, resets: mx.array | None) -> Planar:

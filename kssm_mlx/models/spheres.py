@@ -21,10 +21,10 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Clamp, mask_clamped
 from kssm_mlx.models.interventions.spec import Inside
 from kssm_mlx.models.layers import inverse_softplus, linear
-from kssm_mlx.models.populations import Moved, clamped_states, spectrum
+from kssm_mlx.models.populations import Moved, clamped_states, log_scale, spectrum
 from kssm_mlx.ops.ball_scan import ball_scan, components, kick, rotor, step_ball
 from kssm_mlx.ops.ball_wells import ball_wells, settle, shares
-from kssm_mlx.ops.elementary import exp, softplus
+from kssm_mlx.ops.elementary import softplus
 from kssm_mlx.ops.maps.scan import after_first
 from kssm_mlx.oscillators.ball import sphere_order, sphere_size
 
@@ -74,7 +74,7 @@ class Spheres(nn.Module):
         super().__init__()
         keys = mx.random.split(key, 7)
         speed, self.log_gamma = spectrum(keys[0], G, memory, shortest)
-        self.omega = speed * _directions(keys[1], G)
+        self.omega = speed * directions(keys[1], G)
         quiet = mx.where(mx.argsort(mx.argsort(self.log_gamma)) < G // 3, 0.3, 1.0)
         self.field = linear(keys[2], D, 3 * G, std=field * D**-0.5)
         self.field.weight = self.field.weight * mx.concatenate([quiet] * 3)[:, None]
@@ -82,11 +82,11 @@ class Spheres(nn.Module):
         self.time_step.bias = inverse_softplus(mx.ones((G,)))
         if turning:
             self.rotation = linear(keys[4], D, 3 * turning, std=rotation * D**-0.5)
-        self.start = size * _directions(keys[6], G)
+        self.start = size * directions(keys[6], G)
         if coupled:
             self.coupling = mx.zeros((G,))
         if wells:
-            self.directions = mx.stack([_directions(k, G) for k in mx.random.split(keys[5], wells)])
+            self.directions = mx.stack([directions(k, G) for k in mx.random.split(keys[5], wells)])
             self.pull = mx.full((G,), math.log(pull / (1 - pull)))
             self.sharpness = mx.full((G,), math.log(sharpness))
         self._kappa, self._reach = kappa, reach
@@ -97,6 +97,11 @@ class Spheres(nn.Module):
         if "directions" not in self:
             return None
         return self._reach * self.directions * mx.rsqrt(mx.square(self.directions).sum(1, keepdims=True))
+
+    @property
+    def origin(self) -> mx.array:
+        """Where a document begins, which training may have put outside the ball. Shapes: [3, G]."""
+        return within_ball(self.start, self._kappa)
 
     def run(
         self,
@@ -180,7 +185,7 @@ class Spheres(nn.Module):
         pull = mx.broadcast_to(mx.sigmoid(self.pull), drive.dt.shape) if "pull" in self else None
         if resets is not None:  # a rotor 0 forgets; what is left is where the start is moved to
             begins = resets[..., None, None]
-            kicks = mx.where(begins, step_ball(rotors, kicks, self.start, self._kappa), kicks)
+            kicks = mx.where(begins, step_ball(rotors, kicks, self.origin, self._kappa), kicks)
             rotors = mx.where(begins, 0.0, rotors)
         if valid is not None:  # padding does nothing
             still, v = mx.array([1.0, 0, 0, 0])[:, None], valid[..., None, None]
@@ -201,8 +206,7 @@ class Spheres(nn.Module):
         """ln |det da_t / da_{t-1}| / 3 per token and population, the mean over directions.
 
         Shapes: a [B, T, 3, G]; a0 [B, 3, G]; resets [B, T] bool -> [B, T, G].
-        Kicks are conformal, so without wells every direction has it, and it follows from |a| alone; as in
-        `Populations.lyapunov`.
+        Without wells every direction has it (`log_scale`).
         """
         gamma_tau = mx.exp(self.log_gamma) * drive.dt
         before = self._state_before(a, a0, resets)
@@ -211,9 +215,8 @@ class Spheres(nn.Module):
             kicks = kick(drive.field * drive.dt[..., None, :], self._kappa)
             y = step_ball(rotor(gamma_tau, drive.turn), kicks, before, self._kappa)
             log_wells = self._log_wells(y)
-        after, shrunk = mx.square(y).sum(-2), exp(-2 * gamma_tau) * mx.square(before).sum(-2)
-        r2_after, r2_before = (mx.minimum(self._kappa * r2, 1 - 6e-8) for r2 in (after, shrunk))
-        return -gamma_tau + mx.log((1 - r2_after) / (1 - r2_before)) + log_wells
+        was, now = (mx.square(v).sum(-2) for v in (before, y))
+        return log_scale(gamma_tau, was, now, self._kappa) + log_wells
 
     def _log_wells(self, y: mx.array) -> mx.array:
         """ln |det| / 3 of the step towards the wells at y. Shapes: [B, T, 3, G] -> [B, T, G]."""
@@ -237,46 +240,63 @@ class Spheres(nn.Module):
         return mx.log(mx.maximum(mx.abs(det), 1e-37)) / 3
 
     def _begin(self, B: int) -> mx.array:
-        return mx.broadcast_to(self.start, (B, *self.start.shape))
+        return mx.broadcast_to(self.origin, (B, *self.start.shape))
 
     def _state_before(self, a, a0, resets: mx.array | None) -> mx.array:
         before = after_first(self._begin(a.shape[0]) if a0 is None else a0, a)
-        return before if resets is None else mx.where(resets[..., None, None], self.start, before)
+        return before if resets is None else mx.where(resets[..., None, None], self.origin, before)
 
     def observe(self, a: mx.array) -> dict[str, mx.array]:
-        """R, azimuth psi and tilt from the third axis, radians; with wells which is the nearest, and how far.
+        """R, psi and tilt (`observe_balls`); with wells which is the nearest, and how far.
 
         Shapes: a [B, T, 3, G] -> [B, T, G] each.
         """
-        x, y, z = components(a)
-        size = mx.sqrt(mx.square(a).sum(-2))
-        seen = {
-            "R": sphere_order(size, self._kappa),
-            "psi": mx.arctan2(y, x),
-            "tilt": mx.arctan2(mx.sqrt(x * x + y * y), z),
-        }
+        seen = observe_balls(a, self._kappa)
         if (points := self.wells) is not None:
             far = mx.square(a[..., None, :, :] - points).sum(-2)
             seen |= {"well": mx.argmin(far, axis=-2), "from_well": mx.sqrt(far.min(-2))}
         return seen
 
     def clamp(self, a: mx.array, clamp: Clamp, value: float | mx.array, first: int) -> mx.array:
-        """Hold R, psi or tilt of some populations on the clamp's tokens, leaving the other two as they are.
+        """As `clamp_balls`."""
+        return clamp_balls(a, clamp, value, first, self._kappa)
 
-        Shapes: a [B, T, 3, G], whose first token has index `first` in the call; value broadcasts to
-            [B, T, G]. At a = 0 psi counts as 0 and tilt as 90 degrees.
-        """
-        x, y, z = components(a)
-        size, flat = mx.sqrt(mx.square(a).sum(-2)), mx.sqrt(x * x + y * y)
-        value = mx.broadcast_to(mx.array(value, a.dtype), x.shape)
-        psi = value if clamp.site == "psi" else mx.arctan2(y, x)
-        tilt = value if clamp.site == "tilt" else mx.where(size > 0, mx.arctan2(flat, z), math.pi / 2)
-        if clamp.site == "R":
-            size = sphere_size(value, self._kappa)
-        level = size * mx.sin(tilt)
-        new = mx.stack([level * mx.cos(psi), level * mx.sin(psi), size * mx.cos(tilt)], -2)
-        where = mask_clamped(clamp, first, a.shape[1], a.shape[3])[:, None]
-        return mx.where(where, new, a)
+
+def within_ball(a: mx.array, kappa: float) -> mx.array:
+    """a; outside the ball of radius kappa^(-1/2), where translations have poles, the point of its surface in
+    that direction. Shapes: [3, ...] -> [3, ...].
+    """
+    return a * mx.rsqrt(mx.maximum(1, kappa * mx.square(a).sum(0)))
+
+
+def observe_balls(a: mx.array, kappa: float) -> dict[str, mx.array]:
+    """R, azimuth psi and tilt from the third axis, radians. Shapes: a [B, T, 3, G] -> [B, T, G] each."""
+    x, y, z = components(a)
+    size = mx.sqrt(mx.square(a).sum(-2))
+    return {
+        "R": sphere_order(size, kappa),
+        "psi": mx.arctan2(y, x),
+        "tilt": mx.arctan2(mx.sqrt(x * x + y * y), z),
+    }
+
+
+def clamp_balls(a: mx.array, clamp: Clamp, value: float | mx.array, first: int, kappa: float) -> mx.array:
+    """Hold R, psi or tilt of some populations on the clamp's tokens, leaving the other two as they are.
+
+    Shapes: a [B, T, 3, G], whose first token has index `first` in the call; value broadcasts to [B, T, G]. At
+        a = 0 psi counts as 0 and tilt as 90 degrees.
+    """
+    x, y, z = components(a)
+    size, flat = mx.sqrt(mx.square(a).sum(-2)), mx.sqrt(x * x + y * y)
+    value = mx.broadcast_to(mx.array(value, a.dtype), x.shape)
+    psi = value if clamp.site == "psi" else mx.arctan2(y, x)
+    tilt = value if clamp.site == "tilt" else mx.where(size > 0, mx.arctan2(flat, z), math.pi / 2)
+    if clamp.site == "R":
+        size = sphere_size(value, kappa)
+    level = size * mx.sin(tilt)
+    new = mx.stack([level * mx.cos(psi), level * mx.sin(psi), size * mx.cos(tilt)], -2)
+    where = mask_clamped(clamp, first, a.shape[1], a.shape[3])[:, None]
+    return mx.where(where, new, a)
 
 
 def features(a: mx.array, harmonics: int) -> list[mx.array]:
@@ -297,7 +317,7 @@ def count_features(harmonics: int) -> int:
     return 3 if harmonics == 1 else 8
 
 
-def _directions(key: mx.array, G: int) -> mx.array:
-    """Uniform on the sphere. Shapes: [3, G]."""
-    v = mx.random.normal((3, G), key=key)
+def directions(key: mx.array, *shape: int) -> mx.array:
+    """Uniform on the sphere. Shapes: -> [3, *shape]."""
+    v = mx.random.normal((3, *shape), key=key)
     return v / mx.linalg.norm(v, axis=0, keepdims=True)

@@ -26,6 +26,7 @@ from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.base import Cache, Intervention, LanguageModel, component_of, training_mode
 from kssm_mlx.models.interventions.apply import join_traces
 from kssm_mlx.models.recurrent import RecurrentModel
+from kssm_mlx.models.spheres import within_ball
 
 LEARNED = ("state", "mamba", "rwkv", "num", "populations", "balls")
 # Of RWKV-4: beside a learned numerator, sums that weigh as good as nothing.
@@ -120,6 +121,8 @@ class StateTuned(RecurrentModel):
         return slot == "populations" and getattr(self.args, "kappa", 0) > 0
 
     def _to_state(self, slot: str, v: mx.array) -> mx.array:
+        if slot == "balls":
+            return within_ball(v, getattr(self.args, "kappa", 0))
         return v * mx.rsqrt(1 + mx.square(v).sum(axis=0)) if self._bounds(slot) else v
 
     def _from_state(self, slot: str, z: mx.array) -> mx.array:

@@ -233,7 +233,7 @@ def test_kappa_below_zero_is_refused():
 
 def count(model) -> int:
     """Of all populations of a block."""
-    return model.args.phases + model.args.spheres
+    return model.args.phases + model.args.balls
 
 
 def test_trace_names_and_shapes(model):
@@ -243,11 +243,10 @@ def test_trace_names_and_shapes(model):
         names |= {"tilt", "angle"}
     if model.args.wells:
         names |= {"well", "from_well"}
-    units = {"tilt": model.args.spheres, "angle": model.args.spheres}
-    units |= {"well": model.args.spheres, "from_well": model.args.spheres}
+    units = dict.fromkeys(("tilt", "angle", "well", "from_well"), model.args.balls)
     if model.args.expansion:
         names |= {"mean_R", "mean_h"}
-        units |= dict.fromkeys(("mean_R", "mean_h"), model.args.channels + model.args.spheres)
+        units |= dict.fromkeys(("mean_R", "mean_h"), model.args.n_groups)
     assert out.trace.keys() == {f"block{i:02d}/{n}" for i in (0, 1) for n in names}
     for name, value in out.trace.items():
         kind = name.split("/")[1]

@@ -16,6 +16,7 @@ FAMILIES = {
     "rwkv7": {"hidden_size": 32, "num_hidden_layers": 2, "head_dim": 8},
     "kssm": {"d_model": 16, "n_layers": 2, "n_groups": 8, "mlp_hidden": 24, "coupling": True},
     "kssm, expanded": {"d_model": 16, "n_layers": 2, "n_groups": 8, "mlp_hidden": 24, "expansion": 4},
+    "kssm, expanded spheres": {"d_model": 16, "n_layers": 2, "n_groups": 8, "expansion": 4, "dimension": 3},
 }
 
 

@@ -23,6 +23,7 @@ VARIANTS = {
     "expanded": {"expansion": 4, "mlp_hidden": 0, "field": 20.0},
     "expanded linear": {"expansion": 4, "kappa": 0.0},
     "expanded and spheres": {"expansion": 2, "dimensions": {2: 4, 3: 4}, "field": 5.0, "wells": 3},
+    "expanded spheres": {"expansion": 4, "dimension": 3, "mlp_hidden": 0, "field": 20.0, "turning": 0.75},
     "tied": {"tie_embeddings": True, "harmonics": 1, "conv_width": 1},
 }
 

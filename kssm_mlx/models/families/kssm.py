@@ -11,8 +11,10 @@ from kssm_mlx.models.families.family import Claim, Family, UnitTable, rows
 def units(c: Any, count: int) -> UnitTable:
     """The populations; of both kinds side by side as large a share of each."""
     claims, read = [], 0
+    if c.expanded_spheres:
+        return UnitTable("mixer", c.channels, _claim_channels(c.channels, "spheres.", 3))
     if c.expansion:
-        claims += _claim_channels(c.discs)
+        claims += _claim_channels(c.channels, "populations.")
     elif G := c.discs:
         claims += _phases(G)
         claims += _read(G, 2 * c.harmonics, read)
@@ -23,12 +25,14 @@ def units(c: Any, count: int) -> UnitTable:
     return UnitTable("mixer", math.gcd(c.discs, c.spheres), claims)
 
 
-def _claim_channels(I: int) -> list[Claim]:
+def _claim_channels(I: int, own: str, dimension: int = 2) -> list[Claim]:
     """Contiguous channels; x_proj's columns are what a unit contributes to the common Delta, B and C."""
-    own = "populations."
-    vectors = tuple(own + name for name in ("dt_proj.weight", "dt_proj.bias", "log_gamma", "omega"))
+    vectors = [own + name for name in ("dt_proj.weight", "dt_proj.bias", "log_gamma")]
+    places = [own + "omega"] if dimension == 2 else []
+    spatial = [] if dimension == 2 else [own + "omega", own + "start"]
     return [
-        *rows("routing", I, *vectors, "conv_weight", "conv_bias"),
+        *rows("routing", I, *vectors, *places, "conv_weight", "conv_bias"),
+        *rows("routing", I, *spatial, axis=1),
         *rows("routing", I, own + "x_proj.weight", axis=1),
         *rows("slack", I, "in_proj.weight", "skip"),
         *rows("slack", I, "in_proj.weight", at=I),

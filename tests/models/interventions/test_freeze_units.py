@@ -24,6 +24,7 @@ SHARED = {
     "rwkv7": {*(f"x_{c}" for c in "rwkvag"), *(f"{c}_lora.lora.0.weight" for c in "wagv")},
     "kssm": {"in_proj.weight", "conv_weight", "conv_bias", "skip", "out_proj.weight"},
     "kssm, expanded": set(),
+    "kssm, expanded spheres": set(),
 }
 
 

@@ -41,6 +41,7 @@ DECIDES = {  # a parameter of the routing that nothing else reads
     "rwkv7": "k_proj.weight",
     "kssm": "time_step.bias",
     "kssm, expanded": "dt_proj.bias",
+    "kssm, expanded spheres": "dt_proj.bias",
 }
 
 
