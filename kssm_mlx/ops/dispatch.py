@@ -28,7 +28,8 @@ from types import ModuleType
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError, KssmWarning, nearest
-from kssm_mlx.ops import gpu, native, proof, verdicts
+from kssm_mlx.ops import gpu, proof, verdicts
+from kssm_mlx.ops.dialects import native
 from kssm_mlx.ops.proof import Case, Variant, Verdict
 
 IMPLS = ("auto", "compiled", "kernel")

@@ -24,8 +24,7 @@ from typing import Any
 import mlx.core as mx
 
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import native
-from kssm_mlx.ops.dialects import cpp
+from kssm_mlx.ops.dialects import cpp, native
 from kssm_mlx.ops.dialects.macros import HEADERS, LANE, LOOPS, TOGETHER
 
 FOLDER = Path(__file__).parent / "kernels"

@@ -14,8 +14,8 @@ import mlx.core as mx
 
 from kssm_mlx import files
 from kssm_mlx._caches import private_folder
-from kssm_mlx.ops import gpu, native, proof
-from kssm_mlx.ops.dialects import cpp, macros
+from kssm_mlx.ops import gpu, proof
+from kssm_mlx.ops.dialects import cpp, macros, native
 from kssm_mlx.ops.proof import Verdict
 from kssm_mlx.parsing import parse_json
 

@@ -8,7 +8,8 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.errors import ConfigError, KssmWarning
-from kssm_mlx.ops import dispatch, gpu, native, proof, verdicts
+from kssm_mlx.ops import dispatch, gpu, proof, verdicts
+from kssm_mlx.ops.dialects import native
 from kssm_mlx.ops.proof import Verdict
 from kssm_mlx.ops.selective_scan import selective_scan
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from kssm_mlx.errors import ConfigError, KssmWarning
-from kssm_mlx.ops import dispatch, gpu, native, proof, verdicts
-from kssm_mlx.ops.dialects import cpp
+from kssm_mlx.ops import dispatch, gpu, proof, verdicts
+from kssm_mlx.ops.dialects import cpp, native
 
 
 @pytest.fixture(autouse=True)

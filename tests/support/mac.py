@@ -30,7 +30,8 @@ import pytest
 from clang import cindex
 
 from kssm_mlx import _blas
-from kssm_mlx.ops import native, proof
+from kssm_mlx.ops import proof
+from kssm_mlx.ops.dialects import native
 from tests.support import metal_run, metal_text
 
 GIB = 1 << 30

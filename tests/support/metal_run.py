@@ -17,7 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from kssm_mlx import _blas
-from kssm_mlx.ops import native
+from kssm_mlx.ops.dialects import native
 from tests.support.metal_signature import ATTRIBUTES, Buffer, Signature
 
 PRELUDE = Path(__file__).with_suffix(".inc")

@@ -9,7 +9,8 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.models import build, configure
-from kssm_mlx.ops import dispatch, gpu, native
+from kssm_mlx.ops import dispatch, gpu
+from kssm_mlx.ops.dialects import native
 from kssm_mlx.training.recipe_sections import Train
 from kssm_mlx.training.state import initial_state
 from kssm_mlx.training.step import make_step

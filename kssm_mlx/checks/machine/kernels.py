@@ -16,7 +16,8 @@ import mlx.core as mx
 
 from kssm_mlx.checks.core.registry import DOCTOR, Check, check, verdict
 from kssm_mlx.checks.machine.fitness import time_shortest
-from kssm_mlx.ops import dispatch, gpu, native, proof, verdicts
+from kssm_mlx.ops import dispatch, gpu, proof, verdicts
+from kssm_mlx.ops.dialects import native
 from kssm_mlx.ops.proof import Verdict
 
 # Rows, tokens and width of what is timed: enough to be the work and not the launch, and done in a second.

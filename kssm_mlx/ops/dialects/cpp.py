@@ -23,7 +23,7 @@ import numpy as np
 from kssm_mlx import _blas
 from kssm_mlx._caches import open_library, private_folder
 from kssm_mlx.errors import ConfigError
-from kssm_mlx.ops import native
+from kssm_mlx.ops.dialects import native
 
 PACKS = Path(__file__).parents[1] / "kernels" / "packs.inc"
 TYPES = {mx.float32: "scalar", mx.bfloat16: "bf16", mx.int32: "int32_t", mx.uint8: "uint8_t"}

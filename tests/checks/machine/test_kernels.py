@@ -6,7 +6,8 @@ import mlx.core as mx
 import pytest
 
 from kssm_mlx.checks.machine import kernels
-from kssm_mlx.ops import dispatch, gpu, native, proof, verdicts
+from kssm_mlx.ops import dispatch, gpu, proof, verdicts
+from kssm_mlx.ops.dialects import native
 from kssm_mlx.ops.proof import Verdict
 from tests.support.compiling import uncompiled
 

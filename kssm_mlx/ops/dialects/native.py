@@ -22,7 +22,7 @@ import mlx.core as mx
 from kssm_mlx import _blas
 from kssm_mlx._caches import is_private, is_whole, private_folder
 
-BRIDGE = Path(__file__).parent / "kernels" / "bridge.cpp"
+BRIDGE = Path(__file__).parents[1] / "kernels" / "bridge.cpp"
 
 
 def why_not() -> str:
