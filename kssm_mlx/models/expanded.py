@@ -195,9 +195,10 @@ class ExpandedPopulations(nn.Module):
 class ExpandedSpheres(ExpandedPopulations):
     """N populations on spheres a channel.
 
-    Parameters: as of phases, but omega [3, I, N], a rotation per unit time; start [3, I, N], where a document
-    begins; x_proj gives one vector more, by which a token turns the first `spins` populations of every
-    channel, Delta / USUAL_STEP times as far: a channel that does not listen to a token is not turned by it.
+    Parameters: as of phases, but omega [3, I, N], a rotation per unit time; gamma 1, 2, ..., N times what
+    forgets in `memory` tokens at the start, in a channel of the usual time step; start [3, I, N], where a
+    document begins; x_proj gives one vector more, by which a token turns the first `spins` populations of
+    every channel, Delta / USUAL_STEP times as far: one that does not listen to a token is not turned by it.
 
     rotation: how far at the start, radians, in a channel of the usual time step; size: |a| where a document
     begins, in random directions.
@@ -214,6 +215,7 @@ class ExpandedSpheres(ExpandedPopulations):
         rank: int,
         kappa: float,
         field: float,
+        memory: float,
         spins: int,
         rotation: float,
         size: float,
@@ -221,6 +223,7 @@ class ExpandedSpheres(ExpandedPopulations):
         super().__init__(key, channels, N, rank=rank, kappa=kappa, field=field, spins=spins)
         keys = mx.random.split(mx.random.split(key)[1])
         self.omega = mx.zeros((3, channels, N))
+        self.log_gamma = self.log_gamma - math.log(memory * USUAL_STEP)
         self.start = size * directions(keys[0], channels, N)
         if spins:
             turns = rotation * channels**-0.5 * mx.random.normal((3 * spins, channels), key=keys[1])

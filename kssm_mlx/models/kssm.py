@@ -44,14 +44,15 @@ from kssm_mlx.oscillators.planar import Planar
 @dataclass(frozen=True)
 class KSSMConfig:
     """memory: tokens the slowest populations should span at the start; the training context by default.
-    shortest_memory: the same of the fastest; the others lie between, equally spaced in the logarithm.
+    shortest_memory: the same of the fastest; the others lie between, equally spaced in the logarithm. With
+    expansion: memory of spheres alone, shortest_memory of those without.
 
     harmonics: how many powers of z are read out; on the Ott-Antonsen manifold Z_n = z^n, so they are free.
     field: strength of the tokens' field at the start, per component; memory falls steeply with it.
     sphere_field: the same on spheres; by default field, and 0.3 where expansion makes field a scale.
     expansion: populations a channel, 0 for the mixer above; the channels are then the n_groups, or those of
     dimension 2 where there are both kinds, field multiplies what is written and divides what is read, so that
-    the linear part does not depend on it, and memory and harmonics are of spheres without expansion alone.
+    the linear part does not depend on it, and harmonics are of spheres without expansion alone.
     mlp_hidden: 0 for blocks without an MLP.
     triadic: (K1, K2), pairwise and triadic self-coupling at the start, in units of each population's width;
     bistable for -K2 + 2 sqrt(2 K2) < K1 < 2, such as (1, 8). Serial over time, and so slower.
@@ -318,6 +319,7 @@ def expanded(config: KSSMConfig, key: mx.array) -> ExpandedPopulations:
         key,
         config.channels,
         config.expansion,
+        memory=config.memory,
         spins=round(config.turning * config.expansion),
         rotation=config.rotation,
         size=config.start,
