@@ -71,6 +71,13 @@ TARGETS = (
         1 / 1.5,
     ),
     Target(
+        "expanded_ball against expanded_scan, equal real states",
+        "ops/expanded_ball/equal",
+        ("expanded_scan",),
+        1 / 2,
+        1 / 1.5,
+    ),
+    Target(
         "ball_scan against mobius_scan, equal lanes", "ops/ball_scan/equal", ("mobius_scan",), 1 / 2, 1 / 1.67
     ),
     Target("ball_wells, 8 wells, against none", "ops/ball_wells/equal", ("ball_scan",), 1 / 3, 1 / 2),
