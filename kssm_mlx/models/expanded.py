@@ -198,10 +198,11 @@ class ExpandedSpheres(ExpandedPopulations):
     Parameters: as of phases, but omega [3, I, N], a rotation per unit time; gamma 1, 2, ..., N times what
     forgets in `memory` tokens at the start, in a channel of the usual time step; start [3, I, N], where a
     document begins; x_proj gives one vector more, by which a token turns the first `spins` populations of
-    every channel, Delta / USUAL_STEP times as far: one that does not listen to a token is not turned by it.
+    every channel, rotation Delta / USUAL_STEP times as far: one that does not listen to a token is not turned
+    by it.
 
-    rotation: how far at the start, radians, in a channel of the usual time step; size: |a| where a document
-    begins, in random directions.
+    rotation: how far at the start, radians, in a channel of the usual time step, and by how much more or less
+    a change of x_proj turns; size: |a| where a document begins, in random directions.
     """
 
     components = 3
@@ -226,9 +227,10 @@ class ExpandedSpheres(ExpandedPopulations):
         self.log_gamma = self.log_gamma - math.log(memory * USUAL_STEP)
         self.start = size * directions(keys[0], channels, N)
         if spins:
-            turns = rotation * channels**-0.5 * mx.random.normal((3 * spins, channels), key=keys[1])
+            turns = channels**-0.5 * mx.random.normal((3 * spins, channels), key=keys[1])
             others = self.x_proj.weight[: -3 * spins]
             self.x_proj.weight = mx.concatenate([others, turns])
+        self._turn = rotation / USUAL_STEP
 
     @property
     def origin(self) -> mx.array:
@@ -242,7 +244,7 @@ class ExpandedSpheres(ExpandedPopulations):
             return drive._replace(spin=mx.zeros(drive.write.shape, drive.write.dtype))
         rest = N - drive.spin.shape[-1]
         spin = mx.pad(drive.spin, [(0, 0)] * 3 + [(0, rest)]) if rest else drive.spin
-        return drive._replace(spin=spin / USUAL_STEP)
+        return drive._replace(spin=self._turn * spin)
 
     def scan(self, x: mx.array, drive: Drive, state: mx.array | None, resets, lengths) -> Any:
         """Shapes: x [B, T, I]; state [B, 3, I, N]."""
