@@ -219,7 +219,7 @@ def load(name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, s
         _make_smoke(table, changes, str(name_or_path))
     before = deepcopy(table)
     _set_keys(table, overrides or {})
-    recipe = parse(table, where=str(name_or_path))
+    recipe = _parse_changed(table, overrides or {}, str(name_or_path))
     return _forget_promises(recipe, [before, *_find_models(recipe)], overrides or {})
 
 
@@ -264,6 +264,21 @@ def _read_once(path: Path, changed: int) -> dict[str, Any]:
     return parse_toml(path.read_text("utf-8"))
 
 
+def _parse_changed(table: dict[str, Any], overrides: dict[str, Any], where: str = "recipe") -> Recipe:
+    """The table with its overrides; without the number it promised where they leave nobody to measure that.
+
+    Raises: ConfigError as `parse`.
+    """
+    try:
+        return parse(table, where=where)
+    except ConfigError as error:
+        stated = not overrides or any(key.startswith("about.expected") for key in overrides)
+        if stated or "about.expected.metric" not in str(error):
+            raise
+    about = {name: value for name, value in table["about"].items() if name != "expected"}
+    return parse({**table, "about": about}, where=where)
+
+
 def _forget_promises(recipe: Recipe, models: list[dict[str, Any]], overrides: dict[str, Any]) -> Recipe:
     """Without what was measured of another recipe, one of `models`, but for what the overrides promise."""
     if all(_is_same_run(recipe, table) for table in models):
@@ -289,7 +304,7 @@ def override(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
         return recipe
     table = recipe.model_dump()
     _set_keys(table, overrides)
-    return _forget_promises(parse(table), [recipe.model_dump()], overrides)
+    return _forget_promises(_parse_changed(table, overrides), [recipe.model_dump()], overrides)
 
 
 def _make_smoke(table: dict[str, Any], changes: Any, where: str) -> None:

@@ -261,6 +261,22 @@ def test_a_number_of_the_recipe_is_not_promised_of_another(setting, kept):
     assert (about.expected is not None, about.minutes is not None) == (kept, kept)
 
 
+def test_what_is_no_longer_measured_is_no_longer_promised(tmp_path):
+    """Of settings; a file that promises what it does not measure is wrong, and so are settings that do."""
+    shorter = {"data.task.test_lengths": [64]}
+    for found in (recipe.load("track-s3", shorter), recipe.override(recipe.load("track-s3"), shorter)):
+        assert found.about.expected is None and found.data.task["test_lengths"] == [64]
+    goal = {"metric": "accuracy_last@128", "value": 1.0, "tolerance": 0.1}
+    with pytest.raises(ConfigError, match=r"about\.expected\.metric: no report of this run"):
+        recipe.load("track-s3", {**shorter, "about.expected": goal})
+    text = recipe.list_shipped()["track-s3"].read_text()
+    (tmp_path / "mine.toml").write_text(text.replace("accuracy_last@1024", "accuracy_last@1000"))
+    with pytest.raises(ConfigError, match=r"no report of this run has 'accuracy_last@1000'"):
+        recipe.load(tmp_path / "mine.toml")
+    with pytest.raises(ConfigError, match=r"train\.stepps"):
+        recipe.load("track-s3", {**shorter, "train.stepps": 3})
+
+
 def test_a_promise_that_is_set_stays():
     own = {"metric": "accuracy", "value": 0.5, "tolerance": 0.1}
     about = recipe.load("default", {"train.steps": 7, "about.expected": own}).about
