@@ -141,3 +141,10 @@ def test_a_file_is_readable_as_the_umask_says(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_closed_descriptor_is_an_error_where_tests_do_not_wait_for_the_disk(tmp_path):
+    with open(tmp_path / "a", "w") as file:
+        fd = file.fileno()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        files.sync(fd)

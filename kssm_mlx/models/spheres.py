@@ -22,7 +22,7 @@ from kssm_mlx.models.base import Clamp, mask_clamped
 from kssm_mlx.models.interventions.spec import Inside
 from kssm_mlx.models.layers import inverse_softplus, linear
 from kssm_mlx.models.populations import Moved, clamped_states, log_scale, spectrum
-from kssm_mlx.ops.ball_scan import ball_scan, components, kick, rotor, step_ball
+from kssm_mlx.ops.ball_scan import ball_scan, components, kick, mask_moves, rotor, step_ball
 from kssm_mlx.ops.ball_wells import ball_wells, settle, shares
 from kssm_mlx.ops.elementary import softplus
 from kssm_mlx.ops.maps.scan import after_first
@@ -183,13 +183,8 @@ class Spheres(nn.Module):
         rotors = rotor(mx.exp(self.log_gamma) * drive.dt, drive.turn)
         kicks = kick(drive.field * drive.dt[..., None, :], self._kappa)
         pull = mx.broadcast_to(mx.sigmoid(self.pull), drive.dt.shape) if "pull" in self else None
-        if resets is not None:  # a rotor 0 forgets; what is left is where the start is moved to
-            begins = resets[..., None, None]
-            kicks = mx.where(begins, step_ball(rotors, kicks, self.origin, self._kappa), kicks)
-            rotors = mx.where(begins, 0.0, rotors)
-        if valid is not None:  # padding does nothing
-            still, v = mx.array([1.0, 0, 0, 0])[:, None], valid[..., None, None]
-            rotors, kicks = mx.where(v, rotors, still), mx.where(v, kicks, 0.0)
+        rotors, kicks = mask_moves(rotors, kicks, self.origin, self._kappa, resets, valid)
+        if valid is not None:
             pull = None if pull is None else mx.where(valid[..., None], pull, 0.0)
         points = self.wells
 

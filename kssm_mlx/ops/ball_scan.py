@@ -143,6 +143,28 @@ def step_ball(rotors: mx.array, kicks: mx.array, a: mx.array, kappa: float | mx.
     return mx.stack(list(translate(components(kicks), w, kappa)), -2)
 
 
+def mask_moves(
+    rotors: mx.array,
+    kicks: mx.array,
+    start: mx.array,
+    kappa: float | mx.array,
+    resets: mx.array | None,
+    valid: mx.array | None,
+) -> tuple[mx.array, mx.array]:
+    """The rotors and kicks where documents begin at `start` and padding does nothing.
+
+    Shapes: rotors [B, T, 4, G]; kicks [B, T, 3, G]; start [3, G]; kappa [] or [G]; resets, valid [B, T] bool.
+    """
+    if resets is not None:  # a rotor 0 forgets; what is left is where the start is moved to
+        begins = resets[..., None, None]
+        kicks = mx.where(begins, step_ball(rotors, kicks, start, kappa), kicks)
+        rotors = mx.where(begins, 0.0, rotors)
+    if valid is not None:
+        still, v = mx.array([1.0, 0, 0, 0])[:, None], valid[..., None, None]
+        rotors, kicks = mx.where(v, rotors, still), mx.where(v, kicks, 0.0)
+    return rotors, kicks
+
+
 def components(x: mx.array) -> Any:
     """The vectors or quaternions [..., C, G] as C arrays [..., G]."""
     return tuple(x[..., i, :] for i in range(x.shape[-2]))

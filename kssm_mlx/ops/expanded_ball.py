@@ -18,7 +18,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from kssm_mlx.ops import dispatch
-from kssm_mlx.ops.ball_scan import rotor, states_of_balls, step_ball, turn_ball
+from kssm_mlx.ops.ball_scan import mask_moves, rotor, states_of_balls, turn_ball
 from kssm_mlx.ops.expanded_scan import in_pieces
 from kssm_mlx.ops.mobius_scan import refuse_negative_curvature
 from kssm_mlx.ops.scan import float32, mask_resets, mask_tokens
@@ -110,14 +110,7 @@ def expanded_rotors_and_kicks(
     kicks = h * mx.rsqrt(1 + curvature * (h * h).sum(2, keepdims=True))
     turns = dt[:, :, None, :, None] * (omega + spin[:, :, :, None])
     rotors = rotor((gamma * dt[..., None]).flatten(2), turns.flatten(3), impl="compiled")
-    if resets is not None:  # a rotor 0 forgets; what is left is where the start is moved to
-        begins = resets[..., None, None]
-        kicks = mx.where(begins, step_ball(rotors, kicks, start.flatten(1), curvature), kicks)
-        rotors = mx.where(begins, 0.0, rotors)
-    if valid is not None:  # padding does nothing
-        still, v = mx.array([1.0, 0, 0, 0])[:, None], valid[..., None, None]
-        rotors, kicks = mx.where(v, rotors, still), mx.where(v, kicks, 0.0)
-    return rotors, kicks
+    return mask_moves(rotors, kicks, start.flatten(1), curvature, resets, valid)
 
 
 def _piece(resets, valid, a, x, dt, B, C, spin, gamma, omega, kappa, start) -> tuple[mx.array, ...]:

@@ -136,6 +136,18 @@ def test_a_token_turns_as_many_populations_as_it_is_told():
     assert still.blocks[0].mixer.spheres.x_proj.weight.shape[0] == 1 + 6 * 4
 
 
+def test_rotation_is_the_scale_of_turns_and_memory_that_of_friction():
+    made = [
+        build(config(expansion=4, dimension=3, rotation=r, memory=m), seed=1) for r, m in ((1, 64), (2, 640))
+    ]
+    once, twice = (model.forward(tokens(2, 8)).trace["block00/angle"] for model in made)
+    np.testing.assert_allclose(np.array(twice), 2 * np.array(once), rtol=1e-5)
+    slow, slower = (model.blocks[0].mixer.spheres.gamma for model in made)
+    np.testing.assert_allclose(np.array(slow), 10 * np.array(slower), rtol=1e-5)
+    # In a channel of the usual time step, 0.01, the slowest of four has lost 1/e after `memory` tokens.
+    np.testing.assert_allclose(np.array(slow), np.tile(np.arange(1, 5) / 0.64, (8, 1)), rtol=1e-5)
+
+
 def test_rotations_of_different_axes_do_not_commute():
     """Two tokens in either order leave different states, of spheres and not of phases; fields are off."""
     states = {}

@@ -30,7 +30,7 @@ from tests.support.recurrences import (
 B, D, N = 3, 5, 4
 OPS = ("expanded_scan", "expanded_ball")
 # On paper and compiled, 1 - kappa |k|^2 is a difference, of which strong kicks leave little: in the gradient
-# of kappa both are 2e-5 off float64, and the kernel, which has it as a quotient, 1e-6.
+# of kappa both are 2e-5 off float64, and the kernel, which has it as a quotient, 1e-6 (by hand).
 CLOSE = {"expanded_scan": 2e-5, "expanded_ball": 1e-4}
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
@@ -235,7 +235,9 @@ def test_memory_of_a_gradient_is_chunks_not_all_states(repeatable_peak, op, cpp)
 
 
 def test_pieces_of_the_compiled_form_are_in_memory_one_after_the_other(repeatable_peak, op):
-    """MLX would make all their maps first, and sum their gradients last: 7 and 9 times all states."""
+    """MLX would make all their maps first, and sum their gradients last; of phases 7 and 9
+    times all states.
+    """
     arrays, states = small(op, 1024, 64, 8)
 
     def run(*args):

@@ -143,6 +143,8 @@ def test_arrays_too_long_for_the_index_are_refused(cpp):
     [
         ("mobius_scan", "g_curvature -=", "g_curvature +="),
         ("expanded_scan", "0.5f * size * along", "size * along"),
+        ("expanded_ball", "0.5f * dot(k[t], k[t]) * along", "dot(k[t], k[t]) * along"),
+        ("expanded_ball", "          g = spatial(0, 0, 0);\n", ""),
         ("ball_scan", "+ curvature * gk * w", "+ curvature * gw * w"),
         ("ball_wells", "- mean_g);", ");"),
         ("rotor", "2 * slope * along", "slope * along"),
