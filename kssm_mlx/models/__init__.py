@@ -144,7 +144,7 @@ def build(config, seed: int = 0):
 
     Raises: ConfigError for what is no configuration, or a model that this machine cannot hold.
     """
-    import mlx.core as mx
+    from kssm_mlx.models.base import compute_parameters
 
     if not hasattr(config, "model_type"):
         raise ConfigError(
@@ -154,7 +154,7 @@ def build(config, seed: int = 0):
     _, _, model_class = _family(family_of(config)).load()
     model = model_class(config, seed=seed)
     _refuse_beyond_memory(model, config)
-    mx.eval(model.parameters())
+    compute_parameters(model)
     if settle := getattr(model, "settle", None):
         settle()
     return model

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models.interventions.spec import Act, Inside, Noise
@@ -267,6 +267,16 @@ def sizes_of(model: nn.Module) -> dict[str, int]:
 def number(array: mx.array) -> float:
     """The value of an array [] of real numbers."""
     return cast(float, array.item())
+
+
+def compute_parameters(model: nn.Module) -> None:
+    """Compute the parameters of a fresh model, laid out row after row as a checkpoint holds them.
+
+    A transposed one has the same numbers, but a matrix product adds them in another order: the logits of the
+    saved model would be others in the last bits. One that is broadcast is slower to read.
+    """
+    model.update(tree_map(mx.contiguous, model.parameters()))
+    mx.eval(model.parameters())
 
 
 def with_parameters(model: nn.Module, parameters: dict[str, Any], call):

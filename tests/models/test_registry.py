@@ -3,10 +3,14 @@
 import json
 from dataclasses import FrozenInstanceError
 
+import mlx.core as mx
+import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from kssm_mlx.errors import ConfigError
 from kssm_mlx.models import FAMILIES, SIZES, build, config_from_dict, config_to_dict, configure, family_of
+from kssm_mlx.models.rwkv4 import RWKV4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -144,3 +148,25 @@ def test_keys_of_another_family_are_named_together_and_how_they_are_taken_out():
     )
     with pytest.raises(ConfigError, match=r"unknown key 'model\.kapa' for mamba$"):
         configure("mamba", vocab_size=8, overrides={"expansion": 4, "kapa": 1.0})
+
+
+def list_transposed(model) -> list[str]:
+    """Parameters whose numbers do not lie in memory row after row."""
+    return [name for name, x in tree_flatten(model.parameters()) if not memoryview(x).c_contiguous]
+
+
+@pytest.mark.parametrize("vocab_size", [17, 300])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_parameters_lie_row_after_row(family, vocab_size):
+    assert list_transposed(build(configure(family, "xs", vocab_size=vocab_size))) == []
+
+
+def test_a_transposed_parameter_is_seen_and_changes_the_last_bits():
+    """Why `build` lays them out: an orthogonal head with fewer rows than columns comes transposed."""
+    config = configure("rwkv", "s", vocab_size=65)
+    model, as_it_comes = build(config), RWKV4(config, seed=0)
+    tokens = mx.array(np.random.default_rng(0).integers(0, 65, (2, 16)))
+    mx.eval(as_it_comes.parameters())
+    assert list_transposed(as_it_comes) == ["head.weight"]
+    difference = mx.abs(model(tokens) - as_it_comes(tokens)).max().item()
+    assert difference < 1e-5  # zero where the BLAS adds both in one order
