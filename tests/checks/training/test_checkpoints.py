@@ -22,7 +22,7 @@ def test_a_rehearsal_gives_the_same_logits(prepared):
 
 
 def test_a_fresh_model_with_a_transposed_head_gives_the_same_bits(prepared):
-    """RWKV's orthogonal head has fewer rows than columns here, and is made on its side; `build` lays it down."""
+    """RWKV's orthogonal head has fewer rows than columns here, which makes it a transposed view."""
     context = fresh_kssm(prepared)
     table = {**context.recipe.model_dump(), "model": {"family": "rwkv", "size": "s"}}
     config = models.configure("rwkv", "s", vocab_size=context.data.vocab_size)
