@@ -161,7 +161,7 @@ def test_fresh_parameters_lie_row_after_row(family, vocab_size):
     assert list_transposed(build(configure(family, "xs", vocab_size=vocab_size))) == []
 
 
-def test_a_transposed_parameter_is_seen_and_changes_the_last_bits():
+def test_a_transposed_parameter_is_seen_and_changes_no_more_than_the_last_bits():
     """Why `build` lays them out: an orthogonal head with fewer rows than columns comes transposed."""
     config = configure("rwkv", "s", vocab_size=65)
     model, as_it_comes = build(config), RWKV4(config, seed=0)

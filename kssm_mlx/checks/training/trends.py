@@ -21,9 +21,7 @@ from kssm_mlx.training.losses import cross_entropy, split_rows
 
 FEWEST = 30  # rows after the warm-up, before anything is said of a trend
 CERTAIN = -3.0
-LEARNED = (
-    0.01  # of its first value: a loss that has come down to this has fallen, whatever its line does since
-)
+LEARNED = 0.01  # of its first value: a loss that has come down to this has fallen, whatever it did since
 BATCHES, ROWS, CONTEXT = 96, 2, 16
 BUFFER = 0.5
 
@@ -60,9 +58,10 @@ def loss_trend(ctx: Context) -> Check:
     (slope, t), steps = lines[clearest], len(phases[clearest])
     limit = _limit_of(len(phases))
     left = float(np.min([_share_left(part) for part in _losses_by_phase(logged)]))
+    fell = not math.isnan(t) and (t < limit or left < LEARNED)
     return verdict(
         "C37",
-        "pass" if t < limit or left < LEARNED else "fail" if _is_over(ctx) else "warn",
+        "pass" if fell else "fail" if _is_over(ctx) else "warn",
         f"{1000 * slope:+.3g} nats per 1000 steps, t {t:+.1f}, {steps} steps; {left:.2g} of the loss left",
         f"t < {limit:.2g}, or < {LEARNED} left",
         "nothing was learned: see C7 and C8, then the learning rate; or the model had learned it before",
