@@ -21,7 +21,7 @@ from kssm_mlx.training.losses import cross_entropy, split_rows
 
 FEWEST = 30  # rows after the warm-up, before anything is said of a trend
 CERTAIN = -3.0
-LEARNED = 0.01  # of its first value: a loss that has come down to this has fallen, whatever it did since
+LEARNED = 0.01  # of where it began: a loss that has come down to this has fallen, whatever it did since
 BATCHES, ROWS, CONTEXT = 96, 2, 16
 BUFFER = 0.5
 
@@ -41,7 +41,8 @@ def loss_trend(ctx: Context) -> Check:
 
     Threshold: t < -3, or nobody may say "learning": noise alone gives that once in 500 runs; of several
     phases the least t is as improbable, -3.4 of four. Or, in one phase, a mean of the last tenth below a
-    hundredth of the first loss: what was learned during the warm-up stands still afterwards. It warns while
+    hundredth of the first loss, or of ln V where that is less, since whoever begins far above a guess learns
+    nothing by coming down to one: what was learned during the warm-up stands still afterwards. It warns while
     the run goes on, which may yet begin to learn, and fails when its last checkpoint is written.
     Caught: Attempt 4 (t = +0.9 over 500 steps, reported as learning); Attempt 3, whose loss was noise.
     Sabotage: a loss of noise around a constant, however small; one that climbs; one that is not finite.
@@ -57,7 +58,8 @@ def loss_trend(ctx: Context) -> Check:
     clearest = int(np.argmin([t for _, t in lines]))
     (slope, t), steps = lines[clearest], len(phases[clearest])
     limit = _limit_of(len(phases))
-    left = float(np.min([_share_left(part) for part in _losses_by_phase(logged)]))
+    guess = math.log(ctx.data.vocab_size) if ctx.data else 0.0
+    left = float(np.min([_share_left(part, guess) for part in _losses_by_phase(logged)]))
     fell = not math.isnan(t) and (t < limit or left < LEARNED)
     return verdict(
         "C37",
@@ -71,9 +73,10 @@ def loss_trend(ctx: Context) -> Check:
     )
 
 
-def _share_left(losses: list[float]) -> float:
-    """The mean of the last tenth beside the first loss; NaN where one of them is none."""
-    return float(np.mean(losses[-(len(losses) // 10) :])) / losses[0] if losses[0] else math.nan
+def _share_left(losses: list[float], guess: float) -> float:
+    """The mean of the last tenth beside the first loss, or a guess's where that is less; NaN of none."""
+    began = min(losses[0], guess)
+    return float(np.mean(losses[-(len(losses) // 10) :])) / began if began > 0 else math.nan
 
 
 def _losses_by_phase(rows: list[dict]) -> list[list[float]]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -50,16 +51,22 @@ def test_what_was_learned_during_the_warm_up_was_learned():
     """A task that is solved by step 50, and noise of its last hundredth ever since."""
     solved = np.concatenate([1.8 * 0.9 ** np.arange(50), 0.01 * np.abs(noise(2, mean=0.0, n=450))])
     late = parse({"train": {"steps": 500, "warmup": 50}})
-    check = measure("C37", replace(history(solved), recipe=late))
+    solving = replace(history(solved), recipe=late)
+    assert measure("C37", solving).verdict == "fail"  # nobody knows what a guess has
+    six = SimpleNamespace(vocab_size=6)
+    check = measure("C37", replace(solving, data=six))
     assert check.verdict == "pass" and check.numbers["t"] > -3 and "0.0039 of the loss left" in check.got
     unsolved = np.concatenate([solved[:50], 0.1 * np.abs(noise(2, mean=0.0, n=450))])
-    assert measure("C37", replace(history(unsolved), recipe=late)).verdict == "fail"
+    assert measure("C37", replace(history(unsolved), recipe=late, data=six)).verdict == "fail"
     always_small = 0.01 * np.abs(noise(2, mean=0.0))
-    assert measure("C37", replace(history(always_small), recipe=late)).verdict == "fail"
+    assert measure("C37", replace(history(always_small), recipe=late, data=six)).verdict == "fail"
     for place in (0, 250, 499):
         lost = solved.copy()
         lost[place] = math.nan
-        assert measure("C37", replace(history(lost), recipe=late)).verdict == "fail"
+        assert measure("C37", replace(history(lost), recipe=late, data=six)).verdict == "fail"
+    # A fresh model that is sure of nonsense, and learns no more than to guess.
+    absurd = np.concatenate([2000 * 0.8 ** np.arange(50), np.abs(noise(2, mean=1.8, n=450))])
+    assert measure("C37", replace(history(absurd), recipe=late, data=six)).verdict == "fail"
 
 
 def test_before_the_last_checkpoint_it_warns(tmp_path):
