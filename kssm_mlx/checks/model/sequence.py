@@ -23,6 +23,7 @@ from kssm_mlx.checks.core.probes import (
     perturb_zero_init,
     probe_length,
     random_tokens,
+    rounding_band,
     swap_token,
     to_numpy,
     vocabulary_size,
@@ -257,7 +258,9 @@ def step_by_step(ctx: Context) -> Check:
     `model(tokens, cache)`, which writes the state back in place, and against pieces of 1, 7, 24 and 32 tokens
     through `forward` and the cache it returns, where the model has it; max |Δ| / std(logits).
 
-    Threshold: <= 1e-4 in float32 (2e-2 below): the scan and the recurrence round differently over 64 steps.
+    Threshold: <= 1e-4 in float32 (2e-2 below): the scan and the recurrence round differently over 64 steps. A
+    model that makes more of rounding, as populations between two sharp wells do, may differ by five times
+    what its logits move by when every weight moves by one float32 step, up to 1e-2.
     Caught: measure.py and test_baseline, which fed one token at a time without state.
     Sabotage: a model that accepts the cache and ignores it; one whose cache lags by a token.
     """
@@ -265,17 +268,18 @@ def step_by_step(ctx: Context) -> Check:
     model = ctx.model
     if not hasattr(model, "make_cache"):
         raise NotMeasurable("the model has no make_cache()")
-    tokens = mx.array(random_tokens(ctx, 2, 64, stream=5))
+    tokens = random_tokens(ctx, 2, 64, stream=5)
     with training_mode(model, False):
-        whole = to_numpy(model(tokens))
-        pieces = {"token by token": _in_place(model, tokens)}
+        whole = to_numpy(model(mx.array(tokens)))
+        pieces = {"token by token": _in_place(model, mx.array(tokens))}
         if hasattr(model, "forward"):
-            pieces["pieces of 1, 7, 24, 32"] = _through_forward(model, tokens, (1, 8, 32))
+            pieces["pieces of 1, 7, 24, 32"] = _through_forward(model, mx.array(tokens), (1, 8, 32))
     scale = logit_spread(whole)
+    found = {name: logit_deviation(to_numpy(piece), whole, scale) for name, piece in pieces.items()}
     return judge_by_band(
         "C5",
-        {name: logit_deviation(to_numpy(piece), whole, scale) for name, piece in pieces.items()},
-        Band(high=dtype_tolerance(model, 1e-4)),
+        found,
+        rounding_band(model, tokens, found),
         "the carried state is not the state of the parallel form: put every recurrent quantity in the cache",
     )
 

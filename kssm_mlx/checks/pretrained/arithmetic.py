@@ -166,7 +166,7 @@ def parallel_is_recurrent(subject: Subject) -> Check:
     """C5 on the base model: logits of one call, of one token at a time, and of pieces with the state
     handed over, as max |Δ| / std(logits).
 
-    Threshold: <= 1e-4 in float32, 2e-2 below.
+    Threshold: that of C5: <= 1e-4 in float32, 2e-2 below.
     Caught: measure.py and test_baseline, which fed one token at a time without state.
     Sabotage: a base model that ignores its state.
     """
