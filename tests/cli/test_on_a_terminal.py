@@ -10,6 +10,11 @@ import sys
 import termios
 from pathlib import Path
 
+import kssm_mlx
+from kssm_mlx.runner.evaluate import evaluate
+from kssm_mlx.training.recipe import load
+from tests.recipes.test_smoke import assert_it_goes_on, assert_it_was_checked
+
 MOST_LINES, COLUMNS = 60, 80
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 REDRAWN = re.compile(r"\r\x1b\[2K|\r(?!\n)")  # what a progress bar writes before it writes its line again
@@ -51,7 +56,13 @@ def test_rows_of_a_screen():
     assert screen_lines(bar + "x" * 161 + "\r\n\r\n" + "\x1b[31m" + "x" * 80 + "\x1b[0m\r\n") == 6
 
 
-def test_a_run_that_is_well_fits_on_60_lines(tmp_path):
+def test_a_run_that_is_well_fits_on_60_lines_and_goes_on_in_another_process(tmp_path, monkeypatch, capsys):
+    """Compiled, with every check, as `make run` is."""
     code, said = on_a_terminal(["train", "default", "--smoke", "--out", "run"], tmp_path)
     assert code == 0 and "validation loss" in said
     assert screen_lines(said) <= MOST_LINES, said
+    recipe, folder = load("default", smoke=True), tmp_path / "run"
+    assert_it_was_checked(recipe, folder)
+    assert_it_goes_on(recipe, folder, monkeypatch)
+    assert evaluate(kssm_mlx.load(folder), str(folder))["tokens"] >= 64
+    capsys.readouterr()

@@ -1,4 +1,6 @@
-"""The smoke form of every shipped recipe runs to its end, goes on where it was cut off, and is evaluated."""
+"""The smoke form of every shipped recipe runs to its end and is evaluated; one of each kind, and in the slow
+tests every one, goes on where it was cut off.
+"""
 
 import io
 import json
@@ -74,6 +76,18 @@ def kind_of_model(name: str) -> tuple:
     return getattr(model, "family", None), getattr(model, "base", None), getattr(model, "graft", None)
 
 
+SECTIONS = ("loss", "monitor", "control", "freeze", "clamp", "noise", "phase", "curriculum")
+
+
+@cache
+def what_goes_on(name: str) -> tuple:
+    """What a checkpoint holds beside arrays: by the sections of a recipe, and by a carried or mean state."""
+    recipe = load(name, smoke=True)
+    kind, train = kind_of_model(name), recipe.train
+    sections = {section for section in SECTIONS if getattr(recipe, section)}
+    return kind, sections, train.hand_off, train.ema is None, train.optimizer, recipe.data.source
+
+
 @cache
 def what_is_modelled(name: str) -> tuple:
     recipe = load(name, smoke=True)
@@ -128,7 +142,8 @@ def test_it_runs_to_the_end_resumes_and_evaluates(
     name, tmp_path, monkeypatch, capsys, uncompiled, tiny_bases
 ):
     monkeypatch.setattr(suite, "list_suite", partial(few, name))
-    assert_it_runs(name, tmp_path, monkeypatch, verify_base=False)
+    goes_on = is_first(name, what_goes_on)
+    assert_it_runs(name, tmp_path, monkeypatch, verify_base=False, goes_on=goes_on)
     capsys.readouterr()  # a base model that is trained first says so
 
 
@@ -139,40 +154,45 @@ def test_it_answers_every_check(name, tmp_path, monkeypatch, capsys, uncompiled)
     capsys.readouterr()
 
 
-# Each costs minutes of g++ on Linux; the one that `make run` takes stands for them.
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "default" else pytest.param(name, marks=pytest.mark.slow) for name in list_shipped()],
-)
+# Each costs minutes of g++ on Linux. The one that `make run` takes stands for them, in test_on_a_terminal.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_shipped())
 def test_so_it_does_compiled(name, tmp_path, monkeypatch, capsys):
     assert_it_runs(name, tmp_path, monkeypatch)
     capsys.readouterr()
 
 
-def assert_it_runs(name, tmp_path, monkeypatch, *, verify_base=True):
+def assert_it_runs(name, tmp_path, monkeypatch, *, verify_base=True, goes_on=True):
     recipe, folder = load(name, smoke=True), tmp_path / "run"
     if not verify_base:
         recipe = disable_verification(recipe)
-    steps = recipe.train.steps
     result, _ = trained(recipe, folder)
-    assert result.step == steps and math.isfinite(result.evaluation["nats_per_token"])
+    assert result.step == recipe.train.steps and math.isfinite(result.evaluation["nats_per_token"])
+    assert_it_was_checked(recipe, folder)
+    if goes_on:
+        assert_it_goes_on(recipe, folder, monkeypatch)
+    numbers = evaluate(kssm_mlx.load(folder, verify=verify_base), str(folder))
+    assert numbers["nats_per_token"] > 0 and numbers["tokens"] >= 64
+
+
+def assert_it_was_checked(recipe, folder):
     found = json.loads((folder / "checks.json").read_text())
     assert found.keys() >= {"preflight", "during", "final"}
     needless = [c["id"] for c in found["preflight"] if c["id"] in recipe.waive and c["verdict"] == "pass"]
     assert not needless, "waived, and would have passed"
 
+
+def assert_it_goes_on(recipe, folder, monkeypatch):
+    """From the checkpoint before its last, to the same bits."""
     last, unbroken = latest(folder)
     shutil.rmtree(last)
     monkeypatch.setattr(suite, "list_suite", lambda level: ())  # asked and answered above
     result, _ = trained(recipe, folder, resume=True)
-    assert (result.started_at, result.step) == (recipe.save.every, steps)
+    assert (result.started_at, result.step) == (recipe.save.every, recipe.train.steps)
     _, again = latest(folder)
     for file in unbroken:
         assert again[file].keys() == unbroken[file].keys()
         assert all(mx.array_equal(again[file][n], unbroken[file][n]) for n in unbroken[file]), file
-
-    numbers = evaluate(kssm_mlx.load(folder, verify=verify_base), str(folder))
-    assert numbers["nats_per_token"] > 0 and numbers["tokens"] >= 64
 
 
 def test_the_smoke_form_changes_what_its_table_says(small):
