@@ -115,7 +115,7 @@ def test_the_recipes_own_step_is_the_last_where_it_is_safe(tmp_path, monkeypatch
     assert rows(2 * 260 - 1, True) == [1, 2, 4]
 
 
-def test_no_step_is_taken_that_may_not_fit(tmp_path):
+def test_no_step_is_taken_that_may_not_fit(tmp_path, uncompiled):
     recipe, model, data, held = opened("kssm", tmp_path)
     (only,) = measure_steps(recipe, model, data, held, memory=10**5)
     least = sum_bytes(model).least
