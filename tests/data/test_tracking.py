@@ -95,15 +95,32 @@ def test_a_label_is_the_product_so_far(group, alphabet, letters):
     assert len(used) == letters and 0 in used  # the identity is a letter
 
 
+def test_other_letters_come_as_often_as_they_are_asked_for():
+    options = {"group": "A5", "alphabet": "generators", "train_length": 500}
+    few, more, every = (make_task("word-problem", {**options, "others": x}) for x in (0.0, 0.2, 1.0))
+    drawn = np.concatenate([more.sample(0, "train", i).ids[:-1] for i in range(40)])
+    found = np.bincount(drawn, minlength=60) / drawn.size
+    # Of 20,000 letters: four standard deviations, of the sum of 56 letters and of a single one.
+    assert 1 - found[few.letters].sum() == pytest.approx(0.2 * 56 / 60, abs=4 * (0.19 * 0.81 / 20_000) ** 0.5)
+    assert np.abs(found - more.frequencies).max() < 4 * (0.21 * 0.79 / 20_000) ** 0.5
+    assert found.min() > 0 and every.chance == pytest.approx(1 / 60)
+    # None of them: the rows that there were before anybody could ask.
+    plain = make_task("word-problem", options)
+    np.testing.assert_array_equal(few.sample(0, "train", 0).ids, plain.sample(0, "train", 0).ids)
+    assert set(plain.sample(0, "train", 0).ids[:-1].tolist()) == set(few.letters.tolist())
+
+
 def test_labels_of_many_rows_are_those_of_each():
     task = make_task("word-problem", {"group": "S4", "train_length": 9})
     rows = np.stack([task.sample(0, "train", i).ids for i in range(5)])
     np.testing.assert_array_equal(task.answers(rows), np.stack([task.answers(row) for row in rows]))
 
 
-def test_a_guess_by_the_place_is_measured():
+@pytest.mark.parametrize("others", [0.0, 0.3])
+def test_a_guess_by_the_place_is_measured(others):
     """By sampling: the likeliest product at each place, over generators few of which are reached early."""
-    task = make_task("word-problem", {"group": "A5", "alphabet": "generators", "train_length": 6})
+    options = {"group": "A5", "alphabet": "generators", "others": others, "train_length": 6}
+    task = make_task("word-problem", options)
     products = np.stack([task.answers(task.sample(0, "train", i).ids)[1:] for i in range(6_000)])
     sampled = np.mean([np.bincount(place).max() / len(place) for place in products.T])
     assert task.chance == pytest.approx(sampled, abs=0.01) and task.chance > 2 / 60
@@ -135,6 +152,8 @@ def test_a_longer_row_is_the_same_task():
         ({"test_rows": 0}, "test_rows 0.*at least one row"),
         ({"group": 5}, "data.task.group: .*, got 5"),
         ({"alphabet": "some"}, "data.task.alphabet: .*, got 'some'"),
+        ({"alphabet": "generators", "others": 1.5}, "others 1.5 of the letters.*a share from 0 to 1"),
+        ({"alphabet": "all", "others": 0.5}, 'others = 0.5 has no effect on alphabet = "all"'),
     ],
 )
 def test_unusable_options_are_refused(options, message):

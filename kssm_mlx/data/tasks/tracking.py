@@ -33,14 +33,21 @@ class WordProblem(Dense):
     """g_1 ... g_T of a group; after each, the product g_1 ... g_t of those so far.
 
     alphabet: uniform from all elements, or from the generators (`groups.make_group`) and the identity.
+    others: share of the letters that are drawn from all elements instead, beside an alphabet of generators:
+        what a model has learned of the few tells it what the others do.
     Source: Barrington 1989: the word problem of A5 is complete for NC1.
     """
 
     group: str = "S3"
     alphabet: Literal["all", "generators"] = "all"
+    others: float = 0.0
 
     def __post_init__(self):
         make_group(self.group)
+        if not 0 <= self.others <= 1:
+            raise ConfigError(f"others {self.others} of the letters; expected a share from 0 to 1")
+        if self.others and self.alphabet == "all":
+            raise ConfigError(f'others = {self.others} has no effect on alphabet = "all"; take "generators"')
         super().__post_init__()
 
     @property
@@ -49,9 +56,15 @@ class WordProblem(Dense):
 
     @property
     def letters(self) -> np.ndarray:
-        """The elements that occur in the input."""
+        """The elements that the alphabet has."""
         group = self._group
         return np.arange(group.order) if self.alphabet == "all" else np.unique([0, *group.generators])
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        """How probable each element is at a place of the input. Shapes: [order]."""
+        order, letters = self.vocab_size, self.letters
+        return (1 - self.others) * np.isin(np.arange(order), letters) / letters.size + self.others / order
 
     @property
     def vocab_size(self) -> int:
@@ -60,12 +73,15 @@ class WordProblem(Dense):
     @property
     def chance(self) -> float:
         """Of a guess by the place alone: after few generators few products are possible."""
-        return _best_guess(self.group, tuple(self.letters.tolist()), self.length)
+        return _best_guess(self.group, tuple(self.frequencies.tolist()), self.length)
 
     def sample(self, seed: int, split: str, index: int) -> Row:
-        letters = self.letters
-        drawn = make_generator(seed, split, index).integers(0, letters.size, self.length)
-        return self._row(letters[drawn])
+        letters, rng = self.letters, make_generator(seed, split, index)
+        drawn = letters[rng.integers(0, letters.size, self.length)]
+        if self.others:
+            other = rng.random(self.length) < self.others
+            drawn = np.where(other, rng.integers(0, self.vocab_size, self.length), drawn)
+        return self._row(drawn)
 
     def answers(self, ids: np.ndarray) -> np.ndarray:
         table, products = self._group.table, np.zeros_like(ids)
@@ -75,14 +91,14 @@ class WordProblem(Dense):
 
 
 @lru_cache(maxsize=64)
-def _best_guess(group: str, letters: tuple[int, ...], length: int) -> float:
-    """The mean over the places of the probability of the likeliest product, of uniform letters."""
+def _best_guess(group: str, frequencies: tuple[float, ...], length: int) -> float:
+    """The mean over the places of the probability of the likeliest product, of letters so frequent."""
     table, total = make_group(group).table, 0.0
     likely = np.eye(1, len(table))[0]
     for _ in range(length):
         after = np.zeros_like(likely)
-        for letter in letters:  # right multiplication is a permutation of the elements
-            after[table[:, letter]] += likely / len(letters)
+        for letter in np.flatnonzero(frequencies):  # right multiplication is a permutation of the elements
+            after[table[:, letter]] += frequencies[letter] * likely
         likely, total = after, total + after.max()
     return float(total / length)
 
