@@ -128,9 +128,9 @@ def rounding_band(model: LanguageModel, tokens: np.ndarray, measured: Mapping[st
 
     Where something measured lies above 1e-4 the model is asked how much of rounding it makes itself: the most
     that its logits move in four draws of every weight up or down by one float32 step, times five, and never
-    above 1e-2. Populations that settle in sharp wells make 1e-4 and more of it at the border between two; of
-    100 such models, not trained, none went beyond 1.4 times its own, while a cache that is ignored or late
-    is off by whole spreads, and one kept in bfloat16 by thousands of steps.
+    above 1e-2. Populations that settle in sharp wells make 1e-4 and more of it at the border between two; a
+    hundred such models, not trained, kept to half of the allowance (a slow test), while a cache that is
+    ignored or late is off by whole spreads, and one in bfloat16 by thousands of steps.
     """
     limit = dtype_tolerance(model, 1e-4)
     if limit > 1e-4 or all(deviation <= limit for deviation in measured.values()):
