@@ -183,9 +183,7 @@ def test_of_a_hundred_such_models_none_needs_half_of_what_it_may():
     assert len(needed) >= 5 and max(needed) < 0.5
 
 
-@pytest.mark.parametrize(
-    "id, kind", [("C5", SharpInHalf), ("C5", WithoutState), ("D13", ForgetsNothing)], ids=lambda x: str(x)
-)
+@pytest.mark.parametrize("id, kind", [("C5", SharpInHalf), ("C5", WithoutState), ("D13", ForgetsNothing)])
 def test_such_a_model_hides_no_defect(id, kind):
     for seed in SHARP:
         assert run(id, between_sharp_wells(seed, kind), seed).verdict == "fail"
