@@ -8,16 +8,16 @@ import mlx.core as mx
 import numpy as np
 
 from kssm_mlx.checks.core.probes import (
+    dtype_tolerance,
     logit_deviation,
     logit_spread,
     perturb_zero_init,
     probe_length,
     random_tokens,
-    rounding_band,
     to_numpy,
 )
 from kssm_mlx.checks.core.registry import Check, Context, NotMeasurable, check
-from kssm_mlx.checks.core.thresholds import judge_by_band
+from kssm_mlx.checks.core.thresholds import Band, judge_by_band
 from kssm_mlx.models.base import training_mode
 
 ROWS = 3
@@ -36,9 +36,8 @@ def exact_reset(ctx: Context) -> Check:
     B after `resets`, against those of B alone; and B from a cache that holds A, with a reset at its first
     token. max |Δ| / std(logits), row by row. That A does reach B without the reset is asked as well.
 
-    Threshold: <= 1e-4 in float32 (2e-2 below), as C5, with the same allowance for a model that amplifies
-    rounding: the scan rounds differently when it is cut differently. Nothing else of A may be there. A model
-    in which A never reaches B has nothing to reset.
+    Threshold: <= 1e-4 in float32 (2e-2 below), as C5: the scan rounds differently when it is cut differently.
+    Nothing else of A may be there. A model in which A never reaches B has nothing to reset.
     Caught: the state-jitter test of GroundThink, which looked for {quantum, particle, ...} in a text about
     baking and never fed the first document; resets that left zeros where a document begins with h0.
     Sabotage: a model that drops `resets`; one that resets the state and not the convolution.
@@ -63,7 +62,7 @@ def exact_reset(ctx: Context) -> Check:
     return judge_by_band(
         "D13",
         found,
-        rounding_band(ctx.model, tokens, found),
+        Band(high=dtype_tolerance(ctx.model, 1e-4)),
         "a reset must reach every array of the cache, convolutions and token shifts too, and put back h0",
     )
 

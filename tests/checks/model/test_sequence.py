@@ -8,6 +8,7 @@ import pytest
 from mlx.utils import tree_map
 
 from kssm_mlx.checks import suite
+from kssm_mlx.checks.core import probes
 from kssm_mlx.checks.core.registry import Context
 from kssm_mlx.models import build, configure
 from kssm_mlx.models.grafts import configs
@@ -187,6 +188,19 @@ def test_of_a_hundred_such_models_none_needs_half_of_what_it_may():
 def test_such_a_model_hides_no_defect(id, kind):
     for seed in SHARP:
         assert run(id, between_sharp_wells(seed, kind), seed).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    "amplified, limit", [(1e-6, 1e-4), (1e-3, 5e-3), (1.0, 1e-2), (float("nan"), 1e-4), (float("inf"), 1e-4)]
+)
+def test_the_allowance_begins_at_the_limit_and_ends_at_a_hundredth(amplified, limit, monkeypatch):
+    monkeypatch.setattr(probes, "rounding_amplified", lambda model, tokens: amplified)
+    model, tokens = fakes.TinyRecurrent(), None
+    assert probes.rounding_band(model, tokens, {"a": 0.0, "b": 2e-4}).high == pytest.approx(limit)
+    assert probes.rounding_band(model, tokens, {"a": 0.0, "b": float("nan")}).judge(float("nan")) == "fail"
+    assert probes.rounding_band(model, tokens, {"a": 1e-4}).high == 1e-4  # and nothing is asked
+    model.set_dtype(mx.bfloat16)
+    assert probes.rounding_band(model, tokens, {"a": 1.0}).high == 2e-2
 
 
 def test_a_state_that_loses_digits_is_no_rounding():
